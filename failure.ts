@@ -1,0 +1,93 @@
+/**
+ * What could not be done, as the one who asked reads it: on stderr with a hint and an exit code, or as an RPC error.
+ *
+ * Wording: Cannot <do what> "<path>": <what is>, <what must be>. The original error is kept in `cause`.
+ */
+
+import { getSystemErrorMap } from "node:util";
+
+/** Exit codes, after sysexits(3). */
+export const exitCodes = {
+  done: 0,
+  failed: 1,
+  usage: 64,
+  unavailable: 69,
+  cannotCreate: 73,
+  busy: 75,
+  noPermission: 77,
+  willNotSurvive: 78,
+} as const;
+
+/** JSON-RPC 2.0 error codes, and ours. */
+export const errorCodes = {
+  parse: -32700,
+  invalidRequest: -32600,
+  unknownMethod: -32601,
+  invalidParams: -32602,
+  internal: -32603,
+  unauthorized: -32001,
+  stdinFull: -32002,
+  stdinGap: -32003,
+  noDaemon: -32010,
+} as const;
+
+export interface FailureDetails {
+  /** The process's exit code when this ends a command. 1 by default. */
+  exit?: number;
+  /** The RPC error code when this answers a request. -32603 by default. */
+  code?: number;
+  /** A command that can be pasted, or one sentence of what to do next. */
+  hint?: string;
+  /** Goes into the RPC error's `data`. */
+  data?: Record<string, unknown>;
+  cause?: unknown;
+}
+
+export class Failure extends Error {
+  override name = "Failure";
+  readonly exit: number;
+  readonly code: number;
+  readonly hint: string | undefined;
+  readonly data: Record<string, unknown> | undefined;
+
+  constructor(message: string, details: FailureDetails = {}) {
+    super(message, "cause" in details ? { cause: details.cause } : undefined);
+    this.exit = details.exit ?? exitCodes.failed;
+    this.code = details.code ?? errorCodes.internal;
+    this.hint = details.hint;
+    this.data = details.data;
+  }
+}
+
+/**
+ * Turns an operating system's error into a Failure that says what was being done.
+ *
+ * @param doing Completes "Cannot …", with the path in quotes: `read "/etc/x"`.
+ * @param error What a node:fs, node:net or node:child_process call threw or emitted.
+ * @returns A Failure whose `data.errno` is the error's name, such as "ENOENT", when it has one.
+ */
+export function osFailure(doing: string, error: unknown, details: FailureDetails = {}): Failure {
+  const errno = errnoOf(error);
+  return new Failure(`Cannot ${doing}: ${reasonOf(error)}`, {
+    ...details,
+    cause: error,
+    ...(errno === undefined ? {} : { data: { errno, ...details.data } }),
+  });
+}
+
+/** Names the errno of an operating system's error: "ENOENT"; undefined when the error is of another kind. */
+export function errnoOf(error: unknown): string | undefined {
+  const code = (error as { code?: unknown } | null)?.code;
+  return typeof code === "string" && /^E[A-Z0-9]+$/.test(code) ? code : undefined;
+}
+
+/** Says in words why an operation failed: "no such file or directory (ENOENT)". */
+export function reasonOf(error: unknown): string {
+  const errno = errnoOf(error);
+  if (errno === undefined) return error instanceof Error ? error.message : String(error);
+  const number = (error as { errno?: unknown }).errno;
+  const words = typeof number === "number" ? getSystemErrorMap().get(number)?.[1] : undefined;
+  // Deno and Bun leave errno out now and then; the message then begins "ENOENT: no such file or directory, open …"
+  const found = words ?? /^E[A-Z0-9]+: ([^,]+)/.exec((error as Error).message ?? "")?.[1];
+  return found === undefined ? errno : `${found} (${errno})`;
+}
