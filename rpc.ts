@@ -1,3 +1,28 @@
+/**
+ * Requests to methods to answers: JSON-RPC 2.0, the checks every request passes, and what an error looks like.
+ *
+ *     body -> parse -> auth -> jsonrpc, id -> method -> params -> the method -> answer
+ *
+ * It knows no method: the table is handed in (server.ts joins its own with those of processes.ts and files.ts). It knows no
+ * framing and no stream: a body goes in, an answer's text comes out.
+ */
+
+import { Buffer } from "node:buffer";
+import { errnoOf, errorCodes, Failure, reasonOf } from "./failure.ts";
+import { maxBodyBytes } from "./frame.ts";
+
+/** Requests in one batch. They run side by side, so this bounds what one frame can set going. */
+export const maxBatchLength = 1000;
+/** Characters in an `id` that is a string. Every answer repeats it, also the one that says that another was too large. */
+export const maxIdLength = 256;
+
+/** Kept free in a batch's answer for each request: an error of ours with the longest id has at most about 1800 bytes. */
+const reservedBytes = 2048;
+/** Characters of a peer's own words that an error repeats; they may have 16 million. */
+const maxEchoLength = 120;
+/** Calling it is what makes a connection known, so it is the one method that needs no `auth`. */
+const authenticateMethod = "server.authenticate";
+
 export interface Peer {
   /** Names the connection in logs and in `detached` messages: "c12". */
   readonly id: string;
@@ -13,6 +38,257 @@ export interface Peer {
 
 /** The `params` of a request: an object, or nothing (an empty object). By-position params are refused. */
 export type Params = Record<string, unknown>;
-export interface Caller { readonly peer: Peer; /** server.authenticate was called with a good token: later requests need no `auth`. */ authenticated: boolean; /** A good token was seen at least once: the limits for strangers are off. */ known: boolean }
+
+/** One connection as its requests see it. */
+export interface Caller {
+  readonly peer: Peer;
+  /** server.authenticate was called with a good token: later requests need no `auth`. */
+  authenticated: boolean;
+  /** A good token was seen at least once: the limits for strangers are off. */
+  known: boolean;
+}
+
+/** Returns the result or a promise of it; undefined answers null. Throws a Failure to answer an error of its own making. */
 export type Method = (params: Params, caller: Caller) => unknown;
 export type Methods = ReadonlyMap<string, Method>;
+
+export interface RpcOptions {
+  /** By full name: "process.spawn". */
+  methods: Methods;
+  /** Says whether a token is good, in constant time. */
+  isToken: (token: string) => boolean;
+  /** Called for each request that is refused for want of a good token, batched ones and notifications too. */
+  onUnauthorized?: (caller: Caller) => void;
+}
+
+export interface Rpc {
+  /**
+   * Carries out the request, notification or batch in one body.
+   *
+   * Every method in it has been called, in order, when this returns; a promise comes back only if one of them returned one.
+   *
+   * @param body As it came in a frame, not yet checked in any way.
+   * @returns The answer's JSON, at most maxBodyBytes; undefined when there is nothing to answer. Never throws or rejects
+   * for what a peer sends.
+   */
+  handle(body: Uint8Array, caller: Caller): string | undefined | Promise<string | undefined>;
+}
+
+type Id = string | number | null;
+type Request = Record<string, unknown>;
+type Answer = string | undefined;
+/** Bytes left in the frame that the answer goes into. The requests of a batch share one, first come, first served. */
+interface Room { bytes: number }
+
+export function createRpc({ methods, isToken, onUnauthorized }: RpcOptions): Rpc {
+  const decoder = new TextDecoder("utf-8", { fatal: true });
+
+  function handle(body: Uint8Array, caller: Caller): Answer | Promise<Answer> {
+    let message: unknown;
+    try {
+      message = JSON.parse(decoder.decode(body));
+    } catch (error) {
+      const reason = body.length === 0 ? "the body is empty" : error instanceof TypeError ? "it is not UTF-8" : cut(reasonOf(error));
+      return encodeError(null, new Failure("Parse error", { code: errorCodes.parse, data: { reason } }));
+    }
+    return Array.isArray(message) ? handleBatch(message, caller) : handleRequest(message, caller);
+  }
+
+  function handleBatch(batch: unknown[], caller: Caller): Answer | Promise<Answer> {
+    if (batch.length === 0 || batch.length > maxBatchLength) {
+      return encodeError(null, invalidRequest(`the batch has ${batch.length} requests, it must have 1 to ${maxBatchLength}`));
+    }
+    const room = { bytes: maxBodyBytes - batch.length * reservedBytes };
+    const answers = batch.map((request) => handleRequest(request, caller, room));
+    return answers.some((answer) => answer instanceof Promise) ? Promise.all(answers).then(joinAnswers) : joinAnswers(answers as Answer[]);
+  }
+
+  function handleRequest(request: unknown, caller: Caller, room?: Room): Answer | Promise<Answer> {
+    if (!isObject(request)) return encodeError(null, invalidRequest(`it is ${describe(request)}, it must be an object`), room);
+    const id = isId(request.id) ? request.id : null;
+    const silent = request.id === undefined && request.jsonrpc === "2.0" && typeof request.method === "string";
+    const succeed = (result: unknown) => (silent ? undefined : encodeResult(id, result, room));
+    const fail = (error: unknown) => (silent ? undefined : encodeError(id, error, room));
+    try {
+      checkAuth(request, caller);
+      checkVersionAndId(request);
+      const method = findMethod(request.method);
+      const result = method(checkParams(request.params), caller);
+      return result instanceof Promise ? result.then(succeed).catch(fail) : succeed(result);
+    } catch (error) {
+      return fail(error);
+    }
+  }
+
+  /** A wrong token is refused even where none is needed; only server.authenticate is left to judge for itself. */
+  function checkAuth({ auth, method }: Request, caller: Caller): void {
+    const isMissing = auth === undefined || auth === null;
+    if (typeof auth === "string" && isToken(auth)) caller.known = true;
+    else if (method !== authenticateMethod && !(isMissing && caller.authenticated)) {
+      onUnauthorized?.(caller);
+      throw new Failure("Unauthorized: invalid or missing auth token", { code: errorCodes.unauthorized });
+    }
+  }
+
+  function findMethod(name: unknown): Method {
+    if (typeof name !== "string") throw invalidRequest(`the method is ${describe(name)}, it must be a string`);
+    const method = methods.get(name);
+    if (method !== undefined) return method;
+    const dot = name.indexOf(".");
+    if (dot < 1 || dot === name.length - 1) throw unknownMethod("Invalid method format", name);
+    const namespace = name.slice(0, dot);
+    const isKnown = [...methods.keys()].some((key) => key.startsWith(`${namespace}.`));
+    throw isKnown ? unknownMethod("Unknown method", name) : unknownMethod("Unknown namespace", namespace);
+  }
+
+  return { handle };
+}
+
+/** Answers a frame that was not read because its body is over the limit. */
+export function oversizeAnswer(oversizeBytes: number, limitBytes: number): string {
+  const message = `Cannot read frame: its body has ${oversizeBytes} bytes, at most ${limitBytes} are accepted`;
+  const hint = limitBytes < maxBodyBytes ? { hint: `call ${authenticateMethod} first: after it ${maxBodyBytes} are accepted` } : {};
+  return encodeError(null, new Failure(message, { code: errorCodes.invalidRequest, ...hint }));
+}
+
+// What a method may ask of its params. Each helper reads one of them, and says in a -32602 Failure what is wrong with which.
+// A parameter that may be absent may also be null: Python and Go clients send that.
+
+/** Reads a string that must be there, and not be empty unless `empty` is true. */
+export function stringParam(params: Params, name: string, options: { empty?: boolean } = {}): string {
+  const value = valueOf(params, name);
+  if (typeof value === "string" && (value !== "" || options.empty === true)) return value;
+  throw invalidParam(name, value, options.empty === true ? "a string" : "a non-empty string");
+}
+
+/** Reads a string, empty or not; undefined when it is absent. */
+export function optionalStringParam(params: Params, name: string): string | undefined {
+  const value = valueOf(params, name) ?? undefined;
+  if (value === undefined || typeof value === "string") return value;
+  throw invalidParam(name, value, "a string");
+}
+
+/** Reads an integer from `min` to `max`. Without a default it must be there. */
+export function integerParam(params: Params, name: string, range: { min: number; max: number; default?: number }): number {
+  const value = valueOf(params, name) ?? range.default;
+  if (typeof value === "number" && Number.isInteger(value) && value >= range.min && value <= range.max) return value;
+  throw invalidParam(name, value, `an integer from ${range.min} to ${range.max}`);
+}
+
+/** Reads true or false. */
+export function booleanParam(params: Params, name: string, absent: boolean): boolean {
+  const value = valueOf(params, name) ?? absent;
+  if (typeof value === "boolean") return value;
+  throw invalidParam(name, value, "true or false");
+}
+
+/** Reads an array of strings; an empty one when it is absent. */
+export function stringListParam(params: Params, name: string): string[] {
+  const value = valueOf(params, name) ?? [];
+  if (!Array.isArray(value)) throw invalidParam(name, value, "an array of strings");
+  return value.map((item: unknown, at) => {
+    if (typeof item === "string") return item;
+    throw invalidParam(`${name}[${at}]`, item, "a string");
+  });
+}
+
+/** Reads an object whose values are strings. The one returned has no prototype: any name in it is just a name. */
+export function stringMapParam(params: Params, name: string): Record<string, string> {
+  const value = valueOf(params, name) ?? {};
+  if (!isObject(value)) throw invalidParam(name, value, "an object with string values");
+  const map: Record<string, string> = Object.create(null);
+  for (const [key, item] of Object.entries(value)) {
+    if (typeof item !== "string") throw invalidParam(`${name}.${key}`, item, "a string");
+    map[key] = item;
+  }
+  return map;
+}
+
+/** Makes the Failure of the helpers above, for a method whose own check is another: `must` completes "it must be …". */
+export function invalidParam(name: string, value: unknown, must: string): Failure {
+  const message = `Cannot use parameter "${cut(name)}": it is ${describe(value)}, it must be ${must}`;
+  return new Failure(message, { code: errorCodes.invalidParams });
+}
+
+function valueOf(params: Params, name: string): unknown {
+  return Object.hasOwn(params, name) ? params[name] : undefined;
+}
+
+function joinAnswers(answers: Answer[]): Answer {
+  const given = answers.filter((answer) => answer !== undefined);
+  return given.length === 0 ? undefined : `[${given.join(",")}]`;
+}
+
+function checkVersionAndId(request: Request): void {
+  if (request.jsonrpc !== "2.0") throw new Failure("Invalid JSON-RPC version", { code: errorCodes.invalidRequest });
+  if (request.id === undefined || isId(request.id)) return;
+  throw invalidRequest(`the id is ${describe(request.id)}, it must be a string of at most ${maxIdLength} characters, a number or null`);
+}
+
+function checkParams(params: unknown): Params {
+  if (params === undefined) return {};
+  if (isObject(params)) return params;
+  throw new Failure(`Cannot use params: they are ${describe(params)}, they must be an object`, { code: errorCodes.invalidParams });
+}
+
+/** JSON has no infinity, but JSON.parse makes one of 1e999, and JSON.stringify a null of that. */
+function isId(value: unknown): value is Id {
+  return value === null || (typeof value === "string" ? value.length <= maxIdLength : Number.isFinite(value));
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+function invalidRequest(why: string): Failure {
+  return new Failure(`Invalid request: ${why}`, { code: errorCodes.invalidRequest });
+}
+
+function unknownMethod(what: string, name: string): Failure {
+  return new Failure(`${what}: ${cut(name)}`, { code: errorCodes.unknownMethod });
+}
+
+function encodeResult(id: Id, result: unknown, room?: Room): string {
+  return fit(id, JSON.stringify({ jsonrpc: "2.0", id, result: result ?? null }), room);
+}
+
+function encodeError(id: Id, error: unknown, room?: Room): string {
+  return fit(id, JSON.stringify({ jsonrpc: "2.0", id, error: errorObject(error) }), room);
+}
+
+/** Never a stack: it is of no use to the peer, and names the daemon's files. */
+function errorObject(error: unknown): { code: number; message: string; data?: object } {
+  const isFailure = error instanceof Failure;
+  const errno = errnoOf(error);
+  const data: Record<string, unknown> = isFailure ? { ...error.data } : errno === undefined ? {} : { errno };
+  if (isFailure && error.hint !== undefined) data.hint = error.hint;
+  return {
+    code: isFailure ? error.code : errorCodes.internal,
+    message: isFailure ? error.message : reasonOf(error),
+    ...(Object.keys(data).length === 0 ? {} : { data }),
+  };
+}
+
+/** Takes an answer's bytes from the room, or puts a short error in its place, which has its bytes reserved. */
+function fit(id: Id, text: string, room: Room = { bytes: maxBodyBytes }): string {
+  const bytes = Buffer.byteLength(text);
+  if (bytes <= room.bytes) {
+    room.bytes -= bytes;
+    return text;
+  }
+  const message = `Cannot send answer: it has ${bytes} bytes, its frame has room for ${room.bytes}`;
+  return JSON.stringify({ jsonrpc: "2.0", id, error: { code: errorCodes.internal, message } });
+}
+
+/** Says what a value from a peer is, briefly. */
+function describe(value: unknown): string {
+  if (value === undefined) return "absent";
+  if (Array.isArray(value)) return "an array";
+  if (isObject(value)) return "an object";
+  return typeof value === "string" ? JSON.stringify(cut(value)) : String(value);
+}
+
+/** Cuts a peer's text to a length that can be repeated. Half a surrogate pair is left out: strict JSON parsers refuse it. */
+function cut(text: string): string {
+  return text.length <= maxEchoLength ? text : `${text.slice(0, maxEchoLength).replace(/[\uD800-\uDBFF]$/, "")}…`;
+}

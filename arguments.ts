@@ -1,0 +1,90 @@
+/** The command line: its help, its options, and their reading. */
+
+import { exitCodes, Failure } from "./failure.ts";
+
+export const help = `holdfast: a remote server that is still there when you come back
+
+  --serve    start the daemon, or join the one that runs
+               [--token-file F] [--lifetime auto|scope|detach|foreground] [--enable-linger]
+               [--require-survival] [--replace] [--log F] [--json]
+  --bridge   join stdin and stdout to the daemon [--no-start]
+  --call METHOD [PARAMS]   one request [--token-file F]
+  --status   what the daemon is doing [--json]
+  --doctor   what this host does to daemons at logout, and what mends it [--json]
+  --stop     end the daemon; its processes have 10 s in which a --serve revives it
+               [--grace SECONDS | --now] [--if-idle]
+  --version, --help
+
+Each takes --socket PATH. Single and double dashes are equal.
+
+  scp holdfast.js host:           ssh host node holdfast.js --serve
+  ssh host node holdfast.js --call process.spawn '{"id":"a","command":"make"}'
+  ssh host node holdfast.js --bridge      (length-prefixed JSON, or a line each)
+
+Exit codes: 0 done, 1 failed, 64 usage, 69 no daemon, 73 cannot create, 75 busy,
+77 no permission, 78 will not survive logout (--require-survival).
+`;
+
+/** Each option: its value's name, or none for a switch; and the modes that take it. */
+const optionTable: Record<string, { value?: string; modes: string[] }> = {
+  socket: { value: "a path", modes: ["serve", "bridge", "stop", "status", "doctor", "call"] },
+  "token-file": { value: "a file", modes: ["serve", "call"] },
+  lifetime: { value: "auto, scope, detach or foreground", modes: ["serve"] },
+  "enable-linger": { modes: ["serve"] },
+  "require-survival": { modes: ["serve"] },
+  replace: { modes: ["serve"] },
+  log: { value: "a file", modes: ["serve"] },
+  launched: { modes: ["serve"] },
+  "no-start": { modes: ["bridge"] },
+  grace: { value: "seconds", modes: ["stop"] },
+  now: { modes: ["stop"] },
+  "if-idle": { modes: ["stop"] },
+  json: { modes: ["serve", "stop", "status", "doctor", "version"] },
+};
+const modeNames = ["serve", "bridge", "stop", "status", "doctor", "call", "version", "help"];
+
+export interface CommandLine {
+  mode: string;
+  options: Record<string, string | true>;
+  /** METHOD and PARAMS of --call. */
+  words: string[];
+}
+
+/**
+ * Reads the arguments: exactly one mode, and only options that it takes.
+ *
+ * @throws {Failure} With exit code 64, naming the argument.
+ */
+export function parseArguments(args: string[]): CommandLine {
+  let mode: string | undefined;
+  const options: CommandLine["options"] = {};
+  const words: string[] = [];
+  for (let at = 0; at < args.length; at++) {
+    const [, name, inline] = /^--?([a-z][a-z-]*)(?:=([\s\S]*))?$/.exec(args[at]!) ?? [];
+    if (name === undefined) {
+      words.push(args[at]!);
+    } else if (modeNames.includes(name) && inline === undefined) {
+      if (mode !== undefined && mode !== name) throw usage(`both --${mode} and --${name} are given, exactly one mode is needed`);
+      mode = name;
+    } else {
+      const option = optionTable[name];
+      if (option === undefined) throw usage(`"${args[at]}" is not an option`);
+      if (name in options) throw usage(`--${name} is given twice`);
+      const value = option.value === undefined ? inline : inline ?? args[++at];
+      if (option.value === undefined && inline !== undefined) throw usage(`--${name} takes no value`);
+      if (option.value !== undefined && (value === undefined || value === "")) throw usage(`--${name} needs ${option.value}`);
+      options[name] = value ?? true;
+    }
+  }
+  if (mode === undefined) throw usage("no mode is given, exactly one is needed: --serve, --bridge, --stop, --status, --doctor, --call, --version or --help");
+  for (const name of Object.keys(options)) if (!optionTable[name]!.modes.includes(mode)) throw usage(`--${name} does not go with --${mode}`);
+  if (mode !== "call" && words.length > 0) throw usage(`"${words[0]}" is not an option`);
+  if (mode === "call" && (words.length < 1 || words.length > 2)) throw usage("--call needs METHOD and at most one PARAMS");
+  if (options.now && options.grace !== undefined) throw usage("--now and --grace exclude each other");
+  return { mode, options, words };
+}
+
+/** A mistake in the command line: exit code 64. */
+export function usage(what: string): Failure {
+  return new Failure(`Cannot read the command line: ${what}`, { exit: exitCodes.usage, hint: "see --help" });
+}

@@ -1,0 +1,196 @@
+/**
+ * A relay between one SSH channel and the daemon's socket.
+ *
+ * Native bytes pass untouched; a peer that speaks lines is re-framed, without a look into its JSON. It ends when either side ends, and never
+ * outlives its channel: stdin's end (answers are drained for 2 s), an error on stdout, SIGHUP, or its parent's death.
+ */
+
+import { createWriteStream, fstatSync } from "node:fs";
+import { Socket } from "node:net";
+import type { Readable, Writable } from "node:stream";
+import { exitCodes } from "./failure.ts";
+import type { Failure } from "./failure.ts";
+import { createFrameDecoder, encodeFrame, maxBodyBytes } from "./frame.ts";
+import type { FrameDecoder, FrameEvent, Framing } from "./frame.ts";
+import { oversizeAnswer } from "./rpc.ts";
+
+/** How long answers are waited for after stdin has ended. */
+const drainMs = 2000;
+/** How long what was received may take to be written to stdout in the end. */
+const flushMs = 2000;
+/** How often the parent is looked for. A channel whose shell was killed may leave us the pipes of somebody else. */
+const parentMs = 2000;
+
+export interface BridgeWorld {
+  input: Readable;
+  output: Writable;
+  /** Connects to a daemon, having started one if need be; or says why there is none. */
+  reach(): Promise<Socket | Failure>;
+  /** Words for the person at stderr. */
+  warn(failure: Failure): void;
+  /** Why the daemon closed the connection, once it has. */
+  explainLoss(): Promise<Failure>;
+}
+
+/** The two ends of our own SSH channel. */
+export function channelEnds(): { input: Readable; output: Writable } {
+  // Not process.stdout: for a pipe its writes block, and then a client that writes much before it reads would stop both directions for good.
+  const stats = fstatSync(1);
+  const output = stats.isFIFO() || stats.isSocket() ? new Socket({ fd: 1, readable: false, writable: true }) : createWriteStream("", { fd: 1 });
+  return { input: process.stdin, output };
+}
+
+/**
+ * Relays until either side ends.
+ *
+ * @returns The exit code: 0 when our own peer ended it, 69 when there is no daemon (any more), 1 when the daemon closed the connection.
+ */
+export async function runBridge(world: BridgeWorld): Promise<number> {
+  const reached = await world.reach();
+  if (reached instanceof Socket) return relay(reached, world);
+  world.warn(reached);
+  await answerWith(reached, world);
+  return reached.exit;
+}
+
+function relay(socket: Socket, { input, output, warn, explainLoss }: BridgeWorld): Promise<number> {
+  return new Promise((done) => {
+    const lines = createFrameDecoder();
+    const answers = createFrameDecoder();
+    const boundary = createBoundary();
+    let framing: Framing | undefined;
+    let inputEnded = false;
+    let finished = false;
+    const parent = process.ppid;
+    const parentTimer = setInterval(() => process.ppid === parent || finish(exitCodes.done), parentMs);
+    let drainTimer: NodeJS.Timeout | undefined;
+
+    input.on("data", (chunk: Buffer) => {
+      framing ??= chunk[0] === 0 ? "native" : "lines";
+      const goOn = framing === "native" ? socket.write(chunk) : forwardLines(lines.push(chunk));
+      if (!goOn) input.pause();
+    });
+    socket.on("drain", () => input.resume());
+    input.on("error", () => finish(exitCodes.done));
+    input.on("end", () => {
+      inputEnded = true;
+      forwardLines(lines.end());
+      socket.end();
+      drainTimer = setTimeout(finish, drainMs, exitCodes.done);
+    });
+
+    socket.on("data", (chunk: Buffer) => {
+      boundary.pass(chunk);
+      if (!(framing === "lines" ? writeLines(answers, chunk) : output.write(chunk))) socket.pause();
+    });
+    output.on("drain", () => socket.resume());
+    output.on("error", () => finish(exitCodes.done)); // EPIPE: nobody reads any more
+    socket.on("error", () => {}); // "close" follows
+    socket.on("close", async () => {
+      if (inputEnded || finished) return finish(exitCodes.done);
+      const failure = await explainLoss();
+      if (!finished && boundary.isBetweenFrames()) output.write(encodeFrame(lostMessage(failure), framing ?? "native"));
+      if (!finished) warn(failure);
+      finish(failure.exit);
+    });
+
+    function forwardLines(events: FrameEvent[]): boolean {
+      let goOn = true;
+      for (const event of events) {
+        if ("body" in event) goOn = socket.write(encodeFrame(event.body, "native"));
+        if ("oversizeBytes" in event) {
+          output.write(encodeFrame(oversizeAnswer(event.oversizeBytes, maxBodyBytes), "lines"));
+          if (event.fatal) finish(exitCodes.failed);
+        }
+      }
+      return goOn;
+    }
+
+    function writeLines(decoder: FrameDecoder, chunk: Buffer): boolean {
+      let goOn = true;
+      for (const event of decoder.push(chunk)) if ("body" in event) goOn = output.write(encodeFrame(event.body, "lines"));
+      return goOn;
+    }
+
+    function finish(code: number): void {
+      if (finished) return;
+      finished = true;
+      clearInterval(parentTimer);
+      clearTimeout(drainTimer);
+      input.destroy();
+      socket.destroy();
+      void flush(output).then(() => done(code));
+    }
+  });
+}
+
+/** Follows native frames passing by, only far enough to know where one ends. */
+function createBoundary(): { pass(chunk: Buffer): void; isBetweenFrames(): boolean } {
+  let header = 0;
+  let headerRead = 0;
+  let left = 0;
+  return {
+    pass(chunk) {
+      for (let at = 0; at < chunk.length; ) {
+        const skipped = Math.min(left, chunk.length - at);
+        at += skipped;
+        left -= skipped;
+        for (; left === 0 && headerRead < 4 && at < chunk.length; headerRead++) header = header * 256 + chunk[at++]!;
+        if (headerRead < 4) continue;
+        left = header;
+        header = headerRead = 0;
+      }
+    },
+    isBetweenFrames: () => left === 0 && headerRead === 0,
+  };
+}
+
+function lostMessage({ message, hint, data }: Failure): string {
+  return JSON.stringify({ type: "bridge", event: "lost", ...data, message, hint });
+}
+
+/** Answers every request with why there is no daemon, so that a client that shows only RPC errors shows this; ends after the first burst of them. */
+function answerWith(failure: Failure, { input, output }: BridgeWorld): Promise<void> {
+  return new Promise((done) => {
+    const decoder = createFrameDecoder();
+    const finish = (): void => void (input.destroy(), flush(output).then(done));
+    const take = (events: FrameEvent[]): void => {
+      for (const event of events) if ("body" in event) answer(event.body);
+    };
+    const answer = (body: Buffer): void => {
+      const requests = requestsOf(body).map((id) => JSON.stringify({
+        jsonrpc: "2.0", id, error: { code: failure.code, message: failure.message, data: { ...failure.data, hint: failure.hint } },
+      }));
+      for (const text of requests) output.write(encodeFrame(text, decoder.framing ?? "native"));
+      // those that came with it, or right after it, are answered too
+      if (requests.length > 0) setTimeout(finish, 100);
+    };
+    output.on("error", finish);
+    input.on("error", finish);
+    input.on("data", (chunk: Buffer) => take(decoder.push(chunk)));
+    input.on("end", () => {
+      take(decoder.end());
+      finish();
+    });
+  });
+}
+
+/** The ids to answer: one, several of a batch, or null for what cannot be read. Notifications have none. */
+function requestsOf(body: Buffer): unknown[] {
+  let message: unknown;
+  try {
+    message = JSON.parse(body.toString("utf8"));
+  } catch {
+    return [null];
+  }
+  return (Array.isArray(message) ? message : [message]).flatMap((request: { id?: unknown } | null) => (typeof request === "object" && request !== null && "id" in request ? [request.id] : []));
+}
+
+function flush(output: Writable): Promise<void> {
+  return new Promise((done) => {
+    const timer = setTimeout(done, flushMs);
+    output.end(() => (clearTimeout(timer), done()));
+    output.on("error", () => (clearTimeout(timer), done()));
+  });
+}
+

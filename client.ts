@@ -1,0 +1,135 @@
+/** One connection to a daemon as its user sees it: requests, answers, and the messages in between. Native framing. */
+
+import { connect } from "node:net";
+import type { Socket } from "node:net";
+import { errorCodes, exitCodes, Failure, osFailure } from "./failure.ts";
+import { createFrameDecoder, encodeFrame } from "./frame.ts";
+
+/** A stream, exit, detached or lost message: whatever is not the answer to a request. */
+export type Message = Record<string, unknown>;
+
+export interface Client {
+  /**
+   * Sends a request and waits for its answer.
+   *
+   * @param auth A token, or a record's key; none after server.authenticate.
+   * @param timeoutMs 0 waits for as long as the connection lives.
+   * @throws {Failure} The daemon's own error with its `code`; or "not answering", or "closed", with code -32010.
+   */
+  request(method: string, params: unknown, auth?: string, timeoutMs?: number): Promise<unknown>;
+  /** Called for each message that is no answer, in order. Messages before it is set are kept. */
+  onMessage(listener: (message: Message) => void): void;
+  /** Resolves when the connection has ended, whoever ended it. */
+  readonly closed: Promise<void>;
+  close(): void;
+}
+
+/** How a connect attempt to a socket went. "timeout" is not dead: only not answering. */
+export type ConnectOutcome = { socket: Socket } | { error: NodeJS.ErrnoException } | { timedOut: true };
+
+/** Connects, bounded in time. Never rejects. */
+export function tryConnect(path: string, timeoutMs: number): Promise<ConnectOutcome> {
+  return new Promise((done) => {
+    const socket = connect({ path, allowHalfOpen: true });
+    const timer = setTimeout(() => {
+      socket.destroy();
+      done({ timedOut: true });
+    }, timeoutMs);
+    socket.once("connect", () => {
+      clearTimeout(timer);
+      socket.removeAllListeners("error");
+      done({ socket });
+    });
+    socket.once("error", (error) => {
+      clearTimeout(timer);
+      done({ error });
+    });
+  });
+}
+
+/**
+ * Connects to a daemon's socket.
+ *
+ * @throws {Failure} It cannot be connected to: code -32010, `data.errno` of connect(2) where there is one.
+ */
+export async function connectClient(path: string, timeoutMs: number): Promise<Client> {
+  const outcome = await tryConnect(path, timeoutMs);
+  if ("socket" in outcome) return createClient(outcome.socket, path);
+  if ("error" in outcome) throw osFailure(`connect to "${path}"`, outcome.error, { code: errorCodes.noDaemon, exit: exitCodes.unavailable });
+  throw notAnswering(path, timeoutMs);
+}
+
+function notAnswering(path: string, timeoutMs: number): Failure {
+  return new Failure(`The daemon at "${path}" is not answering: no answer within ${timeoutMs / 1000} s. It is not known to be dead`, {
+    code: errorCodes.noDaemon, exit: exitCodes.unavailable,
+  });
+}
+
+/** Speaks over a socket that is connected. The path is for words only. */
+export function createClient(socket: Socket, path: string): Client {
+  const decoder = createFrameDecoder();
+  const waiting = new Map<number, { resolve(result: unknown): void; reject(error: Failure): void }>();
+  const kept: Message[] = [];
+  let listener: ((message: Message) => void) | undefined;
+  let lastId = 0;
+  let ended = false;
+
+  const closed = new Promise<void>((done) => {
+    socket.on("close", () => {
+      ended = true;
+      for (const { reject } of waiting.values()) reject(lost(path));
+      waiting.clear();
+      done();
+    });
+  });
+  socket.on("error", () => {}); // "close" follows
+  socket.on("end", () => socket.end());
+  socket.on("data", (chunk) => {
+    for (const event of decoder.push(chunk)) {
+      if (!("body" in event)) return void socket.destroy(); // a daemon never sends such a frame
+      take(JSON.parse(event.body.toString("utf8")) as Message);
+    }
+  });
+
+  function take(message: Message): void {
+    const entry = typeof message.id === "number" && !("type" in message) ? waiting.get(message.id) : undefined;
+    if (entry === undefined) {
+      if (listener !== undefined) listener(message);
+      else kept.push(message);
+      return;
+    }
+    waiting.delete(message.id as number);
+    const error = message.error as { code: number; message: string; data?: Record<string, unknown> } | undefined;
+    if (error === undefined) entry.resolve(message.result);
+    else entry.reject(new Failure(error.message, { code: error.code, ...(error.data === undefined ? {} : { data: error.data }) }));
+  }
+
+  return {
+    closed,
+    close: () => void socket.destroy(),
+    onMessage(next) {
+      listener = next;
+      for (const message of kept.splice(0)) next(message);
+    },
+    request(method, params, auth, timeoutMs = 0) {
+      if (ended) return Promise.reject(lost(path));
+      const id = ++lastId;
+      return new Promise((resolve, reject) => {
+        const timer = timeoutMs === 0 ? undefined : setTimeout(() => {
+          waiting.delete(id);
+          reject(notAnswering(path, timeoutMs));
+        }, timeoutMs);
+        waiting.set(id, {
+          resolve: (result) => (clearTimeout(timer), resolve(result)),
+          reject: (error) => (clearTimeout(timer), reject(error)),
+        });
+        socket.write(encodeFrame(JSON.stringify({ jsonrpc: "2.0", id, method, params, ...(auth === undefined ? {} : { auth }) }), "native"));
+      });
+    },
+  };
+}
+
+function lost(path: string): Failure {
+  return new Failure(`The connection to "${path}" ended before the answer came`, { code: errorCodes.noDaemon, exit: exitCodes.unavailable });
+}
+

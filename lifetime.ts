@@ -1,0 +1,581 @@
+/**
+ * Where the daemon lives: probe the host, choose a launch, launch, and judge where it really landed.
+ *
+ * One function judges: judgePlace(place, facts) says whether a process in that place survives logout. Choosing is judging the places that a
+ * launch can reach, before it; verifying is judging the place in /proc/<pid>/cgroup, after it. So a promise and its proof cannot differ
+ * in their reasoning, only in their facts.
+ *
+ * Never root, never asks a person, bounded in time. A probe that fails is "unknown", never "no".
+ */
+
+import { spawn } from "node:child_process";
+import { readFileSync, statSync, fstatSync, openSync, closeSync, readSync } from "node:fs";
+import { userInfo } from "node:os";
+import { Failure, reasonOf } from "./failure.ts";
+
+/** All probes together, side by side. */
+const probeMs = 2000;
+/** systemd-run hangs for ever on a wedged user manager; a start is over 10 times quicker on the slowest host measured. */
+const scopeLaunchMs = 5000;
+/** For a runtime that is slow to start, once it runs. */
+const daemonStartMs = 20_000;
+/** UserStopDelaySec=, when it cannot be read (logind.conf(5)). */
+const defaultStopDelayUs = 10_000_000;
+
+export type Trilean = "yes" | "no" | "unknown";
+
+/** The place of a process, by its cgroup. */
+export type Place =
+  | { kind: "session"; owner: number; unit: string }
+  | { kind: "user-manager"; owner: number; unit: string }
+  | { kind: "unit"; unit: string }
+  | { kind: "none" }
+  | { kind: "unknown" };
+
+/** What was measured on the host. Plain data: it travels to the daemon and into --status. */
+export interface Facts {
+  uid: number;
+  user: string;
+  /** Booted with systemd: /run/systemd/system exists (sd_booted(3)). */
+  systemd: boolean;
+  systemdVersion?: number;
+  /** Where this process is. */
+  place: Place;
+  /** Names the owner of the session or user manager that we are in, when it is not our user (sudo, su). */
+  owner?: string;
+  /** Does logind kill the processes of that owner's session when it ends? And by which setting. */
+  killed: Trilean;
+  policy: string;
+  /** UserStopDelayUSec: how long the user manager outlives the last session. "infinity" where it does for ever. */
+  stopDelayUs: number | "infinity";
+  /** Is our user lingering? */
+  linger: Trilean;
+  /** Is the owner of the user manager that we are in lingering, when that is another user? */
+  ownerLinger?: Trilean;
+  /** Can a scope be made under our user manager? And why not. */
+  scope: Trilean;
+  scopeProblem?: string;
+  /** KillMode= of the system unit that we are in (systemd.kill(5)). */
+  killMode?: string;
+  /** Why lingering could not be switched on, when it was asked for. */
+  lingerRefused?: string;
+  /** Lingering was switched on by this start. */
+  lingerSwitchedOn?: boolean;
+}
+
+/** Does it survive the logout of the user? "until": for the stop delay of the user manager longer than the last session. */
+export type Survival = "yes" | "no" | "until" | "unknown";
+
+export interface Verdict {
+  survives: Survival;
+  /** Completes "survives logout: ": "yes", "until about 10 s after your last session ends", … */
+  words: string;
+  /** Where it lives, in words: "in a scope of its own under your user manager". */
+  where: string;
+  place: Place;
+  warnings: Warning[];
+}
+
+/** One of the documented warnings; `name` is its anchor in README. */
+export interface Warning {
+  name: string;
+  message: string;
+  hint: string;
+}
+
+export interface CommandResult {
+  /** Null when it was ended by a signal or did not start. */
+  code: number | null;
+  stdout: string;
+  stderr: string;
+  /** Why there is no exit code: "is not installed", "did not answer within 2000 ms". */
+  problem?: string;
+}
+
+/** What is needed of the host. Handed in, so that tests can be any host. */
+export interface World {
+  uid: number;
+  user: string;
+  run(command: string[], timeoutMs: number): Promise<CommandResult>;
+  /** A file's text; undefined when it cannot be read. */
+  readFile(path: string): string | undefined;
+  exists(path: string): boolean;
+}
+
+export function realWorld(): World {
+  const uid = process.getuid?.() ?? 0;
+  let user = String(uid);
+  try {
+    user = userInfo().username;
+  } catch {
+    // a uid without an entry in the passwd database: named by its number, which loginctl takes as well
+  }
+  return { uid, user, run: (command, timeoutMs) => runCommand(command, timeoutMs, uid), readFile: readText, exists: (path) => readable(path) };
+}
+
+function readText(path: string): string | undefined {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return undefined;
+  }
+}
+
+function readable(path: string): boolean {
+  try {
+    return statSync(path) !== undefined;
+  } catch {
+    return false;
+  }
+}
+
+/** The environment in which systemd's user tools find our own user manager, whoever's session this is (su keeps the other's). */
+export function managerEnvironment(uid: number): NodeJS.ProcessEnv {
+  return { ...process.env, XDG_RUNTIME_DIR: `/run/user/${uid}` };
+}
+
+/** Runs a command to its end, bounded in time, with nothing to ask a person on. Never rejects. */
+function runCommand(command: string[], timeoutMs: number, uid: number): Promise<CommandResult> {
+  return new Promise((done) => {
+    const child = spawn(command[0]!, command.slice(1), { stdio: ["ignore", "pipe", "pipe"], env: { ...managerEnvironment(uid), LC_ALL: "C" } });
+    const result: CommandResult = { code: null, stdout: "", stderr: "" };
+    const timer = setTimeout(() => {
+      result.problem = `did not answer within ${timeoutMs} ms`;
+      child.kill("SIGKILL");
+      finish(null); // not when its pipes close: something it started may hold them
+    }, timeoutMs);
+    const finish = (code: number | null): void => {
+      clearTimeout(timer);
+      child.stdout.destroy();
+      child.stderr.destroy();
+      // 247 colours its messages even into a pipe
+      done({ ...result, code, stderr: result.stderr.replace(/\x1b\[[0-9;]*m/g, "").trim() });
+    };
+    child.stdout.setEncoding("utf8").on("data", (text: string) => (result.stdout += text));
+    child.stderr.setEncoding("utf8").on("data", (text: string) => (result.stderr += text));
+    child.once("error", (error: NodeJS.ErrnoException) => {
+      result.problem = error.code === "ENOENT" ? "is not installed" : reasonOf(error);
+      finish(null);
+    });
+    child.once("close", finish);
+  });
+}
+
+/**
+ * Finds the place of a process in the text of its /proc/<pid>/cgroup.
+ *
+ * The unified hierarchy has "0::/path"; hybrid and legacy ones have "N:name=systemd:/path" beside or instead of it. XDG_SESSION_ID proves
+ * nothing: it is inherited. The owner is that of the session, who need not be our user.
+ */
+export function parsePlace(cgroup: string): Place {
+  const paths = [...cgroup.matchAll(/^\d+:(?:name=systemd)?:(\/.*)$/gm)].map((match) => match[1]!);
+  const path = paths.find((candidate) => candidate !== "/");
+  if (path === undefined) return paths.length > 0 ? { kind: "none" } : { kind: "unknown" };
+  const unit = path.split("/").filter((name) => /\.(service|scope)$/.test(name)).pop();
+  const session = /\/user-(\d+)\.slice\/(session-[^/]+\.scope)/.exec(path);
+  if (session) return { kind: "session", owner: Number(session[1]), unit: session[2]! };
+  const manager = /\/user@(\d+)\.service/.exec(path);
+  if (manager) return { kind: "user-manager", owner: Number(manager[1]), unit: unit! };
+  return unit === undefined ? { kind: "none" } : { kind: "unit", unit };
+}
+
+/** Reads where a process is now. */
+export function placeOf(pid: number | "self", world: Pick<World, "readFile" | "exists">): Place {
+  if (!world.exists("/run/systemd/system")) return { kind: "none" };
+  const text = world.readFile(`/proc/${pid}/cgroup`);
+  return text === undefined ? { kind: "unknown" } : parsePlace(text);
+}
+
+/**
+ * Measures the host, in at most 2 s: all side by side, but for the trial of a scope. That one waits for the others, and is left out where
+ * staying survives anyway: it takes as long as the rest together, and on a wedged user manager all of the 2 s.
+ *
+ * @param pid The process whose place counts: this one, or a running daemon.
+ * @param tryScope Tries the scope in any case (--doctor).
+ */
+export async function probeHost(world: World, { pid = "self" as number | "self", tryScope = false } = {}): Promise<Facts> {
+  const facts: Facts = {
+    uid: world.uid, user: world.user, systemd: world.exists("/run/systemd/system"), place: placeOf(pid, world),
+    killed: "no", policy: "no logind", stopDelayUs: defaultStopDelayUs, linger: "unknown", scope: "unknown",
+  };
+  if (!facts.systemd) return { ...facts, linger: "no", scope: "no", scopeProblem: "this host was not booted with systemd" };
+  const deadline = Date.now() + probeMs;
+  const run = (...command: string[]): Promise<CommandResult> => world.run(command, Math.max(deadline - Date.now(), 50));
+  const { place } = facts;
+  await Promise.all([
+    (async () => {
+      const policy = await probePolicy(run);
+      if (policy.stopDelayUs !== undefined) facts.stopDelayUs = policy.stopDelayUs;
+      const owner = "owner" in place ? place.owner : world.uid;
+      const name = owner === world.uid ? world.user : await nameOf(owner, world, run);
+      if (owner !== world.uid) {
+        facts.owner = name;
+        facts.ownerLinger = lingerFile(name, world);
+      }
+      [facts.killed, facts.policy] = judgePolicy(policy, name, owner);
+    })(),
+    (async () => void (facts.linger = await probeLinger(world, run)))(),
+    (async () => {
+      const version = /^systemd (\d+)/.exec((await run("systemd-run", "--version")).stdout)?.[1];
+      if (version !== undefined) facts.systemdVersion = Number(version);
+    })(),
+    (async () => {
+      if (place.kind !== "unit") return;
+      const { code, stdout } = await run("systemctl", "show", "-p", "KillMode", "--value", "--", place.unit);
+      if (code === 0 && stdout.trim() !== "") facts.killMode = stdout.trim();
+    })(),
+  ]);
+  if (tryScope || judgePlace(place, facts).survives !== "yes") Object.assign(facts, await probeScope(run));
+  return facts;
+}
+
+type Run = (...command: string[]) => Promise<CommandResult>;
+
+interface Policy {
+  killUserProcesses?: boolean;
+  only?: string[];
+  exclude?: string[];
+  stopDelayUs?: number | "infinity";
+}
+
+/** Asks logind for its settings: all four by busctl; without it, loginctl knows the first (of the manager, when no user is named). */
+async function probePolicy(run: Run): Promise<Policy> {
+  const bus = await run(
+    "busctl", "--system", "get-property", "org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager",
+    "KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers", "UserStopDelayUSec",
+  );
+  if (bus.code === 0) return parsePolicy(bus.stdout);
+  const { code, stdout } = await run("loginctl", "show-user", "-p", "KillUserProcesses", "--value");
+  const value = stdout.trim();
+  return code === 0 && (value === "yes" || value === "no") ? { killUserProcesses: value === "yes" } : {};
+}
+
+/** Reads busctl's lines: "b true", "as 0", 'as 1 "dev"', "t 10000000". */
+export function parsePolicy(text: string): Policy {
+  const [kill, only, exclude, delay] = text.split("\n");
+  const list = (line: string | undefined): string[] => [...(line ?? "").matchAll(/"((?:[^"\\]|\\.)*)"/g)].map((match) => match[1]!);
+  const delayUs = /^t (\d+)$/.exec(delay ?? "")?.[1];
+  return {
+    ...(kill === "b true" || kill === "b false" ? { killUserProcesses: kill === "b true", only: list(only), exclude: list(exclude) } : {}),
+    // 2^64 - 1 is systemd's infinity
+    ...(delayUs === undefined ? {} : { stopDelayUs: delayUs === "18446744073709551615" ? "infinity" as const : Number(delayUs) }),
+  };
+}
+
+/** Decides as logind does, in its order: shallKill() of the session's owner. Returns the answer and the setting that gives it. */
+export function judgePolicy(policy: Policy, owner: string, ownerUid: number): [Trilean, string] {
+  const { killUserProcesses, only = [], exclude = [] } = policy;
+  if (killUserProcesses === undefined) return ["unknown", "logind's settings cannot be read"];
+  if (ownerUid === 0 && exclude.length === 0) return ["no", "root is exempt"];
+  if (exclude.includes(owner)) return ["no", `KillExcludeUsers= has ${owner}`];
+  if (only.length > 0) return only.includes(owner) ? ["yes", `KillOnlyUsers= has ${owner}`] : ["no", `KillOnlyUsers= has others, not ${owner}`];
+  return killUserProcesses ? ["yes", "KillUserProcesses=yes"] : ["no", "KillUserProcesses=no"];
+}
+
+async function nameOf(uid: number, world: World, run: Run): Promise<string> {
+  const line = (world.readFile("/etc/passwd") ?? "").split("\n").find((entry) => entry.split(":")[2] === String(uid))
+    ?? (await run("getent", "passwd", String(uid))).stdout;
+  return line.split(":")[0] || String(uid);
+}
+
+/** loginctl knows a user that is logged in or lingering; for others, and without loginctl, the file says it on all versions. */
+async function probeLinger(world: World, run: Run): Promise<Trilean> {
+  const { code, stdout } = await run("loginctl", "show-user", String(world.uid), "-p", "Linger", "--value");
+  const value = stdout.trim();
+  return code === 0 && (value === "yes" || value === "no") ? value : lingerFile(world.user, world);
+}
+
+function lingerFile(user: string, world: World): Trilean {
+  if (world.exists(`/var/lib/systemd/linger/${user}`)) return "yes";
+  return world.exists("/var/lib/systemd") ? "no" : "unknown"; // logind makes the directory with the first lingering user
+}
+
+/** Makes a scope around nothing: the only proof that one can be made. */
+async function probeScope(run: Run): Promise<Pick<Facts, "scope" | "scopeProblem">> {
+  const { code, stderr, problem } = await run("systemd-run", "--user", "--scope", "--quiet", "--collect", "--", "true");
+  if (code === 0) return { scope: "yes" };
+  // with the system bus down it fails without a word
+  return { scope: "no", scopeProblem: `systemd-run --user --scope ${problem ?? `failed: ${stderr || `exit code ${code}, without a reason`}`}` };
+}
+
+/**
+ * Judges whether a process in a place survives logout.
+ *
+ * The table is in README, "What survives where"; it was measured on systemd 247, 252, 257 and 262.
+ */
+export function judgePlace(place: Place, facts: Facts): Verdict {
+  const verdict = (survives: Survival, where: string, ...warnings: Warning[]): Verdict => ({
+    survives, where, place, warnings, words: survives === "until" ? `until about ${delayWords(facts)} after your last session ends` : survives,
+  });
+  switch (place.kind) {
+    case "none":
+      return verdict("yes", "detached; nothing here ends it at logout");
+    case "unknown":
+      return verdict("unknown", "in a place that cannot be read", warnings.mayEnd(facts));
+    case "unit":
+      if (!isPerConnection(place.unit)) {
+        const kept = facts.killMode === "process" || facts.killMode === "none";
+        return verdict("yes", kept ? "detached" : `detached in ${place.unit}; stopping that unit ends it`);
+      }
+      return facts.killMode === "process" || facts.killMode === "none" ? verdict("yes", `detached in ${place.unit}`)
+        : verdict("no", `in ${place.unit}`, warnings.endsWithConnection(facts));
+    case "session": {
+      const where = place.owner === facts.uid ? "detached in the session" : `detached in a session of ${facts.owner ?? `user ${place.owner}`}`;
+      if (facts.killed === "yes") return verdict("no", where, warnings.endsWithSession(facts));
+      return facts.killed === "no" ? verdict("yes", where) : verdict("unknown", where, warnings.mayEnd(facts));
+    }
+    case "user-manager": {
+      const own = place.owner === facts.uid;
+      const where = own ? `in ${place.unit} under your user manager` : `under the user manager of ${facts.owner ?? `user ${place.owner}`}`;
+      const linger = own ? facts.linger : facts.ownerLinger ?? "unknown";
+      if (linger === "yes" || facts.stopDelayUs === "infinity") return verdict("yes", where, ...warnings.lingering(facts));
+      return linger === "no" ? verdict("until", where, warnings.endsAfterLogout(facts)) : verdict("unknown", where, warnings.mayEnd(facts));
+    }
+  }
+}
+
+/** sshd@N-local:22-peer:port.service: one per connection; "sshd.service" itself outlives them. */
+function isPerConnection(unit: string): boolean {
+  return /^[^@]+@.*\.service$/.test(unit) && /ssh|dropbear/.test(unit);
+}
+
+function delayWords(facts: Facts): string {
+  return facts.stopDelayUs === "infinity" ? "for ever" : `${Math.round(facts.stopDelayUs / 1e6)} s`;
+}
+
+/** The documented warnings. Each names its cause and the command that mends it, and has its anchor in README. */
+const warnings = {
+  endsAfterLogout: (facts: Facts): Warning => ({
+    name: "ends-after-last-logout",
+    message: `${facts.killed === "yes" ? "logind kills what stays in your sessions" : "it lives under your user manager"} (${facts.policy}) and user `
+      + `${facts.user} is not lingering: it ends about ${delayWords(facts)} after your last session`
+      + (facts.lingerRefused === undefined ? "" : `; lingering could not be switched on: ${facts.lingerRefused}`),
+    hint: facts.lingerRefused === undefined ? enableLinger(facts) : `ask an administrator for: ${enableLinger(facts)}`,
+  }),
+  endsWithSession: (facts: Facts): Warning => ({
+    name: "ends-with-session",
+    message: `logind kills what stays in ${facts.owner === undefined ? "your sessions" : `the session of ${facts.owner}`} (${facts.policy}), and no scope `
+      + `could be made to leave it: ${facts.scopeProblem ?? "the launch was not to use one"}`,
+    hint: `${enableLinger(facts)}, or as an administrator KillExcludeUsers=${facts.owner ?? facts.user} in /etc/systemd/logind.conf.d/holdfast.conf`,
+  }),
+  endsWithConnection: (facts: Facts): Warning => ({
+    name: "ends-with-connection",
+    message: `the service of this connection kills what it started when it ends (KillMode=${facts.killMode ?? "control-group"}), and no scope could be made `
+      + `to leave it: ${facts.scopeProblem ?? "the launch was not to use one"}`,
+    hint: enableLinger(facts),
+  }),
+  mayEnd: (facts: Facts): Warning => ({
+    name: "may-end-with-session",
+    message: `whether logind kills what stays in your sessions could not be found out (${facts.policy}): it may end with this session`,
+    hint: enableLinger(facts),
+  }),
+  /** systemd/systemd#43361: from 255 to 256.2 the manager of a lingering user may be stopped at the last logout. */
+  lingering: (facts: Facts): Warning[] => facts.systemdVersion !== 255 && facts.systemdVersion !== 256 ? [] : [{
+    name: "lingering-unreliable",
+    message: `systemd ${facts.systemdVersion} may end the user manager of a lingering user at the last logout (mended in 256.3)`,
+    hint: "update systemd to 256.3 or later",
+  }],
+};
+
+function enableLinger(facts: Facts): string {
+  return `loginctl enable-linger ${facts.user}`;
+}
+
+/** How a daemon is launched. */
+export type Launch = "detach" | "scope";
+
+/** From the best to the worst. A scope that is sure to end after logout comes after a place that may well survive it. */
+const ranking: Survival[] = ["yes", "unknown", "until", "no"];
+
+/**
+ * Chooses the launch that survives best; of equals, the plain detach.
+ *
+ * So a scope is used only where staying is worse: without linger it would end 10 s after the last logout on a host where a plain
+ * detached process lives on.
+ */
+export function chooseLaunch(facts: Facts): { launch: Launch; verdict: Verdict } {
+  const stay = judgePlace(facts.place, facts);
+  if (facts.scope === "no") return { launch: "detach", verdict: stay };
+  const scope = judgePlace({ kind: "user-manager", owner: facts.uid, unit: "a scope of its own" }, facts);
+  return ranking.indexOf(scope.survives) < ranking.indexOf(stay.survives) ? { launch: "scope", verdict: scope } : { launch: "detach", verdict: stay };
+}
+
+/**
+ * Switches lingering on, when that is what it takes to survive logout; else does nothing. It is persistent, and starts the user's manager at
+ * boot: so only where it was asked for.
+ *
+ * The user is named: without a name, loginctl looks for a session, and there may be none. Where there was no user manager, this starts it.
+ */
+export async function switchLingerOn(facts: Facts, world: World): Promise<void> {
+  if (!facts.systemd || facts.linger === "yes" || chooseLaunch(facts).verdict.survives === "yes") return;
+  const { code, stderr, problem } = await world.run(["loginctl", "--no-ask-password", "enable-linger", facts.user], probeMs);
+  if (code !== 0) {
+    facts.lingerRefused = problem === undefined ? stderr || `exit code ${code}` : `loginctl ${problem}`;
+    return;
+  }
+  facts.linger = "yes";
+  facts.lingerSwitchedOn = true;
+  const deadline = Date.now() + probeMs;
+  while (facts.scope === "no" && Date.now() < deadline) {
+    Object.assign(facts, await probeScope((...command) => world.run(command, Math.max(deadline - Date.now(), 50))));
+    if (facts.scope === "no") await new Promise((done) => setTimeout(done, 50));
+    else delete facts.scopeProblem;
+  }
+}
+
+/** What to start, and what to hand over to it. */
+export interface DaemonStart {
+  /** Runtime, its flags, script, arguments. */
+  command: string[];
+  /** JSON, through descriptor 3: tokens never stand in arguments or the environment. */
+  handover: (facts: Facts) => string;
+  log: string;
+  logDescriptor: number;
+}
+
+/** The daemon's one line on descriptor 4. */
+export type ReadyMessage = { ok: true; instance: string; pid: number } | { ok: false; exit: number; message: string; hint?: string };
+
+/**
+ * Launches a daemon and waits for its word. A scope that cannot be made is told in `facts`, and the next best place is taken.
+ *
+ * @param only Takes this launch and no other (--lifetime).
+ * @throws {Failure} The daemon's own reason why it cannot start.
+ */
+export async function launchDaemon(start: DaemonStart, facts: Facts, only: Launch | undefined): Promise<{ pid: number; instance: string }> {
+  if ((only ?? chooseLaunch(facts).launch) === "scope") {
+    if (only === "scope" && facts.scope === "no") throw cannotScope(facts);
+    const outcome = await launchOnce(scopeCommand(start.command, facts), start, facts, scopeLaunchMs);
+    if ("pid" in outcome) return outcome;
+    facts.scope = "no";
+    facts.scopeProblem = outcome.problem;
+    if (only === "scope") throw cannotScope(facts);
+  }
+  const outcome = await launchOnce(start.command, start, facts, undefined);
+  if ("pid" in outcome) return outcome;
+  throw new Failure(`Cannot start the daemon: ${outcome.problem}`, { hint: `see the log "${start.log}"` });
+}
+
+function cannotScope(facts: Facts): Failure {
+  return new Failure(`Cannot start in a scope: ${facts.scopeProblem}`, { hint: "leave --lifetime out: it then takes the best place that the host allows" });
+}
+
+/**
+ * systemd-run --scope executes in place: its pid is the daemon's, and descriptors pass through. No unit name: a fixed one can be taken.
+ * TimeoutStopSec: a daemon that hung would block the user's next login for 90 s. OOMPolicy from 252; before, an unknown property is fatal.
+ * From 254 on a "$" in an argument can be, and by 262 is, expanded unless told otherwise; before, the option is unknown.
+ */
+export function scopeCommand(command: string[], facts: Facts): string[] {
+  const version = facts.systemdVersion ?? 0;
+  return [
+    "systemd-run", "--user", "--scope", "--quiet", "--collect", "-p", "TimeoutStopSec=10", ...(version >= 252 ? ["-p", "OOMPolicy=continue"] : []),
+    ...(version >= 254 ? ["--expand-environment=no"] : []), "--", ...command,
+  ];
+}
+
+/** Either the daemon answered, or it could not be launched this way. The daemon's own refusal is thrown: another place would not mend it. */
+async function launchOnce(
+  command: string[], start: DaemonStart, facts: Facts, executeMs: number | undefined,
+): Promise<{ pid: number; instance: string } | { problem: string }> {
+  const logged = fstatSync(start.logDescriptor).size;
+  // a session of its own (a scope does not leave the terminal), and nothing of the caller's descriptors
+  const child = spawn(command[0]!, command.slice(1), {
+    detached: true, cwd: "/", env: managerEnvironment(facts.uid), stdio: ["ignore", start.logDescriptor, start.logDescriptor, "pipe", "pipe"],
+  });
+  const give = child.stdio[3] as NodeJS.WritableStream;
+  const take = child.stdio[4] as NodeJS.ReadableStream;
+  let text = "";
+  let timers: NodeJS.Timeout[] = [];
+  const ended = new Promise<string>((done) => {
+    child.once("error", (error) => done(`Cannot run "${command[0]}": ${reasonOf(error)}`));
+    child.once("exit", (code, signal) => done(`"${command[0]}" ended ${signal === null ? `with exit code ${code}` : `by ${signal}`}`));
+    // The pipe's end says the same of a daemon whose exit has not been reaped yet; exit comes at once after it.
+    const stuck = (words: string, unless: () => boolean) => () => {
+      if (unless()) return;
+      child.kill("SIGKILL"); // our own child, not yet reaped: the pid cannot be another's
+      done(words);
+    };
+    const executed = (): boolean => executeMs === undefined || !(readText(`/proc/${child.pid}/cmdline`) ?? "").startsWith(command[0]!);
+    if (executeMs !== undefined) timers.push(setTimeout(stuck(`${command[0]} did not answer within ${executeMs / 1000} s`, executed), executeMs));
+    timers.push(setTimeout(stuck(`it did not report within ${daemonStartMs / 1000} s`, () => false), daemonStartMs));
+  });
+  const line = new Promise<string>((done) => {
+    take.setEncoding("utf8").on("data", (chunk: string) => {
+      text += chunk;
+      if (text.includes("\n")) done("line");
+    });
+  });
+  give.on("error", () => {}); // it ended before it took the handover: "exit" tells
+  give.end(start.handover(facts));
+  const outcome = await Promise.race([ended, line]);
+  for (const timer of timers) clearTimeout(timer);
+  child.unref();
+  (give as unknown as { destroy(): void }).destroy();
+  (take as unknown as { destroy(): void }).destroy();
+  if (!text.includes("\n")) return { problem: `${outcome}${said(start, logged)}` };
+  const ready = JSON.parse(text) as ReadyMessage;
+  if (ready.ok) return ready;
+  throw new Failure(ready.message, { exit: ready.exit, ...(ready.hint === undefined ? {} : { hint: ready.hint }) });
+}
+
+/** What a program that ended early wrote to the log, which is its stderr: the reason, in its own words. */
+function said(start: DaemonStart, from: number): string {
+  try {
+    const descriptor = openSync(start.log, "r");
+    try {
+      const buffer = Buffer.alloc(2000);
+      const text = buffer.toString("utf8", 0, readSync(descriptor, buffer, 0, buffer.length, from)).replace(/\x1b\[[0-9;]*m/g, "").trim();
+      return text === "" ? "" : `: ${text.split("\n").slice(0, 5).join("; ")}`;
+    } finally {
+      closeSync(descriptor);
+    }
+  } catch {
+    return "";
+  }
+}
+
+/**
+ * Moves a running daemon, as it is, into a scope of its own under the user manager (StartTransientUnit with its pid).
+ *
+ * @param pids The daemon's first, then those of its processes.
+ * @returns Why it could not; undefined when it was moved.
+ */
+export async function moveIntoScope(pids: number[], world: World): Promise<string | undefined> {
+  const pid = pids[0]!;
+  const name = `holdfast-${pid}-${Date.now().toString(36)}.scope`;
+  const { code, stderr, problem } = await world.run([
+    "busctl", "--user", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager", "StartTransientUnit",
+    "ssa(sv)a(sa(sv))", name, "fail", "2", "PIDs", "au", String(pids.length), ...pids.map(String), "TimeoutStopUSec", "t", "10000000", "0",
+  ], probeMs);
+  if (code !== 0) return problem === undefined ? stderr : `busctl ${problem}`;
+  for (let i = 0; i < 50; i++) {
+    if (placeOf(pid, world).kind === "user-manager") return undefined;
+    await new Promise((done) => setTimeout(done, 20));
+  }
+  return "the user manager took the call, but the daemon has not moved";
+}
+
+/** Which signals came together with SIGTERM, and so who ended the daemon (logind and the user manager send SIGCONT after SIGTERM). */
+export function judgeSignals(seen: ReadonlySet<string>): { reason: "killed-at-logout" | "user-manager-stopped" | "terminated"; detail: string } {
+  const detail = [...seen].sort().join(", ");
+  if (!seen.has("SIGCONT")) return { reason: "terminated", detail: `${detail}: by a person or a program` };
+  return seen.has("SIGHUP") ? { reason: "killed-at-logout", detail: `${detail}: by systemd, as its session ended` }
+    : { reason: "user-manager-stopped", detail: `${detail}: by systemd, as the user manager stopped` };
+}
+
+
+/** A verdict as `server.capabilities` shows it. */
+export interface Lifetime {
+  placement: "session-scope" | "user-manager" | "system-unit" | "none" | "unknown";
+  unit?: string;
+  survivesLogout: Survival;
+  /** Both in words, as --serve prints them. */
+  where: string;
+  words: string;
+  warnings: Warning[];
+}
+
+export function describeVerdict({ survives, words, where, place, warnings: found }: Verdict): Lifetime {
+  const placement = place.kind === "session" ? "session-scope" : place.kind === "unit" ? "system-unit" : place.kind;
+  return { placement, ...("unit" in place ? { unit: place.unit } : {}), survivesLogout: survives, where, words, warnings: found };
+}

@@ -1,0 +1,470 @@
+/**
+ * The daemon: listens, knows its connections, authenticates, ends.
+ *
+ *     serving ──shutdown, processes alive──▶ retired ──grace over, or all ended──▶ ending
+ *        ▲                                      │
+ *        └────────── admit (a --serve) ─────────┘
+ *
+ * A retired daemon has no public name and no connections, but still listens under the name it was bound to: there a --serve that comes in
+ * time finds it, with its processes. What a method does is left to processes.ts and files.ts, how a request is read to rpc.ts.
+ */
+
+import { createHash, randomBytes, timingSafeEqual } from "node:crypto";
+import { lutimesSync, readdirSync } from "node:fs";
+import { createServer } from "node:net";
+import type { Server, Socket } from "node:net";
+import { connectClient } from "./client.ts";
+import { errorCodes, exitCodes, Failure } from "./failure.ts";
+import { createFiles } from "./files.ts";
+import { createFrameDecoder, encodeFrame, maxBodyBytes, strangerBodyBytes } from "./frame.ts";
+import type { FrameDecoder, FrameEvent } from "./frame.ts";
+import { describeVerdict, judgePlace, judgeSignals, placeOf } from "./lifetime.ts";
+import type { Facts, Lifetime, World } from "./lifetime.ts";
+import { createLog } from "./log.ts";
+import type { Log } from "./log.ts";
+import { createProcesses } from "./processes.ts";
+import { booleanParam, createRpc, integerParam, optionalStringParam, oversizeAnswer, stringParam } from "./rpc.ts";
+import type { Caller, Method, Params, Peer } from "./rpc.ts";
+import {
+  claimSoon, homeDirectory, identify, isSame, listenBeside, lookAt, makeRunDirectory, notASocket, publishSocket, readRecord, retireName, safely, writeRecord,
+} from "./socket.ts";
+import type { DaemonRecord, EndReason, Places } from "./socket.ts";
+
+/** Tokens accepted side by side: one per --serve that joined, the newest this many. */
+const maxTokens = 64;
+/** Connections that have not shown a good token: so many, so long. The oldest makes room for a new one. */
+const maxStrangers = 64;
+const strangerMs = 60_000;
+/** A connection that has this much unread is not read from until it has read. */
+const maxUnsentBytes = 16 << 20;
+/** Requests of one connection under way at once; more wait in its socket. */
+const maxPending = 1000;
+/** How often the public name is looked after: it may be deleted, and /tmp is cleaned by age. Under 30 s, 3 wake-ups a minute at most. */
+const checkMs = 25_000;
+/** How long processes may go on after a --stop, before TERM; a --serve meanwhile finds them (--grace). */
+export const defaultGraceMs = 10_000;
+/** From TERM to KILL for processes when the daemon is stopped; and when it was told to end by SIGTERM: it must be gone within 2 s. */
+const killAfterMs = 3000;
+const killAfterSignalMs = 1000;
+/** SIGTERM, SIGCONT and SIGHUP of systemd come within a millisecond, in any order. */
+const signalsMs = 50;
+
+/** What the launcher hands over. Tokens only as hashes: the daemon never knows them. */
+export interface Handover {
+  places: Places;
+  tokenHashes: string[];
+  facts: Facts;
+  /** What starts such a daemon again. */
+  command: string[];
+  version: string;
+  /** Takes the public name over from the daemon that has it. */
+  over: boolean;
+}
+
+interface Connection {
+  id: string;
+  socket: Socket;
+  decoder: FrameDecoder;
+  caller: Caller;
+  /** Requests under way. */
+  pending: number;
+  corked: boolean;
+  /** The peer has sent all it will. */
+  halfClosed: boolean;
+  drained: Set<() => void>;
+  closed: Set<() => void>;
+}
+
+export interface Daemon {
+  record: DaemonRecord;
+  lifetime: Lifetime;
+  /** Resolves when it has ended, to its exit code. */
+  ended: Promise<number>;
+}
+
+/**
+ * Starts the daemon in this process.
+ *
+ * @returns When its socket is published.
+ * @throws {Failure} Why it cannot start, with exit code 73 or 75. Nothing is left behind.
+ */
+export async function startDaemon({ places, tokenHashes, facts, command, version, over }: Handover, world: World): Promise<Daemon> {
+  const log: Log = createLog(places.log);
+  const instance = randomBytes(16).toString("hex");
+  const connections = new Set<Connection>();
+  const startedAt = Date.now();
+  let phase: "serving" | "retired" | "ending" = "serving";
+  let connectionCount = 0;
+  let graceTimer: NodeJS.Timeout | undefined;
+  let finish: (code: number) => void;
+  const ended = new Promise<number>((done) => (finish = done));
+
+  const processes = createProcesses({ env: process.env, log, onAllExited: () => phase === "retired" && void end("stopped", "no process was left", killAfterMs) });
+  const files = createFiles(() => homeDirectory());
+  const methods = new Map<string, Method>([...serverMethods(), ...processes.methods, ...files]);
+  const rpc = createRpc({
+    methods, isToken,
+    onUnauthorized: ({ peer }) => log(`[Server] Unauthorized request on ${peer.id}`),
+  });
+
+  let lifetime = describeVerdict(judgePlace(placeOf("self", world), facts));
+  let listener = createListener();
+  let socket = await listenBeside(listener, places.socket);
+  const record: DaemonRecord = {
+    ...identify(), version, instance, key: randomBytes(32).toString("hex"), tokenHashes: tokenHashes.slice(-maxTokens),
+    socket: { path: places.socket, ...socket }, log: places.log, startedAt, command, lifetime,
+  };
+  try {
+    if (over) await proveAnswering(socket.bound);
+    await publish(over);
+  } catch (error) {
+    listener.close();
+    retireName(socket.bound, socket);
+    throw error;
+  }
+  listenToSignals();
+  const checkTimer = setInterval(() => void check(), checkMs);
+  log(`Remote server listening on ${places.socket} (pid ${process.pid}, instance ${instance}, ${lifetime.where}; survives logout: ${lifetime.words})`);
+  return { record, lifetime, ended };
+
+  // Publication and the record
+
+  /** Only one publishes at a time, and only over a name that is free: what is there may be a daemon that was quicker. */
+  async function publish(replace: boolean): Promise<void> {
+    await withPublication(() => {
+      const there = lookAt(places.socket);
+      if (there.kind === "socket" && !replace && !isSame(places.socket, socket)) {
+        throw new Failure(`Cannot publish the socket "${places.socket}": another daemon has just done so`, { exit: exitCodes.busy });
+      }
+      if (there.kind === "other") throw notASocket(places.socket, there.what);
+      record.socket = { path: places.socket, ...socket };
+      writeRecord(places.record, record); // first: so that a dead socket can always be told to be ours
+      publishSocket(socket, places.socket, replace);
+    });
+  }
+
+  async function withPublication(action: () => void): Promise<void> {
+    const claim = await claimSoon(`${places.record}.lock`, 1000);
+    if (claim === undefined) throw new Failure(`Cannot publish the socket "${places.socket}": "${places.record}.lock" is held by another`, { exit: exitCodes.busy });
+    try {
+      action();
+    } finally {
+      claim.release();
+    }
+  }
+
+  /** Writes the record, unless a successor has written its own. */
+  async function saveRecord(): Promise<void> {
+    try {
+      await withPublication(() => {
+        const found = readRecord(places.record);
+        if (found !== undefined && "record" in found && found.record.instance !== instance) return;
+        writeRecord(places.record, record);
+      });
+    } catch (error) {
+      log(`[Server] ${(error as Error).message}`);
+    }
+  }
+
+  /** Makes sure that the public name leads here, and that those who clean /tmp by age see that it is in use. */
+  async function check(): Promise<void> {
+    if (phase !== "serving") return;
+    try {
+      const there = lookAt(places.socket);
+      if (there.kind === "absent") {
+        makeRunDirectory(places.directory);
+        if (!isSame(socket.bound, socket)) {
+          const next = createListener();
+          socket = await listenBeside(next, places.socket);
+          listener.close();
+          listener = next;
+        }
+        await publish(false);
+        log(`[Server] The socket "${places.socket}" was deleted: published again`);
+      } else if (!isSame(places.socket, socket)) {
+        log(`[Server] Not reachable: "${places.socket}" is ${there.kind === "other" ? there.what : "another's socket"} now`);
+      } else if (readRecord(places.record) === undefined) {
+        await saveRecord();
+      }
+      const now = new Date();
+      for (const name of [places.socket, socket.bound]) if (isSame(name, socket)) safely(() => lutimesSync(name, now, now));
+    } catch (error) {
+      log(`[Server] ${(error as Error).message}`);
+    }
+  }
+
+  // Connections
+
+  function createListener(): Server {
+    const server = createServer({ allowHalfOpen: true, highWaterMark: 1 << 20 }, accept);
+    server.on("error", (error) => log(`[Server] Cannot accept a connection: ${error.message}`));
+    return server;
+  }
+
+  function accept(peerSocket: Socket): void {
+    const connection = createConnection(`c${++connectionCount}`, peerSocket);
+    const strangers = [...connections].filter(({ caller }) => !caller.known);
+    if (strangers.length >= maxStrangers) strangers[0]!.socket.destroy();
+    connections.add(connection);
+    log("[Server] New connection from: @");
+    const timer = setTimeout(() => connection.caller.known || peerSocket.destroy(), strangerMs).unref();
+    peerSocket.on("data", (chunk) => {
+      for (const event of connection.decoder.push(chunk)) take(connection, event);
+      throttle(connection);
+    });
+    peerSocket.on("end", () => {
+      for (const event of connection.decoder.end()) take(connection, event);
+      connection.halfClosed = true;
+      endWhenAnswered(connection);
+    });
+    peerSocket.on("drain", () => {
+      for (const listener of [...connection.drained]) listener();
+      throttle(connection);
+    });
+    peerSocket.on("error", () => {}); // "close" follows
+    peerSocket.on("close", () => {
+      clearTimeout(timer);
+      connections.delete(connection);
+      log("[Server] Connection closed: @");
+      for (const listener of [...connection.closed]) listener();
+    });
+  }
+
+  function take(connection: Connection, event: FrameEvent): void {
+    if ("oversizeBytes" in event) {
+      write(connection, oversizeAnswer(event.oversizeBytes, connection.decoder.maxBodyBytes));
+      if (event.fatal) connection.socket.end();
+    }
+    if (!("body" in event)) return;
+    const answer = rpc.handle(event.body, connection.caller);
+    if (connection.caller.known) connection.decoder.maxBodyBytes = maxBodyBytes;
+    if (answer === undefined) return;
+    if (typeof answer === "string") return void write(connection, answer);
+    connection.pending++;
+    void answer.then((text) => {
+      connection.pending--;
+      if (text !== undefined) write(connection, text);
+      endWhenAnswered(connection);
+      throttle(connection);
+    });
+  }
+
+  function endWhenAnswered({ halfClosed, pending, socket: peerSocket }: Connection): void {
+    if (halfClosed && pending === 0) peerSocket.end();
+  }
+
+  /** Reads on only while the peer takes its answers. */
+  function throttle({ socket: peerSocket, pending }: Connection): void {
+    if (peerSocket.writableLength > maxUnsentBytes || pending > maxPending) peerSocket.pause();
+    else if (peerSocket.isPaused()) peerSocket.resume();
+  }
+
+  function createConnection(id: string, peerSocket: Socket): Connection {
+    const drained = new Set<() => void>();
+    const closed = new Set<() => void>();
+    const keep = (set: Set<() => void>) => (listener: () => void) => (set.add(listener), () => void set.delete(listener));
+    const peer: Peer = {
+      id,
+      send: (message) => write(connection, JSON.stringify(message)),
+      get unsentBytes() {
+        return peerSocket.writableLength;
+      },
+      onDrain: keep(drained),
+      onClose: keep(closed),
+    };
+    const connection: Connection = {
+      id, socket: peerSocket, decoder: createFrameDecoder({ maxBodyBytes: strangerBodyBytes }), caller: { peer, authenticated: false, known: false },
+      pending: 0, corked: false, halfClosed: false, drained, closed,
+    };
+    return connection;
+  }
+
+  /** What is written within one tick leaves in one system call. */
+  function write(connection: Connection, body: string): boolean {
+    const { socket: peerSocket } = connection;
+    if (peerSocket.destroyed || peerSocket.writableEnded) return true;
+    if (!connection.corked) {
+      connection.corked = true;
+      peerSocket.cork();
+      process.nextTick(() => {
+        connection.corked = false;
+        peerSocket.uncork();
+      });
+    }
+    return peerSocket.write(encodeFrame(body, connection.decoder.framing ?? "native"));
+  }
+
+  // Methods
+
+  /** Compares with every hash, each in constant time. The record's key is its owner's token. */
+  function isToken(token: string): boolean {
+    const hash = sha256(token);
+    let found = isKey(token);
+    for (const known of record.tokenHashes) found = timingSafeEqual(hash, Buffer.from(known, "hex")) || found;
+    return found;
+  }
+
+  function isKey(key: string): boolean {
+    return timingSafeEqual(sha256(key), sha256(record.key));
+  }
+
+  function serverMethods(): [string, Method][] {
+    return [
+      ["server.ping", () => ({ pong: true })],
+      ["server.authenticate", authenticate],
+      ["server.capabilities", capabilities],
+      ["server.status", status],
+      ["server.shutdown", shutdown],
+      ["server.admit", admit],
+    ];
+  }
+
+  function authenticate(params: Params, caller: Caller): unknown {
+    if (!isToken(stringParam(params, "token"))) {
+      log(`[Server] Unauthorized request on ${caller.peer.id}`);
+      throw new Failure("Unauthorized: invalid or missing auth token", { code: errorCodes.unauthorized });
+    }
+    caller.authenticated = caller.known = true;
+    return { authenticated: true };
+  }
+
+  function capabilities(): Record<string, unknown> {
+    return {
+      version, methods: [...methods.keys()].sort(), features: ["native", "lines", "batch", "lifetime", "reattach", "stdin-offset", "grace"],
+      instanceId: instance, startedAt, lifetime,
+    };
+  }
+
+  function status(): Record<string, unknown> {
+    return {
+      ...capabilities(), pid: process.pid, uptimeMs: Date.now() - startedAt, rssBytes: process.memoryUsage().rss, connections: connections.size,
+      processes: processes.summary(), log: places.log, socket: places.socket, phase,
+      limits: { maxBodyBytes, strangerBodyBytes, maxStrangers, maxTokens, openFiles: safely(() => readdirSync("/proc/self/fd").length), ...openFileLimit(world) },
+    };
+  }
+
+  function shutdown(params: Params): unknown {
+    const graceMs = integerParam(params, "graceMs", { min: 0, max: 86_400_000, default: defaultGraceMs });
+    const alive = processes.liveCount();
+    if (booleanParam(params, "ifIdle", false) && alive > 0) {
+      throw new Failure(`Cannot stop: ${alive} ${alive === 1 ? "process is" : "processes are"} alive, and it was to be stopped only if idle`, { data: { processes: alive } });
+    }
+    setImmediate(() => void retire(graceMs)); // once the answer is written
+    return { ok: true, processes: alive };
+  }
+
+  /** For the owner of the record: one more token, a new verdict; and a retired daemon serves again. */
+  async function admit(params: Params): Promise<unknown> {
+    if (!isKey(stringParam(params, "key"))) throw new Failure("Cannot admit: the key is not that of this daemon's record", { code: errorCodes.unauthorized });
+    if (phase === "ending") throw new Failure("Cannot admit: the daemon is ending", { data: { ending: true } });
+    const hash = optionalStringParam(params, "tokenHash");
+    if (hash !== undefined) {
+      if (!/^[0-9a-f]{64}$/.test(hash)) throw new Failure("Cannot admit: tokenHash must be 64 hex digits", { code: errorCodes.invalidParams });
+      record.tokenHashes = [...record.tokenHashes.filter((known) => known !== hash), hash].slice(-maxTokens);
+    }
+    if (params.facts !== undefined) {
+      Object.assign(facts, params.facts);
+      lifetime = describeVerdict(judgePlace(placeOf("self", world), facts));
+      record.lifetime = lifetime;
+    }
+    const revived = phase === "retired";
+    if (revived) {
+      clearTimeout(graceTimer);
+      phase = "serving";
+      delete record.stoppingAt;
+      await publish(false);
+      log(`[Server] Revived with ${processes.liveCount()} processes: a --serve came within the grace`);
+    } else {
+      await check();
+      await saveRecord();
+    }
+    return { instanceId: instance, pid: process.pid, version, revived, processes: processes.liveCount(), lifetime };
+  }
+
+  // The end
+
+  async function retire(graceMs: number): Promise<void> {
+    if (phase === "ending") return;
+    clearTimeout(graceTimer); // of an earlier stop, when this is the second
+    const alive = processes.liveCount();
+    log(`[Server] Told to stop: ${alive} processes are alive${alive > 0 ? `, they have ${graceMs / 1000} s` : ""}`);
+    if (alive === 0 || graceMs === 0) return end("stopped", "told to stop", killAfterMs);
+    phase = "retired";
+    record.stoppingAt = Date.now() + graceMs;
+    // not through end(): a --serve that comes now must find all of it
+    graceTimer = setTimeout(() => void end("stopped", "told to stop, and the grace is over", killAfterMs), graceMs);
+    await saveRecord();
+    if (phase !== "retired") return;
+    await withPublication(() => phase === "retired" && retireName(places.socket, socket)).catch((error: Error) => log(`[Server] ${error.message}`));
+    closeConnections();
+  }
+
+  function closeConnections(): void {
+    for (const { socket: peerSocket } of connections) {
+      peerSocket.end();
+      setTimeout(() => peerSocket.destroy(), 500).unref(); // one that does not read
+    }
+  }
+
+  async function end(reason: EndReason, detail: string, killMs: number): Promise<void> {
+    if (phase === "ending") return;
+    phase = "ending";
+    clearTimeout(graceTimer);
+    clearInterval(checkTimer);
+    log(`[Server] Ending: ${reason} (${detail})`);
+    record.ended = { at: Date.now(), reason, detail };
+    delete record.stoppingAt;
+    await saveRecord(); // first: systemd may not leave us the time
+    await withPublication(() => retireName(places.socket, socket)).catch((error: Error) => log(`[Server] ${error.message}`));
+    closeConnections();
+    const killed = await processes.endAll({ graceMs: killMs });
+    retireName(socket.bound, socket);
+    listener.close();
+    log(`[Server] Ended, with ${killed} processes`);
+    finish(0);
+  }
+
+  /** SIGHUP alone is no reason to end: a terminal went away. A second SIGTERM does not wait for processes. */
+  function listenToSignals(): void {
+    const seen = new Map<string, number>();
+    for (const signal of ["SIGTERM", "SIGINT", "SIGCONT", "SIGHUP"] as const) {
+      process.on(signal, () => {
+        log(`[Server] Received ${signal}`);
+        seen.set(signal, Date.now());
+        if (signal === "SIGCONT" || signal === "SIGHUP") return;
+        if (phase === "ending") return void processes.endAll({ graceMs: 0 });
+        setTimeout(() => {
+          const { reason, detail } = judgeSignals(new Set([...seen].filter(([, at]) => Date.now() - at < 1000).map(([name]) => name)));
+          void end(reason, detail, killAfterSignalMs);
+        }, signalsMs);
+      });
+    }
+    process.on("uncaughtException", (error: Error) => {
+      log(`[Server] Internal error: ${error.stack ?? error.message}`);
+      record.ended = { at: Date.now(), reason: "crashed", detail: error.message };
+      void saveRecord().then(() => finish(exitCodes.failed));
+    });
+  }
+}
+
+/** A daemon that takes over a name shows first that it answers, over its socket. */
+async function proveAnswering(path: string): Promise<void> {
+  const client = await connectClient(path, 2000);
+  try {
+    await client.request("server.ping", {}, "", 2000).catch((error: Failure) => {
+      if (error.code !== errorCodes.unauthorized) throw error;
+    });
+  } finally {
+    client.close();
+  }
+}
+
+function openFileLimit(world: World): { maxOpenFiles?: number } {
+  const soft = /^Max open files\s+(\d+)/m.exec(world.readFile("/proc/self/limits") ?? "")?.[1];
+  return soft === undefined ? {} : { maxOpenFiles: Number(soft) };
+}
+
+function sha256(text: string): Buffer {
+  return createHash("sha256").update(text).digest();
+}
+

@@ -1,0 +1,565 @@
+/**
+ * The socket's path, its publication and retirement, the claim to start a daemon there, and the record of who did.
+ *
+ *     rpc.sock            the public name: what clients connect to
+ *     .k3j2h9x            the name it was bound under: a second link to the same socket, kept to publish it again
+ *     rpc.sock.record     the record: who the daemon is, where it lives, and in the end why it ended
+ *     rpc.sock.claim      there while a start is under way
+ *     rpc.sock.token      a token of our own making, when none was given
+ *     remote-server.log   the log (for a socket of another name: that name and ".log")
+ *
+ * Where others may write to the socket's directory, all but the two names of the socket are kept in the default state directory.
+ */
+
+import { createHash, randomBytes } from "node:crypto";
+import {
+  chmodSync, closeSync, constants, fstatSync, linkSync, lstatSync, mkdirSync, openSync, readFileSync, readlinkSync, readSync, renameSync, statSync,
+  unlinkSync, writeSync,
+} from "node:fs";
+import type { Stats } from "node:fs";
+import { hostname, userInfo } from "node:os";
+import { basename, dirname, isAbsolute, join, resolve } from "node:path";
+import type { Server } from "node:net";
+import { errnoOf, exitCodes, Failure, osFailure } from "./failure.ts";
+
+/** sun_path holds 108 bytes with its closing zero (unix(7)); 104 on macOS. Node listens on a truncated name without an error. */
+export const maxPathBytes = process.platform === "darwin" ? 103 : 107;
+/** A record is about 2 KiB, and 64 token hashes more. Anything larger is not ours. */
+const maxRecordBytes = 1 << 20;
+
+/** Which process this is, so that it cannot be mistaken for another with the same pid. */
+export interface Identity {
+  pid: number;
+  /** Field 22 of /proc/<pid>/stat, in clock ticks since boot (proc(5)). "" where there is no /proc. */
+  startTime: string;
+  /** /proc/sys/kernel/random/boot_id. */
+  bootId: string;
+  /** The target of /proc/self/ns/pid: "pid:[4026531836]". */
+  pidNamespace: string;
+  host: string;
+}
+
+/** What a daemon tells of itself to those who come later. Its file is 0600; whoever can read it is trusted as its owner. */
+export interface DaemonRecord extends Identity {
+  version: string;
+  /** 32 hex digits, new for each daemon. */
+  instance: string;
+  /** Proves that its bearer could read this record: admits tokens, asks for status, stops the daemon. */
+  key: string;
+  /** SHA-256 of each token accepted, oldest first, in hex. */
+  tokenHashes: string[];
+  /** The socket: its public path, the name it was bound under, and the inode of both. */
+  socket: { path: string; bound: string; dev: number; ino: number };
+  log: string;
+  /** Unix time in ms. */
+  startedAt: number;
+  /** What starts such a daemon again: runtime, its flags, and the script. */
+  command: string[];
+  /** Where it lives and whether that survives logout: see lifetime.ts. */
+  lifetime: unknown;
+  /** Set while it is stopping with processes alive: the time, in unix ms, at which they will be ended. */
+  stoppingAt?: number;
+  /** Set as it ends. */
+  ended?: { at: number; reason: EndReason; detail: string };
+}
+
+export type EndReason = "stopped" | "replaced" | "killed-at-logout" | "user-manager-stopped" | "terminated" | "crashed";
+
+/** The files of one socket. */
+export interface Places {
+  socket: string;
+  record: string;
+  claim: string;
+  token: string;
+  log: string;
+  /** The directory of the four above. */
+  directory: string;
+}
+
+/** Reads what the kernel tells of a process. Handed in, so that tests can be other hosts. */
+export interface Proc {
+  read(path: string): string;
+  link(path: string): string;
+  host: string;
+}
+
+export const realProc: Proc = {
+  read: (path) => readFileSync(path, "latin1"),
+  link: (path) => readlinkSync(path),
+  host: hostname(),
+};
+
+/**
+ * Finds the default run directory: by host, for home directories that several hosts share, and not in /run/user/<uid>, which is
+ * unmounted at the last logout.
+ */
+export function defaultDirectory(env: NodeJS.ProcessEnv = process.env): string {
+  const state = env.XDG_STATE_HOME;
+  const base = state !== undefined && isAbsolute(state) ? state : join(homeDirectory(env), ".local/state");
+  return join(base, "holdfast", hostname());
+}
+
+/** HOME, or what the passwd database says where HOME is unset. */
+export function homeDirectory(env: NodeJS.ProcessEnv = process.env): string {
+  if (env.HOME !== undefined && isAbsolute(env.HOME)) return env.HOME;
+  try {
+    return userInfo().homedir;
+  } catch (error) {
+    throw new Failure(`Cannot find the home directory: HOME is not set, and user ${process.getuid?.()} is not in the passwd database`, {
+      exit: exitCodes.cannotCreate, hint: "set HOME, or give the paths with --socket and --log", cause: error,
+    });
+  }
+}
+
+/**
+ * Names the files that belong to a socket.
+ *
+ * @throws {Failure} The path is too long for a socket (exit code 73).
+ */
+export function placesOf(options: { socket?: string | undefined; log?: string | undefined }): Places {
+  const socket = options.socket === undefined ? join(defaultDirectory(), "rpc.sock") : resolve(options.socket);
+  const length = Buffer.byteLength(socket);
+  if (length > maxPathBytes) {
+    throw new Failure(`Cannot listen on "${socket}": the path has ${length} bytes, a Unix socket path has at most ${maxPathBytes}`, {
+      exit: exitCodes.cannotCreate, hint: "choose a shorter one with --socket",
+    });
+  }
+  const name = basename(socket);
+  const shared = isShared(dirname(socket));
+  const directory = shared ? defaultDirectory() : dirname(socket);
+  const base = join(directory, shared ? `${name}-${createHash("sha256").update(socket).digest("hex").slice(0, 12)}` : name);
+  return {
+    socket, directory, record: `${base}.record`, claim: `${base}.claim`, token: `${base}.token`,
+    log: options.log !== undefined ? resolve(options.log) : !shared && name === "rpc.sock" ? join(directory, "remote-server.log") : `${base}.log`,
+  };
+}
+
+/** Tells whether somebody else may write to a directory: /tmp, or one of a group. */
+function isShared(directory: string): boolean {
+  try {
+    const stats = statSync(directory);
+    return (stats.mode & 0o022) !== 0 || (stats.uid !== process.getuid?.() && stats.uid !== 0);
+  } catch {
+    return false; // it will be made, 0700
+  }
+}
+
+/**
+ * Makes the run directory, 0700, and those above it that are missing. One that is there is left as it is, but for our own default one.
+ *
+ * @throws {Failure} It cannot be made, or is no directory (exit code 73).
+ */
+export function makeRunDirectory(directory: string): void {
+  try {
+    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    if (!statSync(directory).isDirectory()) throw Object.assign(new Error(), { code: "ENOTDIR" });
+    if (directory === safely(() => defaultDirectory())) chmodSync(directory, 0o700);
+  } catch (error) {
+    throw osFailure(`make the run directory "${directory}"`, error, {
+      exit: exitCodes.cannotCreate, hint: "choose another place with --socket, in a directory that you may write to",
+    });
+  }
+}
+
+/** Describes a process so that it can be recognised later. */
+export function identify(pid: number = process.pid, proc: Proc = realProc): Identity {
+  return {
+    pid,
+    startTime: safely(() => startTimeOf(proc, pid)) ?? "",
+    bootId: safely(() => proc.read("/proc/sys/kernel/random/boot_id").trim()) ?? "",
+    pidNamespace: safely(() => proc.link("/proc/self/ns/pid")) ?? "",
+    host: proc.host,
+  };
+}
+
+/** What is known of a process: alive and the same, provably gone, or not to be told from here; and by what. */
+export interface Liveness {
+  state: "alive" | "dead" | "unknown";
+  why: string;
+}
+
+/**
+ * Tells whether a process described earlier still lives. Only "alive" allows a signal, only "dead" allows to clear up after it.
+ */
+export function livenessOf(identity: Identity, proc: Proc = realProc): Liveness {
+  const here = identify(process.pid, proc);
+  if (identity.host !== here.host) return { state: "unknown", why: `it runs on host "${identity.host}", this is "${here.host}"` };
+  if (identity.bootId === "" || here.bootId === "") return { state: "unknown", why: "this system has no boot id to compare" };
+  if (identity.bootId !== here.bootId) return { state: "dead", why: "the host has been booted again since" };
+  if (identity.pidNamespace !== here.pidNamespace) return { state: "unknown", why: "it runs in another pid namespace (a container)" };
+  let startTime: string | undefined;
+  try {
+    startTime = startTimeOf(proc, identity.pid);
+  } catch (error) {
+    if (errnoOf(error) !== "ENOENT" && errnoOf(error) !== "ESRCH") return { state: "unknown", why: `/proc/${identity.pid} cannot be read` };
+  }
+  if (startTime === undefined) return { state: "dead", why: `process ${identity.pid} is gone` };
+  if (startTime !== identity.startTime) return { state: "dead", why: `pid ${identity.pid} belongs to another process now` };
+  return { state: "alive", why: `process ${identity.pid} runs` };
+}
+
+/** Field 22 of /proc/<pid>/stat; undefined for a zombie. The command in field 2 may hold spaces and parentheses: count from its end. */
+function startTimeOf(proc: Proc, pid: number): string | undefined {
+  const stat = proc.read(`/proc/${pid}/stat`);
+  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  return fields[0] === "Z" || fields[0] === "X" ? undefined : fields[19];
+}
+
+/** A record as it was found: one, none, or something that is none, and why. */
+export type FoundRecord = { record: DaemonRecord } | { problem: string; exit?: number } | undefined;
+
+/** Reads the record of a socket. Never throws; what is wrong with it is told in words. */
+export function readRecord(path: string): FoundRecord {
+  let text: string;
+  try {
+    text = readOwnFile(path, maxRecordBytes);
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return undefined;
+    return error instanceof Failure ? { problem: error.message, exit: error.exit } : { problem: osFailure(`read the record "${path}"`, error).message };
+  }
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    return { problem: `Cannot read the record "${path}": it holds ${text.length} bytes that are not JSON` };
+  }
+  return isRecord(value) ? { record: value } : { problem: `Cannot read the record "${path}": its JSON is not a holdfast record` };
+}
+
+function isRecord(value: unknown): value is DaemonRecord {
+  const record = value as Partial<DaemonRecord> | null;
+  const strings = [record?.startTime, record?.bootId, record?.pidNamespace, record?.host, record?.version, record?.instance, record?.key, record?.log];
+  return typeof record === "object" && record !== null && strings.every((field) => typeof field === "string")
+    && Number.isSafeInteger(record.pid) && record.pid! > 0 && typeof record.startedAt === "number"
+    && isStringList(record.tokenHashes) && isStringList(record.command)
+    && typeof record.socket?.path === "string" && typeof record.socket.bound === "string" && typeof record.socket.ino === "number";
+}
+
+function isStringList(value: unknown): value is string[] {
+  return Array.isArray(value) && value.every((item) => typeof item === "string");
+}
+
+/** Writes the record, whole or not at all: to a file of its own, then renamed. */
+export function writeRecord(path: string, record: DaemonRecord): void {
+  writeOwnFile(path, JSON.stringify(record, undefined, 1) + "\n");
+}
+
+/** Writes a file of ours, 0600, by rename; nothing planted under its name is followed or kept. */
+export function writeOwnFile(path: string, text: string): void {
+  const temporary = `${path}.${randomBytes(4).toString("hex")}`;
+  try {
+    createFile(temporary, text);
+    renameSync(temporary, path);
+  } catch (error) {
+    safely(() => unlinkSync(temporary));
+    throw osFailure(`write "${path}"`, error, { exit: exitCodes.cannotCreate });
+  }
+}
+
+function createFile(path: string, text: string): void {
+  const descriptor = openSync(path, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW, 0o600);
+  try {
+    writeSync(descriptor, text);
+  } finally {
+    closeSync(descriptor);
+  }
+}
+
+/**
+ * Reads a file that must be ours: regular, of our user, not writable by others, of at most `maxBytes`.
+ *
+ * @throws {Failure} It is another's or unsafe (exit code 77), or too large.
+ * @throws {Error} The operating system's own, when it cannot be opened.
+ */
+function readOwnFile(path: string, maxBytes: number): string {
+  const descriptor = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  try {
+    const stats = fstatSync(descriptor);
+    requireOwnFile(path, stats);
+    if (stats.size > maxBytes) throw new Failure(`Cannot read "${path}": it has ${stats.size} bytes, at most ${maxBytes} are read`);
+    return readFileSync(descriptor, "utf8");
+  } finally {
+    closeSync(descriptor);
+  }
+}
+
+function requireOwnFile(path: string, stats: Stats): void {
+  const uid = process.getuid?.();
+  const found = !stats.isFile() ? `it is ${kindOf(stats)}, a regular file is needed`
+    : stats.uid !== uid ? `it belongs to user ${stats.uid}, it must belong to user ${uid}`
+    : (stats.mode & 0o022) !== 0 ? `its mode is ${(stats.mode & 0o777).toString(8)}, others must not be able to write to it`
+    : undefined;
+  if (found !== undefined) throw new Failure(`Cannot use "${path}": ${found}`, { exit: exitCodes.noPermission });
+}
+
+/** Opens the log for appending, 0600; never through a symbolic link, never another's file. */
+export function openLog(path: string): number {
+  const hint = "choose another file with --log";
+  let descriptor: number;
+  try {
+    // O_NONBLOCK: a FIFO planted here must not hang us
+    descriptor = openSync(path, constants.O_WRONLY | constants.O_APPEND | constants.O_CREAT | constants.O_NOFOLLOW | constants.O_NONBLOCK, 0o600);
+  } catch (error) {
+    const planted = errnoOf(error) === "ELOOP" ? new Error("it is a symbolic link, the log is never written through one") : error;
+    throw osFailure(`open the log "${path}"`, planted, { exit: exitCodes.cannotCreate, hint });
+  }
+  try {
+    requireOwnFile(path, fstatSync(descriptor));
+    return descriptor;
+  } catch (error) {
+    closeSync(descriptor);
+    throw error;
+  }
+}
+
+/** The right to do one thing at a time, held by a file. */
+export interface Claim {
+  release(): void;
+}
+
+/** Whoever holds a claim at the moment; undefined when the file cannot be read as one. */
+export interface Held {
+  heldBy: Identity | undefined;
+}
+
+/**
+ * Claims the right to start a daemon, or to publish: atomic by link(2), also on NFS; never blocks.
+ *
+ * The claim of a dead process is taken over. It may be removed only by the one who holds the claim to remove that very claim
+ * (its file is named after the dead one's id): otherwise, of two who saw the same dead claim, the slower would remove the quicker's
+ * new one.
+ */
+export function tryClaim(path: string): Claim | Held {
+  const id = randomBytes(6).toString("hex");
+  const temporary = `${path}.${id}`;
+  try {
+    createFile(temporary, JSON.stringify({ id, ...identify() }));
+  } catch (error) {
+    safely(() => unlinkSync(temporary));
+    throw osFailure(`claim the start with "${temporary}"`, error, { exit: exitCodes.cannotCreate });
+  }
+  try {
+    for (let attempt = 0; attempt < 5; attempt++) {
+      try {
+        linkSync(temporary, path);
+        return { release: () => removeClaim(path, id) };
+      } catch (error) {
+        if (errnoOf(error) !== "EEXIST") throw osFailure(`claim the start with "${path}"`, error, { exit: exitCodes.cannotCreate });
+      }
+      const holder = readClaim(path);
+      if (holder === "absent") continue;
+      if (holder === undefined || livenessOf(holder).state !== "dead") return { heldBy: holder };
+      const removal = tryClaim(`${path}-${holder.id}`);
+      if (!("release" in removal)) return removal;
+      removeClaim(path, holder.id);
+      removal.release();
+    }
+    return { heldBy: undefined };
+  } finally {
+    safely(() => unlinkSync(temporary));
+  }
+}
+
+/** Claims, waiting at most `waitMs` for another holder; undefined when that was not enough. For the short claims of publication. */
+export async function claimSoon(path: string, waitMs: number): Promise<Claim | undefined> {
+  const deadline = Date.now() + waitMs;
+  for (;;) {
+    const claim = tryClaim(path);
+    if ("release" in claim) return claim;
+    if (Date.now() >= deadline) return undefined;
+    await new Promise((done) => setTimeout(done, 5));
+  }
+}
+
+function readClaim(path: string): (Identity & { id: string }) | "absent" | undefined {
+  try {
+    const value = JSON.parse(readOwnFile(path, 4096));
+    return typeof value?.id === "string" && typeof value.pid === "number" && typeof value.host === "string" ? value : undefined;
+  } catch (error) {
+    return errnoOf(error) === "ENOENT" ? "absent" : undefined;
+  }
+}
+
+function removeClaim(path: string, id: string): void {
+  const holder = readClaim(path);
+  if (typeof holder === "object" && holder.id === id) safely(() => unlinkSync(path));
+}
+
+/** What stands under a socket's public name. */
+export type SocketName = { kind: "absent" } | { kind: "socket"; dev: number; ino: number; uid: number } | { kind: "other"; what: string };
+
+/**
+ * Looks at the public name, without connecting.
+ *
+ * @throws {Failure} It cannot be looked at (exit code 77 where permission is missing, else 73).
+ */
+export function lookAt(path: string): SocketName {
+  try {
+    const stats = lstatSync(path);
+    return stats.isSocket() ? { kind: "socket", dev: stats.dev, ino: stats.ino, uid: stats.uid } : { kind: "other", what: kindOf(stats) };
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return { kind: "absent" };
+    throw osFailure(`look at the socket "${path}"`, error, { exit: errnoOf(error) === "EACCES" ? exitCodes.noPermission : exitCodes.cannotCreate });
+  }
+}
+
+export function notASocket(path: string, what: string): Failure {
+  return new Failure(`Cannot publish the socket "${path}": there is ${what}, the path must be free or have an old socket of ours`, {
+    exit: exitCodes.cannotCreate, hint: "remove it if it is not needed, or choose another place with --socket",
+  });
+}
+
+export function kindOf(stats: Stats): string {
+  return stats.isFile() ? "a regular file" : stats.isDirectory() ? "a directory" : stats.isSymbolicLink() ? "a symbolic link"
+    : stats.isFIFO() ? "a FIFO" : stats.isSocket() ? "a socket" : "a device";
+}
+
+/** A socket that listens, under the name it was bound to. */
+export interface BoundSocket {
+  bound: string;
+  dev: number;
+  ino: number;
+}
+
+/**
+ * Listens under a name of its own beside the public one. The socket is 0600 from the moment it exists: the umask is set before bind(2).
+ *
+ * @throws {Failure} The directory does not take a socket (exit code 73).
+ */
+export async function listenBeside(server: Server, path: string): Promise<BoundSocket> {
+  for (let attempt = 1; ; attempt++) {
+    const bound = join(dirname(path), boundName(path));
+    const umask = process.umask(0o177);
+    try {
+      await new Promise<void>((done, fail) => {
+        server.once("error", fail);
+        server.listen(bound, () => {
+          server.removeListener("error", fail);
+          done();
+        });
+      });
+      const { dev, ino } = lstatSync(bound);
+      return { bound, dev, ino };
+    } catch (error) {
+      if (errnoOf(error) === "EADDRINUSE" && attempt < 10) continue; // somebody drew the same name
+      throw osFailure(`listen on "${path}"`, error, { exit: exitCodes.cannotCreate, hint: "choose another place with --socket" });
+    } finally {
+      process.umask(umask);
+    }
+  }
+}
+
+/** As long as the public name, so that the path fits whenever the public one does; at least 4 bytes. */
+function boundName(path: string): string {
+  const length = Math.min(Math.max(Buffer.byteLength(basename(path)), 4), 13, maxPathBytes - Buffer.byteLength(dirname(path)) - 1);
+  return "." + randomBytes(8).readBigUInt64LE().toString(36).padStart(12, "0").slice(-Math.max(length - 1, 1));
+}
+
+/**
+ * Gives the bound socket its public name.
+ *
+ * @param over Puts it in the place of whatever socket is there, in one step, so that no connect fails in between (--replace).
+ * @throws {Failure} The name is taken (exit code 75), or cannot be made (73).
+ */
+export function publishSocket(socket: BoundSocket, path: string, over: boolean): void {
+  try {
+    if (!over) return linkSync(socket.bound, path);
+    const between = join(dirname(path), boundName(path));
+    linkSync(socket.bound, between);
+    renameSync(between, path);
+  } catch (error) {
+    if (errnoOf(error) === "EEXIST" && isSame(path, socket)) return;
+    throw osFailure(`publish the socket "${path}"`, error, { exit: errnoOf(error) === "EEXIST" ? exitCodes.busy : exitCodes.cannotCreate });
+  }
+}
+
+/** Removes a name of the socket, if it still leads to that very socket. Returns whether it did. */
+export function retireName(path: string, socket: { dev: number; ino: number }): boolean {
+  return isSame(path, socket) && safely(() => (unlinkSync(path), true)) === true;
+}
+
+export function isSame(path: string, socket: { dev: number; ino: number }): boolean {
+  const stats = safely(() => lstatSync(path));
+  return stats !== undefined && stats.isSocket() && stats.dev === socket.dev && stats.ino === socket.ino;
+}
+
+/** SHA-256 of a token, in hex: what is kept and compared, never the token. */
+export function hashToken(token: string): string {
+  return createHash("sha256").update(token).digest("hex");
+}
+
+/**
+ * Reads a token from a file that may itself be a pipe, such as bash's <(echo t): once, and never hanging.
+ *
+ * A FIFO that no one writes to is given `waitMs` to say something. The token is the first line, without the spaces around it.
+ *
+ * @throws {Failure} Unreadable, empty, too long, or a file that others may write to (exit code 77; 1 where there is none).
+ */
+export async function readToken(path: string, waitMs = 1000): Promise<string> {
+  const hint = "write a token of your own to a file (0600) and name it with --token-file, or leave the option out";
+  const doing = `read the token file "${path}"`;
+  const chunks: Buffer[] = [];
+  let descriptor: number | undefined;
+  try {
+    descriptor = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    const stats = fstatSync(descriptor);
+    if (stats.isDirectory()) throw Object.assign(new Error(), { code: "EISDIR" });
+    if (stats.isFile() && (stats.mode & 0o002) !== 0) {
+      throw new Failure(`Cannot ${doing}: its mode is ${(stats.mode & 0o777).toString(8)}, others must not be able to write to it`, {
+        exit: exitCodes.noPermission, hint: `chmod 600 ${path}`,
+      });
+    }
+    const deadline = Date.now() + waitMs;
+    for (let bytes = 0; bytes <= 4096; ) {
+      const buffer = Buffer.alloc(4097);
+      const read = readSome(descriptor, buffer);
+      if (read > 0) {
+        bytes += read;
+        chunks.push(buffer.subarray(0, read));
+      } else if (!stats.isFile() && Date.now() < deadline && (read < 0 || bytes === 0)) {
+        await new Promise((done) => setTimeout(done, 10));
+      } else break;
+    }
+  } catch (error) {
+    if (error instanceof Failure) throw error;
+    throw osFailure(doing, error, { exit: errnoOf(error) === "EACCES" ? exitCodes.noPermission : exitCodes.failed, hint });
+  } finally {
+    if (descriptor !== undefined) closeSync(descriptor);
+  }
+  const token = (Buffer.concat(chunks).toString("utf8").split("\n")[0] ?? "").trim();
+  const found = token === "" ? "it is empty, a token is needed" : Buffer.byteLength(token) > 4095 ? "its first line has over 4095 bytes" : undefined;
+  if (found !== undefined) throw new Failure(`Cannot ${doing}: ${found}`, { exit: exitCodes.noPermission, hint });
+  return token;
+}
+
+/** Bytes read; 0 at the end; -1 where the writer of a pipe has written nothing yet. */
+function readSome(descriptor: number, buffer: Buffer): number {
+  try {
+    return readSync(descriptor, buffer);
+  } catch (error) {
+    if (errnoOf(error) === "EAGAIN") return -1;
+    throw error;
+  }
+}
+
+/** Reads the token of our own making beside the socket, or makes it. */
+export function ownToken(path: string): string {
+  try {
+    const token = readOwnFile(path, 4096).trim();
+    if (token !== "") return token;
+  } catch (error) {
+    if (errnoOf(error) !== "ENOENT") throw error instanceof Failure ? error : osFailure(`read the token file "${path}"`, error);
+  }
+  const token = randomBytes(32).toString("hex");
+  writeOwnFile(path, token + "\n");
+  return token;
+}
+
+/** Does something that may fail where failing means that there is nothing: the error is the answer "undefined". */
+export function safely<T>(action: () => T): T | undefined {
+  try {
+    return action();
+  } catch {
+    return undefined;
+  }
+}

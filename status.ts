@@ -1,0 +1,66 @@
+/** --status: server.status for people, on one screen. */
+
+import { connectOwned } from "./call.ts";
+import { durationWords, timeWords } from "./doctor.ts";
+import type { Lifetime } from "./lifetime.ts";
+import { cleanText } from "./log.ts";
+import type { ProcessSummary } from "./processes.ts";
+import type { Places } from "./socket.ts";
+
+/** So many processes are listed; of more, only how many. */
+const maxListed = 12;
+const answerMs = 5000;
+
+interface Status {
+  version: string;
+  instanceId: string;
+  startedAt: number;
+  pid: number;
+  uptimeMs: number;
+  rssBytes: number;
+  connections: number;
+  processes: ProcessSummary[];
+  log: string;
+  socket: string;
+  lifetime: Lifetime;
+}
+
+/** Asks the daemon and prints the answer. Returns the exit code. */
+export async function printStatus(places: Places, json: boolean, say: (text: string) => number): Promise<number> {
+  const { client, auth } = await connectOwned(places, undefined);
+  try {
+    const status = (await client.request("server.status", {}, auth, answerMs)) as Status;
+    return say(json ? `${JSON.stringify(status)}\n` : statusWords(status));
+  } finally {
+    client.close();
+  }
+}
+
+function statusWords(status: Status): string {
+  const { lifetime, processes } = status;
+  const rows: [string, string][] = [
+    ["daemon", `holdfast ${status.version}, pid ${status.pid}, instance ${status.instanceId}`],
+    ["up", `${durationWords(status.uptimeMs)}, started ${timeWords(status.startedAt).replace(/ \(.*/, "")}`],
+    ["lives", lifetime.where],
+    ["survives logout", lifetime.words],
+    ...lifetime.warnings.flatMap(({ message, hint }): [string, string][] => [["warning", message], ["hint", hint]]),
+    ["connections", String(status.connections)],
+    ["memory", sizeWords(status.rssBytes)],
+    ["socket", status.socket],
+    ["log", status.log],
+    ["processes", `${processes.filter(({ running }) => running).length} running, ${processes.filter(({ running }) => !running).length} ended`],
+  ];
+  const listed = [...processes].sort((a, b) => Number(b.running) - Number(a.running)).slice(0, maxListed);
+  const lines = rows.map(([name, text]) => `${name.padEnd(16)}${cleanText(text, 1000)}`);
+  for (const entry of listed) lines.push(`  ${cleanText(entry.id, 24).padEnd(24)} ${processWords(entry)}`);
+  if (processes.length > listed.length) lines.push(`  and ${processes.length - listed.length} more: --call process.list`);
+  return `${lines.join("\n")}\n`;
+}
+
+function processWords({ pid, command, running, bytes, ageMs }: ProcessSummary): string {
+  return `${running ? `pid ${pid}`.padEnd(12) : "ended".padEnd(12)} ${durationWords(ageMs).padEnd(8)} ${sizeWords(bytes).padStart(9)}  ${cleanText(command, 40)}`;
+}
+
+export function sizeWords(bytes: number): string {
+  return bytes < 10_000 ? `${bytes} B` : bytes < 10_000_000 ? `${Math.round(bytes / 1000)} kB` : `${Math.round(bytes / 1e6)} MB`;
+}

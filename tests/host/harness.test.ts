@@ -1,0 +1,246 @@
+// time limit: 120 s
+/**
+ * The hosts that the other tests rely on: that they are real, that they are what was asked for, and that they leave nothing.
+ *
+ * What systemd does to processes is tested here with `sleep` alone, so that a surprise in another file is not the host's.
+ */
+
+import { spawn } from "node:child_process";
+import { chmodSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { once } from "node:events";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { bootHost, type Host, readIfThere, requireHosts, until, withHost } from "./host.ts";
+
+if (process.env["HARNESS_TEST_BOOTS"] !== undefined) await bootAndWait();
+requireHosts(16);
+
+const background = "</dev/null >/dev/null 2>&1 &";
+
+const logins = suite("host.ssh()");
+
+logins("runs a command in a session of its own, with its output, exit code and stdin", () =>
+  withHost({}, async (host) => {
+    const cgroups = await Promise.all([1, 2].map(() => host.ssh("dev", "id -un; grep ^0:: /proc/self/cgroup; cat >&2; exit 3", { stdin: "words" })));
+    for (const { code, stdout, stderr } of cgroups) {
+      assert.match(stdout, /^dev\n0::\/user\.slice\/user-\d+\.slice\/session-\w+\.scope\n$/);
+      assert.is(stderr, "words");
+      assert.is(code, 3);
+    }
+    assert.is.not(cgroups[0]?.stdout, cgroups[1]?.stdout);
+    assert.match((await host.root("id -u; hostname")).stdout, /^0\nhost-\d+\n$/);
+    assert.match((await host.ssh("dev", "node --version")).stdout, /^v\d+/);
+  }));
+
+logins("kills the client when its time is up, which ends the session", () =>
+  withHost({ killUserProcesses: true }, async (host) => {
+    const { code, signal, timedOut } = await host.ssh("dev", "sleep 1001", { timeoutMs: 1000 });
+    assert.equal([code, signal, timedOut], [null, "SIGKILL", true]);
+    await host.sleepUntilLoggedOut("dev");
+    assert.is(host.processes("sleep 1001").length, 0);
+  }));
+
+logins("has a twin, spawnSsh(), with the caller's streams, and copy() brings files", () =>
+  withHost({ users: ["ann"] }, async (host) => {
+    const child = host.spawnSsh("ann", "cat");
+    child.stdin.write("ping\n");
+    assert.is(String((await once(child.stdout, "data"))[0]), "ping\n");
+    assert.is(host.sessions("ann").length, 1);
+    child.stdin.end();
+    assert.equal(await once(child, "close"), [0, null]);
+
+    await host.copy("ann", "package.json", "copy of it");
+    assert.is((await host.ssh("ann", "cat 'copy of it'")).stdout, readFileSync("package.json", "utf8"));
+  }));
+
+const policies = suite("a host's policy");
+
+policies("kills what a user left behind at logout, even after setsid, with KillUserProcesses=yes", () =>
+  withHost({ killUserProcesses: true }, async (host) => {
+    assert.is((await host.ssh("dev", `setsid sleep 1001 ${background}`)).code, 0);
+    await host.sleepUntilLoggedOut("dev");
+    assert.is(host.processes("sleep 1001").length, 0);
+  }));
+
+policies("lets it live with KillUserProcesses=no", () =>
+  withHost({ killUserProcesses: false }, async (host) => {
+    assert.is((await host.ssh("dev", `setsid sleep 1001 ${background}`)).code, 0);
+    await host.sleepUntilLoggedOut("dev");
+    const [found, ...others] = host.processes(/^sleep 1001$/);
+    assert.is(others.length, 0);
+    assert.is(found?.uid, host.uid("dev"));
+    assert.match(found?.cgroup ?? "", /^\/user\.slice\/user-\d+\.slice\/session-\w+\.scope$/);
+    assert.ok(host.isAlive(found?.inside as number));
+    await host.inside(["kill", String(found?.inside)]);
+    await until(() => !host.isAlive(found?.inside as number), "the process to end");
+  }));
+
+policies("can be changed while it runs", () =>
+  withHost({ killUserProcesses: false, users: ["ann", "bob"] }, async (host) => {
+    for (const [user, kill] of [["ann", true], ["bob", false]] as const) {
+      await host.setKillUserProcesses(kill);
+      await host.ssh(user, `setsid sleep 1001 ${background}`);
+      await host.sleepUntilLoggedOut(user);
+      assert.is(host.processes("sleep 1001").length, kill ? 0 : 1);
+    }
+  }));
+
+policies("ends a user's scopes soon after the last logout, but not those of a user who lingers", () =>
+  withHost({ logind: ["UserStopDelaySec=1"], killUserProcesses: true, users: ["ann", "bob+linger"] }, async (host) => {
+    await host.addUser("eve", { linger: true });
+    for (const user of ["bob", "eve", "ann"]) {
+      await host.ssh(user, `setsid systemd-run --user --scope --quiet sleep 1001 ${background} sleep 0.3`);
+      await host.sleepUntilLoggedOut(user);
+    }
+    const scoped = /^\S*\/sleep 1001$/; // systemd-run looks the program up
+    assert.is(host.processes(scoped).length, 3);
+    await host.sleepUntilUserManagerEnded("ann");
+    assert.equal(host.processes(scoped).map(({ uid }) => uid), [host.uid("bob"), host.uid("eve")]);
+    assert.ok(host.hasUserManager("bob"));
+  }));
+
+policies("allows users to enable linger for themselves when polkit is there", () =>
+  withHost({}, async (host) => {
+    const { code, stderr } = await host.ssh("dev", "loginctl enable-linger dev");
+    assert.equal([code, stderr], [0, ""]);
+    assert.ok(existsSync(host.file("/var/lib/systemd/linger/dev")));
+  }));
+
+policies("denies it when polkit is not", () =>
+  withHost({ polkit: false }, async (host) => {
+    const { code, stderr } = await host.ssh("dev", "loginctl enable-linger dev");
+    assert.equal([code, stderr], [1, "Could not enable linger: Access denied\n"]);
+    assert.is((await host.root("loginctl enable-linger dev")).code, 0);
+  }));
+
+policies("is sshd's too: without PAM a login has no session", () =>
+  withHost({ sshd: ["UsePAM no"] }, async (host) => {
+    assert.match((await host.ssh("dev", "grep ^0:: /proc/self/cgroup")).stdout, /^0::\/system\.slice\/ssh\.service\n$/);
+    assert.is(host.sessions("dev").length, 0);
+  }));
+
+const files = suite("a host's files");
+
+files("are its own, as are its processes and network, when two run at once; what is bound is shared", () =>
+  withDirectory((directory) =>
+    withHost({ binds: { "/home/shared": directory } }, (one) =>
+      withHost({ binds: { "/home/shared": directory } }, async (other) => {
+        await one.ssh("dev", `echo one >~/name; setsid sleep 1001 ${background}`);
+        await one.root("hostname >/home/shared/name");
+        assert.is(one.processes("sleep 1001").length, 1);
+        assert.is(other.processes("sleep 1001").length, 0);
+        assert.not(existsSync(other.file("/home/dev/name")));
+        assert.not(existsSync("/home/dev/name"));
+        assert.is((await other.ssh("dev", "cat /home/shared/name")).stdout, readFileSync(one.file("/etc/hostname"), "utf8"));
+        assert.is.not((await other.root("hostname")).stdout, (await one.root("hostname")).stdout);
+        assert.is.not((await other.root("readlink /proc/self/ns/net")).stdout, (await one.root("readlink /proc/self/ns/net")).stdout);
+      }),
+    ),
+  ));
+
+files("can be prepared before the boot, and a disk keeps them for the next one", () =>
+  withDirectory(async (directory) => {
+    const identity = "cat /etc/machine-id /etc/hostname; cat /proc/sys/kernel/random/boot_id";
+    const options = { disk: `${directory}/disk.img`, pre: 'echo prepared >"$root/etc/prepared"' };
+    const [first, bootId] = await withHost(options, async (host) => {
+      assert.is(readFileSync(host.file("/etc/prepared"), "utf8"), "prepared\n");
+      await host.ssh("dev", "echo kept >kept");
+      const words = (await host.root(identity)).stdout.trim().split("\n");
+      await host.powerOff();
+      return [words, words.pop()];
+    });
+    await withHost(options, async (host) => {
+      const words = (await host.root(identity)).stdout.trim().split("\n");
+      assert.is.not(words.pop(), bootId);
+      assert.equal(words, first);
+      assert.is((await host.ssh("dev", "cat kept")).stdout, "kept\n");
+    });
+  }));
+
+const ends = suite("a host's end");
+
+ends("comes with withHost(), also when that throws, and leaves nothing", async () => {
+  let remains: () => string[] = () => ["never booted"];
+  const thrown = new Error("thrown in a test");
+  try {
+    await withHost({ polkit: false }, async (host) => {
+      remains = lookFor(host);
+      assert.ok(remains().length > 3, `seen while it runs: ${remains()}`);
+      await host.ssh("dev", `trap '' TERM; setsid sleep 1001 ${background}`);
+      host.spawnSsh("dev", "sleep 1001");
+      throw thrown;
+    });
+    assert.unreachable();
+  } catch (error) {
+    assert.is(error, thrown);
+  }
+  assert.equal(remains(), []);
+});
+
+ends("comes with the process that booted it, killed by -9, and leaves nothing", async () => {
+  const booter = spawn(process.execPath, [process.argv[1] as string], { env: { ...process.env, HARNESS_TEST_BOOTS: "1" }, stdio: ["ignore", "pipe", "inherit"] });
+  const host = JSON.parse(String((await once(booter.stdout, "data"))[0]));
+  const remains = lookFor(host);
+  assert.ok(remains().length > 3);
+  booter.kill("SIGKILL");
+  await until(() => remains().length === 0, `nothing to be left of the host: ${remains()}`);
+});
+
+ends("comes with the script that made it, killed by -9, and the next start sweeps", async () => {
+  const host = await bootHost({});
+  const remains = lookFor(host);
+  process.kill(scriptOf(host), "SIGKILL");
+  await host.end();
+  await until(() => remains().every((trace) => !/^process|^mount/.test(trace)), "its processes to end");
+  assert.ok(existsSync(host.directory));
+  await withHost({}, async () => assert.equal(remains(), []));
+});
+
+ends("comes with its nspawn, killed by -9, and leaves nothing", async () => {
+  const host = await bootHost({});
+  const remains = lookFor(host);
+  process.kill(parentOf(host.init), "SIGKILL");
+  await host.end();
+  assert.equal(remains(), []);
+});
+
+for (const tests of [logins, policies, files, ends]) tests.run();
+
+/** Gives a function that names what there is of a host on this machine: processes, mounts, cgroups, directories, loop devices. */
+function lookFor(host: Pick<Host, "init" | "directory">): () => string[] {
+  const name = `holdfast-host-${scriptOf(host)}`;
+  const pids = [host.init, parentOf(host.init), parentOf(parentOf(host.init)), scriptOf(host)];
+  return () => {
+    const lines = readFileSync("/proc/mounts", "utf8").split("\n");
+    return [
+      ...readdirSync("/proc").filter((pid) => /^\d+$/.test(pid) && (pids.includes(Number(pid)) || hasCgroup(pid, name))).filter(isRunning).map((pid) => `process ${pid}`),
+      ...lines.filter((line) => line.includes(host.directory)).map((line) => `mount ${line}`),
+      ...["", "/unified", "/systemd"].map((part) => `/sys/fs/cgroup${part}/${name}`).filter(existsSync),
+      ...[host.directory, `/run/systemd/nspawn/propagate/${name}`].filter(existsSync),
+    ];
+  };
+}
+
+const scriptOf = (host: Pick<Host, "directory">): number => Number(host.directory.split("/").pop());
+const parentOf = (pid: number): number => Number(/^PPid:\s(\d+)/m.exec(readIfThere(`/proc/${pid}/status`))?.[1]);
+const hasCgroup = (pid: string, name: string): boolean => readIfThere(`/proc/${pid}/cgroup`).includes(`/${name}/`);
+/** Not a zombie: those wait for this machine's init, which may be slow. */
+const isRunning = (pid: string): boolean => /^State:\s[^ZX]/m.test(readIfThere(`/proc/${pid}/status`));
+
+async function withDirectory(use: (directory: string) => Promise<void>): Promise<void> {
+  const directory = mkdtempSync(`${tmpdir()}/holdfast-`);
+  try {
+    chmodSync(directory, 0o755); // for the users of the hosts
+    await use(directory);
+  } finally {
+    rmSync(directory, { recursive: true });
+  }
+}
+
+/** What this file does when a test of its own starts it, to be killed. */
+async function bootAndWait(): Promise<never> {
+  const { init, directory } = await bootHost({});
+  console.log(JSON.stringify({ init, directory }));
+  return new Promise(() => {});
+}

@@ -1,0 +1,336 @@
+/**
+ * Real machines for tests: systemd, logind and sshd in namespaces of their own, reached by the OpenSSH client.
+ *
+ *     await withHost({ killUserProcesses: true }, async (host) => {
+ *       await host.copy("dev", "dist/holdfast.js", "server");
+ *       const started = await host.ssh("dev", "node server --serve --socket ~/s");
+ *       await host.sleepUntilLoggedOut("dev");
+ *       assert.is(host.processes("--serve").length, 1);
+ *     });
+ *
+ * `testhost.sh` beside this file boots and ends them; test files are run with the project's root as working directory.
+ * Everything that looks (processes, files, sessions, cgroups) looks from outside, so that it opens no session and wakes
+ * no service of the machine. Only `root()` and `setKillUserProcesses()` log in, as root.
+ */
+
+import { type ChildProcessWithoutNullStreams, spawn } from "node:child_process";
+import { accessSync, constants, existsSync, readdirSync, readFileSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { setTimeout as sleep } from "node:timers/promises";
+
+const scripts = "tests/host";
+/** On a hybrid machine the second hierarchy is here; on a unified one all of it is in /sys/fs/cgroup. */
+const cgroupRoot = existsSync("/sys/fs/cgroup/unified") ? "/sys/fs/cgroup/unified" : "/sys/fs/cgroup";
+
+export interface HostOptions {
+  /** Users to make, `name` or `name+linger`. `["dev"]` by default. */
+  users?: string[];
+  /** logind's KillUserProcesses=; the root's own default when absent. */
+  killUserProcesses?: boolean;
+  /** More lines for logind.conf: `UserStopDelaySec=1` turns waits of 10 s into 1 s. */
+  logind?: string[];
+  /** More lines for sshd_config: `UsePAM no`. */
+  sshd?: string[];
+  /** false: as if polkit were not installed; users may not enable linger for themselves. */
+  polkit?: boolean;
+  /** Directories of this machine to show in the host, by their path there: `{ "/home/dev": directory }`. */
+  binds?: Record<string, string>;
+  /** Image file with the changes of earlier boots; made when missing. Without it every boot starts afresh. */
+  disk?: string;
+  /** Bash to run before the boot as root of this machine, with the host's root directory in `$root`. */
+  pre?: string;
+  /** Root directory to boot: that of the suite under test by default, else this machine's. Never written to. */
+  lower?: string;
+}
+
+export interface Result {
+  /** Exit code: of the remote command for ssh, 255 when ssh itself failed, null when the client was killed. */
+  code: number | null;
+  signal: NodeJS.Signals | null;
+  stdout: string;
+  stderr: string;
+  /** From start to the end of output, in milliseconds. */
+  ms: number;
+  /** The time limit was reached and the client killed. */
+  timedOut: boolean;
+}
+
+export interface RunOptions {
+  /** Time limit, in milliseconds. 20 s by default. */
+  timeoutMs?: number;
+  /** What the command reads; nothing by default. */
+  stdin?: string | Uint8Array;
+  /** More arguments for the ssh client: `-tt`. */
+  sshArgs?: string[];
+}
+
+export interface HostProcess {
+  /** Its pid on this machine, for /proc and kill. */
+  pid: number;
+  /** Its pid on the host. */
+  inside: number;
+  uid: number;
+  /** Its cgroup as the host names it: `/user.slice/user-1000.slice/session-3.scope`. */
+  cgroup: string;
+  /** Its arguments, joined by spaces. */
+  command: string;
+}
+
+export type Host = Awaited<ReturnType<typeof bootHost>>;
+
+/** Boots a host, hands it to `use`, and ends it, however `use` ends. */
+export async function withHost<T>(options: HostOptions, use: (host: Host) => Promise<T>): Promise<T> {
+  const host = await bootHost(options);
+  try {
+    return await use(host);
+  } finally {
+    await host.end();
+  }
+}
+
+/** Why no host can be booted on this machine; undefined when one can. */
+export function hostsCanRun(): string | undefined {
+  if (process.platform !== "linux") return "hosts need Linux";
+  if (process.getuid?.() !== 0) return "hosts need root";
+  try {
+    accessSync(`${cgroupRoot}/cgroup.procs`, constants.W_OK);
+  } catch {
+    return "hosts need a writable cgroup v2";
+  }
+  const outside = ["systemd-container /usr/bin/systemd-nspawn", "openssh-client /usr/bin/ssh", "util-linux /usr/bin/nsenter"];
+  // with a suite of its own, the root has all that a host is made of
+  const inside = [
+    "systemd-sysv /sbin/init",
+    "dbus /usr/bin/dbus-daemon",
+    "dbus-user-session /usr/lib/systemd/user/dbus.socket",
+    "libpam-systemd /usr/share/pam-configs/systemd",
+    "openssh-server /usr/sbin/sshd",
+    "polkitd /usr/share/polkit-1/actions/org.freedesktop.policykit.policy",
+  ];
+  const suite = process.env["HOLDFAST_TEST_SUITE"];
+  const needed = [...outside, ...(suite ? ["debootstrap /usr/sbin/debootstrap"] : inside)].map((line) => line.split(" "));
+  const missing = needed.filter(([, path]) => !existsSync(path as string)).map(([name]) => name);
+  return missing.length === 0 ? undefined : `hosts need the packages ${missing.join(", ")}`;
+}
+
+/**
+ * Ends this test file, with its tests counted as skipped, where no host can be booted. Call it before the first test.
+ *
+ * @param testCount How many tests the file has.
+ */
+export function requireHosts(testCount: number): void {
+  const why = hostsCanRun();
+  if (why === undefined) return;
+  console.log(`SKIP ${testCount} ${why}`);
+  process.exit(0);
+}
+
+/** Builds the root directory of a Debian suite, once for all runs, and gives its path. Takes a minute or two. */
+export async function suiteRoot(suite: string): Promise<string> {
+  const built = await run("bash", [`${scripts}/suiteroot.sh`, suite], { timeoutMs: 600_000 });
+  if (built.code !== 0) throw new Error(`Cannot build the root of "${suite}": ${built.stderr}`);
+  return built.stdout.trim();
+}
+
+/** Polls until `isSo` holds. @throws {Error} It does not within the time limit; `what` completes "Waited N ms for …". */
+export async function until(isSo: () => boolean | Promise<boolean>, what: string, timeoutMs = 15_000): Promise<void> {
+  const start = Date.now();
+  while (!(await isSo())) {
+    if (Date.now() - start > timeoutMs) throw new Error(`Waited ${timeoutMs} ms for ${what}`);
+    await sleep(25);
+  }
+}
+
+/** Boots a host. The caller ends it; `withHost()` does both. */
+export async function bootHost(options: HostOptions) {
+  const suite = process.env["HOLDFAST_TEST_SUITE"];
+  const lower = options.lower ?? (suite ? await suiteRoot(suite) : "/");
+  // A group of its own: when this file's group is killed, the script sees its stdin end and clears up.
+  const machine = spawn("bash", [`${scripts}/testhost.sh`], {
+    detached: true,
+    stdio: ["pipe", "pipe", "inherit"],
+    env: {
+      PATH: process.env["PATH"],
+      HOST_LOWER: lower,
+      HOST_DISK: options.disk ?? "",
+      HOST_USERS: (options.users ?? ["dev"]).join(" "),
+      HOST_KILL: options.killUserProcesses === undefined ? "" : yesNo(options.killUserProcesses),
+      HOST_LOGIND: (options.logind ?? []).join("\n"),
+      HOST_SSHD: (options.sshd ?? []).join("\n"),
+      HOST_POLKIT: yesNo(options.polkit ?? true),
+      HOST_BINDS: Object.entries(options.binds ?? {}).map(([inside, outside]) => `${outside}:${inside}`).join("\n"),
+      HOST_PRE: options.pre ?? "",
+      HOST_NODE: process.execPath,
+    },
+  });
+  const ended = new Promise<void>((resolve) => machine.once("close", () => resolve()));
+  machine.stdin.on("error", () => {}); // it ended first
+  const [word, init, directory, path] = (await firstLine(machine.stdout)).split(" ");
+  if (word !== "READY") throw new Error(`Cannot boot a host: ${word} ${init} ${directory} ${path}`);
+
+  const root = `/proc/${init}/root`;
+  const cgroup = `${cgroupRoot}${path}`;
+  const children = new Set<ChildProcessWithoutNullStreams>();
+  const login = ["-F", "none", "-i", `${directory}/key`].concat(
+    ["IdentitiesOnly=yes", "BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"].flatMap((option) => ["-o", option]),
+  );
+  const enter = ["-t", String(init), "-n"];
+
+  const host = {
+    /** The pid of the host's init on this machine. */
+    init: Number(init),
+    /** The host's cgroup directory: `${cgroup}/user.slice/…`. */
+    cgroup,
+    /** What the host needs on this machine, removed at its end. Its last part is the pid of testhost.sh. */
+    directory: directory as string,
+
+    /** Runs a shell command over ssh, in a connection and so a session of its own. */
+    ssh: (user: string, command: string, options: RunOptions = {}) =>
+      run("nsenter", [...enter, "ssh", ...login, ...(options.sshArgs ?? []), `${user}@127.0.0.1`, command], options),
+    /** The same as root. */
+    root: (command: string, options: RunOptions = {}) => host.ssh("root", command, options),
+
+    /** Starts an ssh client whose streams are the caller's. It is killed with the host at the latest. */
+    spawnSsh(user: string, command: string, sshArgs: string[] = []) {
+      const child = spawn("nsenter", [...enter, "ssh", ...login, ...sshArgs, `${user}@127.0.0.1`, command]);
+      children.add(child.once("close", () => children.delete(child)));
+      return child;
+    },
+
+    /** Copies a file of this machine to a user, by scp. */
+    async copy(user: string, localFile: string, remotePath: string) {
+      const copied = await run("nsenter", [...enter, "scp", "-q", ...login, localFile, `${user}@127.0.0.1:${remotePath}`]);
+      if (copied.code !== 0) throw new Error(`Cannot copy "${localFile}" to the host: ${copied.stderr}`);
+    },
+
+    /** Runs a program in all the host's namespaces without a session. Not for loginctl: logind would not know its cgroup. */
+    inside: (argv: string[], options: RunOptions = {}) =>
+      run("nsenter", ["-t", String(init), "-a", "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", ...argv], options),
+
+    /** The path on this machine of a host's file. Symbolic links with absolute targets lead out of the host. */
+    file: (path: string) => `${root}${path}`,
+
+    /** Makes a user, as those of `HostOptions.users`. */
+    async addUser(name: string, { linger = false } = {}) {
+      await checked(host.inside(["useradd", "-m", "-s", "/bin/bash", "-p", "*", name]));
+      if (linger) await checked(host.root(`loginctl enable-linger ${name}`));
+    },
+
+    uid(user: string): number {
+      const line = readFileSync(`${root}/etc/passwd`, "utf8").split("\n").find((line) => line.startsWith(`${user}:`));
+      if (line === undefined) throw new Error(`The host has no user "${user}"`);
+      return Number(line.split(":")[2]);
+    },
+
+    /** The living processes of the host, or those whose arguments, joined by spaces, match. */
+    processes(pattern: string | RegExp = ""): HostProcess[] {
+      return readdirSync("/proc")
+        .filter((name) => /^\d+$/.test(name))
+        .map((name) => readProcess(Number(name), path as string))
+        .filter((found) => found !== undefined)
+        .filter(({ command }) => (typeof pattern === "string" ? command.includes(pattern) : pattern.test(command)));
+    },
+
+    isAlive: (inside: number): boolean => host.processes().some((found) => found.inside === inside),
+
+    /** The sessions that logind knows of: all, or one user's, with their state: active, online, closing. */
+    sessions(user?: string): { id: string; uid: number; state: string }[] {
+      const directory = `${root}/run/systemd/sessions`;
+      const uid = user === undefined ? undefined : host.uid(user);
+      const sessions = readdirSync(directory).filter((id) => !id.endsWith(".ref")).map((id) => {
+        const text = readIfThere(`${directory}/${id}`);
+        // from systemd 256 on the user manager has a session too, which stays as long as it does
+        const isLogin = !/^CLASS=manager/m.test(text);
+        return { id, uid: Number(/^UID=(\d+)/m.exec(text)?.[1]), state: (isLogin && /^STATE=(.*)/m.exec(text)?.[1]) || "gone" };
+      });
+      return sessions.filter((session) => session.state !== "gone" && (uid === undefined || session.uid === uid));
+    },
+
+    /** Waits until the user's sessions have ended, and all processes that end with them. */
+    async sleepUntilLoggedOut(user: string) {
+      await until(() => host.sessions(user).every(({ state }) => state === "closing"), `"${user}" to be logged out`);
+      await until(async () => {
+        // what logind leaves alone stays in a scope that it has abandoned, and the session stays "closing"
+        const scopes = host.sessions(user).map(({ id }) => host.inside(["systemctl", "show", "-p", "SubState", "--value", `session-${id}.scope`]));
+        return (await Promise.all(scopes)).every(({ stdout }) => /abandoned|dead|failed/.test(stdout));
+      }, `the sessions of "${user}" to end`);
+    },
+
+    /** Whether `user@UID.service` runs; without linger it ends 10 s (UserStopDelaySec=) after the last session. */
+    hasUserManager: (user: string): boolean => existsSync(`${cgroup}/user.slice/user-${host.uid(user)}.slice/user@${host.uid(user)}.service`),
+    sleepUntilUserManagerEnded: (user: string) => until(() => !host.hasUserManager(user), `the user manager of "${user}" to end`, 30_000),
+
+    /** Changes logind's policy while it runs; open sessions stay. */
+    async setKillUserProcesses(yes: boolean) {
+      const [file, reload] = ["/etc/systemd/logind.conf.d/90-kill.conf", "systemctl kill -s HUP systemd-logind"];
+      const show = "loginctl show-user -p KillUserProcesses --value";
+      const wait = `for i in $(seq 100); do [ "$(${show})" = ${yesNo(yes)} ] && exit; sleep 0.02; done; exit 1`;
+      await checked(host.root(`printf '[Login]\\nKillUserProcesses=${yesNo(yes)}\\n' >${file}; ${reload}; ${wait}`));
+    },
+
+    /** Shuts the host down in order, as before a reboot, and waits for it. A service that ignores SIGTERM takes 90 s. */
+    async powerOff() {
+      machine.stdin.write("poweroff\n");
+      await ended;
+    },
+
+    /** Ends the host at once, as a power cut does. */
+    async end() {
+      machine.stdin.end();
+      for (const child of children) child.kill("SIGKILL");
+      await ended;
+    },
+  };
+  return host;
+}
+
+/** Runs a program to its end. Killed when its time limit is reached. */
+async function run(program: string, args: string[], { stdin, timeoutMs = 20_000 }: RunOptions = {}): Promise<Result> {
+  const start = Date.now();
+  const child = spawn(program, args);
+  let timedOut = false;
+  const timer = setTimeout(() => (timedOut = child.kill("SIGKILL")), timeoutMs);
+  const output = { stdout: "", stderr: "" };
+  for (const name of ["stdout", "stderr"] as const) child[name].setEncoding("utf8").on("data", (text) => (output[name] += text));
+  child.stdin.on("error", () => {}); // it did not read all
+  child.stdin.end(stdin);
+  return new Promise((resolve, reject) => {
+    child.once("error", reject);
+    child.once("close", (code, signal) => {
+      clearTimeout(timer);
+      resolve({ code, signal, ...output, ms: Date.now() - start, timedOut });
+    });
+  });
+}
+
+async function checked(running: Promise<Result>): Promise<void> {
+  const { code, stdout, stderr } = await running;
+  if (code !== 0) throw new Error(`A command on the host ended with ${code}: ${stdout}${stderr}`);
+}
+
+/** Reads what /proc has on a process of the host with this cgroup; undefined for others, and for those that just ended. */
+function readProcess(pid: number, hostCgroup: string): HostProcess | undefined {
+  const cgroup = /^0::(.*)$/m.exec(readIfThere(`/proc/${pid}/cgroup`))?.[1];
+  if (cgroup === undefined || !`${cgroup}/`.startsWith(`${hostCgroup}/`)) return undefined;
+  const status = readIfThere(`/proc/${pid}/status`);
+  const command = readIfThere(`/proc/${pid}/cmdline`).replace(/\0$/, "").replaceAll("\0", " ");
+  const inside = Number(/^NSpid:.*\s(\d+)$/m.exec(status)?.[1]);
+  const uid = Number(/^Uid:\s(\d+)/m.exec(status)?.[1]);
+  return /^State:\s[^ZX]/m.test(status) ? { pid, inside, uid, cgroup: cgroup.slice(hostCgroup.length), command } : undefined;
+}
+
+/** Reads a file that may vanish at any time, as those of /proc; "" when it has. */
+export function readIfThere(path: string): string {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return "";
+  }
+}
+
+async function firstLine(stream: NodeJS.ReadableStream): Promise<string> {
+  for await (const line of createInterface({ input: stream })) return line;
+  return "FAILED it ended without a word";
+}
+
+const yesNo = (yes: boolean): string => (yes ? "yes" : "no");

@@ -1,0 +1,22 @@
+#!/bin/bash
+# Builds the root directory of a Debian suite for test hosts, if it is not there yet, and prints its path.
+#   suiteroot.sh SUITE     progress goes to stderr; a first build takes a minute or two and 400 MiB of the cache
+set -euo pipefail
+[[ ${1:-} =~ ^[a-z]+$ ]] || { echo "usage: suiteroot.sh SUITE" >&2; exit 64; }
+
+packages=systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,openssh-server,polkitd,sudo,iproute2,procps,libstdc++6,libatomic1
+cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/holdfast/roots
+mkdir -p "$cache"
+exec 3>"$cache/.$1.lock"
+flock 3 # a second run waits for the first one's build
+
+if [ ! -e "$cache/$1" ]; then
+  echo "Building the root of $1 in $cache …" >&2
+  rm -rf --one-file-system "$cache/$1.partial"
+  debootstrap --variant=minbase --include="$packages" "$1" "$cache/$1.partial" </dev/null |
+    while read -r line; do [[ $line =~ ^I:\ (Retrieving|Unpacking|Configuring|Validating|Extracting) ]] && printf '\r%.78s\e[K' "$line" || echo "$line"; done >&2
+  printf '\r\e[K' >&2
+  rm -f "$cache/$1.partial"/var/cache/apt/archives/*.deb
+  mv "$cache/$1.partial" "$cache/$1"
+fi
+echo "$cache/$1"

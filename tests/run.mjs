@@ -1,0 +1,158 @@
+/**
+ * Runs the tests: `node tests/run.mjs [--only unit|host] [--suite trixie] [part of a file name …]`
+ *
+ * Each `tests/*.test.ts` (unit: modules and the daemon) and `tests/host/*.test.ts` (over ssh, on booted hosts) is bundled and
+ * run in a process group of its own, with a time limit: 60 s, or what a first line `// time limit: 240 s` says. Unit files
+ * run two at a time, host files one by one. `--suite` boots the hosts from a Debian suite instead of this machine's files.
+ *
+ * A file passes when it exits with 0 and its summary has passed = total > 0 (uvu exits with 0 when a hook throws and when a
+ * test throws a non-error), and runs each suite it makes. Tests that cannot run here are counted, never silent: by uvu's
+ * `test.skip`, or by a line `SKIP <count> <why>`. With CI=true a skipped test is a failed one.
+ * The last line is `N passed, N failed, N skipped`. Exit code 1 if any failed, or none passed.
+ */
+
+import { spawn, spawnSync } from "node:child_process";
+import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { parseArgs } from "node:util";
+import { build } from "esbuild";
+
+const defaultLimitMs = 60_000;
+/** Below node_modules, where a bundle finds its external packages. */
+const bundles = "node_modules/.cache/holdfast-tests";
+/** Process groups of the files that are running, by their leader's pid. */
+const running = new Set();
+
+process.chdir(new URL("..", import.meta.url).pathname);
+const { values: options, positionals: fragments } = parseArgs({
+  options: { only: { type: "string" }, suite: { type: "string" } },
+  allowPositionals: true,
+});
+if (![undefined, "unit", "host"].includes(options.only)) {
+  console.error(`error: Cannot run "${options.only}": --only takes unit or host`);
+  process.exit(64);
+}
+
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
+  process.once(signal, () => {
+    running.forEach(endGroup);
+    process.kill(process.pid, signal); // the listener is gone: now it ends us
+  });
+}
+
+const units = options.only === "host" ? [] : findTests("tests");
+const hosts = options.only === "unit" ? [] : findTests("tests/host");
+if (options.suite && hosts.length > 0) buildSuite(options.suite); // its minutes count on no file's time limit
+
+const paint = process.stdout.isTTY && !process.env.NO_COLOR ? (colour, text) => `\x1b[${colour}m${text}\x1b[0m` : (_, text) => text;
+const totals = { passed: 0, failed: 0, skipped: 0 };
+rmSync(bundles, { recursive: true, force: true });
+await Promise.all([inTurn(units), inTurn(units)]);
+await inTurn(hosts);
+console.log(`${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped`);
+process.exitCode = totals.failed > 0 || totals.passed === 0 ? 1 : 0;
+
+function findTests(directory) {
+  const files = existsSync(directory) ? readdirSync(directory).filter((name) => name.endsWith(".test.ts")) : [];
+  const wanted = (file) => fragments.length === 0 || fragments.some((fragment) => file.includes(fragment));
+  return files.map((name) => `${directory}/${name}`).filter(wanted).sort();
+}
+
+function buildSuite(suite) {
+  process.env.HOLDFAST_TEST_SUITE = suite;
+  const { status } = spawnSync("bash", ["tests/host/suiteroot.sh", suite], { stdio: ["ignore", "ignore", "inherit"] });
+  if (status !== 0) process.exit(1);
+}
+
+/** Takes files from the front of a list, which others may share, and runs them one by one. */
+async function inTurn(files) {
+  for (let file = files.shift(); file !== undefined; file = files.shift()) {
+    showProgress(file);
+    report(file, await runFile(file));
+  }
+}
+
+/** Bundles and runs one file. Resolves to its counts, its output, and why it failed if it did. */
+async function runFile(file) {
+  const start = Date.now();
+  const source = readFileSync(file, "utf8");
+  const bundle = `${bundles}/${file.replaceAll("/", "-").replace(/\.ts$/, ".mjs")}`;
+  try {
+    await build({
+      ...{ entryPoints: [file], outfile: bundle, bundle: true, platform: "node", format: "esm", target: "node18" },
+      ...{ packages: "external", sourcemap: "inline", logLevel: "silent" },
+    });
+  } catch (error) {
+    return { ...judge({ source, output: "", problem: "cannot be bundled" }), output: error.message, ms: Date.now() - start };
+  }
+  const limitMs = Number(/^\/\/ time limit: (\d+) s$/m.exec(source.slice(0, source.indexOf("\n")))?.[1] ?? defaultLimitMs / 1000) * 1000;
+  const { FORCE_COLOR, NODE_TEST_CONTEXT, ...env } = process.env;
+  const child = spawn(process.execPath, ["--enable-source-maps", bundle], {
+    detached: true, // a process group that can be ended as one
+    stdio: ["ignore", "pipe", "pipe"],
+    env: { ...env, NO_COLOR: "1" },
+  });
+  running.add(child.pid);
+  let output = "";
+  for (const stream of [child.stdout, child.stderr]) stream.setEncoding("utf8").on("data", (text) => (output += text));
+  let problem;
+  const timer = setTimeout(() => {
+    problem = `time limit of ${limitMs / 1000} s reached`;
+    endGroup(child.pid);
+  }, limitMs);
+  const closed = new Promise((resolve) => child.once("close", () => resolve("none")));
+  const [code, signal] = await new Promise((resolve) => child.once("exit", (...end) => resolve(end)));
+  clearTimeout(timer);
+  endGroup(child.pid); // what the file left running
+  running.delete(child.pid);
+  const holder = await Promise.race([closed, new Promise((resolve) => setTimeout(resolve, 1000, "other").unref())]);
+  child.stdout.destroy();
+  child.stderr.destroy();
+  if (holder === "other") problem ??= "it left a process running, which holds its output";
+  if (code !== 0) problem ??= signal ? `ended by ${signal}` : `exit code ${code}`;
+  return { ...judge({ source, output, problem }), output, ms: Date.now() - start };
+}
+
+/** Counts the tests of a file that has run, and says what is wrong with it, if anything is. */
+function judge({ source, output, problem }) {
+  const summary = [...output.matchAll(/^ {2}Total: +(\d+)\n {2}Passed: +(\d+)\n {2}Skipped: +(\d+)$/gm)].at(-1);
+  const [total, passed, skippedByTest] = summary ? summary.slice(1).map(Number) : [0, 0, 0];
+  const skips = [...output.matchAll(/^SKIP (\d+) (.*)$/gm)];
+  const skipped = skips.reduce((sum, [, count]) => sum + Number(count), skippedByTest);
+  // uvu says nothing of a suite whose run() is not called; of one that ran it prints the name
+  const silent = [...source.matchAll(/= suite(?:<.*>)?\("([^"]+)"/g)].find(([, name]) => !output.includes(` ${name} `));
+  if (silent && total > 0) problem ??= `suite "${silent[1]}" did not run`;
+  if (passed !== total) problem ??= "a hook threw, or a test threw what is no Error: uvu says nothing and exits with 0";
+  if (total === 0 && skipped === 0) problem ??= "no tests ran";
+  if (skipped > 0 && process.env.CI === "true") problem ??= "on CI nothing may be skipped";
+  const why = skips.map(([, , why]) => why).join("; ");
+  // a file that fails has one failure at least, even if every test that it reported passed
+  return { passed, failed: problem ? Math.max(total - passed, 1) : 0, skipped, problem, why };
+}
+
+function report(file, { passed, failed, skipped, problem, why, output, ms }) {
+  totals.passed += passed;
+  totals.failed += failed;
+  totals.skipped += skipped;
+  const word = problem ? paint(31, "FAIL") : passed > 0 ? paint(32, "pass") : paint(33, "skip");
+  const reason = problem ?? why;
+  clearProgress();
+  console.log(`${word} ${file}: ${passed} passed, ${failed} failed, ${skipped} skipped, ${(ms / 1000).toFixed(1)} s${reason ? ` (${reason})` : ""}`);
+  if (problem) console.log(output.replace(/^(?=.)/gm, "    "));
+}
+
+function showProgress(file) {
+  if (process.stdout.isTTY) process.stdout.write(`\r\x1b[K… ${file}`);
+}
+
+function clearProgress() {
+  if (process.stdout.isTTY) process.stdout.write("\r\x1b[K");
+}
+
+/** Ends a file's process group. Hosts are not in it: they end by themselves when their stdin does. */
+function endGroup(pid) {
+  try {
+    process.kill(-pid, "SIGKILL");
+  } catch {
+    // all of it has ended
+  }
+}
