@@ -249,7 +249,7 @@ async function followLinks(path: string): Promise<{ target: string; old: Stats |
     const link = await readlink(target);
     next = link.startsWith("/") ? link : `${directory}/${link}`;
   }
-  throw Object.assign(new Error("too many symbolic links encountered (ELOOP)"), { code: "ELOOP" });
+  throw Object.assign(new Error("ELOOP: too many symbolic links encountered"), { code: "ELOOP" });
 }
 
 async function replaceFile(target: string, bytes: Buffer, mode: number | undefined, old: Stats | undefined): Promise<void> {

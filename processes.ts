@@ -617,7 +617,7 @@ function openProcess(command: string, args: string[], cwd: string, env: NodeJS.P
 async function startFailure(command: string, cwd: string, path: string, error: unknown): Promise<Failure> {
   const name = shorten(command);
   try {
-    if (!(await stat(cwd)).isDirectory()) throw Object.assign(new Error("it is not a directory (ENOTDIR)"), { code: "ENOTDIR" });
+    if (!(await stat(cwd)).isDirectory()) throw Object.assign(new Error("ENOTDIR: not a directory"), { code: "ENOTDIR" });
     await access(cwd, fileConstants.X_OK);
   } catch (reason) {
     return osFailure(`start "${name}" in working directory "${cwd}"`, reason);
@@ -698,8 +698,8 @@ function createEnvironment({ env, log }: World, home: () => string, loginPathMs:
   async function readLoginPath(): Promise<void> {
     const shell = env.SHELL || safely(() => userInfo().shell) || "/bin/sh";
     const start = performance.now();
-    loginPath = await askLoginShell(shell, base(), loginPathMs, closed.signal);
-    const outcome = loginPath === undefined ? `does not say its PATH, the daemon's is used` : "has said its PATH";
+    loginPath = await askLoginShell(shell, base(), loginPathMs, closed.signal).catch(() => undefined);
+    const outcome = loginPath === undefined ? "does not say its PATH: the daemon's is used" : "has said its PATH";
     log(`[Process] The login shell ${shorten(shell)} ${outcome} (${Math.round(performance.now() - start)} ms)`);
   }
 
@@ -712,21 +712,50 @@ function createEnvironment({ env, log }: World, home: () => string, loginPathMs:
 }
 
 /**
- * Asks a login shell for its PATH. What it prints beside is skipped, and it may neither read nor wait: it is killed then.
+ * Asks a login shell for its PATH. What else it prints is skipped; it cannot read, and when the time is up its group is killed.
  *
- * The command means the same to sh, bash, zsh, fish and tcsh: one external command, its argument in single quotes.
+ * The command means the same to sh, bash, zsh, fish and tcsh: one external command, with an argument in single quotes.
  */
 function askLoginShell(shell: string, env: NodeJS.ProcessEnv, limitMs: number, closed: AbortSignal): Promise<string | undefined> {
   const mark = randomBytes(16).toString("hex");
-  const command = `/bin/sh -c 'printf %s "${mark}$PATH${mark}"'`;
-  const options = /csh$/.test(shell) ? ["-c"] : ["-l", "-c"]; // tcsh takes -l only by itself; it reads .tcshrc in any case
+  const command = `/bin/sh -c 'printf %s "${mark}\${PATH}${mark}"'`;
+  const options = /csh$/.test(shell) ? ["-c"] : ["-l", "-c"]; // tcsh takes -l only by itself, but reads .tcshrc in any case
   return new Promise((resolve) => {
     const handle = spawn(shell, [...options, command], { cwd: "/", env, detached: true, stdio: ["ignore", "pipe", "ignore"] });
-    let text = "";
     const finish = (path?: string) => {
-      clearTimeout(timer);
-      closed.removeEventListener("abort", give up);
-      resolve(path);
+      handle.stdout!.destroy();
+      resolve(path || undefined);
     };
+    const giveUp = () => {
+      if (handle.exitCode === null && handle.signalCode === null) safely(() => process.kill(-handle.pid!, "SIGKILL"));
+      finish();
+    };
+    const timer = setTimeout(giveUp, limitMs); // also ends a shell that has answered, and does not end
+    closed.addEventListener("abort", giveUp);
+    handle.on("error", () => finish()).on("exit", () => closed.removeEventListener("abort", giveUp)).on("close", () => {
+      clearTimeout(timer);
+      finish();
+    });
+    let text = "";
+    handle.stdout!.on("error", () => {}).on("data", (chunk: Buffer) => {
+      text += chunk.toString("latin1");
+      const [before, path, after] = text.split(mark);
+      if (after !== undefined) finish(Buffer.from(path!, "latin1").toString());
+      else if (path === undefined) text = before!.slice(-mark.length);
+    });
+  });
+}
+
+/** Nobody listens there. One that does not answer, or may not be asked, is left alone. */
+function isDeadSocket(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(path);
+    const finish = (isDead: boolean) => {
+      socket.destroy();
+      resolve(isDead);
+    };
+    socket.on("connect", () => finish(false));
+    socket.on("error", (error) => finish(["ENOENT", "ENOTDIR", "ENOTSOCK", "ECONNREFUSED"].includes(errnoOf(error) ?? "")));
+    setTimeout(finish, agentAnswerMs, false);
   });
 }

@@ -57,3 +57,18 @@ export function holdfast(args: string[], { stdin = "" as string | Buffer, env = 
 
 export const request = (method: string, params: unknown = {}, auth?: string, id: unknown = 1): Record<string, unknown> =>
   ({ jsonrpc: "2.0", id, method, params, ...(auth === undefined ? {} : { auth }) });
+
+/**
+ * Registers tests that run side by side, most of whose time is waiting: at most `limit` at once, in order, reported one after the other.
+ *
+ * @param test A uvu suite.
+ */
+export function sideBySide(test: (name: string, body: () => Promise<void>) => void, limit: number): (name: string, body: () => Promise<void>) => void {
+  const free = Array.from({ length: limit }, () => Promise.resolve());
+  return (name, body) => {
+    const turn = free.shift()!; // a lane: each test of it begins when the one before has ended
+    const run = turn.then(body);
+    free.push(run.catch(() => {}));
+    test(name, () => run);
+  };
+}
