@@ -1,8 +1,15 @@
 /** What is wrong and what mends it: from the record, the kernel and the probes to a reason and words. */
 
+import { accessSync, constants, readdirSync, statfsSync, statSync } from "node:fs";
+import { userInfo } from "node:os";
+import { basename, dirname, join } from "node:path";
+import { createClient, tryConnect } from "./client.ts";
 import type { ConnectOutcome } from "./client.ts";
 import { errnoOf, errorCodes, exitCodes, Failure, reasonOf } from "./failure.ts";
-import { identify, livenessOf, lookAt, readRecord } from "./socket.ts";
+import { chooseLaunch, probeHost, realWorld } from "./lifetime.ts";
+import type { Facts, Lifetime, Trilean, World } from "./lifetime.ts";
+import { cleanText } from "./log.ts";
+import { homeDirectory, identify, kindOf, livenessOf, lookAt, maxPathBytes, readRecord, safely } from "./socket.ts";
 import type { DaemonRecord, Places } from "./socket.ts";
 
 /** Why there is no daemon to talk to. The words of the wire: `data.reason` of error -32010. */
@@ -104,10 +111,223 @@ export function timeWords(at: number): string {
   return `at ${day}${time.toTimeString().slice(0, 8)} (${durationWords(Date.now() - at)} ago)`;
 }
 
+export function sizeWords(bytes: number): string {
+  return bytes < 10_000 ? `${bytes} B` : bytes < 1e7 ? `${Math.round(bytes / 1e3)} kB` : bytes < 1e10 ? `${Math.round(bytes / 1e6)} MB` : `${Math.round(bytes / 1e9)} GB`;
+}
+
 export function durationWords(ms: number): string {
   const seconds = Math.max(0, Math.round(ms / 1000));
   return seconds < 120 ? `${seconds} s` : seconds < 7200 ? `${Math.round(seconds / 60)} min` : seconds < 172_800 ? `${Math.round(seconds / 3600)} h`
     : `${Math.round(seconds / 86_400)} days`;
 }
 
-export async function printDoctor(_places: Places, _json: boolean, say: (text: string) => number): Promise<number> { return say(""); }
+/** One thing that was looked at. */
+export interface Finding {
+  state: "ok" | "warning" | "failure";
+  name: string;
+  /** What was found. */
+  evidence: string;
+  /** The command that mends it; and whether it needs an administrator. */
+  remedy?: string;
+  administrator?: boolean;
+}
+
+/** Looks at everything and prints it. Returns the exit code: 1 when something is a failure. */
+export async function printDoctor(places: Places, json: boolean, say: (text: string) => number): Promise<number> {
+  const world = realWorld();
+  const findings = await examineHost(places, world);
+  const failed = findings.some(({ state }) => state === "failure");
+  say(json ? `${JSON.stringify({ host: identify().host, user: world.user, findings })}\n` : findings.map(findingWords).join(""));
+  return failed ? exitCodes.failed : exitCodes.done;
+}
+
+function findingWords({ state, name, evidence, remedy, administrator }: Finding): string {
+  const colour = { ok: 32, warning: 33, failure: 31 }[state];
+  const word = process.stdout.isTTY && !process.env.NO_COLOR ? `\x1b[${colour}m${state.padEnd(8)}\x1b[0m` : state.padEnd(8);
+  const mend = remedy === undefined ? "" : `${" ".repeat(9)}${administrator ? "mend, as an administrator:" : "mend:"} ${remedy}\n`;
+  return `${word} ${name.padEnd(11)} ${cleanText(evidence, 1000)}\n${mend}`;
+}
+
+/** Measures what --serve would, and what it and its users depend on. Changes nothing; bounded in time. */
+export async function examineHost(places: Places, world: World): Promise<Finding[]> {
+  const [facts, mayLinger, noise, daemon] = await Promise.all([
+    probeHost(world, { tryScope: true }), askMayLinger(world), listenToShell(world), examineDaemon(places),
+  ]);
+  return [
+    { state: "ok", name: "runtime", evidence: `${runtimeWords()}, ${process.execPath}` },
+    { state: "ok", name: "systemd", evidence: facts.systemd ? `version ${facts.systemdVersion ?? "unknown"}` : "this host was not booted with systemd: nothing ends a daemon at logout" },
+    { state: "ok", name: "where", evidence: placeWords(facts) },
+    ...(facts.systemd ? [examinePolicy(facts, world), examineLinger(facts, mayLinger), examineManager(facts, world)] : []),
+    examinePlan(facts, mayLinger),
+    examineDirectory(places),
+    { state: "ok", name: "socket", evidence: `${places.socket}: ${Buffer.byteLength(places.socket)} of at most ${maxPathBytes} bytes` },
+    examineLimits(world),
+    ...daemon,
+    noise,
+  ];
+}
+
+function runtimeWords(): string {
+  const { deno, bun, node } = process.versions as Record<string, string | undefined>;
+  return deno !== undefined ? `Deno ${deno}` : bun !== undefined ? `Bun ${bun}` : `Node ${node}`;
+}
+
+function placeWords({ place, user, owner }: Facts): string {
+  switch (place.kind) {
+    case "session": return `in a session of ${owner ?? user} (${place.unit})${owner === undefined ? "" : `, as ${user}`}`;
+    case "user-manager": return `under the user manager of ${owner ?? user} (${place.unit})`;
+    case "unit": return `in the system unit ${place.unit}`;
+    case "none": return "in no unit of systemd";
+    case "unknown": return "/proc/self/cgroup cannot be read";
+  }
+}
+
+function examinePolicy(facts: Facts, world: World): Finding {
+  const evidence = `${facts.policy}${policyFile(world)}: logind ${{ yes: "kills what stays in a session", no: "leaves what stays in a session alone", unknown: "could not be asked" }[facts.killed]}`;
+  return { state: facts.killed === "unknown" ? "warning" : "ok", name: "policy", evidence };
+}
+
+/** The file that has the last word: drop-ins by name, those of /etc over /run over /usr/lib of the same name (logind.conf(5)). */
+function policyFile(world: World): string {
+  const byName = new Map<string, string>();
+  for (const base of ["/usr/lib", "/run", "/etc"]) {
+    const directory = `${base}/systemd/logind.conf.d`;
+    for (const name of safely(() => readdirSync(directory)) ?? []) if (name.endsWith(".conf")) byName.set(name, `${directory}/${name}`);
+  }
+  const files = ["/usr/lib/systemd/logind.conf", "/etc/systemd/logind.conf", ...[...byName].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, path]) => path)];
+  const setters = files.filter((path) => /^\s*Kill(UserProcesses|OnlyUsers|ExcludeUsers)=/m.test(world.readFile(path) ?? ""));
+  return setters.length === 0 ? " (the default)" : ` (set in ${setters.join(", ")})`;
+}
+
+function examineLinger({ linger, user }: Facts, may: Trilean): Finding {
+  if (linger !== "no") return { state: linger === "yes" ? "ok" : "warning", name: "linger", evidence: linger === "yes" ? `on for ${user}` : "could not be found out" };
+  return { state: "ok", name: "linger", evidence: `off for ${user}, ${{ yes: "who may switch it on", no: "who may not switch it on", unknown: "who may or may not switch it on" }[may]}` };
+}
+
+/** Asks polkit whether we may do it, without doing it. Without polkit, logind refuses everybody but root. */
+async function askMayLinger(world: World): Promise<Trilean> {
+  if (world.uid === 0) return "yes";
+  const { code, problem } = await world.run(["pkcheck", "--action-id", "org.freedesktop.login1.set-self-linger", "--process", String(process.pid)], 2000);
+  if (code === 0) return "yes";
+  return problem === "is not installed" && world.exists("/usr/share/polkit-1") ? "unknown" : "no";
+}
+
+function examineManager(facts: Facts, world: World): Finding {
+  const bus = world.exists(`/run/user/${facts.uid}/bus`) ? "with a bus" : "without a bus";
+  if (facts.scope === "yes") return { state: "ok", name: "manager", evidence: `the user manager makes scopes, ${bus}` };
+  return { state: "warning", name: "manager", evidence: `${facts.scopeProblem ?? "no scope was tried"}${facts.manager === undefined ? "" : ` (user@${facts.uid}.service is ${facts.manager})`}` };
+}
+
+function examinePlan(facts: Facts, mayLinger: Trilean): Finding {
+  const { launch, verdict } = chooseLaunch(facts);
+  const evidence = `--serve would ${launch === "scope" ? "detach into a scope of its own" : "detach, and stay where it is"}; survives logout: ${verdict.words}`;
+  const [warning] = verdict.warnings;
+  const state = verdict.survives === "yes" ? "ok" : verdict.survives === "no" ? "failure" : "warning";
+  if (warning === undefined) return { state, name: "plan", evidence: `${evidence}${restartWords(facts, launch)}` };
+  const command = warning.hint.replace(/^as an administrator: /, "");
+  const administrator = command !== warning.hint || (mayLinger === "no" && command.startsWith("loginctl"));
+  return { state: verdict.survives === "yes" ? "warning" : state, name: "plan", evidence: `${evidence}: ${warning.message}`, remedy: command, ...(administrator ? { administrator } : {}) };
+}
+
+/** From 257 on a restarted logind forgets sessions that are closing, and stops what stayed in them 10 s later. */
+function restartWords(facts: Facts, launch: string): string {
+  return launch === "detach" && facts.place.kind === "session" && facts.linger === "no" && (facts.systemdVersion ?? 0) >= 257
+    ? `; a restart of systemd-logind after it would end it, unless ${facts.user} lingers` : "";
+}
+
+/** statfs(2) magic numbers of file systems that are shared between hosts. */
+const networkFileSystems: Record<number, string> = {
+  0x6969: "NFS", 0xff534d42: "CIFS", 0xfe534d42: "SMB", 0x01021997: "9p", 0x5346414f: "AFS", 0x00c36400: "Ceph", 0x0bd00bd0: "Lustre",
+};
+
+function examineDirectory(places: Places): Finding {
+  const finding = (state: Finding["state"], evidence: string, remedy?: string): Finding => ({ state, name: "directory", evidence: `${places.directory}: ${evidence}`, ...(remedy === undefined ? {} : { remedy }) });
+  let there = places.directory;
+  while (safely(() => statSync(there)) === undefined && dirname(there) !== there) there = dirname(there);
+  const elsewhere = `${programWords()} --serve --socket /tmp/holdfast-${process.getuid?.() ?? 0}/rpc.sock`;
+  try {
+    const stats = statSync(there);
+    if (!stats.isDirectory()) return finding("failure", `"${there}" is ${kindOf(stats)}, a directory is needed`, elsewhere);
+    accessSync(there, constants.W_OK | constants.X_OK);
+    const { type, bavail, bsize, ffree, files } = statfsSync(there);
+    const network = networkFileSystems[type >>> 0];
+    const owner = there === places.directory ? `user ${stats.uid}, mode ${(stats.mode & 0o777).toString(8)}` : `to be made in "${there}"`;
+    const evidence = `${owner}, ${network ?? "local"} file system, ${sizeWords(bavail * bsize)} free`;
+    if (bavail * bsize < 1 << 20 || (files > 0 && ffree === 0)) return finding("failure", `${evidence}: that is too little`, elsewhere);
+    return finding("ok", evidence);
+  } catch (error) {
+    return finding("failure", `cannot write in "${there}": ${reasonOf(error)}`, elsewhere);
+  }
+}
+
+/** Below these a user of ordinary size runs into them. */
+const fewOpenFiles = 1024;
+const fewProcesses = 256;
+
+function examineLimits(world: World): Finding {
+  const limits = world.readFile("/proc/self/limits") ?? "";
+  const limit = (name: string): number => Number(new RegExp(`^${name}\\s+(\\d+)`, "m").exec(limits)?.[1] ?? Infinity);
+  const [openFiles, processes] = [limit("Max open files"), limit("Max processes")];
+  const inotify = (name: string): string => world.readFile(`/proc/sys/fs/inotify/${name}`)?.trim() ?? "unknown";
+  const words = (count: number): string => (count === Infinity ? "any number of" : String(count));
+  return {
+    state: openFiles < fewOpenFiles || processes < fewProcesses ? "warning" : "ok", name: "limits",
+    evidence: `${words(openFiles)} open files, ${words(processes)} processes, ${inotify("max_user_watches")} inotify watches, ${inotify("max_user_instances")} instances`,
+    ...(openFiles < fewOpenFiles ? { remedy: `ulimit -n ${/^Max open files\s+\d+\s+(\d+)/m.exec(limits)?.[1] ?? fewOpenFiles}` } : {}),
+  };
+}
+
+async function examineDaemon(places: Places): Promise<Finding[]> {
+  const found = readRecord(places.record);
+  const record = found !== undefined && "record" in found ? found.record : undefined;
+  const outcome = await tryConnect(places.socket, 2000);
+  if ("socket" in outcome && record !== undefined) {
+    const client = createClient(outcome.socket, places.socket);
+    try {
+      const status = (await client.request("server.capabilities", {}, record.key, 2000)) as { lifetime: Lifetime; version: string };
+      const { where, words, warnings: [warning] } = status.lifetime;
+      return [{
+        state: warning === undefined ? "ok" : "warning", name: "daemon", ...(warning === undefined ? {} : { remedy: warning.hint }),
+        evidence: `pid ${record.pid}, version ${status.version}, up ${durationWords(Date.now() - record.startedAt)}, ${where}; survives logout: ${words}`,
+      }];
+    } catch {
+      return [{ state: "failure", name: "daemon", ...daemonWords(explainAbsence(places, { timedOut: true })) }];
+    } finally {
+      client.close();
+    }
+  }
+  if ("socket" in outcome) outcome.socket.destroy();
+  const explanation = explainAbsence(places, "socket" in outcome ? undefined : outcome);
+  if (explanation.reason === "never-started" && !("socket" in outcome)) return [{ state: "ok", name: "daemon", evidence: "none has been started yet" }];
+  const state = explanation.reason === "stopped" ? "ok" : explanation.healable ? "warning" : "failure";
+  return [{ state, name: "daemon", ...(state === "ok" ? { evidence: explanation.message } : daemonWords(explanation)) }];
+}
+
+function daemonWords({ reason, message, hint }: Explanation): { evidence: string; remedy: string } {
+  return { evidence: `${reason}: ${message}`, remedy: hint };
+}
+
+/** What a shell reads when sshd runs a command with it; and how each begins so that only a person's shell goes on. */
+const shellFiles: Record<string, { files: string[]; guard: string }> = {
+  bash: { files: [".bashrc", ".bash_profile", ".profile"], guard: "case $- in *i*) ;; *) return ;; esac" },
+  zsh: { files: [".zshenv", ".zshrc"], guard: "[[ -o interactive ]] || return" },
+  fish: { files: [".config/fish/config.fish"], guard: "status is-interactive; or exit" },
+  tcsh: { files: [".tcshrc", ".cshrc"], guard: "if (! $?prompt) exit" },
+  csh: { files: [".cshrc"], guard: "if (! $?prompt) exit" },
+};
+
+/** Runs the login shell once, as sshd does, with nothing to do: whatever it says comes before the first frame of a bridge. */
+async function listenToShell(world: World): Promise<Finding> {
+  const home = safely(() => homeDirectory()) ?? "/";
+  const shell = safely(() => userInfo().shell) || "/bin/sh";
+  // bash reads .bashrc for a command too when it takes itself to be run by sshd: SSH_CLIENT set, and no shell above it
+  const { stdout, problem } = await world.run(["env", "-u", "SHLVL", `SSH_CLIENT=${process.env.SSH_CLIENT ?? "127.0.0.1 0 22"}`, shell, "-c", ":"], 3000);
+  const finding = (state: Finding["state"], evidence: string): Finding => ({ state, name: "shell", evidence: `${shell} ${evidence}` });
+  if (problem !== undefined) return finding("warning", problem);
+  if (stdout === "") return finding("ok", "says nothing of its own before a command");
+  const { files, guard } = shellFiles[basename(shell)] ?? { files: [".profile"], guard: undefined };
+  const words = stdout.split(/\s+/).filter((word) => word.length > 2);
+  const file = files.find((name) => words.some((word) => world.readFile(join(home, name))?.includes(word)));
+  const evidence = `says ${Buffer.byteLength(stdout)} bytes before a command, which corrupt a stream: ${JSON.stringify(stdout.slice(0, 60))}${file === undefined ? "" : `, from ${join(home, file)}`}`;
+  return { ...finding("failure", evidence), ...(file === undefined || guard === undefined ? {} : { remedy: `sed -i '1i ${guard}' ${join(home, file)}` }) };
+}

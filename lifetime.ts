@@ -55,6 +55,8 @@ export interface Facts {
   /** Can a scope be made under our user manager? And why not. */
   scope: Trilean;
   scopeProblem?: string;
+  /** LoadState= or ActiveState= of our user manager, where no scope could be made: "masked", "inactive", "active" (and not answering). */
+  manager?: string;
   /** KillMode= of the system unit that we are in (systemd.kill(5)). */
   killMode?: string;
   /** Why lingering could not be switched on, when it was asked for. */
@@ -226,6 +228,11 @@ export async function probeHost(world: World, { pid = "self" as number | "self",
     })(),
   ]);
   if (tryScope || judgePlace(place, facts).survives !== "yes") Object.assign(facts, await probeScope(run));
+  if (facts.scope === "no") {
+    const { stdout } = await run("systemctl", "show", "-p", "LoadState,ActiveState", `user@${facts.uid}.service`);
+    const state = /LoadState=masked/.test(stdout) ? "masked" : /ActiveState=(\w+)/.exec(stdout)?.[1];
+    if (state !== undefined) facts.manager = state;
+  }
   return facts;
 }
 
@@ -356,7 +363,7 @@ const warnings = {
     name: "ends-with-session",
     message: `logind kills what stays in ${facts.owner === undefined ? "your sessions" : `the session of ${facts.owner}`} (${facts.policy}), and no scope `
       + `could be made to leave it: ${facts.scopeProblem ?? "the launch was not to use one"}`,
-    hint: `${enableLinger(facts)}, or as an administrator KillExcludeUsers=${facts.owner ?? facts.user} in /etc/systemd/logind.conf.d/holdfast.conf`,
+    hint: managerCanBeStarted(facts) || facts.scope !== "no" ? enableLinger(facts) : `as an administrator: ${excludeUser(facts.owner ?? facts.user)}`,
   }),
   endsWithConnection: (facts: Facts): Warning => ({
     name: "ends-with-connection",
@@ -379,6 +386,17 @@ const warnings = {
 
 function enableLinger(facts: Facts): string {
   return `loginctl enable-linger ${facts.user}`;
+}
+
+/** Lingering starts a user manager that is merely not there; not one that is masked, and one that hangs is there already. */
+function managerCanBeStarted(facts: Facts): boolean {
+  return facts.linger !== "yes" && (facts.manager === undefined || facts.manager === "inactive") && facts.scopeProblem?.includes("not installed") !== true;
+}
+
+/** root is named too: it is exempt only while the list is empty. */
+function excludeUser(user: string): string {
+  return "mkdir -p /etc/systemd/logind.conf.d && "
+    + `printf '[Login]\\nKillExcludeUsers=root ${user}\\n' > /etc/systemd/logind.conf.d/holdfast.conf && systemctl kill -s HUP systemd-logind`;
 }
 
 /** How a daemon is launched. */

@@ -16,7 +16,7 @@ export const maxBatchLength = 1000;
 /** Characters in an `id` that is a string. Every answer repeats it, also the one that says that another was too large. */
 export const maxIdLength = 256;
 
-/** Kept free in a batch's answer for each request: an error of ours with the longest id has at most about 1800 bytes. */
+/** What each answer of a batch has for itself in their frame. The one that says "too large" needs 1800, with the longest id. */
 const reservedBytes = 2048;
 /** Characters of a peer's own words that an error repeats; they may have 16 million. */
 const maxEchoLength = 120;
@@ -77,7 +77,7 @@ export interface Rpc {
 type Id = string | number | null;
 type Request = Record<string, unknown>;
 type Answer = string | undefined;
-/** Bytes left in the frame that the answer goes into. The requests of a batch share one, first come, first served. */
+/** Bytes left in a frame beyond the reserved ones. The answers of a batch share one, first come, first served. */
 interface Room { bytes: number }
 
 export function createRpc({ methods, isToken, onUnauthorized }: RpcOptions): Rpc {
@@ -98,7 +98,7 @@ export function createRpc({ methods, isToken, onUnauthorized }: RpcOptions): Rpc
     if (batch.length === 0 || batch.length > maxBatchLength) {
       return encodeError(null, invalidRequest(`the batch has ${batch.length} requests, it must have 1 to ${maxBatchLength}`));
     }
-    const room = { bytes: maxBodyBytes - batch.length * reservedBytes };
+    const room = { bytes: maxBodyBytes - batch.length * (reservedBytes + "[]".length) };
     const answers = batch.map((request) => handleRequest(request, caller, room));
     return answers.some((answer) => answer instanceof Promise) ? Promise.all(answers).then(joinAnswers) : joinAnswers(answers as Answer[]);
   }
@@ -269,14 +269,15 @@ function errorObject(error: unknown): { code: number; message: string; data?: ob
   };
 }
 
-/** Takes an answer's bytes from the room, or puts a short error in its place, which has its bytes reserved. */
-function fit(id: Id, text: string, room: Room = { bytes: maxBodyBytes }): string {
+/** Takes an answer's bytes from the room; where they do not fit, a short error goes in its place. */
+function fit(id: Id, text: string, room: Room = { bytes: maxBodyBytes - reservedBytes }): string {
   const bytes = Buffer.byteLength(text);
-  if (bytes <= room.bytes) {
-    room.bytes -= bytes;
+  const bytesBeyond = Math.max(0, bytes - reservedBytes);
+  if (bytesBeyond <= room.bytes) {
+    room.bytes -= bytesBeyond;
     return text;
   }
-  const message = `Cannot send answer: it has ${bytes} bytes, its frame has room for ${room.bytes}`;
+  const message = `Cannot send answer: it has ${bytes} bytes, its frame has room for ${room.bytes + reservedBytes}`;
   return JSON.stringify({ jsonrpc: "2.0", id, error: { code: errorCodes.internal, message } });
 }
 

@@ -1,10 +1,10 @@
 /** --status: server.status for people, on one screen. */
 
 import { connectOwned } from "./call.ts";
-import { durationWords, timeWords } from "./doctor.ts";
+import { durationWords, sizeWords, timeWords } from "./doctor.ts";
 import type { Lifetime } from "./lifetime.ts";
 import { cleanText } from "./log.ts";
-import type { ProcessSummary } from "./processes.ts";
+import type { ChildSummary } from "./processes.ts";
 import type { Places } from "./socket.ts";
 
 /** So many processes are listed; of more, only how many. */
@@ -19,7 +19,7 @@ interface Status {
   uptimeMs: number;
   rssBytes: number;
   connections: number;
-  processes: ProcessSummary[];
+  processes: ChildSummary[];
   log: string;
   socket: string;
   lifetime: Lifetime;
@@ -57,10 +57,6 @@ function statusWords(status: Status): string {
   return `${lines.join("\n")}\n`;
 }
 
-function processWords({ pid, command, running, bytes, ageMs }: ProcessSummary): string {
+function processWords({ pid, command, running, bytes, ageMs }: ChildSummary): string {
   return `${running ? `pid ${pid}`.padEnd(12) : "ended".padEnd(12)} ${durationWords(ageMs).padEnd(8)} ${sizeWords(bytes).padStart(9)}  ${cleanText(command, 40)}`;
-}
-
-export function sizeWords(bytes: number): string {
-  return bytes < 10_000 ? `${bytes} B` : bytes < 10_000_000 ? `${Math.round(bytes / 1000)} kB` : `${Math.round(bytes / 1e6)} MB`;
 }

@@ -90,7 +90,7 @@ policies("ends a user's scopes soon after the last logout, but not those of a us
   withHost({ logind: ["UserStopDelaySec=1"], killUserProcesses: true, users: ["ann", "bob+linger"] }, async (host) => {
     await host.addUser("eve", { linger: true });
     const start = `setsid systemd-run --user --scope --quiet sh -c 'touch up; exec sleep 1001' ${background} until [ -e up ]; do sleep 0.05; done`;
-    for (const user of ["ann", "bob", "eve"]) {
+    for (const user of ["bob", "eve", "ann"]) { // ann last: by the time hers ends, theirs would have
       assert.is((await host.ssh(user, start)).code, 0);
       await host.sleepUntilLoggedOut(user);
     }
