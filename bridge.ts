@@ -18,6 +18,12 @@ import { oversizeAnswer } from "./rpc.ts";
 const drainMs = 2000;
 /** How long what was received may take to be written to stdout in the end. */
 const flushMs = 2000;
+/** How long a daemon may say nothing at all to a first request before it is asked, over a connection of its own, whether it answers. */
+const silenceMs = 5000;
+/** What was sent meanwhile is kept, so that it can be answered if the daemon does not. */
+const maxHeldBytes = 1 << 20;
+/** Requests that came with the first one, or right after it, are answered too. */
+const burstMs = 100;
 /** How often the parent is looked for. A channel whose shell was killed may leave us the pipes of somebody else. */
 const parentMs = 2000;
 
@@ -28,6 +34,8 @@ export interface BridgeWorld {
   reach(): Promise<Socket | Failure>;
   /** Words for the person at stderr. */
   warn(failure: Failure): void;
+  /** Asks the daemon over another connection; why it does not answer, when it does not. */
+  explainSilence(): Promise<Failure | undefined>;
   /** Why the daemon closed the connection, once it has. */
   explainLoss(): Promise<Failure>;
 }
@@ -47,13 +55,17 @@ export function channelEnds(): { input: Readable; output: Writable } {
  */
 export async function runBridge(world: BridgeWorld): Promise<number> {
   const reached = await world.reach();
-  if (reached instanceof Socket) return relay(reached, world);
-  world.warn(reached);
-  await answerWith(reached, world);
-  return reached.exit;
+  const outcome = reached instanceof Socket ? await relay(reached, world) : { failure: reached, unanswered: [] };
+  if (typeof outcome === "number") return outcome;
+  world.warn(outcome.failure);
+  await answerWith(outcome.failure, outcome.unanswered, world);
+  return outcome.failure.exit;
 }
 
-function relay(socket: Socket, { input, output, warn, explainLoss }: BridgeWorld): Promise<number> {
+/** The exit code; or, when the daemon has not said a word: why, and what it was sent. */
+type RelayOutcome = number | { failure: Failure; unanswered: Buffer[] };
+
+function relay(socket: Socket, { input, output, warn, explainLoss, explainSilence }: BridgeWorld): Promise<RelayOutcome> {
   return new Promise((done) => {
     const lines = createFrameDecoder();
     const answers = createFrameDecoder();
@@ -64,9 +76,13 @@ function relay(socket: Socket, { input, output, warn, explainLoss }: BridgeWorld
     const parent = process.ppid;
     const parentTimer = setInterval(() => process.ppid === parent || finish(exitCodes.done), parentMs);
     let drainTimer: NodeJS.Timeout | undefined;
+    let held: Buffer[] | undefined = [];
+    let heldBytes = 0;
+    let silenceTimer: NodeJS.Timeout | undefined;
 
     input.on("data", (chunk: Buffer) => {
       framing ??= chunk[0] === 0 ? "native" : "lines";
+      hold(chunk);
       const goOn = framing === "native" ? socket.write(chunk) : forwardLines(lines.push(chunk));
       if (!goOn) input.pause();
     });
@@ -80,19 +96,41 @@ function relay(socket: Socket, { input, output, warn, explainLoss }: BridgeWorld
     });
 
     socket.on("data", (chunk: Buffer) => {
+      release();
       boundary.pass(chunk);
       if (!(framing === "lines" ? writeLines(answers, chunk) : output.write(chunk))) socket.pause();
     });
     output.on("drain", () => socket.resume());
     output.on("error", () => finish(exitCodes.done)); // EPIPE: nobody reads any more
+    socket.on("end", () => socket.end()); // the daemon has said all: "close" follows
     socket.on("error", () => {}); // "close" follows
     socket.on("close", async () => {
       if (inputEnded || finished) return finish(exitCodes.done);
       const failure = await explainLoss();
-      if (!finished && boundary.isBetweenFrames()) output.write(encodeFrame(lostMessage(failure), framing ?? "native"));
-      if (!finished) warn(failure);
+      if (finished) return;
+      if (boundary.isBetweenFrames()) output.write(encodeFrame(lostMessage(failure), framing ?? "native"));
+      warn(failure);
       finish(failure.exit);
     });
+
+    /** Keeps what the daemon was sent, until its first word. */
+    function hold(chunk: Buffer): void {
+      if (held === undefined) return;
+      silenceTimer ??= setTimeout(async () => {
+        const failure = await explainSilence();
+        if (failure === undefined || held === undefined || finished) return;
+        end();
+        done({ failure, unanswered: held });
+      }, silenceMs);
+      held.push(chunk);
+      if ((heldBytes += chunk.length) > maxHeldBytes) release();
+    }
+
+    function release(): void {
+      if (held === undefined) return;
+      held = undefined;
+      clearTimeout(silenceTimer);
+    }
 
     function forwardLines(events: FrameEvent[]): boolean {
       let goOn = true;
@@ -114,12 +152,19 @@ function relay(socket: Socket, { input, output, warn, explainLoss }: BridgeWorld
 
     function finish(code: number): void {
       if (finished) return;
+      end();
+      input.destroy();
+      void flush(output).then(() => done(code));
+    }
+
+    function end(): void {
       finished = true;
       clearInterval(parentTimer);
       clearTimeout(drainTimer);
-      input.destroy();
+      clearTimeout(silenceTimer);
+      input.removeAllListeners("data");
+      input.removeAllListeners("end");
       socket.destroy();
-      void flush(output).then(() => done(code));
     }
   });
 }
@@ -150,21 +195,21 @@ function lostMessage({ message, hint, data }: Failure): string {
 }
 
 /** Answers every request with why there is no daemon, so that a client that shows only RPC errors shows this; ends after the first burst of them. */
-function answerWith(failure: Failure, { input, output }: BridgeWorld): Promise<void> {
+function answerWith(failure: Failure, unanswered: Buffer[], { input, output }: BridgeWorld): Promise<void> {
   return new Promise((done) => {
     const decoder = createFrameDecoder();
     const finish = (): void => void (input.destroy(), flush(output).then(done));
     const take = (events: FrameEvent[]): void => {
-      for (const event of events) if ("body" in event) answer(event.body);
+      for (const event of events) {
+        if (!("body" in event)) continue;
+        for (const id of idsOf(event.body)) {
+          const error = { code: failure.code, message: failure.message, data: { ...failure.data, hint: failure.hint } };
+          output.write(encodeFrame(JSON.stringify({ jsonrpc: "2.0", id, error }), decoder.framing ?? "native"));
+          burst ??= setTimeout(finish, burstMs);
+        }
+      }
     };
-    const answer = (body: Buffer): void => {
-      const requests = requestsOf(body).map((id) => JSON.stringify({
-        jsonrpc: "2.0", id, error: { code: failure.code, message: failure.message, data: { ...failure.data, hint: failure.hint } },
-      }));
-      for (const text of requests) output.write(encodeFrame(text, decoder.framing ?? "native"));
-      // those that came with it, or right after it, are answered too
-      if (requests.length > 0) setTimeout(finish, 100);
-    };
+    let burst: NodeJS.Timeout | undefined;
     output.on("error", finish);
     input.on("error", finish);
     input.on("data", (chunk: Buffer) => take(decoder.push(chunk)));
@@ -172,11 +217,14 @@ function answerWith(failure: Failure, { input, output }: BridgeWorld): Promise<v
       take(decoder.end());
       finish();
     });
+    for (const chunk of unanswered) take(decoder.push(chunk));
+    if (input.readableEnded) finish();
+    else input.resume();
   });
 }
 
 /** The ids to answer: one, several of a batch, or null for what cannot be read. Notifications have none. */
-function requestsOf(body: Buffer): unknown[] {
+function idsOf(body: Buffer): unknown[] {
   let message: unknown;
   try {
     message = JSON.parse(body.toString("utf8"));

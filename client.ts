@@ -2,6 +2,7 @@
 
 import { connect } from "node:net";
 import type { Socket } from "node:net";
+import type { Duplex } from "node:stream";
 import { errorCodes, exitCodes, Failure, osFailure } from "./failure.ts";
 import { createFrameDecoder, encodeFrame } from "./frame.ts";
 
@@ -59,32 +60,68 @@ export async function connectClient(path: string, timeoutMs: number): Promise<Cl
   throw notAnswering(path, timeoutMs);
 }
 
+/**
+ * Asks for any answer at all: a refusal is one.
+ *
+ * @throws {Failure} There was none.
+ */
+export async function proveAnswering(path: string, timeoutMs: number): Promise<void> {
+  const client = await connectClient(path, timeoutMs);
+  try {
+    await client.request("server.ping", {}, "", timeoutMs).catch((error: Failure) => {
+      if (error.code !== errorCodes.unauthorized) throw error;
+    });
+  } finally {
+    client.close();
+  }
+}
+
 function notAnswering(path: string, timeoutMs: number): Failure {
   return new Failure(`The daemon at "${path}" is not answering: no answer within ${timeoutMs / 1000} s. It is not known to be dead`, {
-    code: errorCodes.noDaemon, exit: exitCodes.unavailable,
+    code: errorCodes.noDaemon, exit: exitCodes.unavailable, data: { timedOut: true },
   });
 }
 
-/** Speaks over a socket that is connected. The path is for words only. */
-export function createClient(socket: Socket, path: string): Client {
+/** What a login shell or a banner may say before the first frame of a bridge. */
+const maxNoiseBytes = 64 << 10;
+
+/**
+ * Speaks over a socket that is connected, or over the two ends of a command such as "ssh host node holdfast.js --bridge".
+ *
+ * Bytes before the first frame are not the daemon's: a frame begins with 0x00, words of a shell do not. They are skipped, and shown when no
+ * frame follows.
+ *
+ * @param path What it leads to, for words only.
+ */
+export function createClient(socket: Duplex, path: string): Client {
   const decoder = createFrameDecoder();
   const waiting = new Map<number, { resolve(result: unknown): void; reject(error: Failure): void }>();
   const kept: Message[] = [];
   let listener: ((message: Message) => void) | undefined;
   let lastId = 0;
   let ended = false;
+  let noise: Buffer | undefined = Buffer.alloc(0); // until the first frame
 
   const closed = new Promise<void>((done) => {
     socket.on("close", () => {
       ended = true;
-      for (const { reject } of waiting.values()) reject(lost(path));
+      for (const { reject } of waiting.values()) reject(lost(path, noise));
       waiting.clear();
       done();
     });
   });
   socket.on("error", () => {}); // "close" follows
   socket.on("end", () => socket.end());
-  socket.on("data", (chunk) => {
+  socket.on("data", (received: Buffer) => {
+    let chunk = received;
+    if (noise !== undefined) {
+      const start = chunk.indexOf(0);
+      noise = Buffer.concat([noise, start < 0 ? chunk : chunk.subarray(0, start)]);
+      if (noise.length > maxNoiseBytes) return void socket.destroy();
+      if (start < 0) return;
+      chunk = chunk.subarray(start);
+      noise = undefined;
+    }
     for (const event of decoder.push(chunk)) {
       if (!("body" in event)) return void socket.destroy(); // a daemon never sends such a frame
       take(JSON.parse(event.body.toString("utf8")) as Message);
@@ -112,7 +149,7 @@ export function createClient(socket: Socket, path: string): Client {
       for (const message of kept.splice(0)) next(message);
     },
     request(method, params, auth, timeoutMs = 0) {
-      if (ended) return Promise.reject(lost(path));
+      if (ended) return Promise.reject(lost(path, noise));
       const id = ++lastId;
       return new Promise((resolve, reject) => {
         const timer = timeoutMs === 0 ? undefined : setTimeout(() => {
@@ -129,7 +166,11 @@ export function createClient(socket: Socket, path: string): Client {
   };
 }
 
-function lost(path: string): Failure {
-  return new Failure(`The connection to "${path}" ended before the answer came`, { code: errorCodes.noDaemon, exit: exitCodes.unavailable });
+function lost(path: string, noise: Buffer | undefined): Failure {
+  const details = { code: errorCodes.noDaemon, exit: exitCodes.unavailable };
+  if (noise === undefined || noise.length === 0) return new Failure(`The connection to "${path}" ended before the answer came`, details);
+  const shown = JSON.stringify(noise.toString("utf8", 0, 200));
+  return new Failure(`The connection to "${path}" ended before a frame came: it began with ${noise.length} bytes that are not the daemon's: ${shown}`, {
+    ...details, hint: "a start-up file of the login shell prints them: --doctor on the host tells which",
+  });
 }
-

@@ -5,10 +5,10 @@
  * launch, verify. Whoever finds the start claimed waits and joins the winner.
  */
 
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync, readlinkSync, statSync } from "node:fs";
 import type { Socket } from "node:net";
 import { dirname } from "node:path";
-import { connectClient, createClient, tryConnect } from "./client.ts";
+import { connectClient, createClient, proveAnswering, tryConnect } from "./client.ts";
 import type { Client, ConnectOutcome } from "./client.ts";
 import { absenceFailure, explainAbsence, timeWords } from "./doctor.ts";
 import { errnoOf, errorCodes, exitCodes, Failure, osFailure, reasonOf } from "./failure.ts";
@@ -18,7 +18,8 @@ import {
 import type { Facts, Launch, Lifetime, World } from "./lifetime.ts";
 import type { Daemon, Handover } from "./server.ts";
 import {
-  claimSoon, identify, isSame, livenessOf, lookAt, makeRunDirectory, notASocket, openLog, readRecord, retireName, tryClaim,
+  argumentsOf, claimSoon, identify, isLeftBy, isSame, livenessOf, lookAt, makeRunDirectory, notASocket, openLog, readRecord, retireName, safely, tryClaim,
+  writeRecord,
 } from "./socket.ts";
 import type { DaemonRecord, Identity, Places } from "./socket.ts";
 
@@ -30,6 +31,11 @@ const startMs = 15_000;
 const deathMs = 6000;
 /** From SIGTERM to SIGKILL, for a daemon that does not answer. */
 const termMs = 3000;
+/** From SIGKILL to giving up. */
+const killMs = 3000;
+/** How long a publication may take that is being made; and a daemon to make its names again. */
+const publicationMs = 1000;
+const recallMs = 3000;
 
 export interface StartOptions {
   places: Places;
@@ -109,6 +115,10 @@ export async function reachOtherwise(
 ): Promise<Socket | Failure> {
   const explanation = explainAbsence(places, outcome);
   const { record, reason, message } = explanation;
+  if (record === undefined && (await recallServer(places).catch(() => undefined))) {
+    const second = await tryConnect(places.socket, answerMs);
+    if ("socket" in second) return second.socket;
+  }
   if (record !== undefined && reason === "not-answering" && !("timedOut" in outcome)) {
     const second = await tryConnect(record.socket.bound, answerMs);
     if ("socket" in second) return second.socket;
@@ -127,6 +137,16 @@ export async function reachOtherwise(
   }
   const healed = await tryConnect(places.socket, answerMs);
   return "socket" in healed ? healed.socket : absenceFailure(explainAbsence(places, healed));
+}
+
+/** Asks a daemon that has been silent whether it answers at all: any answer will do, a refusal too. A method may take its time. */
+export async function explainSilence(places: Places): Promise<Failure | undefined> {
+  try {
+    await proveAnswering(places.socket, answerMs);
+    return undefined;
+  } catch {
+    return absenceFailure(explainAbsence(places, { timedOut: true }));
+  }
 }
 
 /** Says why a connection that was there has ended: from what the daemon could still note, as soon as it is known. */
@@ -153,6 +173,9 @@ export async function withClaim<T>(options: StartOptions, join: () => Promise<T 
     if ("release" in claim) {
       try {
         found = await join(); // the one that held the claim may have started it meanwhile
+        const lost = found ? undefined : await recallServer(places);
+        if (lost !== undefined) found = await join();
+        lost?.client.close();
         return found ? found : await start();
       } finally {
         claim.release();
@@ -178,12 +201,63 @@ interface Reached {
 
 /**
  * Connects to the daemon of a socket: by its public name; or, when that is gone (deleted, or retired within the grace of a --stop), by the
- * name it was bound to.
+ * name it was bound to. A daemon whose names or record were deleted is asked to make them again.
  *
  * @returns Undefined when there provably is none: then what it left can be cleared away.
  * @throws {Failure} There is something, and it cannot be used: why.
  */
 export async function reachServer(places: Places): Promise<Reached | undefined> {
+  let deadline: number | undefined;
+  for (;;) {
+    const outcome = await lookForServer(places);
+    if (!(outcome instanceof Failure)) return outcome;
+    deadline ??= Date.now() + (callDaemons(places).length > 0 ? recallMs : publicationMs);
+    if (Date.now() > deadline) throw outcome;
+    await sleep(20);
+  }
+}
+
+/**
+ * Finds a daemon that lives and has lost everything that leads to it: its run directory was deleted. Only with the start claimed: else it may be
+ * one that is just starting.
+ *
+ * @returns Undefined when there is none.
+ * @throws {Failure} It does not publish itself again: a second daemon beside it would make an orphan of it and its processes.
+ */
+async function recallServer(places: Places): Promise<Reached | undefined> {
+  await clearDead(places);
+  const [pid] = callDaemons(places);
+  if (pid === undefined) return undefined;
+  for (const deadline = Date.now() + answerMs; Date.now() < deadline; await sleep(20)) {
+    const reached = await reachServer(places);
+    if (reached !== undefined || daemonsOf(places).length === 0) return reached; // none is left: it was ending
+  }
+  throw new Failure(`Cannot use the socket "${places.socket}": process ${pid} serves it, and has not published it again within ${answerMs / 1000} s`, {
+    exit: exitCodes.busy, hint: `see why in its log, or end it: kill ${pid}`,
+  });
+}
+
+/** Asks the daemons of a socket to look after their names, by SIGCONT: whoever else had the pid by then is not harmed by it. */
+function callDaemons(places: Places): number[] {
+  const found = readRecord(places.record);
+  const pids = daemonsOf(places);
+  if (found !== undefined && "record" in found && livenessOf(found.record).state === "alive") pids.push(found.record.pid);
+  for (const pid of pids) safely(() => process.kill(pid, "SIGCONT"));
+  return pids;
+}
+
+/** The daemons of our user that were launched for a socket, in our own namespaces: elsewhere the path is another one. */
+function daemonsOf(places: Places): number[] {
+  const own = ["pid", "mnt"].map((name) => safely(() => readlinkSync(`/proc/self/ns/${name}`)));
+  return (safely(() => readdirSync("/proc")) ?? []).filter((name) => /^\d+$/.test(name)).map(Number).filter((pid) => safely(() => {
+    if (statSync(`/proc/${pid}`).uid !== process.getuid?.()) return false;
+    return argumentsOf(pid).slice(-3).join(" ") === `--launched --socket ${places.socket}`
+      && ["pid", "mnt"].every((name, i) => readlinkSync(`/proc/${pid}/ns/${name}`) === own[i]);
+  }));
+}
+
+/** A Failure is returned, not thrown, where it may be otherwise in a moment: in the middle of a publication, or when a daemon has been called. */
+async function lookForServer(places: Places): Promise<Reached | Failure | undefined> {
   const { socket } = places;
   const there = lookAt(socket);
   if (there.kind === "other") throw notASocket(socket, there.what);
@@ -195,7 +269,7 @@ export async function reachServer(places: Places): Promise<Reached | undefined> 
     if ("socket" in outcome) {
       if (record !== undefined && isSame(socket, record.socket)) return { client: createClient(outcome.socket, socket), record };
       outcome.socket.destroy();
-      throw new Failure(`Cannot use the socket "${socket}": a server answers there, but ${describeFound(found, places)}`, {
+      return new Failure(`Cannot use the socket "${socket}": a server answers there, but ${describeFound(found, places)}`, {
         exit: exitCodes.noPermission, hint: "choose another place with --socket, or end that server",
       });
     }
@@ -204,31 +278,34 @@ export async function reachServer(places: Places): Promise<Reached | undefined> 
     }
     if (errnoOf(outcome.error) === "EAGAIN") throw notAnswering(socket, record); // its backlog is full: unix(7)
     if (errnoOf(outcome.error) !== "ECONNREFUSED" && errnoOf(outcome.error) !== "ENOENT") throw osFailure(`connect to "${socket}"`, outcome.error);
-    if (record === undefined || !isSame(socket, record.socket)) {
-      throw new Failure(`Cannot use the socket "${socket}": nothing listens there, and it is not provably ours: ${describeFound(found, places)}`, {
+    if (record !== undefined && record.host !== identify().host) throw ofOtherHost(socket, record); // whose sockets refuse here, alive or not
+    if (record === undefined || !isLeftBy(record, socket)) {
+      return new Failure(`Cannot use the socket "${socket}": nothing listens there, and it is not provably ours: ${describeFound(found, places)}`, {
         exit: exitCodes.cannotCreate, hint: `rm '${socket}'`,
       });
     }
   } else if (found !== undefined && "problem" in found) {
-    throw new Failure(found.problem, { exit: found.exit ?? exitCodes.noPermission, hint: `rm '${places.record}'` });
+    return new Failure(found.problem, { exit: found.exit ?? exitCodes.noPermission, hint: `rm '${places.record}'` });
   }
   if (record === undefined) return undefined;
   const life = livenessOf(record);
-  if (record.host !== identify().host) {
-    throw new Failure(`Cannot use "${socket}": its daemon was started on host "${record.host}", this is "${identify().host}"`, {
-      exit: exitCodes.unavailable, hint: `log in to ${record.host}, or choose another place with --socket`,
-    });
-  }
+  if (record.host !== identify().host) throw ofOtherHost(socket, record);
   // Where it runs in another pid namespace, the refused connection has said all: it is the same kernel's.
   if (life.state !== "alive") return undefined;
   if (record.ended === undefined) {
     const outcome = await tryConnect(record.socket.bound, answerMs);
     if ("socket" in outcome) return { client: createClient(outcome.socket, record.socket.bound), record };
-    if (await isGoneWithin(record, 1000)) return undefined; // it was just ending
-    throw notAnswering(record.socket.bound, record, "error" in outcome ? reasonOf(outcome.error) : undefined);
+    if ("timedOut" in outcome) throw notAnswering(record.socket.bound, record);
+    return notAnswering(record.socket.bound, record, reasonOf(outcome.error)); // it is just ending, or its names were deleted
   }
   if (await isGoneWithin(record, deathMs)) return undefined;
   throw notAnswering(socket, record, "it is ending, and has not ended yet");
+}
+
+function ofOtherHost(socket: string, { host }: DaemonRecord): Failure {
+  return new Failure(`Cannot use "${socket}": its daemon was started on host "${host}", this is "${identify().host}"`, {
+    exit: exitCodes.unavailable, hint: `log in to ${host}, or choose another place with --socket`,
+  });
 }
 
 function describeFound(found: ReturnType<typeof readRecord>, places: Places): string {
@@ -244,9 +321,18 @@ export function notAnswering(path: string, record: DaemonRecord | undefined, why
   });
 }
 
-async function isGoneWithin(record: Identity, timeoutMs: number): Promise<boolean> {
-  for (const deadline = Date.now() + timeoutMs; livenessOf(record).state !== "dead"; await sleep(20)) if (Date.now() > deadline) return false;
+async function isGoneWithin(record: DaemonRecord, timeoutMs: number): Promise<boolean> {
+  for (const deadline = Date.now() + timeoutMs; !(await isGone(record)); await sleep(20)) if (Date.now() > deadline) return false;
   return true;
+}
+
+/** Where its process cannot be seen (another pid namespace, no /proc), a daemon of this host is gone when its socket refuses. */
+async function isGone(record: DaemonRecord): Promise<boolean> {
+  const { state } = livenessOf(record);
+  if (state !== "unknown" || record.host !== identify().host) return state === "dead";
+  const outcome = await tryConnect(record.socket.bound, 1000);
+  if ("socket" in outcome) outcome.socket.destroy();
+  return "error" in outcome;
 }
 
 /**
@@ -254,27 +340,33 @@ async function isGoneWithin(record: Identity, timeoutMs: number): Promise<boolea
  * asked for, and a daemon that would be killed is moved into a scope as it is.
  */
 async function joinServer(options: StartOptions, world: World): Promise<Started | false> {
-  const reached = await reachServer(options.places);
-  if (reached === undefined) return false;
-  const { client, record } = reached;
-  try {
-    const admit = async (params: object): Promise<Admitted> =>
-      (await client.request("server.admit", { key: record.key, ...params }, record.key, answerMs)) as Admitted;
-    let answer: Admitted | undefined;
-    for (const tokenHash of options.tokenHashes) answer = await admit({ tokenHash });
-    const facts = await probeHost(world, { pid: record.pid });
-    await mend(record.pid, facts, options, world);
-    answer = { ...(await admit({ facts })), revived: answer?.revived ?? false };
-    return {
-      pid: answer.pid, instance: answer.instanceId, lifetime: answer.lifetime, facts, how: answer.revived ? "revived" : "joined", version: answer.version,
-    };
-  } catch (error) {
-    if (!(error instanceof Failure) || (error.data?.ending !== true && error.code !== errorCodes.noDaemon)) throw error;
-    if (await isGoneWithin(record, deathMs)) return false; // it was ending as we came
-    throw notAnswering(options.places.socket, record, error.message);
-  } finally {
-    client.close();
+  for (let attempt = 1; ; attempt++) {
+    const reached = await reachServer(options.places);
+    if (reached === undefined) return false;
+    try {
+      return await joinReached(reached, options, world);
+    } catch (error) {
+      if (!(error instanceof Failure) || (error.data?.ending !== true && error.code !== errorCodes.noDaemon)) throw error;
+      // it was ending as we came; or it was told to stop, closed all connections, and can be revived
+      if (await isGoneWithin(reached.record, error.data?.ending === true ? deathMs : 100)) return false;
+      if (attempt === 3 || error.data?.timedOut === true) throw notAnswering(options.places.socket, reached.record, error.message);
+    } finally {
+      reached.client.close();
+    }
   }
+}
+
+async function joinReached({ client, record }: Reached, options: StartOptions, world: World): Promise<Started> {
+  const admit = async (params: object): Promise<Admitted> =>
+    (await client.request("server.admit", { key: record.key, ...params }, record.key, answerMs)) as Admitted;
+  let answer: Admitted | undefined;
+  for (const tokenHash of options.tokenHashes) answer = await admit({ tokenHash });
+  // in another pid namespace its pid means somebody else
+  const isHere = livenessOf(record).state === "alive";
+  const facts = await probeHost(world, isHere ? { pid: record.pid } : {});
+  if (isHere) await mend(record.pid, facts, options, world);
+  const { pid, instanceId, version, lifetime } = answer === undefined || isHere ? await admit({ facts }) : answer;
+  return { pid, instance: instanceId, lifetime, facts, how: answer?.revived ? "revived" : "joined", version };
 }
 
 interface Admitted {
@@ -288,20 +380,34 @@ interface Admitted {
 async function mend(pid: number, facts: Facts, options: StartOptions, world: World): Promise<void> {
   if (options.enableLinger) await switchLingerOn(facts, world);
   if (options.launch === "detach" || chooseLaunch(facts).launch !== "scope") return;
-  const problem = await moveIntoScope([pid, ...descendantsOf(pid)], world);
+  const problem = await moveIntoScope([pid, ...familyOf(pid).all], world);
   if (problem !== undefined) facts.scopeProblem = `the running daemon could not be moved: ${problem}`;
   facts.place = placeOf(pid, world);
 }
 
-/** Clears away the names of a dead daemon. Only with the start claimed, and only what its record proves to be its own. */
-async function clearDead(places: Places): Promise<void> {
-  const found = readRecord(places.record);
-  if (found === undefined || !("record" in found)) return;
+/**
+ * Clears away the names of a dead daemon: only what its record proves to be its own.
+ *
+ * @param stopped Notes that it was stopped on purpose, where it could not do so itself: no bridge is to start it again.
+ */
+async function clearDead(places: Places, stopped = false): Promise<void> {
+  if (readRecord(places.record) === undefined) return;
   const claim = await claimSoon(`${places.record}.lock`, 1000);
   if (claim === undefined) return;
-  retireName(places.socket, found.record.socket);
-  retireName(found.record.socket.bound, found.record.socket);
-  claim.release();
+  try {
+    const found = readRecord(places.record);
+    // another daemon may have published meanwhile
+    if (found === undefined || !("record" in found) || !(await isGone(found.record))) return;
+    const { record } = found;
+    for (const name of [places.socket, record.socket.bound]) {
+      const there = isLeftBy(record, name) ? lookAt(name) : undefined;
+      if (there?.kind === "socket") retireName(name, there);
+    }
+    if (!stopped || record.ended?.reason === "stopped") return;
+    writeRecord(places.record, { ...record, ended: { at: Date.now(), reason: "stopped", detail: "noted by --stop: it was gone, or did not answer" } });
+  } finally {
+    claim.release();
+  }
 }
 
 /** @returns Undefined when another daemon published before ours. */
@@ -324,7 +430,7 @@ async function launch(options: StartOptions, world: World): Promise<Started | un
     if (error instanceof Failure && error.exit === exitCodes.busy) return undefined;
     throw error;
   }
-  if (old !== undefined) await endReplaced(old);
+  if (old !== undefined) await endReplaced(old, places);
   return { ...started, ...(await verify(places, started, facts, world)), facts, how: "started" };
 }
 
@@ -352,10 +458,24 @@ async function verify(places: Places, started: { pid: number; instance: string }
 }
 
 /** The old daemon ends, by its bound name; its public one is the new daemon's already. */
-async function endReplaced({ client, record }: Reached): Promise<void> {
+async function endReplaced({ client, record }: Reached, places: Places): Promise<void> {
   await client.request("server.shutdown", { graceMs: 0 }, record.key, answerMs).catch(() => undefined);
   client.close();
-  await isGoneWithin(record, deathMs);
+  if (!(await isGoneWithin(record, deathMs))) await killServer(places, record);
+}
+
+/** What a start comes to that is under way; or a daemon that has lost its names. */
+async function reachStarting(places: Places): Promise<Reached | undefined> {
+  // where the claim cannot even be made, no start is under way
+  const claim = await claimSoon(places.claim, startMs).catch(() => ({ release: () => {} }));
+  if (claim === undefined) {
+    throw new Failure(`Cannot stop: a start is under way: "${places.claim}" is held`, { exit: exitCodes.busy, hint: "try again in a moment" });
+  }
+  try {
+    return (await reachServer(places)) ?? (await recallServer(places));
+  } finally {
+    claim.release();
+  }
 }
 
 export interface Stopped {
@@ -370,10 +490,10 @@ export interface Stopped {
  *
  * @throws {Failure} It could not be stopped; or it is not idle (exit code 75).
  */
-export async function stopServer(places: Places, options: { graceMs: number; ifIdle: boolean }): Promise<Stopped> {
+export async function stopServer(places: Places, options: { graceMs: number; ifIdle: boolean }, attempt = 1): Promise<Stopped> {
   let reached: Reached | undefined;
   try {
-    reached = await reachServer(places);
+    reached = (await reachServer(places)) ?? (await reachStarting(places));
   } catch (error) {
     const found = readRecord(places.record);
     const record = found !== undefined && "record" in found ? found.record : undefined;
@@ -382,7 +502,7 @@ export async function stopServer(places: Places, options: { graceMs: number; ifI
     throw error;
   }
   if (reached === undefined) {
-    await clearDead(places);
+    await clearDead(places, true);
     return { word: "none", count: 0 };
   }
   const { client, record } = reached;
@@ -393,7 +513,9 @@ export async function stopServer(places: Places, options: { graceMs: number; ifI
     const failure = error as Failure;
     if (failure.data?.processes !== undefined) throw new Failure(failure.message, { exit: exitCodes.busy });
     if (failure.code !== errorCodes.noDaemon) throw failure;
-    if (await isGoneWithin(record, 0)) return { word: "stopped", count: 0 };
+    if (await isGoneWithin(record, 100)) return { word: "stopped", count: 0 };
+    // another --stop was quicker, and it closed all connections
+    if (failure.data?.timedOut !== true && attempt < 3) return stopServer(places, options, attempt + 1);
     if (options.ifIdle) throw notAnswering(places.socket, record);
     return killServer(places, record);
   } finally {
@@ -413,15 +535,22 @@ async function killServer(places: Places, record: DaemonRecord): Promise<Stopped
   if (life.state === "unknown") {
     throw new Failure(`Cannot stop the daemon (pid ${record.pid}): it does not answer, and ${life.why}`, { exit: exitCodes.unavailable });
   }
-  const family = life.state === "alive" ? descendantsOf(record.pid).map((pid) => identify(pid)) : [];
-  signalIfSame(record, "SIGTERM");
-  if (!(await isGoneWithin(record, termMs))) signalIfSame(record, "SIGKILL");
-  if (!(await isGoneWithin(record, deathMs))) throw new Failure(`Cannot stop the daemon (pid ${record.pid}): it is still there after SIGKILL`);
-  const left = family.filter((identity) => identity.startTime !== "" && livenessOf(identity).state === "alive");
-  for (const identity of left) signalIfSame(identity, "SIGTERM");
-  for (const identity of left) if (!(await isGoneWithin(identity, termMs))) signalIfSame(identity, "SIGKILL");
-  await clearDead(places);
-  return { word: "stopped", count: left.length, note: `it did not answer, and was ended by signal` };
+  const family = life.state === "alive" ? familyOf(record.pid) : { children: [], all: [] };
+  const processes = family.all.map((pid) => identify(pid));
+  if ((await endBySignal([record])) > 0) throw new Failure(`Cannot stop the daemon (pid ${record.pid}): it is still there after SIGKILL`);
+  await endBySignal(processes);
+  await clearDead(places, true);
+  return { word: "stopped", count: family.children.length, note: "it did not answer, and was ended by signal" };
+}
+
+/** SIGTERM, and SIGKILL to those that it does not end. Returns how many are left. */
+async function endBySignal(identities: Identity[]): Promise<number> {
+  const left = (): Identity[] => identities.filter((identity) => livenessOf(identity).state === "alive");
+  for (const [signal, waitMs] of [["SIGTERM", termMs], ["SIGKILL", killMs]] as const) {
+    for (const identity of left()) signalIfSame(identity, signal);
+    for (const deadline = Date.now() + waitMs; left().length > 0 && Date.now() < deadline; ) await sleep(20);
+  }
+  return left().length;
 }
 
 function signalIfSame(identity: Identity, signal: NodeJS.Signals): void {
@@ -433,30 +562,20 @@ function signalIfSame(identity: Identity, signal: NodeJS.Signals): void {
   }
 }
 
-/** The pids of a process's children, and theirs. */
-export function descendantsOf(pid: number): number[] {
-  const parents = new Map<number, number[]>();
-  for (const name of readdirSync("/proc")) {
-    if (!/^\d+$/.test(name)) continue;
-    const parent = parentOf(Number(name));
-    if (parent !== undefined) parents.set(parent, [...(parents.get(parent) ?? []), Number(name)]);
+/** The pids of a daemon's processes; and of all that is theirs: descendants, and those that have left their parents, but not the session. */
+function familyOf(daemon: number): { children: number[]; all: number[] } {
+  const living = (safely(() => readdirSync("/proc")) ?? []).filter((name) => /^\d+$/.test(name)).flatMap((pid) => {
+    const stat = safely(() => readFileSync(`/proc/${pid}/stat`, "latin1")) ?? "";
+    const [state, parent, , session] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    return state === "" || state === "Z" || state === "X" ? [] : [{ pid: Number(pid), parent: Number(parent), session: Number(session) }];
+  });
+  const children = living.filter(({ parent }) => parent === daemon).map(({ pid }) => pid);
+  const all = new Set(children);
+  for (let size = -1; size < all.size; ) {
+    size = all.size;
+    for (const { pid, parent, session } of living) if (all.has(parent) || all.has(session)) all.add(pid);
   }
-  const found: number[] = [];
-  for (const queue = [pid]; queue.length > 0; ) {
-    const children = parents.get(queue.pop()!) ?? [];
-    found.push(...children);
-    queue.push(...children);
-  }
-  return found;
-}
-
-function parentOf(pid: number): number | undefined {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
-    return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]);
-  } catch {
-    return undefined;
-  }
+  return { children, all: [...all] };
 }
 
 function sleep(ms: number): Promise<void> {

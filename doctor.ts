@@ -71,13 +71,13 @@ export function explainAbsence(places: Places, outcome?: Exclude<ConnectOutcome,
       case "user-manager-stopped":
         return explain("user-manager-stopped", `${daemon} was ended ${at}, as systemd stopped the user manager after the last logout`, `${serve} --enable-linger`, true);
       case "crashed":
-        return explain("crashed", `${daemon} ended ${at} by an error of its own: ${ended.detail}`, `less '${record.log}'`, true);
+        return explain("crashed", `${daemon} ended ${at} by an error of its own: ${ended.detail}; its log is "${record.log}"`, serve, true);
     }
   }
   if (life.state === "dead") {
     const rebooted = record.bootId !== identify().bootId;
     return rebooted ? explain("rebooted", `${daemon} is gone: the host has been booted again since`, serve, true)
-      : explain("crashed", `${daemon} is gone without a word: killed by SIGKILL, or for want of memory (${life.why})`, `less '${record.log}'`, true);
+      : explain("crashed", `${daemon} is gone without a word: killed by SIGKILL, or for want of memory (${life.why}); its log is "${record.log}"`, serve, true);
   }
   if (life.state === "unknown" && errno === "ECONNREFUSED") {
     return explain("crashed", `${daemon} does not listen any more (${life.why})`, serve, true);

@@ -7,13 +7,17 @@
  *
  * A retired daemon has no public name and no connections, but still listens under the name it was bound to: there a --serve that comes in
  * time finds it, with its processes. What a method does is left to processes.ts and files.ts, how a request is read to rpc.ts.
+ *
+ * Names, record and directory may be deleted at any time. Every 25 s, and on SIGCONT (harmless to whoever else gets it), the daemon looks after
+ * them and makes them again: a --serve that finds none of them, but its process, sends that and joins.
  */
 
 import { createHash, randomBytes, timingSafeEqual } from "node:crypto";
 import { lutimesSync, readdirSync } from "node:fs";
 import { createServer } from "node:net";
 import type { Server, Socket } from "node:net";
-import { connectClient } from "./client.ts";
+import { dirname } from "node:path";
+import { proveAnswering } from "./client.ts";
 import { errorCodes, exitCodes, Failure } from "./failure.ts";
 import { createFiles } from "./files.ts";
 import { createFrameDecoder, encodeFrame, maxBodyBytes, strangerBodyBytes } from "./frame.ts";
@@ -22,11 +26,12 @@ import { describeVerdict, judgePlace, judgeSignals, placeOf } from "./lifetime.t
 import type { Facts, Lifetime, World } from "./lifetime.ts";
 import { createLog } from "./log.ts";
 import type { Log } from "./log.ts";
+import { watchLogouts } from "./logouts.ts";
 import { createProcesses } from "./processes.ts";
 import { booleanParam, createRpc, integerParam, optionalStringParam, oversizeAnswer, stringParam } from "./rpc.ts";
 import type { Caller, Method, Params, Peer } from "./rpc.ts";
 import {
-  claimSoon, homeDirectory, identify, isSame, listenBeside, lookAt, makeRunDirectory, notASocket, publishSocket, readRecord, retireName, safely, writeRecord,
+  claimSoon, homeDirectory, identify, isSame, listenBeside, livenessOf, lookAt, makeRunDirectory, notASocket, publishSocket, readRecord, retireName, safely, writeRecord,
 } from "./socket.ts";
 import type { DaemonRecord, EndReason, Places } from "./socket.ts";
 
@@ -46,6 +51,8 @@ export const defaultGraceMs = 10_000;
 /** From TERM to KILL for processes when the daemon is stopped; and when it was told to end by SIGTERM: it must be gone within 2 s. */
 const killAfterMs = 3000;
 const killAfterSignalMs = 1000;
+/** How long another's publication is waited for: it takes a millisecond. */
+const lockMs = 1000;
 /** SIGTERM, SIGCONT and SIGHUP of systemd come within a millisecond, in any order. */
 const signalsMs = 50;
 
@@ -90,12 +97,15 @@ export interface Daemon {
  */
 export async function startDaemon({ places, tokenHashes, facts, command, version, over }: Handover, world: World): Promise<Daemon> {
   const log: Log = createLog(places.log);
+  const lockPath = `${places.record}.lock`;
   const instance = randomBytes(16).toString("hex");
   const connections = new Set<Connection>();
   const startedAt = Date.now();
-  let phase: "serving" | "retired" | "ending" = "serving";
+  let phase: "starting" | "serving" | "retired" | "ending" = "starting";
   let connectionCount = 0;
   let graceTimer: NodeJS.Timeout | undefined;
+  let looking: Promise<void> | undefined;
+  let lastProblem = "";
   let finish: (code: number) => void;
   const ended = new Promise<number>((done) => (finish = done));
 
@@ -108,6 +118,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   });
 
   let lifetime = describeVerdict(judgePlace(placeOf("self", world), facts));
+  listenToSignals();
   let listener = createListener();
   let socket = await listenBeside(listener, places.socket);
   const record: DaemonRecord = {
@@ -115,14 +126,15 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     socket: { path: places.socket, ...socket }, log: places.log, startedAt, command, lifetime,
   };
   try {
-    if (over) await proveAnswering(socket.bound);
+    if (over) await proveAnswering(socket.bound, 2000); // before it takes the name over
     await publish(over);
   } catch (error) {
     listener.close();
     retireName(socket.bound, socket);
     throw error;
   }
-  listenToSignals();
+  phase = "serving";
+  const logouts = watchLogouts(facts.uid, facts.stopDelayUs === "infinity" ? 0 : facts.stopDelayUs / 1000);
   const checkTimer = setInterval(() => void check(), checkMs);
   log(`Remote server listening on ${places.socket} (pid ${process.pid}, instance ${instance}, ${lifetime.where}; survives logout: ${lifetime.words})`);
   return { record, lifetime, ended };
@@ -132,6 +144,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   /** Only one publishes at a time, and only over a name that is free: what is there may be a daemon that was quicker. */
   async function publish(replace: boolean): Promise<void> {
     await withPublication(() => {
+      if (phase !== "starting" && phase !== "serving") throw new Failure(`Cannot publish the socket "${places.socket}": the daemon was told to end`);
       const there = lookAt(places.socket);
       if (there.kind === "socket" && !replace && !isSame(places.socket, socket)) {
         throw new Failure(`Cannot publish the socket "${places.socket}": another daemon has just done so`, { exit: exitCodes.busy });
@@ -144,8 +157,8 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   }
 
   async function withPublication(action: () => void): Promise<void> {
-    const claim = await claimSoon(`${places.record}.lock`, 1000);
-    if (claim === undefined) throw new Failure(`Cannot publish the socket "${places.socket}": "${places.record}.lock" is held by another`, { exit: exitCodes.busy });
+    const claim = await claimSoon(lockPath, lockMs);
+    if (claim === undefined) throw new Failure(`Cannot publish the socket "${places.socket}": "${lockPath}" is held by another`, { exit: exitCodes.busy });
     try {
       action();
     } finally {
@@ -157,40 +170,63 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   async function saveRecord(): Promise<void> {
     try {
       await withPublication(() => {
-        const found = readRecord(places.record);
-        if (found !== undefined && "record" in found && found.record.instance !== instance) return;
-        writeRecord(places.record, record);
+        record.socket = { path: places.socket, ...socket };
+        if (isSame(places.socket, socket) || successor() === undefined) writeRecord(places.record, record);
       });
     } catch (error) {
       log(`[Server] ${(error as Error).message}`);
     }
   }
 
-  /** Makes sure that the public name leads here, and that those who clean /tmp by age see that it is in use. */
-  async function check(): Promise<void> {
-    if (phase !== "serving") return;
-    try {
-      const there = lookAt(places.socket);
-      if (there.kind === "absent") {
-        makeRunDirectory(places.directory);
-        if (!isSame(socket.bound, socket)) {
-          const next = createListener();
-          socket = await listenBeside(next, places.socket);
-          listener.close();
-          listener = next;
-        }
-        await publish(false);
-        log(`[Server] The socket "${places.socket}" was deleted: published again`);
-      } else if (!isSame(places.socket, socket)) {
-        log(`[Server] Not reachable: "${places.socket}" is ${there.kind === "other" ? there.what : "another's socket"} now`);
-      } else if (readRecord(places.record) === undefined) {
-        await saveRecord();
-      }
-      const now = new Date();
-      for (const name of [places.socket, socket.bound]) if (isSame(name, socket)) safely(() => lutimesSync(name, now, now));
-    } catch (error) {
-      log(`[Server] ${(error as Error).message}`);
+  /** The record of another daemon, where ours was. */
+  function successor(): DaemonRecord | undefined {
+    const found = readRecord(places.record);
+    return found !== undefined && "record" in found && found.record.instance !== instance ? found.record : undefined;
+  }
+
+  /** Makes sure that the names lead here and the record is there, and that those who clean /tmp by age see that they are in use. */
+  function check(): Promise<void> {
+    return (looking ??= look().catch((error: Error) => `cannot be mended: ${error.message}`).then((problem = "") => {
+      looking = undefined;
+      if (problem !== "" && problem !== lastProblem) log(`[Server] Not reachable: "${places.socket}" ${problem}`);
+      lastProblem = problem;
+    }));
+  }
+
+  /** @returns Why the daemon cannot be reached by its public name. */
+  async function look(): Promise<string | undefined> {
+    if (phase !== "serving" && phase !== "retired") return undefined;
+    makeRunDirectory(dirname(places.socket));
+    makeRunDirectory(places.directory);
+    const next = successor();
+    if (next !== undefined && !isSame(places.socket, socket) && livenessOf(next).state !== "dead") {
+      if (processes.liveCount() === 0) void end("replaced", `by instance ${next.instance}`, killAfterMs);
+      return `belongs to instance ${next.instance} now`;
     }
+    if (!isSame(places.socket, socket) && !isSame(socket.bound, socket)) await listenAgain();
+    const there = lookAt(places.socket);
+    if (phase === "serving" && there.kind === "absent") {
+      await publish(false);
+      log(`[Server] The socket "${places.socket}" was deleted: published again`);
+    } else if (!hasRecord()) {
+      await saveRecord();
+    }
+    const now = new Date();
+    for (const name of [places.socket, socket.bound]) if (isSame(name, socket)) safely(() => lutimesSync(name, now, now));
+    return phase !== "serving" || isSame(places.socket, socket) ? undefined : `is ${there.kind === "other" ? there.what : "another's socket"} now`;
+  }
+
+  /** Connections stay: they are the old listener's no more. */
+  async function listenAgain(): Promise<void> {
+    const next = createListener();
+    socket = await listenBeside(next, places.socket);
+    listener.close();
+    listener = next;
+  }
+
+  function hasRecord(): boolean {
+    const found = readRecord(places.record);
+    return found !== undefined && "record" in found && found.record.instance === instance && found.record.socket.ino === socket.ino;
   }
 
   // Connections
@@ -338,7 +374,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   function status(): Record<string, unknown> {
     return {
       ...capabilities(), pid: process.pid, uptimeMs: Date.now() - startedAt, rssBytes: process.memoryUsage().rss, connections: connections.size,
-      processes: processes.summary(), log: places.log, socket: places.socket, phase,
+      processes: processes.summary(), log: places.log, socket: places.socket, phase, logoutsOutlived: logouts.outlived(),
       limits: { maxBodyBytes, strangerBodyBytes, maxStrangers, maxTokens, openFiles: safely(() => readdirSync("/proc/self/fd").length), ...openFileLimit(world) },
     };
   }
@@ -372,7 +408,10 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
       clearTimeout(graceTimer);
       phase = "serving";
       delete record.stoppingAt;
-      await publish(false);
+      await publish(false).catch((error: Error) => {
+        void retire(defaultGraceMs); // as it was told
+        throw error;
+      });
       log(`[Server] Revived with ${processes.liveCount()} processes: a --serve came within the grace`);
     } else {
       await check();
@@ -395,8 +434,17 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     graceTimer = setTimeout(() => void end("stopped", "told to stop, and the grace is over", killAfterMs), graceMs);
     await saveRecord();
     if (phase !== "retired") return;
-    await withPublication(() => phase === "retired" && retireName(places.socket, socket)).catch((error: Error) => log(`[Server] ${error.message}`));
-    closeConnections();
+    await retirePublicName("retired");
+    if (phase === "retired") closeConnections();
+  }
+
+  /** @param expected The phase in which that is right: a --serve may have come meanwhile. */
+  async function retirePublicName(expected: typeof phase): Promise<void> {
+    // where no lock can be made (a full disk), nobody else can publish either
+    const claim = await claimSoon(lockPath, lockMs).catch(() => ({ release: () => {} }));
+    if (claim === undefined) return log(`[Server] "${places.socket}" is not retired: "${lockPath}" is held by another`);
+    if (phase === expected) retireName(places.socket, socket);
+    claim.release();
   }
 
   function closeConnections(): void {
@@ -411,11 +459,12 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     phase = "ending";
     clearTimeout(graceTimer);
     clearInterval(checkTimer);
+    logouts.close();
     log(`[Server] Ending: ${reason} (${detail})`);
     record.ended = { at: Date.now(), reason, detail };
     delete record.stoppingAt;
     await saveRecord(); // first: systemd may not leave us the time
-    await withPublication(() => retireName(places.socket, socket)).catch((error: Error) => log(`[Server] ${error.message}`));
+    await retirePublicName("ending");
     closeConnections();
     const killed = await processes.endAll({ graceMs: killMs });
     retireName(socket.bound, socket);
@@ -431,7 +480,9 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
       process.on(signal, () => {
         log(`[Server] Received ${signal}`);
         seen.set(signal, Date.now());
+        if (signal === "SIGCONT") setTimeout(() => void check(), signalsMs); // unless it came with SIGTERM
         if (signal === "SIGCONT" || signal === "SIGHUP") return;
+        if (phase === "starting") return void (phase = "ending"); // publish() refuses then, and the start is undone
         if (phase === "ending") return void processes.endAll({ graceMs: 0 });
         setTimeout(() => {
           const { reason, detail } = judgeSignals(new Set([...seen].filter(([, at]) => Date.now() - at < 1000).map(([name]) => name)));
@@ -440,22 +491,11 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
       });
     }
     process.on("uncaughtException", (error: Error) => {
+      if (phase === "starting") throw error;
       log(`[Server] Internal error: ${error.stack ?? error.message}`);
       record.ended = { at: Date.now(), reason: "crashed", detail: error.message };
       void saveRecord().then(() => finish(exitCodes.failed));
     });
-  }
-}
-
-/** A daemon that takes over a name shows first that it answers, over its socket. */
-async function proveAnswering(path: string): Promise<void> {
-  const client = await connectClient(path, 2000);
-  try {
-    await client.request("server.ping", {}, "", 2000).catch((error: Failure) => {
-      if (error.code !== errorCodes.unauthorized) throw error;
-    });
-  } finally {
-    client.close();
   }
 }
 

@@ -14,7 +14,7 @@
 import { createHash, randomBytes } from "node:crypto";
 import {
   chmodSync, closeSync, constants, fstatSync, linkSync, lstatSync, mkdirSync, openSync, readFileSync, readlinkSync, readSync, renameSync, statSync,
-  unlinkSync, writeSync,
+  unlinkSync, writeFileSync,
 } from "node:fs";
 import type { Stats } from "node:fs";
 import { hostname, userInfo } from "node:os";
@@ -180,22 +180,43 @@ export interface Liveness {
 
 /**
  * Tells whether a process described earlier still lives. Only "alive" allows a signal, only "dead" allows to clear up after it.
+ *
+ * Of a daemon's record more is asked: that the process runs --serve. So a record that came to name somebody else, start time and all, harms nobody.
  */
-export function livenessOf(identity: Identity, proc: Proc = realProc): Liveness {
+export function livenessOf(identity: Identity | DaemonRecord, proc: Proc = realProc): Liveness {
   const here = identify(process.pid, proc);
   if (identity.host !== here.host) return { state: "unknown", why: `it runs on host "${identity.host}", this is "${here.host}"` };
-  if (identity.bootId === "" || here.bootId === "") return { state: "unknown", why: "this system has no boot id to compare" };
+  if (identity.bootId === "" || here.bootId === "") {
+    // where there is no /proc (macOS), that nobody has the pid is all that can be known
+    return process.platform !== "linux" && !hasProcess(identity.pid) ? { state: "dead", why: `process ${identity.pid} is gone` }
+      : { state: "unknown", why: "this system has no boot id to compare" };
+  }
   if (identity.bootId !== here.bootId) return { state: "dead", why: "the host has been booted again since" };
   if (identity.pidNamespace !== here.pidNamespace) return { state: "unknown", why: "it runs in another pid namespace (a container)" };
   let startTime: string | undefined;
+  let isOther = false;
   try {
     startTime = startTimeOf(proc, identity.pid);
+    isOther = startTime !== identity.startTime || ("command" in identity && !argumentsOf(identity.pid, proc).some((word) => /^--?serve$/.test(word)));
   } catch (error) {
     if (errnoOf(error) !== "ENOENT" && errnoOf(error) !== "ESRCH") return { state: "unknown", why: `/proc/${identity.pid} cannot be read` };
   }
   if (startTime === undefined) return { state: "dead", why: `process ${identity.pid} is gone` };
-  if (startTime !== identity.startTime) return { state: "dead", why: `pid ${identity.pid} belongs to another process now` };
+  if (isOther) return { state: "dead", why: `pid ${identity.pid} belongs to another process now` };
   return { state: "alive", why: `process ${identity.pid} runs` };
+}
+
+function hasProcess(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch (error) {
+    return errnoOf(error) !== "ESRCH"; // EPERM: another user's
+  }
+}
+
+/** What a process was started with; nothing for a zombie. */
+export function argumentsOf(pid: number, proc: Proc = realProc): string[] {
+  return proc.read(`/proc/${pid}/cmdline`).split("\0").slice(0, -1);
 }
 
 /** Field 22 of /proc/<pid>/stat; undefined for a zombie. The command in field 2 may hold spaces and parentheses: count from its end. */
@@ -259,7 +280,7 @@ export function writeOwnFile(path: string, text: string): void {
 function createFile(path: string, text: string): void {
   const descriptor = openSync(path, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW, 0o600);
   try {
-    writeSync(descriptor, text);
+    writeFileSync(descriptor, text); // all of it: one write(2) on a full disk may take a part, without an error
   } finally {
     closeSync(descriptor);
   }
@@ -272,7 +293,13 @@ function createFile(path: string, text: string): void {
  * @throws {Error} The operating system's own, when it cannot be opened.
  */
 function readOwnFile(path: string, maxBytes: number): string {
-  const descriptor = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  let descriptor: number;
+  try {
+    descriptor = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  } catch (error) {
+    if (errnoOf(error) === "ELOOP") throw new Failure(`Cannot use "${path}": it is a symbolic link, a regular file is needed`, { exit: exitCodes.noPermission });
+    throw error;
+  }
   try {
     const stats = fstatSync(descriptor);
     requireOwnFile(path, stats);
@@ -300,7 +327,8 @@ export function openLog(path: string): number {
     // O_NONBLOCK: a FIFO planted here must not hang us
     descriptor = openSync(path, constants.O_WRONLY | constants.O_APPEND | constants.O_CREAT | constants.O_NOFOLLOW | constants.O_NONBLOCK, 0o600);
   } catch (error) {
-    const planted = errnoOf(error) === "ELOOP" ? new Error("it is a symbolic link, the log is never written through one") : error;
+    const planted = errnoOf(error) === "ELOOP" ? new Error("it is a symbolic link, the log is never written through one")
+      : errnoOf(error) === "ENXIO" ? new Error("it is a FIFO or a socket, a regular file is needed") : error;
     throw osFailure(`open the log "${path}"`, planted, { exit: exitCodes.cannotCreate, hint });
   }
   try {
@@ -330,31 +358,33 @@ export interface Held {
  * new one.
  */
 export function tryClaim(path: string): Claim | Held {
+  for (let attempt = 0; attempt < 5; attempt++) {
+    const holder = readClaim(path);
+    if (holder === "absent") {
+      const claim = linkClaim(path);
+      if (claim !== undefined) return claim;
+      continue;
+    }
+    if (holder === undefined || livenessOf(holder).state !== "dead") return { heldBy: holder };
+    const removal = tryClaim(`${path}-${holder.id}`);
+    if (!("release" in removal)) return removal;
+    removeClaim(path, holder.id);
+    removal.release();
+  }
+  return { heldBy: undefined };
+}
+
+/** @returns Undefined when another was quicker. */
+function linkClaim(path: string): Claim | undefined {
   const id = randomBytes(6).toString("hex");
   const temporary = `${path}.${id}`;
   try {
-    createFile(temporary, JSON.stringify({ id, ...identify() }));
+    createFile(temporary, JSON.stringify({ id, ...identify() })); // whole before it has its name
+    linkSync(temporary, path);
+    return { release: () => removeClaim(path, id) };
   } catch (error) {
-    safely(() => unlinkSync(temporary));
-    throw osFailure(`claim the start with "${temporary}"`, error, { exit: exitCodes.cannotCreate });
-  }
-  try {
-    for (let attempt = 0; attempt < 5; attempt++) {
-      try {
-        linkSync(temporary, path);
-        return { release: () => removeClaim(path, id) };
-      } catch (error) {
-        if (errnoOf(error) !== "EEXIST") throw osFailure(`claim the start with "${path}"`, error, { exit: exitCodes.cannotCreate });
-      }
-      const holder = readClaim(path);
-      if (holder === "absent") continue;
-      if (holder === undefined || livenessOf(holder).state !== "dead") return { heldBy: holder };
-      const removal = tryClaim(`${path}-${holder.id}`);
-      if (!("release" in removal)) return removal;
-      removeClaim(path, holder.id);
-      removal.release();
-    }
-    return { heldBy: undefined };
+    if (errnoOf(error) === "EEXIST") return undefined;
+    throw osFailure(`claim "${path}"`, error, { exit: exitCodes.cannotCreate });
   } finally {
     safely(() => unlinkSync(temporary));
   }
@@ -481,6 +511,18 @@ export function retireName(path: string, socket: { dev: number; ino: number }): 
 export function isSame(path: string, socket: { dev: number; ino: number }): boolean {
   const stats = safely(() => lstatSync(path));
   return stats !== undefined && stats.isSocket() && stats.dev === socket.dev && stats.ino === socket.ino;
+}
+
+/**
+ * Tells whether a socket that nothing listens at is the one of this record's daemon: by its inode; or, since a boot may give devices other
+ * numbers, by its path and our user when the host has been booted since.
+ */
+export function isLeftBy(record: DaemonRecord, path: string): boolean {
+  if (isSame(path, record.socket)) return true;
+  const here = identify();
+  const there = safely(() => lookAt(path));
+  return there?.kind === "socket" && there.uid === process.getuid?.() && [record.socket.path, record.socket.bound].includes(path)
+    && record.host === here.host && record.bootId !== here.bootId;
 }
 
 /** SHA-256 of a token, in hex: what is kept and compared, never the token. */

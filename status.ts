@@ -23,6 +23,8 @@ interface Status {
   log: string;
   socket: string;
   lifetime: Lifetime;
+  /** Left out where there is no logind to tell. */
+  logoutsOutlived?: number;
 }
 
 /** Asks the daemon and prints the answer. Returns the exit code. */
@@ -43,6 +45,7 @@ function statusWords(status: Status): string {
     ["up", `${durationWords(status.uptimeMs)}, started ${timeWords(status.startedAt).replace(/ \(.*/, "")}`],
     ["lives", lifetime.where],
     ["survives logout", lifetime.words],
+    ...(status.logoutsOutlived === undefined ? [] : [["outlived", `${status.logoutsOutlived} ${status.logoutsOutlived === 1 ? "logout" : "logouts"} so far`] as [string, string]]),
     ...lifetime.warnings.flatMap(({ message, hint }): [string, string][] => [["warning", message], ["hint", hint]]),
     ["connections", String(status.connections)],
     ["memory", sizeWords(status.rssBytes)],

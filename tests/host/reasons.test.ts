@@ -1,0 +1,217 @@
+// time limit: 240 s
+/**
+ * Every reason why there is no daemon, produced for real, and told apart; and the healing of those that may be healed.
+ */
+
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { builtFile, frameOf, messagesIn, outcomeOf, request, sideBySide } from "../daemon.ts";
+import { requireHosts, until, withHost } from "./host.ts";
+import type { Host, HostOptions } from "./host.ts";
+
+requireHosts(11);
+
+const quick = (options: HostOptions): HostOptions => ({ killUserProcesses: true, ...options, logind: ["UserStopDelaySec=1", ...(options.logind ?? [])] });
+const socket = ".run/rpc.sock";
+
+/** Starts a daemon in a session of its own, and waits until the user is logged out. */
+async function serve(host: Host, user = "dev", args = ""): Promise<{ pid: number; instance: string }> {
+  await host.copy(user, builtFile, "server");
+  const started = await host.ssh(user, `umask 077; mkdir -p .run; echo t > token; ./server --serve --socket ${socket} --token-file token --json ${args}`);
+  assert.is(started.code, 0, started.stderr);
+  const { pid, instance } = JSON.parse(started.stdout);
+  return { pid: host.processes("--launched").find(({ inside }) => inside === pid)!.pid, instance };
+}
+
+interface Answer {
+  code: number | null;
+  stderr: string;
+  /** The answer to the one request. */
+  answer: any;
+}
+
+/** One request through --bridge, in native framing, from a session of its own. */
+async function ask(host: Host, args = "", user = "dev", path = socket): Promise<Answer> {
+  const { code, stderr, stdout } = await outcomeOf(host.spawnSsh(user, `./server --bridge --socket ${path} ${args}`), frameOf(request("server.capabilities", {}, "t", "an id")), 30_000);
+  return { code, stderr, answer: messagesIn(stdout)[0] };
+}
+
+/** The reason stands in the answer to what the client asked, on stderr in words, and is followed by the command that mends it. */
+function assertReason({ code, stderr, answer }: Answer, reason: string, words: RegExp, expectedCode = 69): void {
+  assert.is(answer?.error?.data?.reason, reason, `${JSON.stringify(answer)} ${stderr}`);
+  assert.is(answer.error.code, -32010);
+  assert.is(answer.id, "an id");
+  assert.match(answer.error.message, words);
+  assert.ok(stderr.includes(answer.error.message), stderr);
+  assert.match(stderr, /^holdfast: hint: .+/m);
+  assert.ok(answer.error.data.hint.length > 5);
+  assert.is(code, expectedCode);
+}
+
+/** A bridge that may start one does, and says why on stderr; the client gets its answer. */
+async function assertHealed(host: Host, instance: string, words: RegExp, user = "dev"): Promise<void> {
+  const { code, stderr, answer } = await ask(host, "", user);
+  assert.match(answer?.result?.instanceId, /^[0-9a-f]{32}$/, stderr);
+  assert.is.not(answer.result.instanceId, instance);
+  assert.match(stderr, words);
+  assert.is(code, 0);
+}
+
+const all = suite("--bridge tells why, and mends it:");
+const reasons = sideBySide(all, 3);
+
+reasons("never-started", () =>
+  withHost(quick({}), async (host) => {
+    await host.copy("dev", builtFile, "server");
+    assertReason(await ask(host), "never-started", /no daemon has been started at/);
+    assert.is(host.processes("--launched").length, 0);
+  }));
+
+reasons("stopped, by --stop: and then it is not started again", () =>
+  withHost(quick({ users: ["dev+linger"] }), async (host) => {
+    await serve(host);
+    assert.is((await host.ssh("dev", `./server --stop --socket ${socket}`)).stdout, "stopped 0\n");
+    assertReason(await ask(host), "stopped", /was stopped on purpose at \d\d:\d\d:\d\d/);
+    assert.is(host.processes("--launched").length, 0);
+  }));
+
+reasons("killed-at-logout, where the session's end kills it and no scope can be had", () =>
+  withHost(quick({ pre: "rm $root/usr/bin/systemd-run" }), async (host) => {
+    const { instance } = await serve(host);
+    await host.sleepUntilLoggedOut("dev");
+    await until(() => host.processes("--launched").length === 0, "the daemon to be killed");
+    assertReason(await ask(host, "--no-start"), "killed-at-logout", /ended by systemd-logind at \d\d:\d\d:\d\d \(\d+ s ago\), as the session ended/);
+    await assertHealed(host, instance, /as the session ended that it was started in: started it again/);
+  }));
+
+reasons("user-manager-stopped, without lingering", () =>
+  withHost(quick({}), async (host) => {
+    const { instance } = await serve(host);
+    await host.sleepUntilUserManagerEnded("dev");
+    await until(() => host.processes("--launched").length === 0, "the daemon to be ended");
+    assertReason(await ask(host, "--no-start"), "user-manager-stopped", /as systemd stopped the user manager after the last logout/);
+    await assertHealed(host, instance, /started it again/);
+  }));
+
+reasons("rebooted: a host booted twice on one disk", async () => {
+  const directory = mkdtempSync(join(tmpdir(), "holdfast-reboot-"));
+  try {
+    const options = quick({ users: ["dev+linger"], disk: join(directory, "disk"), pre: "echo fixed-name >$root/etc/hostname" });
+    const instance = await withHost(options, async (host) => {
+      const started = await serve(host);
+      process.kill(started.pid, "SIGKILL"); // as a power cut does: no last word
+      await host.root("sync");
+      await host.powerOff();
+      return started.instance;
+    });
+    await withHost(options, async (host) => {
+      assertReason(await ask(host, "--no-start"), "rebooted", /the host has been booted again since/);
+      await assertHealed(host, instance, /booted again since: started it again/);
+    });
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+});
+
+reasons("crashed, by kill -9; and twenty bridges at once start one", () =>
+  withHost(quick({ users: ["dev+linger"] }), async (host) => {
+    const { pid } = await serve(host);
+    process.kill(pid, "SIGKILL");
+    await until(() => host.processes("--launched").length === 0, "the daemon to be gone");
+    assertReason(await ask(host, "--no-start"), "crashed", /gone without a word: killed by SIGKILL/);
+    const answers = await Promise.all(Array.from({ length: 20 }, () => ask(host)));
+    const instances = new Set(answers.map(({ answer, stderr }) => answer?.result?.instanceId ?? stderr));
+    assert.is(instances.size, 1, [...instances].join("\n"));
+    assert.match([...instances][0]!, /^[0-9a-f]{32}$/);
+    assert.is(host.processes("--launched").length, 1);
+  }));
+
+reasons("not-answering, for a daemon that is stopped (SIGSTOP): it is neither killed nor replaced", () =>
+  withHost(quick({ users: ["dev+linger"] }), async (host) => {
+    const { pid, instance } = await serve(host);
+    process.kill(pid, "SIGSTOP");
+    const child = host.spawnSsh("dev", `./server --bridge --socket ${socket}`);
+    const output: Buffer[] = [];
+    let stderr = "";
+    child.stderr.on("data", (chunk) => (stderr += chunk));
+    child.stdout.on("data", (chunk) => output.push(chunk));
+    child.stdin.write(frameOf(request("server.capabilities", {}, "t", "an id")));
+    const code = await new Promise<number | null>((done) => child.once("close", done));
+    assertReason({ code, stderr, answer: messagesIn(Buffer.concat(output))[0] }, "not-answering", /is not answering: it is not known to be dead, and was left alone/);
+    assert.equal(host.processes("--launched").map((found) => found.pid), [pid]);
+    process.kill(pid, "SIGCONT");
+    assert.is((await ask(host)).answer.result.instanceId, instance);
+  }));
+
+reasons("other-host, for the record of another host in a shared home", async () => {
+  // An overlay for the second host: as over NFS, it sees the first one's files, and its socket refuses.
+  const shared = mkdtempSync(join(tmpdir(), "holdfast-home-"));
+  const overlay = `mkdir -p ${shared}/up ${shared}/work $root/home/dev/shared; mount -t overlay home -o lowerdir=${shared}/home,upperdir=${shared}/up,workdir=${shared}/work $root/home/dev/shared`;
+  const named = (name: string) => `echo ${name} >$root/etc/hostname`;
+  try {
+    mkdirSync(join(shared, "home"), { mode: 0o700 });
+    await withHost(quick({ users: ["dev+linger"], binds: { "/home/dev/shared": join(shared, "home") }, pre: named("alpha") }), async (alpha) => {
+      const path = "shared/rpc.sock";
+      await alpha.root("chown dev: /home/dev/shared");
+      await alpha.copy("dev", builtFile, "server");
+      assert.is((await alpha.ssh("dev", `echo t > token; ./server --serve --socket ${path} --token-file token`)).code, 0);
+      await withHost(quick({ users: ["dev+linger"], pre: `${named("beta")}; ${overlay}` }), async (beta) => {
+        await beta.root("chown dev: /home/dev/shared; chmod 700 /home/dev/shared");
+        await beta.copy("dev", builtFile, "server");
+        assertReason(await ask(beta, "", "dev", path), "other-host", /was started on host "alpha", this is "beta"/);
+        const refused = await beta.ssh("dev", `./server --serve --socket ${path}`);
+        assert.match(refused.stderr, /its daemon was started on host "alpha", this is "beta"\nholdfast: hint: /, refused.stdout + refused.stderr);
+        assert.is(refused.code, 69);
+        assert.match((await beta.ssh("dev", `./server --stop --socket ${path}`)).stdout, /^none 0$/m);
+        assert.is(beta.processes("--launched").length, 0);
+      });
+      assert.is(alpha.processes("--launched").length, 1);
+      assert.match((await ask(alpha, "", "dev", path)).answer.result.instanceId, /^[0-9a-f]{32}$/);
+    });
+  } finally {
+    rmSync(shared, { recursive: true, force: true });
+  }
+});
+
+reasons("permission, for a directory of another user", () =>
+  withHost(quick({ users: ["dev+linger", "eve"] }), async (host) => {
+    await serve(host);
+    await host.copy("eve", builtFile, "server");
+    assertReason(await ask(host, "", "eve", "/home/dev/.run/rpc.sock"), "permission", /may not be used: permission denied \(EACCES\)/, 77);
+  }));
+
+reasons("and to a client that is attached as it ends, by one message between frames", () =>
+  withHost(quick({ users: ["dev", "ann+linger"] }), async (host) => {
+    const { pid } = await serve(host, "ann");
+    const attached = host.spawnSsh("ann", `./server --bridge --socket ${socket}`);
+    const output: Buffer[] = [];
+    attached.stdout.on("data", (chunk) => output.push(chunk));
+    attached.stdin.write(frameOf(request("server.ping", {}, "t")));
+    await until(() => output.length > 0, "the first answer");
+    process.kill(pid, "SIGTERM");
+    const code = await new Promise((done) => attached.once("close", done));
+    const [pong, lost, ...more] = messagesIn(Buffer.concat(output));
+    assert.equal(pong.result, { pong: true });
+    assert.equal([lost.type, lost.event, lost.reason, more.length], ["bridge", "lost", "stopped", 0]);
+    assert.match(lost.message, /was ended at .* by SIGTERM: by a person or a program/);
+    assert.is(code, 69);
+  }));
+
+reasons("so that the three invocations end in a handshake where nothing can outlive its session; and --status counts what it outlived", () =>
+  withHost(quick({ polkit: false, users: ["dev", "ann+linger"] }), async (host) => {
+    const { instance } = await serve(host, "dev");
+    await host.sleepUntilUserManagerEnded("dev");
+    await assertHealed(host, instance, /started it again/);
+
+    await serve(host, "ann");
+    await host.sleepUntilLoggedOut("ann");
+    await new Promise((done) => setTimeout(done, 3500));
+    const status = await host.ssh("ann", `./server --status --socket ${socket}`);
+    assert.match(status.stdout, /^outlived +1 logout so far$/m);
+    assert.match(status.stdout, /^survives logout yes$/m);
+  }));
+
+all.run();
