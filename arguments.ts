@@ -18,7 +18,7 @@ export const help = `holdfast: a remote server that is still there when you come
 Each takes --socket PATH. Single and double dashes are equal.
 
   scp holdfast.js host:           ssh host node holdfast.js --serve
-  ssh host node holdfast.js --call process.spawn '{"id":"a","command":"make"}'
+  echo '{"id":"a","command":"make"}' | ssh host node holdfast.js --call process.spawn -
   ssh host node holdfast.js --bridge      (length-prefixed JSON, or a line each)
 
 Exit codes: 0 done, 1 failed, 64 usage, 69 no daemon, 73 cannot create, 75 busy,
