@@ -67,9 +67,9 @@ export function parseArguments(args: string[]): CommandLine {
       if (mode !== undefined && mode !== name) throw usage(`both --${mode} and --${name} are given, exactly one mode is needed`);
       mode = name;
     } else {
-      const option = optionTable[name];
+      const option = Object.prototype.hasOwnProperty.call(optionTable, name) ? optionTable[name] : undefined;
       if (option === undefined) throw usage(`"${args[at]}" is not an option`);
-      if (name in options) throw usage(`--${name} is given twice`);
+      if (options[name] !== undefined) throw usage(`--${name} is given twice`);
       const value = option.value === undefined ? inline : inline ?? args[++at];
       if (option.value === undefined && inline !== undefined) throw usage(`--${name} takes no value`);
       if (option.value !== undefined && (value === undefined || value === "")) throw usage(`--${name} needs ${option.value}`);

@@ -42,7 +42,8 @@ export interface BridgeWorld {
 
 /** The two ends of our own SSH channel. */
 export function channelEnds(): { input: Readable; output: Writable } {
-  // Not process.stdout: for a pipe its writes block, and then a client that writes much before it reads would stop both directions for good.
+  // Not process.stdout: whether its writes to a pipe block is left to the runtime. If they did, a client that writes much before it reads would
+  // stop both directions for good.
   const stats = fstatSync(1);
   const output = stats.isFIFO() || stats.isSocket() ? new Socket({ fd: 1, readable: false, writable: true }) : createWriteStream("", { fd: 1 });
   return { input: process.stdin, output };
@@ -53,7 +54,13 @@ export function channelEnds(): { input: Readable; output: Writable } {
  *
  * @returns The exit code: 0 when our own peer ended it, 69 when there is no daemon (any more), 1 when the daemon closed the connection.
  */
-export async function runBridge(world: BridgeWorld): Promise<number> {
+export function runBridge(world: BridgeWorld): Promise<number> {
+  const parent = process.ppid;
+  const orphaned = new Promise<number>((done) => setInterval(() => process.ppid === parent || done(exitCodes.done), parentMs));
+  return Promise.race([reachAndRelay(world), orphaned]);
+}
+
+async function reachAndRelay(world: BridgeWorld): Promise<number> {
   const reached = await world.reach();
   const outcome = reached instanceof Socket ? await relay(reached, world) : { failure: reached, unanswered: [] };
   if (typeof outcome === "number") return outcome;
@@ -73,8 +80,6 @@ function relay(socket: Socket, { input, output, warn, explainLoss, explainSilenc
     let framing: Framing | undefined;
     let inputEnded = false;
     let finished = false;
-    const parent = process.ppid;
-    const parentTimer = setInterval(() => process.ppid === parent || finish(exitCodes.done), parentMs);
     let drainTimer: NodeJS.Timeout | undefined;
     let held: Buffer[] | undefined = [];
     let heldBytes = 0;
@@ -159,7 +164,6 @@ function relay(socket: Socket, { input, output, warn, explainLoss, explainSilenc
 
     function end(): void {
       finished = true;
-      clearInterval(parentTimer);
       clearTimeout(drainTimer);
       clearTimeout(silenceTimer);
       input.removeAllListeners("data");
@@ -202,11 +206,10 @@ function answerWith(failure: Failure, unanswered: Buffer[], { input, output }: B
     const take = (events: FrameEvent[]): void => {
       for (const event of events) {
         if (!("body" in event)) continue;
-        for (const id of idsOf(event.body)) {
-          const error = { code: failure.code, message: failure.message, data: { ...failure.data, hint: failure.hint } };
-          output.write(encodeFrame(JSON.stringify({ jsonrpc: "2.0", id, error }), decoder.framing ?? "native"));
-          burst ??= setTimeout(finish, burstMs);
-        }
+        const answer = answerTo(event.body, failure);
+        if (answer === undefined) continue;
+        output.write(encodeFrame(JSON.stringify(answer), decoder.framing ?? "native"));
+        burst ??= setTimeout(finish, burstMs);
       }
     };
     let burst: NodeJS.Timeout | undefined;
@@ -223,15 +226,22 @@ function answerWith(failure: Failure, unanswered: Buffer[], { input, output }: B
   });
 }
 
-/** The ids to answer: one, several of a batch, or null for what cannot be read. Notifications have none. */
-function idsOf(body: Buffer): unknown[] {
-  let message: unknown;
+/** One error, or an array of them for a batch; undefined where only notifications came. What cannot be read is answered with id null. */
+function answerTo(body: Buffer, { code, message, data, hint }: Failure): unknown {
+  const error = { code, message, data: { ...data, hint } };
+  const answersTo = (request: unknown): unknown[] => {
+    if (typeof request !== "object" || request === null) return [{ jsonrpc: "2.0", id: null, error }];
+    return "id" in request ? [{ jsonrpc: "2.0", id: request.id, error }] : [];
+  };
+  let requests: unknown = null;
   try {
-    message = JSON.parse(body.toString("utf8"));
+    requests = JSON.parse(body.toString("utf8"));
   } catch {
-    return [null];
+    // null: neither a request nor a batch
   }
-  return (Array.isArray(message) ? message : [message]).flatMap((request: { id?: unknown } | null) => (typeof request === "object" && request !== null && "id" in request ? [request.id] : []));
+  if (!Array.isArray(requests) || requests.length === 0) return answersTo(Array.isArray(requests) ? null : requests)[0];
+  const answers = requests.flatMap(answersTo);
+  return answers.length === 0 ? undefined : answers;
 }
 
 function flush(output: Writable): Promise<void> {

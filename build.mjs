@@ -1,37 +1,132 @@
-// Builds dist/holdfast.js: all modules in one file that runs as CommonJS and as an ES module, whatever its name.
-//
-// esbuild writes CommonJS, which an ES module cannot run: it has no require. The file is therefore one async function
-// that finds its own require: the one at hand, or one made by node:module. The syntax is lowered to Node 12, so that an old
-// Node reads the file far enough to be told, in one line, what is needed.
+/**
+ * Builds `dist/`: `holdfast.js`, all modules in one file that runs under any runtime, by any name, in either module type; its types; and a
+ * package.json that says that it is CommonJS, since the sources beside it are ES modules.
+ *
+ *     #!/bin/sh                                   executed: a shell finds node, nodejs, bun or deno
+ *     ":" //; …                                   to JavaScript a string and a comment, to a shell a command
+ *     ;(async function holdfast(require, module) {
+ *       is this Node too old?                     the syntax is lowered to Node 12, so that an old one reads as far as this
+ *       require, or one made by node:module       an ES module has none
+ *       const __build = {…}                       version, hash, run or imported, its own text: see version.ts
+ *       …modules…                                 each evaluated when it is first imported, and with it what it needs of node:
+ *     })(require, module)
+ *
+ * One function, so that it has its own text, even when it was read from stdin: a function's toString() is its source.
+ *
+ * The names are left whole, whitespace and syntax are not: indented it would be a quarter larger. Each function begins a line, and no line is
+ * much over 160 characters. `--readable` writes `dist/holdfast.readable.js` as well, the same program with all its whitespace.
+ *
+ * The hash stands in the file itself, and is that of the file with zeros in its place: `sed "s/$hash/$(printf %064d 0)/" holdfast.js | sha256sum`.
+ * Two builds of the same sources are the same bytes.
+ */
 import { build } from "esbuild";
-import { chmodSync, mkdirSync, readFileSync, statSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { spawnSync } from "node:child_process";
+import { chmodSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
 
-const { version } = JSON.parse(readFileSync(new URL("package.json", import.meta.url), "utf8"));
-const outfile = new URL("dist/holdfast.js", import.meta.url).pathname;
+const root = fileURLToPath(new URL(".", import.meta.url));
+const { values: options } = parseArgs({ options: { quiet: { type: "boolean" }, readable: { type: "boolean" }, out: { type: "string", default: `${root}dist` } } });
+const { version } = JSON.parse(readFileSync(`${root}package.json`, "utf8"));
+const unhashed = "0".repeat(64);
 
-const banner = `#!/usr/bin/env node
+// every line of it begins in JavaScript with a string and a comment
+const head = `#!/bin/sh
+":" //; for runtime in node nodejs bun; do command -v "$runtime" >/dev/null && exec "$runtime" "$0" "$@"; done
+":" //; command -v deno >/dev/null && exec deno run --allow-all "$0" "$@"
+":" //; echo "holdfast: error: Cannot run: there is no node, nodejs, bun or deno on the PATH" >&2; exit 127
 // holdfast ${version}: a remote server that is still there when you come back. MIT licence. Built from TypeScript sources.
-(async function (require, module) {
+;(`;
+const tail = `)(typeof require === "function" ? require : undefined, typeof module === "object" ? module : {});\n`;
+
+// Run or imported: CommonJS knows. A script from stdin, and an ES module, which has no import.meta that CommonJS could read too, look at where they
+// are, in a stack, and compare it with the script that was run.
+const prologue = `async function holdfast(require, module) {
+"use strict";
 if (typeof Deno === "undefined" && parseInt(process.versions.node, 10) < 18) {
   process.stderr.write("holdfast: error: Cannot run on Node " + process.versions.node + ": version 18 or later is needed\\n");
-  process.exitCode = 1; return;
+  process.exitCode = 1;
+  return;
 }
-if (!require)  require = (await import("node:module")).createRequire(process.cwd() + "/");
+const __place = (/(?:\\(|file:\\/\\/|at |@)(\\/[^\\n]*|\\[stdin\\]|\\[eval\\d*\\]):\\d+:\\d+\\)?$/m.exec(new Error().stack) || [])[1] || "";
+if (!require) require = (await import("node:module")).createRequire("/");
+const __build = {
+  version: ${JSON.stringify(version)},
+  sha256: "${unhashed}",
+  main: require.main === module || /(^|\\/)(\\[stdin\\]|\\[eval\\d*\\]|\\$deno\\$stdin\\.\\w+)$/.test(__place) || isScript(),
+  file: module.filename || undefined,
+  text: () => ${JSON.stringify(head)} + holdfast.toString() + ${JSON.stringify(tail)},
+};
+function isScript() {
+  try {
+    const { realpathSync } = require("node:fs"), { pathToFileURL } = require("node:url");
+    return [process.argv[1], realpathSync(process.argv[1])].some((path) => path === __place || pathToFileURL(path).pathname === __place);
+  } catch (error) {
+    return false;
+  }
+}
 `;
 
-mkdirSync(new URL("dist/", import.meta.url), { recursive: true });
-await build({
-  entryPoints: [new URL("holdfast.ts", import.meta.url).pathname],
-  outfile,
-  bundle: true,
-  platform: "node",
-  format: "cjs",
-  target: "node12",
-  external: ["node:*"],
-  define: { __VERSION__: JSON.stringify(version) },
-  banner: { js: banner },
-  footer: { js: '})(typeof require === "function" ? require : undefined, typeof module === "object" ? module : {});' },
-  logLevel: "warning",
-});
-chmodSync(outfile, 0o755);
-if (!process.argv.includes("--quiet")) console.log(`dist/holdfast.js: ${version}, ${Math.ceil(statSync(outfile).size / 1000)} kB`);
+/**
+ * Turns `import { spawn } from "node:child_process"` into `const { spawn } = require(…)`: esbuild then calls `spawn(…)`, where it would call
+ * `(0, import_node_child_process.spawn)(…)`. It still happens when the importing module is first needed.
+ */
+const nodeImports = {
+  name: "node imports",
+  setup: ({ onLoad }) => onLoad({ filter: /\.ts$/ }, ({ path }) => ({
+    loader: "ts",
+    contents: readFileSync(path, "utf8").replace(/^import \{([^}]*)\} from ("node:[\w/]+");$/gm, (_, names, module) =>
+      `const {${names.replace(/ as /g, ": ")}} = require(${module});`),
+  })),
+};
+
+mkdirSync(options.out, { recursive: true });
+const text = head + prologue + await bundle({ minifyWhitespace: true, minifySyntax: true, lineLimit: 160 }) + "}" + tail;
+const hash = createHash("sha256").update(text).digest("hex");
+write("holdfast.js", text.replace(unhashed, hash), 0o755);
+if (options.readable) write("holdfast.readable.js", head + prologue + await bundle({}) + "}" + tail, 0o755);
+write("package.json", '{ "type": "commonjs" }\n', 0o644);
+writeTypes();
+if (!options.quiet) {
+  console.log(`dist/holdfast.js: ${version}, ${Math.ceil(statSync(`${options.out}/holdfast.js`).size / 1000)} kB, sha256 ${hash}`);
+}
+
+async function bundle(form) {
+  const { outputFiles } = await build({
+    entryPoints: [`${root}holdfast.ts`],
+    bundle: true,
+    write: false,
+    platform: "node",
+    format: "cjs",
+    target: "node12",
+    charset: "utf8",
+    external: ["node:*"],
+    plugins: [nodeImports],
+    define: { "import.meta.main": "undefined", "import.meta.filename": "undefined" },
+    logLevel: "warning",
+    ...form,
+  });
+  // a line for each function, as far as a newline there cannot be inside a string
+  return outputFiles[0].text.replaceAll('"use strict";', "").replace(/(?<=[;}])(?=(?:async )?function \w+\()/g, "\n");
+}
+
+/** By rename: somebody may be running the file that is there, or building at the same time. */
+function write(name, content, mode) {
+  const path = `${options.out}/${name}`;
+  writeFileSync(`${path}.${process.pid}`, content);
+  chmodSync(`${path}.${process.pid}`, mode);
+  renameSync(`${path}.${process.pid}`, path);
+}
+
+/** api.ts shows nothing of other modules, so that its declarations stand alone. */
+function writeTypes() {
+  const directory = `${options.out}/.types.${process.pid}`;
+  const tsc = spawnSync(process.execPath, [
+    `${root}node_modules/typescript/bin/tsc`, `${root}api.ts`, "--ignoreConfig", "--declaration", "--emitDeclarationOnly", "--noCheck", "--outDir", directory,
+    ..."--target ES2022 --module NodeNext --allowImportingTsExtensions --types node --skipLibCheck --stripInternal".split(" "),
+  ], { encoding: "utf8", cwd: root });
+  if (tsc.status !== 0) throw new Error(`Cannot write the types: ${tsc.stdout}${tsc.stderr}`);
+  write("holdfast.d.ts", readFileSync(`${directory}/api.d.ts`, "utf8"), 0o644);
+  rmSync(directory, { recursive: true });
+}

@@ -221,10 +221,12 @@ export async function reachServer(places: Places): Promise<Reached | undefined> 
  * Finds a daemon that lives and has lost everything that leads to it: its run directory was deleted. Only with the start claimed: else it may be
  * one that is just starting.
  *
- * @returns Undefined when there is none.
+ * @returns Undefined when there is none at all.
  * @throws {Failure} It does not publish itself again: a second daemon beside it would make an orphan of it and its processes.
  */
 async function recallServer(places: Places): Promise<Reached | undefined> {
+  const there = await reachServer(places);
+  if (there !== undefined) return there;
   await clearDead(places);
   const [pid] = callDaemons(places);
   if (pid === undefined) return undefined;
@@ -392,7 +394,7 @@ async function mend(pid: number, facts: Facts, options: StartOptions, world: Wor
  */
 async function clearDead(places: Places, stopped = false): Promise<void> {
   if (readRecord(places.record) === undefined) return;
-  const claim = await claimSoon(`${places.record}.lock`, 1000);
+  const claim = await claimSoon(`${places.record}.lock`, 1000).catch(() => undefined); // nor can a name be removed where none can be made
   if (claim === undefined) return;
   try {
     const found = readRecord(places.record);
@@ -415,7 +417,6 @@ async function launch(options: StartOptions, world: World): Promise<Started | un
   const { places } = options;
   const old = options.replace ? await reachServer(places) : undefined;
   if (old === undefined) await clearDead(places);
-  const logDescriptor = openLog(places.log);
   const facts = await probeHost(world);
   if (options.enableLinger) {
     options.progress("asking for lingering");
@@ -424,7 +425,7 @@ async function launch(options: StartOptions, world: World): Promise<Started | un
   const handover = (measured: Facts): string => JSON.stringify(handoverOf(options, measured, old?.record));
   let started;
   try {
-    started = await launchDaemon({ command: options.command, handover, log: places.log, logDescriptor }, facts, options.launch === "auto" ? undefined : options.launch);
+    started = await launchDaemon({ command: options.command, handover, log: places.log, openLog: () => openLog(places.log) }, facts, options.launch === "auto" ? undefined : options.launch);
   } catch (error) {
     old?.client.close();
     if (error instanceof Failure && error.exit === exitCodes.busy) return undefined;
@@ -472,7 +473,7 @@ async function reachStarting(places: Places): Promise<Reached | undefined> {
     throw new Failure(`Cannot stop: a start is under way: "${places.claim}" is held`, { exit: exitCodes.busy, hint: "try again in a moment" });
   }
   try {
-    return (await reachServer(places)) ?? (await recallServer(places));
+    return await recallServer(places);
   } finally {
     claim.release();
   }

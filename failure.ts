@@ -88,6 +88,7 @@ export function reasonOf(error: unknown): string {
   const number = (error as { errno?: unknown }).errno;
   const words = typeof number === "number" ? getSystemErrorMap().get(number)?.[1] : undefined;
   // Deno and Bun leave errno out now and then; the message then begins "ENOENT: no such file or directory, open …"
-  const found = words ?? /^E[A-Z0-9]+: ([^,]+)/.exec((error as Error).message ?? "")?.[1];
-  return found === undefined ? errno : `${found} (${errno})`;
+  const message = (error as Error).message ?? "";
+  const found = words ?? /^E[A-Z0-9]+: ([^,]+)/.exec(message)?.[1] ?? message;
+  return found === "" ? errno : `${found} (${errno})`;
 }

@@ -9,7 +9,7 @@
 import { Buffer } from "node:buffer";
 import { randomBytes } from "node:crypto";
 import type { Stats } from "node:fs";
-import { access, constants, lstat, mkdir, open, opendir, readlink, realpath, rename, stat, unlink } from "node:fs/promises";
+import { constants, lstat, mkdir, open, opendir, readlink, realpath, rename, stat, unlink } from "node:fs/promises";
 import type { FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { errnoOf, Failure, osFailure, reasonOf } from "./failure.ts";
@@ -231,11 +231,19 @@ async function writeFile(path: string, params: Params): Promise<object> {
     const { target, old } = await followLinks(path);
     if (old !== undefined) {
       requireRegularFile(old, doing);
-      await access(target, constants.W_OK);
+      await requireWritable(target);
     }
     await replaceFile(target, bytes, mode, old);
     return { written: bytes.length };
   });
+}
+
+/** By opening it: Deno's access(2) is its own, and knows no root. A program that runs may be replaced, though not be written. */
+async function requireWritable(path: string): Promise<void> {
+  const handle = await open(path, constants.O_WRONLY | constants.O_NONBLOCK | constants.O_NOCTTY).catch((error: unknown) => {
+    if (errnoOf(error) !== "ETXTBSY") throw error;
+  });
+  await handle?.close();
 }
 
 /** Finds the file that a path means, and whether it exists: a link to what is not there yet means that. */
@@ -283,10 +291,11 @@ async function validatePath(path: string): Promise<object> {
   let isDir = false;
   try {
     isDir = (await stat(path)).isDirectory();
-    await access(path, isDir ? constants.R_OK | constants.X_OK : constants.R_OK);
+    if (isDir) await stat(`${path}/.`); // the permission to enter it
+    await (await (isDir ? opendir(path) : openRegularFile(path))).close();
     return { valid: true, isDir };
   } catch (error) {
-    return { valid: false, isDir, error: `Cannot use "${path}": ${reasonOf(error)}` };
+    return { valid: false, isDir, error: error instanceof Failure ? error.message : `Cannot use "${path}": ${reasonOf(error)}` };
   }
 }
 

@@ -1,29 +1,34 @@
-/** What is run: arguments to one mode, its wiring, words on stdout and stderr, and the exit code. */
+/**
+ * What is run: arguments to one mode, its wiring, words on stdout and stderr, and the exit code. Imported, it is the API of api.ts.
+ *
+ * A mode loads the modules that it needs, and no others: a bridge is started for each connection.
+ */
 
 import { closeSync, readFileSync, writeSync } from "node:fs";
-import { dirname, join } from "node:path";
+import type * as api from "./api.ts";
 import { help, parseArguments, usage } from "./arguments.ts";
 import type { CommandLine } from "./arguments.ts";
 import type { BridgeWorld } from "./bridge.ts";
 import type { Started, StartOptions } from "./control.ts";
 import { exitCodes, Failure } from "./failure.ts";
 import type { ReadyMessage, Warning } from "./lifetime.ts";
-import { placesOf } from "./socket.ts";
 import type { Places } from "./socket.ts";
+import { build, version } from "./version.ts";
 
-/** Set by the build; from source it is read from package.json. */
-declare const __VERSION__: string;
+export const connect: typeof api.connect = async (options) => (await import("./api.ts")).connect(options);
+export const serve: typeof api.serve = async (options) => (await import("./api.ts")).serve(options);
 
 async function main(): Promise<number> {
   if (process.platform === "win32") throw new Failure("Cannot run on Windows: holdfast needs Unix sockets, process groups and signals");
   const { mode, options, words } = parseArguments(process.argv.slice(2));
   const text = (name: string): string | undefined => options[name] as string | undefined;
   if (mode === "help") return say(help);
-  if (mode === "version") return say(options.json ? `${JSON.stringify({ version: version(), node: process.versions.node })}\n` : `holdfast ${version()}\n`);
+  if (mode === "version") return say(options.json ? `${JSON.stringify(versionFacts())}\n` : `holdfast ${version()}\n`);
   if (options.launched) return launched();
+  const { placesOf } = await import("./socket.ts");
   const places = placesOf({ socket: text("socket"), log: text("log") });
   switch (mode) {
-    case "serve": return serve(places, options);
+    case "serve": return serveHost(places, options);
     case "bridge": return bridge(places, options["no-start"] === undefined);
     case "stop": return stop(places, options);
     case "status": return (await import("./status.ts")).printStatus(places, options.json === true, say);
@@ -34,12 +39,13 @@ async function main(): Promise<number> {
 
 // --serve
 
-async function serve(places: Places, options: CommandLine["options"]): Promise<number> {
+async function serveHost(places: Places, options: CommandLine["options"]): Promise<number> {
   const launch = options.lifetime ?? "auto";
   if (launch !== "auto" && launch !== "scope" && launch !== "detach" && launch !== "foreground") {
     throw usage(`--lifetime is "${launch}", it must be auto, scope, detach or foreground`);
   }
   const { hashToken, makeRunDirectory, ownToken, readToken } = await import("./socket.ts");
+  const { daemonCommand } = await import("./program.ts");
   // first of all, and once: it may be a pipe
   const given = options["token-file"] === undefined ? undefined : await readToken(options["token-file"] as string);
   if (given === undefined) makeRunDirectory(places.directory);
@@ -91,12 +97,6 @@ async function launched(): Promise<number> {
   }
 }
 
-/** What runs such a daemon: the runtime and flags that this process was started with. */
-function daemonCommand(places: Places): string[] {
-  const flags = "Deno" in globalThis ? ["run", "--allow-all"] : process.execArgv;
-  return [process.execPath, ...flags, process.argv[1]!, "--serve", "--launched", "--socket", places.socket];
-}
-
 function report(started: Started, { places }: StartOptions, tokenFile: string | undefined, options: CommandLine["options"]): number {
   const { pid, instance, lifetime, facts, how } = started;
   if (options.json) {
@@ -125,15 +125,17 @@ async function bridge(places: Places, mayStart: boolean): Promise<number> {
     ...channelEnds(),
     reach: async () => {
       const outcome = await tryConnect(places.socket, 5000);
-      return "socket" in outcome ? outcome.socket : (await import("./control.ts")).reachOtherwise(places, outcome, mayStart ? healing(places) : undefined);
+      return "socket" in outcome ? outcome.socket : (await import("./control.ts")).reachOtherwise(places, outcome, mayStart ? await healing(places) : undefined);
     },
     warn: fail,
+    explainSilence: async () => (await import("./control.ts")).explainSilence(places),
     explainLoss: async () => (await import("./control.ts")).explainLoss(places),
   };
   return runBridge(world);
 }
 
-function healing(places: Places): Omit<StartOptions, "tokenHashes"> {
+async function healing(places: Places): Promise<Omit<StartOptions, "tokenHashes">> {
+  const { daemonCommand } = await import("./program.ts");
   return { places, launch: "auto", enableLinger: false, replace: false, command: daemonCommand(places), version: version(), progress: note };
 }
 
@@ -151,9 +153,9 @@ async function stop(places: Places, options: CommandLine["options"]): Promise<nu
 
 // Words
 
-function version(): string {
-  // from source there is no build to set it: the file stands beside the script
-  return typeof __VERSION__ === "string" ? __VERSION__ : (JSON.parse(readFileSync(join(dirname(process.argv[1]!), "package.json"), "utf8")) as { version: string }).version;
+function versionFacts(): Record<string, unknown> {
+  const runtime = "Bun" in globalThis ? "bun" : "Deno" in globalThis ? "deno" : "node";
+  return { version: version(), sha256: build?.sha256, runtime, runtimeVersion: process.versions[runtime], file: build?.file ?? process.argv[1] };
 }
 
 function say(text: string): number {
@@ -185,15 +187,19 @@ function fail({ message, hint }: Failure): void {
   if (hint !== undefined) tell("hint", hint, 36);
 }
 
-main().then(
-  (code) => {
-    process.exitCode = code;
-    // what was written to a pipe is on its way by now; a handle of a mode that is done must not keep us
-    process.stdout.write("", () => process.exit(code));
-  },
-  (error: unknown) => {
-    fail(error instanceof Failure ? error : new Failure(`Internal error: ${(error as Error).stack ?? error}`));
-    process.exit(error instanceof Failure ? error.exit : exitCodes.failed);
-  },
-);
+function run(): void {
+  main().then(
+    (code) => {
+      process.exitCode = code;
+      // what was written to a pipe is on its way by now; a handle of a mode that is done must not keep us
+      process.stdout.write("", () => process.exit(code));
+    },
+    (error: unknown) => {
+      fail(error instanceof Failure ? error : new Failure(`Internal error: ${(error as Error).stack ?? error}`));
+      process.exit(error instanceof Failure ? error.exit : exitCodes.failed);
+    },
+  );
+}
 
+// from source: Node has import.meta.main from 24.2 on, Deno and Bun always
+if (build?.main ?? (import.meta as { main?: boolean }).main ?? (import.meta as { filename?: string }).filename === process.argv[1]) run();

@@ -9,9 +9,10 @@
  */
 
 import { spawn } from "node:child_process";
-import { readFileSync, statSync, fstatSync, openSync, closeSync, readSync } from "node:fs";
+import { closeSync, fstatSync, openSync, readdirSync, readFileSync, readSync, statSync } from "node:fs";
 import { userInfo } from "node:os";
 import { Failure, reasonOf } from "./failure.ts";
+import { safely } from "./socket.ts";
 
 /** All probes together, side by side. */
 const probeMs = 2000;
@@ -448,7 +449,8 @@ export interface DaemonStart {
   /** JSON, through descriptor 3: tokens never stand in arguments or the environment. */
   handover: (facts: Facts) => string;
   log: string;
-  logDescriptor: number;
+  /** Called when it is sure that something is launched. */
+  openLog(): number;
 }
 
 /** The daemon's one line on descriptor 4. */
@@ -461,15 +463,16 @@ export type ReadyMessage = { ok: true; instance: string; pid: number } | { ok: f
  * @throws {Failure} The daemon's own reason why it cannot start.
  */
 export async function launchDaemon(start: DaemonStart, facts: Facts, only: Launch | undefined): Promise<{ pid: number; instance: string }> {
+  if (only === "scope" && facts.scope === "no") throw cannotScope(facts);
+  const logDescriptor = start.openLog();
   if ((only ?? chooseLaunch(facts).launch) === "scope") {
-    if (only === "scope" && facts.scope === "no") throw cannotScope(facts);
-    const outcome = await launchOnce(scopeCommand(start.command, facts), start, facts, scopeLaunchMs);
+    const outcome = await launchOnce(scopeCommand(start.command, facts), start, facts, logDescriptor, scopeLaunchMs);
     if ("pid" in outcome) return outcome;
     facts.scope = "no";
     facts.scopeProblem = outcome.problem;
     if (only === "scope") throw cannotScope(facts);
   }
-  const outcome = await launchOnce(start.command, start, facts, undefined);
+  const outcome = await launchOnce(start.command, start, facts, logDescriptor, undefined);
   if ("pid" in outcome) return outcome;
   throw new Failure(`Cannot start the daemon: ${outcome.problem}`, { hint: `see the log "${start.log}"` });
 }
@@ -493,13 +496,16 @@ export function scopeCommand(command: string[], facts: Facts): string[] {
 
 /** Either the daemon answered, or it could not be launched this way. The daemon's own refusal is thrown: another place would not mend it. */
 async function launchOnce(
-  command: string[], start: DaemonStart, facts: Facts, executeMs: number | undefined,
+  command: string[], start: DaemonStart, facts: Facts, logDescriptor: number, executeMs: number | undefined,
 ): Promise<{ pid: number; instance: string } | { problem: string }> {
-  const logged = fstatSync(start.logDescriptor).size;
+  const logged = fstatSync(logDescriptor).size;
   // a session of its own (a scope does not leave the terminal), and nothing of the caller's descriptors
-  const child = spawn(command[0]!, command.slice(1), {
-    detached: true, cwd: "/", env: managerEnvironment(facts.uid), stdio: ["ignore", start.logDescriptor, start.logDescriptor, "pipe", "pipe"],
-  });
+  const stdio: ("ignore" | "pipe" | number)[] = ["ignore", logDescriptor, logDescriptor, "pipe", "pipe"];
+  for (const descriptor of inheritedDescriptors()) {
+    while (stdio.length < descriptor) stdio.push("ignore"); // of those above 2, that one is left as it is: closed
+    stdio[descriptor] = logDescriptor;
+  }
+  const child = spawn(command[0]!, command.slice(1), { detached: true, cwd: "/", env: managerEnvironment(facts.uid), stdio });
   const give = child.stdio[3] as NodeJS.WritableStream;
   const take = child.stdio[4] as NodeJS.ReadableStream;
   let text = "";
@@ -536,6 +542,15 @@ async function launchOnce(
   throw new Failure(ready.message, { exit: ready.exit, ...(ready.hint === undefined ? {} : { hint: ready.hint }) });
 }
 
+/**
+ * Descriptors that our caller left open and a child would inherit. Node marks those it was given close-on-exec only up to the first gap after
+ * 15; whatever is beyond would stay open in the daemon, and keep a caller waiting who waits for the end of a pipe.
+ */
+function inheritedDescriptors(): number[] {
+  const isInherited = (name: string): boolean => (parseInt(/^flags:\s+(\d+)/m.exec(readText(`/proc/self/fdinfo/${name}`) ?? "")?.[1] ?? "2000000", 8) & 0o2000000) === 0; // O_CLOEXEC
+  return (safely(() => readdirSync("/proc/self/fdinfo")) ?? []).filter((name) => Number(name) > 4 && isInherited(name)).map(Number);
+}
+
 /** What a program that ended early wrote to the log, which is its stderr: the reason, in its own words. */
 function said(start: DaemonStart, from: number): string {
   try {
@@ -543,7 +558,8 @@ function said(start: DaemonStart, from: number): string {
     try {
       const buffer = Buffer.alloc(2000);
       const text = buffer.toString("utf8", 0, readSync(descriptor, buffer, 0, buffer.length, from)).replace(/\x1b\[[0-9;]*m/g, "").trim();
-      return text === "" ? "" : `: ${text.split("\n").slice(0, 5).join("; ")}`;
+      const lines = text.split("\n").filter((line) => line !== "" && !/^\d{4}-\d\d-\d\dT/.test(line)); // not those of a daemon that is to be replaced
+      return lines.length === 0 ? "" : `: ${lines.slice(0, 5).join("; ")}`;
     } finally {
       closeSync(descriptor);
     }

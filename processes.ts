@@ -57,9 +57,8 @@ export const defaultLimits = {
 
 /** A message that nobody has seen yet grows to this size, so that output in small pieces does not cost 400 bytes for each. */
 const joinBytes = 4096;
-/** The end of exitGraceMs, in which pipes are read whatever the reader's pace: for what the child itself wrote. No pipe holds more. */
-const lastReadMs = 250;
-const lastReadBytes = 1 << 20;
+/** What a child leaves in its pipes is read as it ends, whatever the reader's pace: some 200 KiB each. A grandchild may write on. */
+const lastReadBytes = 4 << 20;
 /** How often the end of a group is looked for, which nothing announces. */
 const pollMs = 25;
 /** From KILL to giving up on a process in uninterruptible sleep. */
@@ -151,8 +150,8 @@ interface Child {
   /** How the child itself ended. Its pipes may still be open. */
   exit: Exit | undefined;
   exitTimer: NodeJS.Timeout | undefined;
-  /** Read since the pipes are read whatever the reader's pace. */
-  lastRead: number | undefined;
+  /** Bytes read since then. */
+  lastRead: number;
   /** The exit message is in the buffer, and nothing comes after it. */
   isOver: boolean;
   keepTimer: NodeJS.Timeout | undefined;
@@ -258,7 +257,7 @@ export function createProcesses(world: World): Processes {
       pid: handle.pid!, startedAt: Date.now(), handle,
       messages: new Map(), firstSeq: 1, lastSeq: 0, toldSeq: 0, heldBytes: 0, outputBytes: 0, link: undefined, nextSeq: 1,
       stdin: "open", stdinApplied: 0, stdinQueued: 0,
-      exit: undefined, exitTimer: undefined, lastRead: undefined, isOver: false, keepTimer: undefined, killed: undefined, survivors: new Set(),
+      exit: undefined, exitTimer: undefined, lastRead: 0, isOver: false, keepTimer: undefined, killed: undefined, survivors: new Set(),
     };
     for (const stream of ["stdout", "stderr"] as const) {
       handle[stream]!.on("data", (chunk: Buffer) => hold(child, stream, chunk)).on("error", () => {}); // "close" follows
@@ -286,8 +285,8 @@ export function createProcesses(world: World): Processes {
     }
     while (sendNext(child));
     trim(child);
+    if (child.exit !== undefined) child.lastRead += chunk.length;
     setFlow(child); // each time: node itself resumes the pipes of a child that has ended
-    if (child.lastRead !== undefined && (child.lastRead += chunk.length) > lastReadBytes) finish(child);
   }
 
   /** What a reader has yet to be sent stays while it is being read: its pipes stand still, so that this is little. */
@@ -316,8 +315,8 @@ export function createProcesses(world: World): Processes {
     return true;
   }
 
-  function setFlow({ link, handle, lastRead }: Child): void {
-    const flows = link === undefined || !link.isBehind || link.isStalled || lastRead !== undefined;
+  function setFlow({ link, handle, exit, lastRead }: Child): void {
+    const flows = link === undefined || !link.isBehind || link.isStalled || (exit !== undefined && lastRead < lastReadBytes);
     for (const pipe of [handle?.stdout, handle?.stderr]) flows ? pipe?.resume() : pipe?.pause();
   }
 
@@ -490,11 +489,8 @@ export function createProcesses(world: World): Processes {
   function onExit(child: Child, code: number | null, signal: NodeJS.Signals | null): void {
     child.exit = signal === null ? { exitCode: code ?? -1 } : { exitCode: 128 + osConstants.signals[signal], signal };
     child.survivors = new Set(groupMembers(child.pid));
-    child.exitTimer = setTimeout(() => {
-      child.lastRead = 0;
-      setFlow(child);
-      child.exitTimer = setTimeout(finish, lastReadMs, child);
-    }, Math.max(0, limits.exitGraceMs - lastReadMs));
+    child.exitTimer = setTimeout(finish, limits.exitGraceMs, child);
+    setFlow(child);
   }
 
   function finish(child: Child): void {
@@ -575,8 +571,10 @@ function describeChild(child: Child): object {
 
 function refuseClosedStdin({ id, exit, stdin, stdinApplied }: Child): void {
   if (exit === undefined && stdin === "open") return;
-  const why = exit !== undefined ? "the process has ended" : stdin === "ended" ? "it was ended by an earlier write" : "the process has closed it";
-  throw new Failure(`Cannot write to stdin of process "${shorten(id)}": ${why}`, { data: { errno: "EPIPE", applied: stdinApplied } });
+  const closed = stdin === "ended" ? "it was ended by an earlier write" : "the process has closed it";
+  const why = exit !== undefined ? "the process has ended" : closed;
+  const data = { errno: "EPIPE", applied: stdinApplied };
+  throw new Failure(`Cannot write to stdin of process "${shorten(id)}": ${why}`, { data });
 }
 
 /** "SIGTERM" or "TERM" or 15; TERM when it is absent. */
@@ -624,7 +622,8 @@ async function startFailure(command: string, cwd: string, path: string, error: u
   }
   if (errnoOf(error) !== "ENOENT") return osFailure(`start "${name}"`, error);
   const isThere = command.includes("/") && (await stat(resolvePath(command, () => cwd)).catch(() => undefined)) !== undefined;
-  const why = isThere ? "the interpreter that its first line names does not exist" : command.includes("/") ? "no such file" : `no such command in PATH "${path}"`;
+  const absent = command.includes("/") ? "no such file" : `no such command in PATH "${path}"`;
+  const why = isThere ? "the interpreter that its first line names does not exist" : absent;
   return new Failure(`Cannot start "${name}": ${why} (ENOENT)`, { data: { errno: "ENOENT" }, cause: error });
 }
 

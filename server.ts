@@ -269,7 +269,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   function take(connection: Connection, event: FrameEvent): void {
     if ("oversizeBytes" in event) {
       write(connection, oversizeAnswer(event.oversizeBytes, connection.decoder.maxBodyBytes));
-      if (event.fatal) connection.socket.end();
+      if (event.fatal) closeConnection(connection);
     }
     if (!("body" in event)) return;
     const answer = rpc.handle(event.body, connection.caller);
@@ -448,10 +448,13 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   }
 
   function closeConnections(): void {
-    for (const { socket: peerSocket } of connections) {
-      peerSocket.end();
-      setTimeout(() => peerSocket.destroy(), 500).unref(); // one that does not read
-    }
+    for (const connection of connections) closeConnection(connection);
+  }
+
+  /** Lets the peer have what was written, but does not wait for one that does not read, or does not end its side. */
+  function closeConnection({ socket: peerSocket }: Connection): void {
+    peerSocket.end();
+    setTimeout(() => peerSocket.destroy(), 500).unref();
   }
 
   async function end(reason: EndReason, detail: string, killMs: number): Promise<void> {

@@ -152,7 +152,7 @@ function isShared(directory: string): boolean {
 export function makeRunDirectory(directory: string): void {
   try {
     mkdirSync(directory, { recursive: true, mode: 0o700 });
-    if (!statSync(directory).isDirectory()) throw Object.assign(new Error(), { code: "ENOTDIR" });
+    if (!statSync(directory).isDirectory()) throw new Error(`there is ${kindOf(statSync(directory))}, a directory is needed`);
     if (directory === safely(() => defaultDirectory())) chmodSync(directory, 0o700);
   } catch (error) {
     throw osFailure(`make the run directory "${directory}"`, error, {
@@ -384,7 +384,7 @@ function linkClaim(path: string): Claim | undefined {
     return { release: () => removeClaim(path, id) };
   } catch (error) {
     if (errnoOf(error) === "EEXIST") return undefined;
-    throw osFailure(`claim "${path}"`, error, { exit: exitCodes.cannotCreate });
+    throw osFailure(`claim "${path}"`, error, { exit: exitCodes.cannotCreate, hint: "choose another place with --socket, in a directory that you may write to" });
   } finally {
     safely(() => unlinkSync(temporary));
   }
@@ -479,9 +479,11 @@ export async function listenBeside(server: Server, path: string): Promise<BoundS
   }
 }
 
-/** As long as the public name, so that the path fits whenever the public one does; at least 4 bytes. */
+/** No longer than fits: as the public name does, or at least 4 bytes where there is room for them. */
 function boundName(path: string): string {
   const length = Math.min(Math.max(Buffer.byteLength(basename(path)), 4), 13, maxPathBytes - Buffer.byteLength(dirname(path)) - 1);
+  // a name of one byte cannot begin with a dot; "a" to "z" are tried in any order
+  if (length < 2) return String.fromCharCode(97 + randomBytes(1)[0]! % 26);
   return "." + randomBytes(8).readBigUInt64LE().toString(36).padStart(12, "0").slice(-Math.max(length - 1, 1));
 }
 
@@ -545,7 +547,7 @@ export async function readToken(path: string, waitMs = 1000): Promise<string> {
   try {
     descriptor = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
     const stats = fstatSync(descriptor);
-    if (stats.isDirectory()) throw Object.assign(new Error(), { code: "EISDIR" });
+    if (stats.isDirectory()) throw Object.assign(new Error("it is a directory, a file or a pipe is needed"), { code: "EISDIR" });
     if (stats.isFile() && (stats.mode & 0o002) !== 0) {
       throw new Failure(`Cannot ${doing}: its mode is ${(stats.mode & 0o777).toString(8)}, others must not be able to write to it`, {
         exit: exitCodes.noPermission, hint: `chmod 600 ${path}`,

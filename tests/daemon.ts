@@ -2,7 +2,13 @@
 
 import { spawn } from "node:child_process";
 import type { ChildProcessWithoutNullStreams } from "node:child_process";
-import { resolve } from "node:path";
+import { randomBytes } from "node:crypto";
+import { chownSync, existsSync, lstatSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { connect } from "node:net";
+import type { Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import type { Readable, Writable } from "node:stream";
 
 export const builtFile = resolve("dist/holdfast.js");
 
@@ -32,6 +38,8 @@ export interface Outcome {
   stdout: Buffer;
   stderr: string;
   ms: number;
+  /** From its first byte on stdout to its end; the whole time when it said nothing. */
+  lastMs: number;
 }
 
 /** Gives a child its stdin, and waits for its end. */
@@ -39,6 +47,8 @@ export function outcomeOf(child: ChildProcessWithoutNullStreams, stdin: string |
   const start = Date.now();
   const stdout: Buffer[] = [];
   let stderr = "";
+  let first = start;
+  child.stdout.once("data", () => (first = Date.now()));
   child.stdout.on("data", (chunk: Buffer) => stdout.push(chunk));
   child.stderr.on("data", (chunk: Buffer) => (stderr += chunk));
   child.stdin.on("error", () => {}); // it ended first
@@ -46,7 +56,7 @@ export function outcomeOf(child: ChildProcessWithoutNullStreams, stdin: string |
   const timer = setTimeout(() => child.kill("SIGKILL"), timeoutMs);
   return new Promise((done) => child.once("close", (code, signal) => {
     clearTimeout(timer);
-    done({ code, signal, stdout: Buffer.concat(stdout), stderr, ms: Date.now() - start });
+    done({ code, signal, stdout: Buffer.concat(stdout), stderr, ms: Date.now() - start, lastMs: Date.now() - first });
   }));
 }
 
@@ -62,13 +72,433 @@ export const request = (method: string, params: unknown = {}, auth?: string, id:
  * Registers tests that run side by side, most of whose time is waiting: at most `limit` at once, in order, reported one after the other.
  *
  * @param test A uvu suite.
+ * @param limit How many; or lanes that several suites share: all suites of a file begin at once.
  */
-export function sideBySide(test: (name: string, body: () => Promise<void>) => void, limit: number): (name: string, body: () => Promise<void>) => void {
-  const free = Array.from({ length: limit }, () => Promise.resolve());
+export function sideBySide(test: (name: string, body: () => Promise<void>) => void, limit: number | Promise<void>[]): (name: string, body: () => Promise<void>) => void {
+  const free = typeof limit === "number" ? lanesOf(limit) : limit;
   return (name, body) => {
     const turn = free.shift()!; // a lane: each test of it begins when the one before has ended
     const run = turn.then(body);
     free.push(run.catch(() => {}));
     test(name, () => run);
   };
+}
+
+/** A daemon of a test's own, started as anybody would. */
+export interface TestDaemon {
+  /** 0700, under the system's temporary directory; everything of this daemon is in it. */
+  directory: string;
+  socket: string;
+  token: string;
+  tokenFile: string;
+  pid: number;
+  log(): string;
+}
+
+/** Daemons that are not stopped yet. */
+const daemons = new Set<number>();
+process.on("exit", () => daemons.forEach((pid) => isAlive(pid) && process.kill(pid, "SIGKILL"))); // when a test file crashes
+
+/** Starts the built file, and stops it when the test is over. Its processes, its socket and its record's claim are gone then. */
+export async function withDaemon(run: (daemon: TestDaemon) => Promise<void>, env: NodeJS.ProcessEnv = {}): Promise<void> {
+  const directory = mkdtempSync(join(tmpdir(), "holdfast-daemon-"));
+  const socket = join(directory, "s");
+  const tokenFile = join(directory, "token");
+  const token = randomBytes(8).toString("hex");
+  writeFileSync(tokenFile, `${token}\n`, { mode: 0o600 });
+  try {
+    const { code, stdout, stderr } = await holdfast(["--serve", "--json", "--socket", socket, "--token-file", tokenFile], { env: { SHELL: "/bin/sh", ...env } });
+    if (code !== 0) throw new Error(`--serve exited with ${code}: ${stderr}`);
+    const { pid, log } = JSON.parse(stdout.toString());
+    daemons.add(pid);
+    await run({ directory, socket, token, tokenFile, pid, log: () => readFileSync(log, "utf8") });
+    const stopped = await holdfast(["--stop", "--now", "--socket", socket]);
+    if (stopped.code !== 0) throw new Error(`--stop exited with ${stopped.code}: ${stopped.stderr}`);
+    await eventually(() => !isAlive(pid), `the daemon, pid ${pid}, has ended`);
+    daemons.delete(pid);
+    const left = readdirSync(directory).filter((name) => lstatSync(join(directory, name)).isSocket() || name.endsWith(".lock"));
+    if (left.length > 0) throw new Error(`It left ${left.join(", ")}`);
+  } finally {
+    await holdfast(["--stop", "--now", "--socket", socket]);
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+/** A client spoken by hand, over any two streams. Native framing. */
+export interface Wire {
+  /** Whatever is not an answer, in order of arrival. */
+  messages: any[];
+  /** Sees each of them first; returns true for what is not to be kept. */
+  onMessage: (message: any) => boolean | void;
+  /**
+   * Resolves to the result; rejects with an Error that has the code and data of the answer's.
+   *
+   * @param now Called with the result before any message after it is looked at.
+   */
+  request(method: string, params?: unknown, now?: (result: any) => void): Promise<any>;
+  /** Resolves to the first of `messages` that fits, which may be there already. */
+  message(fits: (message: any) => boolean, timeoutMs?: number): Promise<any>;
+  /** Resolves when the other side has ended. */
+  closed: Promise<void>;
+}
+
+export function createWire(input: Readable, output: Writable, token?: string): Wire {
+  const waiting = new Map<number, (answer: any) => void>();
+  const watchers = new Set<() => void>();
+  let lastId = 0;
+  let held: Buffer[] = [];
+  let heldBytes = 0;
+  let wanted = 4;
+  input.on("data", (chunk: Buffer) => {
+    held.push(chunk);
+    heldBytes += chunk.length;
+    if (heldBytes < wanted) return;
+    const bytes = Buffer.concat(held);
+    let at = 0;
+    for (wanted = 4; at + 4 <= bytes.length; at += wanted, wanted = 4) {
+      wanted = 4 + bytes.readUInt32BE(at);
+      if (at + wanted > bytes.length) break;
+      take(JSON.parse(bytes.toString("utf8", at + 4, at + wanted)));
+    }
+    held = [bytes.subarray(at)];
+    heldBytes = bytes.length - at;
+  });
+  const closed = new Promise<void>((done) => input.on("close", done));
+  input.on("error", () => {});
+  output.on("error", () => {}); // "close" of the input follows
+  void closed.then(() => {
+    for (const answer of waiting.values()) answer({ error: { code: 0, message: "The connection ended before the answer" } });
+  });
+
+  function take(message: any): void {
+    const answer = "id" in message && !("type" in message) ? waiting.get(message.id) : undefined;
+    if (answer !== undefined) {
+      waiting.delete(message.id);
+      return answer(message);
+    }
+    if (wire.onMessage(message) !== true) wire.messages.push(message);
+    for (const watcher of [...watchers]) watcher();
+  }
+
+  const wire: Wire = {
+    messages: [],
+    onMessage: () => {},
+    closed,
+    request: (method, params = {}, now) => new Promise((done, fail) => {
+      const id = ++lastId;
+      waiting.set(id, ({ result, error }) => {
+        if (error !== undefined) return fail(Object.assign(new Error(error.message), error));
+        now?.(result);
+        done(result);
+      });
+      output.write(frameOf(request(method, params, token, id)));
+    }),
+    message: (fits, timeoutMs = 20_000) => new Promise((done, fail) => {
+      const timer = setTimeout(() => finish(() => fail(new Error(`No such message came within ${timeoutMs} ms: ${fits}`))), timeoutMs);
+      const finish = (settle: () => void) => {
+        clearTimeout(timer);
+        watchers.delete(look);
+        settle();
+      };
+      const look = () => {
+        const found = wire.messages.find(fits);
+        if (found !== undefined) finish(() => done(found));
+      };
+      watchers.add(look);
+      look();
+    }),
+  };
+  return wire;
+}
+
+/** Joins a daemon through `--bridge`, as over SSH. */
+export function openBridge({ socket, token }: TestDaemon): { bridge: ChildProcessWithoutNullStreams; wire: Wire } {
+  const bridge = spawn(process.execPath, [builtFile, "--bridge", "--socket", socket], { cwd: "/" });
+  bridge.stderr.resume();
+  return { bridge, wire: createWire(bridge.stdout, bridge.stdin, token) };
+}
+
+/** Joins a daemon at its socket. */
+export function openSocket({ socket, token }: TestDaemon): { connection: Socket; wire: Wire } {
+  const connection = connect(socket);
+  return { connection, wire: createWire(connection, connection, token) };
+}
+
+/** Says whether a process runs. A zombie does not. */
+export function isAlive(pid: number): boolean {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
+    return !/^[ZX]/.test(stat.slice(stat.lastIndexOf(")") + 2));
+  } catch {
+    return false;
+  }
+}
+
+/** Waits until something is so, looked at every 10 ms. */
+export async function eventually(isSo: () => boolean, what: string, timeoutMs = 10_000): Promise<void> {
+  for (const end = performance.now() + timeoutMs; !isSo(); ) {
+    if (performance.now() > end) throw new Error(`Not within ${timeoutMs / 1000} s: ${what}`);
+    await new Promise((done) => setTimeout(done, 10));
+  }
+}
+
+/** So many tests at once. */
+export function lanesOf(count: number): Promise<void>[] {
+  return Array.from({ length: count }, () => Promise.resolve());
+}
+
+export const isRoot = process.getuid?.() === 0;
+/** Words before a command that is to run without root's rights; none where we have none ourselves. */
+export const asNobody = isRoot ? ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] : [];
+
+export const sleep = (ms: number): Promise<void> => new Promise((done) => setTimeout(done, ms));
+
+/** Waits for something to become true. */
+export async function until(what: string, check: () => unknown, timeoutMs = 5000): Promise<void> {
+  for (const deadline = Date.now() + timeoutMs; !(await check()); await sleep(10)) {
+    if (Date.now() > deadline) throw new Error(`Not within ${timeoutMs} ms: ${what}`);
+  }
+}
+
+/** Fields of /proc/<pid>/stat from the third on: state, parent, process group, session, … */
+export function statOf(pid: number): string[] | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
+    return stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  } catch {
+    return undefined;
+  }
+}
+
+/** A directory of a test's own (0700), a socket in it, and whatever it takes to start, use and end daemons there. */
+export interface Site {
+  directory: string;
+  socket: string;
+  token: string;
+  tokenFile: string;
+  /** In it, the default state directory lies in `directory`; and processes that have it are found again. */
+  env: NodeJS.ProcessEnv;
+  /** Runs the built file to its end, with --socket. */
+  run(args: string[], options?: RunOptions): Promise<Outcome>;
+  /** Runs any command to its end. */
+  command(command: string[], options?: RunOptions): Promise<Outcome>;
+  /** Starts or joins a daemon with `token`; throws unless that exits with 0. Returns what --json prints. */
+  serve(args?: string[], options?: RunOptions): Promise<any>;
+  record(): any;
+  log(): string;
+  /** Connects to the socket. */
+  dial(framing?: "native" | "lines"): Promise<Peer>;
+  bridge(args?: string[], framing?: "native" | "lines"): Bridge;
+  /** Pids of the processes that were started here and live. */
+  processes(): number[];
+}
+
+export interface RunOptions {
+  stdin?: string | Buffer;
+  env?: NodeJS.ProcessEnv;
+  cwd?: string;
+  timeoutMs?: number;
+  /** Another program than the built one. */
+  file?: string;
+}
+
+/**
+ * Runs a test with a directory of its own. In the end each daemon there is stopped, and checked by pid to be gone; nothing of it stays, and
+ * a process that is left over is a failure.
+ */
+export async function withDirectory(run: (site: Site) => Promise<void>, { owner = undefined as number | undefined } = {}): Promise<void> {
+  const directory = mkdtempSync(join(tmpdir(), "holdfast-test-"));
+  if (owner !== undefined && isRoot) chownSync(directory, owner, owner);
+  const site = siteIn(directory);
+  let problem: string | undefined;
+  try {
+    await run(site);
+  } finally {
+    problem = await endAll(site);
+    rmSync(directory, { recursive: true, force: true });
+  }
+  if (problem !== undefined) throw new Error(problem);
+}
+
+function siteIn(directory: string): Site {
+  const socket = join(directory, "rpc.sock");
+  const tokenFile = join(directory, "given.token");
+  const token = "a good token";
+  const env: NodeJS.ProcessEnv = { ...process.env, XDG_STATE_HOME: join(directory, "state"), HOLDFAST_TEST: directory };
+  writeFileSync(tokenFile, `${token}\n`, { mode: 0o600 });
+  const site: Site = {
+    directory, socket, token, tokenFile, env,
+    command: ([program, ...args], { stdin = "", env: more = {}, cwd = "/", timeoutMs = 20_000 } = {}) =>
+      outcomeOf(spawn(program!, args, { env: { ...env, ...more }, cwd }), stdin, timeoutMs),
+    run: (args, options = {}) => site.command([process.execPath, options.file ?? builtFile, ...args, "--socket", socket], options),
+    serve: async (args = [], options) => {
+      const { code, stdout, stderr } = await site.run(["--serve", "--json", "--token-file", tokenFile, ...args], options);
+      if (code !== 0) throw new Error(`--serve ended with exit code ${code}: ${stderr}`);
+      return JSON.parse(stdout.toString());
+    },
+    record: () => JSON.parse(readFileSync(`${socket}.record`, "utf8")),
+    log: () => readFileSync(join(directory, "remote-server.log"), "utf8"),
+    dial: async (framing = "native") => {
+      const connection = connect({ path: socket, allowHalfOpen: true });
+      await new Promise((done, fail) => connection.once("connect", done).once("error", fail));
+      return peerOf(connection, connection, framing, socket);
+    },
+    bridge: (args = [], framing = "native") => bridgeOf(["--bridge", "--socket", socket, ...args], env, framing),
+    processes: () => processesWith(`HOLDFAST_TEST=${directory}`),
+  };
+  return site;
+}
+
+function recordsIn(directory: string): string[] {
+  return readdirSync(directory, { recursive: true }).map((name) => join(directory, String(name))).filter((path) => path.endsWith(".record"));
+}
+
+/** Ends what runs at a site: its daemons by --stop, the rest by SIGKILL. Returns what should not have been there. */
+async function endAll(site: Site): Promise<string | undefined> {
+  for (const pid of site.processes()) process.kill(pid, "SIGCONT");
+  for (const path of recordsIn(site.directory)) {
+    const [, pid, socket] = /"pid": (\d+)[\s\S]*"path": "([^"]+)"/.exec(readFileSync(path, "utf8")) ?? []; // not JSON.parse: a test may have broken it
+    if (!site.processes().includes(Number(pid))) continue;
+    const { code, stderr } = await site.command([process.execPath, builtFile, "--stop", "--now", "--socket", socket!]);
+    if (code !== 0 || isAlive(Number(pid))) process.stderr.write(`--stop ended with exit code ${code}: ${stderr}\n`);
+  }
+  for (let i = 0; i < 30 && site.processes().length > 0; i++) await sleep(10);
+  const left = site.processes();
+  const words = left.map((pid) => readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " "));
+  for (const pid of left) process.kill(pid, "SIGKILL");
+  for (const pid of left) await until(`the end of ${pid}`, () => !isAlive(pid));
+  return left.length === 0 ? undefined : `Processes were left: ${words.join("; ")}`;
+}
+
+/** Finds processes by an environment variable: children have it too, whatever their session, parent and name. */
+function processesWith(variable: string): number[] {
+  return readdirSync("/proc").map(Number).filter((pid) => {
+    try {
+      return pid > 0 && readFileSync(`/proc/${pid}/environ`, "latin1").split("\0").includes(variable) && isAlive(pid);
+    } catch {
+      return false;
+    }
+  });
+}
+
+/** The wire spoken by hand, over a socket or a bridge. */
+export interface Peer {
+  socket: Socket;
+  write(bytes: Buffer | string): void;
+  send(message: unknown): void;
+  /** The next message; rejects when none comes in time, or the stream has ended. */
+  next(timeoutMs?: number): Promise<any>;
+  /** Sends a request, and takes the next message for its answer. */
+  ask(method: string, params?: unknown, auth?: string, id?: unknown): Promise<any>;
+  /** Resolves at the stream's end, to the bytes that came since the last message. */
+  ended: Promise<Buffer>;
+  close(): void;
+}
+
+function peerOf(input: Readable, output: Writable, framing: "native" | "lines", name: string): Peer {
+  let bytes: Buffer = Buffer.alloc(0);
+  let over = false;
+  let wake = (): void => {};
+  const ended = new Promise<Buffer>((done) => {
+    const end = (): void => {
+      over = true;
+      wake();
+      done(bytes);
+    };
+    input.on("end", end).on("close", end);
+  });
+  input.on("error", () => {}); // "close" follows
+  output.on("error", () => {});
+  input.on("data", (chunk: Buffer) => {
+    bytes = Buffer.concat([bytes, chunk]);
+    wake();
+  });
+  const cut = (bodyAt: number, end: number, next: number): any => {
+    const body = bytes.toString("utf8", bodyAt, end);
+    bytes = bytes.subarray(next);
+    return JSON.parse(body);
+  };
+  const take = (): any => {
+    if (framing === "lines") {
+      const end = bytes.indexOf(10);
+      return end < 0 ? undefined : cut(0, end, end + 1);
+    }
+    if (bytes.length < 4) return undefined;
+    const end = 4 + bytes.readUInt32BE(0);
+    return bytes.length < end ? undefined : cut(4, end, end);
+  };
+  const peer: Peer = {
+    socket: input as Socket, ended,
+    write: (data) => void output.write(data),
+    send: (message) => void output.write(framing === "lines" ? `${JSON.stringify(message)}\n` : frameOf(message)),
+    async next(timeoutMs = 5000) {
+      for (const deadline = Date.now() + timeoutMs; ; ) {
+        const message = take();
+        if (message !== undefined) return message;
+        if (over) throw new Error(`${name} ended, with ${bytes.length} bytes left over`);
+        const left = deadline - Date.now();
+        if (left <= 0) throw new Error(`No message from ${name} within ${timeoutMs} ms`);
+        let timer: NodeJS.Timeout | undefined;
+        await new Promise<void>((done) => {
+          wake = done;
+          timer = setTimeout(done, left);
+        });
+        clearTimeout(timer);
+      }
+    },
+    ask(method, params, auth, id) {
+      peer.send(request(method, params, auth, id));
+      return peer.next();
+    },
+    close: () => void input.destroy(),
+  };
+  return peer;
+}
+
+/** A --bridge that runs, seen from its peer's side. */
+export interface Bridge extends Peer {
+  child: ChildProcessWithoutNullStreams;
+  /** Its end, and what it wrote to stderr. */
+  exit: Promise<{ code: number | null; signal: NodeJS.Signals | null; stderr: string }>;
+}
+
+function bridgeOf(args: string[], env: NodeJS.ProcessEnv, framing: "native" | "lines"): Bridge {
+  const child = spawn(process.execPath, [builtFile, ...args], { env, cwd: "/" });
+  let stderr = "";
+  child.stderr.on("data", (chunk: Buffer) => (stderr += chunk));
+  const exit = new Promise<Awaited<Bridge["exit"]>>((done) => child.once("exit", (code, signal) => setImmediate(() => done({ code, signal, stderr }))));
+  return { ...peerOf(child.stdout, child.stdin, framing, "the bridge"), child, exit };
+}
+
+/**
+ * A copy of the built file with some of its times changed, for what would take a minute: `{ strangerMs: 500 }`.
+ *
+ * @returns Its path, in the directory.
+ */
+export function builtWith(directory: string, times: Record<string, number>): string {
+  let text = readFileSync(builtFile, "utf8");
+  for (const [name, value] of Object.entries(times)) {
+    const pattern = new RegExp(`\\b${name} ?= ?[0-9e]+\\b`);
+    if (!pattern.test(text)) throw new Error(`The built file has no ${name}`);
+    text = text.replace(pattern, `${name} = ${value}`);
+  }
+  const path = join(directory, "quick.cjs");
+  writeFileSync(path, text);
+  return path;
+}
+
+/** What a directory holds, sorted; nothing where there is none. */
+export function filesIn(directory: string): string[] {
+  return existsSync(directory) ? readdirSync(directory).sort() : [];
+}
+
+/** Every test is to do all its rounds (node tests/run.mjs --all). */
+export const runsAll = process.env.HOLDFAST_TEST_ALL === "1";
+
+const rows: string[] = [];
+
+/** Adds a row to the fault table, which is printed when the test file ends. */
+export function faultRow(done: string, promised: string, happened: string): void {
+  if (rows.length === 0) process.once("exit", () => console.log(`\n| done to it | promised | happened |\n| --- | --- | --- |\n${rows.join("\n")}`));
+  rows.push(`| ${done} | ${promised} | ${happened} |`);
 }

@@ -1,7 +1,7 @@
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawn, spawnSync } from "node:child_process";
 import {
-  chmodSync, existsSync, linkSync, lstatSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync, symlinkSync, truncateSync,
-  utimesSync, writeFileSync,
+  chmodSync, copyFileSync, existsSync, linkSync, lstatSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync,
+  statSync, symlinkSync, truncateSync, utimesSync, writeFileSync,
 } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -115,7 +115,8 @@ for (const path of ["absent", "f/below-a-file", "dangling"]) {
   }));
 }
 for (const [mode, text] of [
-  [0o000, "----------"], [0o777, "-rwxrwxrwx"], [0o644, "-rw-r--r--"], [0o4755, "-rwsr-xr-x"], [0o2745, "-rwxr-Sr-x"], [0o1666, "-rw-rw-rwT"],
+  [0o000, "----------"], [0o777, "-rwxrwxrwx"], [0o644, "-rw-r--r--"],
+  [0o4755, "-rwsr-xr-x"], [0o2745, "-rwxr-Sr-x"], [0o1666, "-rw-rw-rwT"],
 ] as const) {
   stat(`writes mode 0${mode.toString(8)} as ${text}`, () => withDirectory(async (directory, call) => {
     writeFileSync(join(directory, "f"), "");
@@ -144,7 +145,7 @@ stat.run();
 const list = suite("files.list");
 
 list("sorts by bytes, leaves hidden names out, and marks directories and links", () => withDirectory(async (directory, call) => {
-  const names = ["b", "B", "a\nb", "é", "\uffee", "\u{1f600}", "z", "__proto__"]; // the last but one: after U+FFEE by bytes, before by UTF-16
+  const names = ["b", "B", "a\nb", "é", "\uffee", "\u{1f600}", "z", "__proto__"]; // U+1F600: the last by bytes, before U+FFEE by UTF-16
   for (const name of names) writeFileSync(join(directory, name), "");
   mkdirSync(join(directory, "dir"));
   for (const [name, to] of [["to-dir", "dir"], ["to-file", "b"], ["to-nothing", "x"]] as const) symlinkSync(to, join(directory, name));
@@ -178,22 +179,24 @@ for (const [path, errno] of [["absent", "ENOENT"], ["f", "ENOTDIR"], ["fifo", "E
 }
 list("lists 100000 entries without holding up the loop", () => withDirectory(async (directory, call) => {
   execFileSync("sh", ["-c", "seq -f 'file-%06g' 100000 | xargs touch"], { cwd: directory });
-  let longest = 0;
-  let last = performance.now();
+  let longest = 0; // CPU time, which other processes do not add to
+  let last = process.cpuUsage().user;
   const timer = setInterval(() => {
-    longest = Math.max(longest, performance.now() - last);
-    last = performance.now();
+    longest = Math.max(longest, process.cpuUsage().user - last);
+    last += process.cpuUsage().user - last;
   }, 1);
   const { entries } = await call("list", { path: directory });
   await new Promise((done) => setTimeout(done, 5));
   clearInterval(timer);
   assert.is(entries.length, 100_000);
   assert.is(entries[99_999].name, "file-100000");
-  assert.ok(longest < 500, `held up for ${Math.round(longest)} ms`);
+  assert.ok(longest < 500_000, `held up for ${Math.round(longest / 1000)} ms`);
 }));
 list("refuses a listing that no answer can hold, before it holds it all", () => withDirectory(async (directory, call) => {
-  execFileSync("sh", ["-c", "seq -f '%0200g' 40000 | xargs touch"], { cwd: directory });
-  assert.match((await failureOf(call("list", { path: directory }))).message, "an answer has at most");
+  const deep = join(directory, ...Array(14).fill("d".repeat(250))); // a path of 3500 bytes, which each entry repeats
+  mkdirSync(deep, { recursive: true });
+  execFileSync("sh", ["-c", "seq -f '%0200g' 5000 | xargs touch"], { cwd: deep });
+  assert.match((await failureOf(call("list", { path: deep }))).message, "an answer has at most");
 }));
 list.run();
 
@@ -214,8 +217,11 @@ for (const path of ["absent", "f/x"]) {
     assert.equal(await call("read", { path }), { content: "", exists: false });
   }));
 }
-for (const [maxBytes, size, fits] of [[undefined, 262_144, true], [undefined, 262_145, false], [9, 9, true], [9, 10, false], [1 << 30, 70_000, true]] as const) {
-  read(`${fits ? "returns" : "refuses"} ${size} bytes where maxBytes is ${maxBytes ?? "left out"}`, () => withDirectory(async (directory, call) => {
+for (const [maxBytes, size, fits] of [
+  [undefined, 262_144, true], [undefined, 262_145, false], [9, 9, true], [9, 10, false], [1 << 30, 70_000, true],
+] as const) {
+  read(`${fits ? "returns" : "refuses"} ${size} bytes where maxBytes is ${maxBytes ?? "left out"}`,
+    () => withDirectory(async (directory, call) => {
     writeFileSync(join(directory, "f"), "x".repeat(size));
     if (fits) return assert.is((await call("read", { path: "f", maxBytes })).content.length, size);
     const { message, data } = await failureOf(call("read", { path: "f", maxBytes }));
@@ -281,9 +287,11 @@ read("refuses at once what is not a regular file", () => withDirectory((director
     assert.is(failure.message, `Cannot read "${path}": it is ${what}, it must be a regular file`);
     assert.equal(failure.data, { errno });
   }
-  assert.ok(performance.now() - start < 1000);
+  assert.ok(performance.now() - start < 5000);
 })));
-for (const params of [{ offset: -1 }, { offset: 1.5 }, { maxBytes: 0 }, { maxBytes: "9" }, { encoding: "latin1" }, { encoding: "" }, { offset: 2 ** 60 }]) {
+for (const params of [
+  { offset: -1 }, { offset: 1.5 }, { offset: 2 ** 60 }, { maxBytes: 0 }, { maxBytes: "9" }, { encoding: "latin1" }, { encoding: "" },
+]) {
   read(`refuses ${JSON.stringify(params)}`, () => withDirectory(async (directory, call) => {
     writeFileSync(join(directory, "f"), "x");
     assert.is((await failureOf(call("read", { path: "f", ...params }))).code, -32602);
@@ -323,7 +331,8 @@ for (const [mode, before, after] of [
   ["07777", undefined, "7777"],
 ] as const) {
   const was = before === undefined ? "new" : `0${before.toString(8)}`;
-  write(`leaves mode ${after} where ${JSON.stringify(mode) ?? "none"} is given for a file that was ${was}`, () => withDirectory(async (directory, call) => {
+  write(`leaves mode ${after} where ${JSON.stringify(mode) ?? "none"} is given for a file that was ${was}`,
+    () => withDirectory(async (directory, call) => {
     const path = join(directory, "f");
     if (before !== undefined) writeFileSync(path, "");
     if (before !== undefined) chmodSync(path, before);
@@ -331,8 +340,10 @@ for (const [mode, before, after] of [
     assert.is(modeOf(path), after);
   }));
 }
-for (const params of [{ mode: "0999" }, { mode: 0o10000 }, { mode: -1 }, { mode: "rw" }, { mode: 1.5 }, { mode: "" }, { content: 5 }, { content: undefined },
-  { encoding: "base64", content: "A" }, { encoding: "hex" }, { createDirs: 1 }]) {
+for (const params of [
+  { mode: "0999" }, { mode: 0o10000 }, { mode: -1 }, { mode: "rw" }, { mode: 1.5 }, { mode: "" },
+  { content: 5 }, { content: undefined }, { encoding: "base64", content: "A" }, { encoding: "hex" }, { createDirs: 1 },
+]) {
   write(`refuses ${JSON.stringify(params)}, and writes nothing`, () => withDirectory(async (directory, call) => {
     assert.is((await failureOf(call("write", { path: "f", content: "x", ...params }))).code, -32602);
     assert.equal(namesIn(directory), []);
@@ -340,11 +351,14 @@ for (const params of [{ mode: "0999" }, { mode: 0o10000 }, { mode: -1 }, { mode:
 }
 write("makes directories only when told to", () => withDirectory(async (directory, call) => {
   const failure = await failureOf(call("write", { path: "a/b/f", content: "x" }));
-  assert.equal([failure.message, failure.data], [`Cannot write "${directory}/a/b/f": no such file or directory (ENOENT)`, { errno: "ENOENT" }]);
+  assert.is(failure.message, `Cannot write "${directory}/a/b/f": no such file or directory (ENOENT)`);
+  assert.equal(failure.data, { errno: "ENOENT" });
   await call("write", { path: "a/b/f", content: "x", createDirs: true });
   assert.is(readFileSync(join(directory, "a/b/f"), "utf8"), "x");
 }));
-for (const [path, errno] of [["f/x", "ENOTDIR"], ["dir/", "EISDIR"], ["new/", "EISDIR"], ["dir/.", "EISDIR"], ["dir/..", "EISDIR"], ["loop", "ELOOP"]] as const) {
+for (const [path, errno] of [
+  ["f/x", "ENOTDIR"], ["dir/", "EISDIR"], ["new/", "EISDIR"], ["dir/.", "EISDIR"], ["dir/..", "EISDIR"], ["loop", "ELOOP"],
+] as const) {
   write(`refuses ${path} with ${errno}`, () => withDirectory(async (directory, call) => {
     writeFileSync(join(directory, "f"), "");
     mkdirSync(join(directory, "dir"));
@@ -383,7 +397,8 @@ write("makes the file that a dangling link means", () => withDirectory(async (di
   assert.is(readFileSync(join(directory, "d/new"), "utf8"), "x");
   assert.ok(lstatSync(join(directory, "l")).isSymbolicLink());
 }));
-write("never shows a part: a reader sees the old or the new, and another hard link keeps the old", () => withDirectory(async (directory, call) => {
+write("never shows a part: a reader sees the old or the new, and another hard link keeps the old",
+  () => withDirectory(async (directory, call) => {
   const contents = ["a".repeat(1 << 20), "b".repeat(1 << 20)];
   writeFileSync(join(directory, "f"), contents[0]!);
   linkSync(join(directory, "f"), join(directory, "hard"));
@@ -411,13 +426,9 @@ write("takes a name of 255 bytes", () => withDirectory(async (directory, call) =
   assert.is((await failureOf(call("write", { path: "n".repeat(256), content: "x" }))).data?.errno, "ENAMETOOLONG");
   assert.equal(namesIn(directory), ["n".repeat(255)]);
 }));
-write("removes its temporary file when the disk is full", () => withDirectory(async (directory, call) => {
-  if (!isRoot) return;
-  try {
-    execFileSync("mount", ["-t", "tmpfs", "-o", "size=64k", "none", directory], { stdio: "ignore" });
-  } catch {
-    return; // a container without mounts
-  }
+const canMount = isRoot && spawnSync("unshare", ["--mount", "true"]).status === 0;
+(canMount ? write : write.skip)("removes its temporary file when the disk is full", () => withDirectory(async (directory, call) => {
+  execFileSync("mount", ["-t", "tmpfs", "-o", "size=64k", "none", directory]);
   try {
     writeFileSync(join(directory, "f"), "old");
     const failure = await failureOf(call("write", { path: "f", content: "x".repeat(1 << 20) }));
@@ -425,6 +436,18 @@ write("removes its temporary file when the disk is full", () => withDirectory(as
     assert.equal([namesIn(directory), readFileSync(join(directory, "f"), "utf8")], [["f"], "old"]);
   } finally {
     execFileSync("umount", [directory]);
+  }
+}));
+write("replaces a program that is running", () => withDirectory(async (directory, call) => {
+  const path = join(directory, "f");
+  copyFileSync("/bin/sleep", path);
+  const child = spawn(path, ["10"]);
+  try {
+    await call("write", { path, content: "new" });
+    assert.equal([readFileSync(path, "utf8"), statSync(path).mode & 0o111], ["new", statSync("/bin/sleep").mode & 0o111]);
+  } finally {
+    child.kill();
+    await new Promise((done) => child.once("close", done));
   }
 }));
 write("keeps the owner where it may, and refuses a file that may not be written", () => withDirectory(async (directory, call) => {
@@ -450,12 +473,19 @@ for (const [path, valid, isDir, reason] of [
   ["link", true, true, undefined],
   ["absent", false, false, "no such file or directory (ENOENT)"],
   ["f/x", false, false, "not a directory (ENOTDIR)"],
+  ["loop", false, false, "too many symbolic links encountered (ELOOP)"],
 ] as const) {
   validate(`answers ${valid} for ${path}`, () => withDirectory(async (directory, call) => {
     writeFileSync(join(directory, "f"), "");
     symlinkSync(".", join(directory, "link"));
+    symlinkSync("loop", join(directory, "loop"));
     const error = reason === undefined ? {} : { error: `Cannot use "${directory}/${path}": ${reason}` };
     assert.equal(await call("validate", { path }), { valid, isDir, ...error });
   }));
 }
+validate("answers false for what is neither file nor directory, at once",
+  () => withDirectory((directory, call) => withOddFiles(directory, async () => {
+  const error = `Cannot read "${directory}/fifo": it is a FIFO, it must be a regular file`;
+  assert.equal(await call("validate", { path: "fifo" }), { valid: false, isDir: false, error });
+})));
 validate.run();

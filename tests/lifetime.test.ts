@@ -117,7 +117,10 @@ choose("names cause and command in its warnings", () => {
   assert.match(warningOf({ lingerRefused: "Access denied" }).message, /could not be switched on: Access denied/);
   assert.match(warningOf({ lingerRefused: "Access denied" }).hint, /^ask an administrator for: loginctl enable-linger dev$/);
   assert.match(warningOf({ scope: "no", scopeProblem: "it hangs" }).message, /no scope could be made to leave it: it hangs/);
-  assert.match(warningOf({ scope: "no", owner: "ann" }).hint, /KillExcludeUsers=ann/);
+  assert.is(warningOf({ scope: "no", scopeProblem: "no bus", manager: "inactive" }).hint, "loginctl enable-linger dev", "lingering starts what is merely not there");
+  for (const changes of [{ manager: "masked" }, { manager: "active", linger: "yes" }, { scopeProblem: "systemd-run is not installed" }] as Partial<Facts>[]) {
+    assert.match(warningOf({ scope: "no", owner: "ann", ...changes }).hint, /^as an administrator: .*KillExcludeUsers=root ann\\n/, JSON.stringify(changes));
+  }
 });
 
 choose("names the unit whose stop would end it, unless that unit leaves its processes alone", () => {

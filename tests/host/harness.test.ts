@@ -14,7 +14,7 @@ import * as assert from "uvu/assert";
 import { bootHost, type Host, readIfThere, requireHosts, until, withHost } from "./host.ts";
 
 if (process.env["HARNESS_TEST_BOOTS"] !== undefined) await bootAndWait();
-requireHosts(16);
+requireHosts(18);
 
 const background = "</dev/null >/dev/null 2>&1 &";
 
@@ -22,13 +22,14 @@ const logins = suite("host.ssh()");
 
 logins("runs a command in a session of its own, with its output, exit code and stdin", () =>
   withHost({}, async (host) => {
-    const cgroups = await Promise.all([1, 2].map(() => host.ssh("dev", "id -un; grep ^0:: /proc/self/cgroup; cat >&2; exit 3", { stdin: "words" })));
-    for (const { code, stdout, stderr } of cgroups) {
+    const command = "id -un; grep ^0:: /proc/self/cgroup; cat >&2; exit 3";
+    const both = await Promise.all([1, 2].map(() => host.ssh("dev", command, { stdin: "words" })));
+    for (const { code, stdout, stderr } of both) {
       assert.match(stdout, /^dev\n0::\/user\.slice\/user-\d+\.slice\/session-\w+\.scope\n$/);
       assert.is(stderr, "words");
       assert.is(code, 3);
     }
-    assert.is.not(cgroups[0]?.stdout, cgroups[1]?.stdout);
+    assert.is.not(both[0]?.stdout, both[1]?.stdout);
     assert.match((await host.root("id -u; hostname")).stdout, /^0\nhost-\d+\n$/);
     assert.match((await host.ssh("dev", "node --version")).stdout, /^v\d+/);
   }));
@@ -89,7 +90,8 @@ policies("can be changed while it runs", () =>
 policies("ends a user's scopes soon after the last logout, but not those of a user who lingers", () =>
   withHost({ logind: ["UserStopDelaySec=1"], killUserProcesses: true, users: ["ann", "bob+linger"] }, async (host) => {
     await host.addUser("eve", { linger: true });
-    const start = `setsid systemd-run --user --scope --quiet sh -c 'touch up; exec sleep 1001' ${background} until [ -e up ]; do sleep 0.05; done`;
+    const scoped = "systemd-run --user --scope --quiet sh -c 'touch up; exec sleep 1001'";
+    const start = `setsid ${scoped} ${background} until [ -e up ]; do sleep 0.05; done`;
     for (const user of ["bob", "eve", "ann"]) { // ann last: by the time hers ends, theirs would have
       assert.is((await host.ssh(user, start)).code, 0);
       await host.sleepUntilLoggedOut(user);
@@ -177,8 +179,31 @@ ends("comes with withHost(), also when that throws, and leaves nothing", async (
   assert.equal(remains(), []);
 });
 
+ends("comes with a poweroff of its own, and leaves nothing", async () => {
+  const host = await bootHost({});
+  const remains = lookFor(host);
+  await host.root("systemctl poweroff");
+  await host.ended;
+  assert.equal(remains(), []);
+});
+
+ends("comes at once, even while it shuts down and a process holds that up, and leaves nothing", async () => {
+  const host = await bootHost({});
+  const remains = lookFor(host);
+  const stubborn = "sh -c 'trap : TERM HUP; touch up; while :; do sleep 1; done'"; // a session's end comes with both signals
+  await host.ssh("dev", `setsid ${stubborn} ${background} until [ -e up ]; do sleep 0.05; done`);
+  const off = host.powerOff();
+  await until(() => host.processes("sshd: ").length === 0, "sshd to be stopped");
+  const start = Date.now();
+  await host.end();
+  assert.ok(Date.now() - start < 5000, "it waited for the process");
+  await off;
+  assert.equal(remains(), []);
+});
+
 ends("comes with the process that booted it, killed by -9, and leaves nothing", async () => {
-  const booter = spawn(process.execPath, [process.argv[1] as string], { env: { ...process.env, HARNESS_TEST_BOOTS: "1" }, stdio: ["ignore", "pipe", "inherit"] });
+  const env = { ...process.env, HARNESS_TEST_BOOTS: "1" };
+  const booter = spawn(process.execPath, [process.argv[1] as string], { env, stdio: ["ignore", "pipe", "inherit"] });
   const host = JSON.parse(String((await once(booter.stdout, "data"))[0]));
   const remains = lookFor(host);
   assert.ok(remains().length > 3);
@@ -206,15 +231,16 @@ ends("comes with its nspawn, killed by -9, and leaves nothing", async () => {
 
 for (const tests of [logins, policies, files, ends]) tests.run();
 
-/** Gives a function that names what there is of a host on this machine: processes, mounts, cgroups, directories, loop devices. */
+/** Gives a function that names what there is of a host on this machine: processes, mounts, cgroups, directories. */
 function lookFor(host: Pick<Host, "init" | "directory">): () => string[] {
   const name = `holdfast-host-${scriptOf(host)}`;
   const pids = [host.init, parentOf(host.init), parentOf(parentOf(host.init)), scriptOf(host)];
   return () => {
-    const lines = readFileSync("/proc/mounts", "utf8").split("\n");
+    const running = readdirSync("/proc").filter((pid) => /^\d+$/.test(pid) && isRunning(pid));
+    const mounts = readFileSync("/proc/mounts", "utf8").split("\n");
     return [
-      ...readdirSync("/proc").filter((pid) => /^\d+$/.test(pid) && (pids.includes(Number(pid)) || hasCgroup(pid, name))).filter(isRunning).map((pid) => `process ${pid}`),
-      ...lines.filter((line) => line.includes(host.directory)).map((line) => `mount ${line}`),
+      ...running.filter((pid) => pids.includes(Number(pid)) || hasCgroup(pid, name)).map((pid) => `process ${pid}`),
+      ...mounts.filter((line) => line.includes(host.directory)).map((line) => `mount ${line}`),
       ...["", "/unified", "/systemd"].map((part) => `/sys/fs/cgroup${part}/${name}`).filter(existsSync),
       ...[host.directory, `/run/systemd/nspawn/propagate/${name}`].filter(existsSync),
     ];

@@ -171,9 +171,8 @@ export async function bootHost(options: HostOptions) {
   const root = `/proc/${init}/root`;
   const cgroup = `${cgroupRoot}${path}`;
   const children = new Set<ChildProcessWithoutNullStreams>();
-  const login = ["-F", "none", "-i", `${directory}/key`].concat(
-    ["IdentitiesOnly=yes", "BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"].flatMap((option) => ["-o", option]),
-  );
+  const settings = ["IdentitiesOnly=yes", "BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"];
+  const login = ["-F", "none", "-i", `${directory}/key`, ...settings.flatMap((option) => ["-o", option])];
   const enter = ["-t", String(init), "-n"];
 
   const host = {
@@ -183,6 +182,8 @@ export async function bootHost(options: HostOptions) {
     cgroup,
     /** What the host needs on this machine, removed at its end. Its last part is the pid of testhost.sh. */
     directory: directory as string,
+    /** Resolves when the host has ended, by whatever cause. */
+    ended,
 
     /** Runs a shell command over ssh, in a connection and so a session of its own. */
     ssh: (user: string, command: string, options: RunOptions = {}) =>
@@ -251,13 +252,15 @@ export async function bootHost(options: HostOptions) {
       await until(() => host.sessions(user).every(({ state }) => state === "closing"), `"${user}" to be logged out`);
       await until(async () => {
         // what logind leaves alone stays in a scope that it has abandoned, and the session stays "closing"
-        const scopes = host.sessions(user).map(({ id }) => host.inside(["systemctl", "show", "-p", "SubState", "--value", `session-${id}.scope`]));
-        return (await Promise.all(scopes)).every(({ stdout }) => /abandoned|dead|failed/.test(stdout));
+        const show = ["systemctl", "show", "-p", "SubState", "--value"];
+        const scopes = await Promise.all(host.sessions(user).map(({ id }) => host.inside([...show, `session-${id}.scope`])));
+        return scopes.every(({ stdout }) => /abandoned|dead|failed/.test(stdout));
       }, `the sessions of "${user}" to end`);
     },
 
     /** Whether `user@UID.service` runs; without linger it ends 10 s (UserStopDelaySec=) after the last session. */
-    hasUserManager: (user: string): boolean => existsSync(`${cgroup}/user.slice/user-${host.uid(user)}.slice/user@${host.uid(user)}.service`),
+    hasUserManager: (user: string): boolean =>
+      existsSync(`${cgroup}/user.slice/user-${host.uid(user)}.slice/user@${host.uid(user)}.service`),
     sleepUntilUserManagerEnded: (user: string) => until(() => !host.hasUserManager(user), `the user manager of "${user}" to end`, 30_000),
 
     /** Changes logind's policy while it runs; open sessions stay. */
@@ -268,7 +271,7 @@ export async function bootHost(options: HostOptions) {
       await checked(host.root(`printf '[Login]\\nKillUserProcesses=${yesNo(yes)}\\n' >${file}; ${reload}; ${wait}`));
     },
 
-    /** Shuts the host down in order, as before a reboot, and waits for it. A service that ignores SIGTERM takes 90 s. */
+    /** Shuts the host down in order, as before a reboot, and waits for it. A process that ignores SIGTERM holds it up for 90 s. */
     async powerOff() {
       machine.stdin.write("poweroff\n");
       await ended;

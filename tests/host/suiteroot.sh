@@ -6,6 +6,16 @@ set -euo pipefail
 
 packages=systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,openssh-server,polkitd,sudo,iproute2,procps,libstdc++6,libatomic1
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/holdfast/roots
+
+# One line that is written over on a terminal; elsewhere only what is unusual.
+show_progress() {
+  local line
+  while read -r line; do
+    if [[ ! $line =~ ^I: ]]; then echo "$line"; elif [ -t 1 ]; then printf '\r%.78s\e[K' "$line"; fi
+  done
+  if [ -t 1 ]; then printf '\r\e[K'; fi
+}
+
 mkdir -p "$cache"
 exec 3>"$cache/.$1.lock"
 flock 3 # a second run waits for the first one's build
@@ -13,9 +23,7 @@ flock 3 # a second run waits for the first one's build
 if [ ! -e "$cache/$1" ]; then
   echo "Building the root of $1 in $cache …" >&2
   rm -rf --one-file-system "$cache/$1.partial"
-  debootstrap --variant=minbase --include="$packages" "$1" "$cache/$1.partial" </dev/null |
-    while read -r line; do [[ $line =~ ^I:\ (Retrieving|Unpacking|Configuring|Validating|Extracting) ]] && printf '\r%.78s\e[K' "$line" || echo "$line"; done >&2
-  printf '\r\e[K' >&2
+  debootstrap --variant=minbase --include="$packages" "$1" "$cache/$1.partial" </dev/null | show_progress >&2
   rm -f "$cache/$1.partial"/var/cache/apt/archives/*.deb
   mv "$cache/$1.partial" "$cache/$1"
 fi

@@ -100,13 +100,21 @@ configure_root() {
   ln -sf test.target "$etc/systemd/system/default.target"
 }
 
+has_node() {
+  local path
+  for path in usr/local/bin usr/bin bin; do
+    if [ -e "$root/$path/node" ]; then return 0; fi
+  done
+  return 1
+}
+
 boot() {
   set -e
   local options=() line
   mount_root
   configure_root
   eval "$HOST_PRE"
-  [ -z "$HOST_NODE" ] || ls -d "$root"/{usr/local/bin,usr/bin,bin}/node >/dev/null 2>&1 || options+=("--bind-ro=$HOST_NODE:/usr/local/bin/node")
+  if [ -n "$HOST_NODE" ] && ! has_node; then options+=("--bind-ro=$HOST_NODE:/usr/local/bin/node"); fi
   while read -r line; do [ -z "$line" ] || options+=("--bind=$line"); done <<<"$HOST_BINDS"
   # Two machines started from one cgroup would share one tree of units.
   for line in $(cgroup_roots); do echo 0 >"$line/holdfast-host-$id/cgroup.procs"; done
@@ -173,13 +181,14 @@ main() {
     sleep 0.05
   done
   echo "READY $init $dir $(sed -n 's|^0::\(.*\)/init.scope$|\1|p' "/proc/$init/cgroup")"
-  while read -r line; do
-    [ "$line" = poweroff ] || continue
-    kill -RTMIN+4 "$init" # a service that ignores SIGTERM holds this up for 90 s
-    wait "$unshare"
-    exit 0
+  while [ -d "/proc/$unshare" ]; do # which may also end by itself: someone may have run `poweroff`
+    line=
+    read -r -t 0.2 line
+    [ $? -ne 1 ] || return # 1 is the end of stdin, over 128 the end of these 0.2 s
+    [ "$line" != poweroff ] || kill -RTMIN+4 "$init" # may take 90 s, if a service ignores SIGTERM
   done
 }
 
 settings
-if [ "${1:-}" = boot ]; then boot; else main; fi
+# `exit`, since bash would go on reading here, in a file that may have been edited meanwhile
+if [ "${1:-}" = boot ]; then boot; else main; exit; fi

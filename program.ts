@@ -1,0 +1,52 @@
+/** This program as a file, and the command that runs it again as a daemon. */
+
+import { readFileSync, statSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { makeRunDirectory, safely, writeOwnFile } from "./socket.ts";
+import type { Places } from "./socket.ts";
+import { build, sourceFile } from "./version.ts";
+
+/**
+ * Says what runs this very program as the daemon of some places: the runtime and the flags that this process was started with, when it is this
+ * program's own; those of a script that has imported it are that script's business.
+ *
+ * A program that came through a pipe (`node - --serve < holdfast.js`) is written to the run directory first.
+ *
+ * @throws {Failure} It cannot be written (exit code 73).
+ */
+export function daemonCommand(places: Places, isImported = false): string[] {
+  const flags = isImported ? defaultFlags() : ownFlags();
+  return [process.execPath, ...flags, programFile(places, isImported), "--serve", "--launched", "--socket", places.socket];
+}
+
+function defaultFlags(): string[] {
+  return "Deno" in globalThis ? ["run", "--allow-all"] : [];
+}
+
+/** What stands between runtime and script. Deno does not tell it, and Bun takes a "-" for a flag: there the kernel is asked. */
+function ownFlags(): string[] {
+  if (!("Deno" in globalThis) && !("Bun" in globalThis)) return process.execArgv.filter((flag) => !flag.startsWith("--input-type"));
+  const words = safely(() => readFileSync("/proc/self/cmdline", "utf8").split("\0").slice(0, -1)) ?? [];
+  const scriptAt = words.length - process.argv.slice(2).length - 1;
+  return scriptAt > 0 ? words.slice(1, scriptAt) : defaultFlags();
+}
+
+function programFile(places: Places, isImported: boolean): string {
+  const script = isImported ? undefined : process.argv[1];
+  const known = [script, build === undefined ? join(dirname(sourceFile!), "holdfast.ts") : build.file].find((path) => path !== undefined && isOnDisk(path));
+  if (known !== undefined) return known;
+  if (build === undefined) throw new Error("Internal error: the sources have no file");
+  // .cjs: whatever package.json stands above the run directory
+  const copy = join(places.directory, "holdfast.cjs");
+  const text = build.text();
+  if (safely(() => readFileSync(copy, "utf8")) !== text) {
+    makeRunDirectory(places.directory);
+    writeOwnFile(copy, text);
+  }
+  return copy;
+}
+
+/** A path that leads to the same file in another process: not "-", /dev/stdin, or bash's <(cat holdfast.js). */
+function isOnDisk(path: string): boolean {
+  return path !== "-" && !/^\/(dev|proc)\//.test(path) && safely(() => statSync(path).isFile()) === true;
+}

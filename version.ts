@@ -1,0 +1,27 @@
+/** Which build this is. The build hands `__build` to all modules, which it wraps in one function (see build.mjs); from source there is none. */
+
+import { readFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+
+export interface Build {
+  version: string;
+  /** SHA-256 in hex of the built file, with 64 zeros in the place of this very hash. */
+  sha256: string;
+  /** It was run, not imported. */
+  main: boolean;
+  /** Its path, as CommonJS knows it; undefined where it was parsed as an ES module, or read from stdin. */
+  file: string | undefined;
+  /** The text of the whole file, byte by byte; but under Deno and Bun, which rewrite what they run, the text of an equal program. */
+  text(): string;
+}
+declare const __build: Build;
+
+export const build: Build | undefined = typeof __build === "object" ? __build : undefined;
+
+/** From source: the path of this module. (The build has no import.meta: its output is CommonJS.) */
+export const sourceFile = (import.meta as { filename?: string }).filename;
+
+export function version(): string {
+  if (build !== undefined) return build.version;
+  return (JSON.parse(readFileSync(join(dirname(sourceFile!), "package.json"), "utf8")) as { version: string }).version;
+}
