@@ -382,7 +382,7 @@ interface Admitted {
 async function mend(pid: number, facts: Facts, options: StartOptions, world: World): Promise<void> {
   if (options.enableLinger) await switchLingerOn(facts, world);
   if (options.launch === "detach" || chooseLaunch(facts).launch !== "scope") return;
-  const problem = await moveIntoScope([pid, ...familyOf(pid).all], world);
+  const problem = await moveIntoScope([pid, ...familyOf(childrenOf(pid))], world);
   if (problem !== undefined) facts.scopeProblem = `the running daemon could not be moved: ${problem}`;
   facts.place = placeOf(pid, world);
 }
@@ -536,22 +536,23 @@ async function killServer(places: Places, record: DaemonRecord): Promise<Stopped
   if (life.state === "unknown") {
     throw new Failure(`Cannot stop the daemon (pid ${record.pid}): it does not answer, and ${life.why}`, { exit: exitCodes.unavailable });
   }
-  const family = life.state === "alive" ? familyOf(record.pid) : { children: [], all: [] };
-  const processes = family.all.map((pid) => identify(pid));
-  if ((await endBySignal([record])) > 0) throw new Failure(`Cannot stop the daemon (pid ${record.pid}): it is still there after SIGKILL`);
-  await endBySignal(processes);
+  const isAlive = (identity: Identity): boolean => livenessOf(identity).state === "alive";
+  const children = life.state === "alive" ? childrenOf(record.pid) : [];
+  let processes = familyOf(children).map((pid) => identify(pid));
+  if (!(await endBySignal(() => [record].filter(isAlive)))) throw new Failure(`Cannot stop the daemon (pid ${record.pid}): it is still there after SIGKILL`);
+  // looked for again each time: they may start others meanwhile
+  await endBySignal(() => (processes = familyOf(processes.filter(isAlive).map(({ pid }) => pid)).map((pid) => identify(pid))));
   await clearDead(places, true);
-  return { word: "stopped", count: family.children.length, note: "it did not answer, and was ended by signal" };
+  return { word: "stopped", count: children.length, note: "it did not answer, and was ended by signal" };
 }
 
-/** SIGTERM, and SIGKILL to those that it does not end. Returns how many are left. */
-async function endBySignal(identities: Identity[]): Promise<number> {
-  const left = (): Identity[] => identities.filter((identity) => livenessOf(identity).state === "alive");
+/** SIGTERM, and SIGKILL to those that it does not end. Returns whether none is left. */
+async function endBySignal(find: () => Identity[]): Promise<boolean> {
   for (const [signal, waitMs] of [["SIGTERM", termMs], ["SIGKILL", killMs]] as const) {
-    for (const identity of left()) signalIfSame(identity, signal);
-    for (const deadline = Date.now() + waitMs; left().length > 0 && Date.now() < deadline; ) await sleep(20);
+    for (const identity of find()) signalIfSame(identity, signal);
+    for (const deadline = Date.now() + waitMs; Date.now() < deadline; await sleep(20)) if (find().length === 0) return true;
   }
-  return left().length;
+  return false;
 }
 
 function signalIfSame(identity: Identity, signal: NodeJS.Signals): void {
@@ -563,20 +564,27 @@ function signalIfSame(identity: Identity, signal: NodeJS.Signals): void {
   }
 }
 
-/** The pids of a daemon's processes; and of all that is theirs: descendants, and those that have left their parents, but not the session. */
-function familyOf(daemon: number): { children: number[]; all: number[] } {
-  const living = (safely(() => readdirSync("/proc")) ?? []).filter((name) => /^\d+$/.test(name)).flatMap((pid) => {
+function childrenOf(daemon: number): number[] {
+  return livingProcesses().filter(({ parent }) => parent === daemon).map(({ pid }) => pid);
+}
+
+/** Some living processes, and all that is theirs: descendants, and those that have left their parents, but not the session. */
+function familyOf(pids: number[]): number[] {
+  const living = livingProcesses();
+  const family = new Set(pids);
+  for (let size = -1; size < family.size; ) {
+    size = family.size;
+    for (const { pid, parent, session } of living) if (family.has(parent) || family.has(session)) family.add(pid);
+  }
+  return [...family];
+}
+
+function livingProcesses(): { pid: number; parent: number; session: number }[] {
+  return (safely(() => readdirSync("/proc")) ?? []).filter((name) => /^\d+$/.test(name)).flatMap((pid) => {
     const stat = safely(() => readFileSync(`/proc/${pid}/stat`, "latin1")) ?? "";
     const [state, parent, , session] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
     return state === "" || state === "Z" || state === "X" ? [] : [{ pid: Number(pid), parent: Number(parent), session: Number(session) }];
   });
-  const children = living.filter(({ parent }) => parent === daemon).map(({ pid }) => pid);
-  const all = new Set(children);
-  for (let size = -1; size < all.size; ) {
-    size = all.size;
-    for (const { pid, parent, session } of living) if (all.has(parent) || all.has(session)) all.add(pid);
-  }
-  return { children, all: [...all] };
 }
 
 function sleep(ms: number): Promise<void> {

@@ -280,6 +280,11 @@ read("ends a window before a character that is still being written, and refuses 
   assert.equal(await call("read", { path: "f", offset: 0 }), { content: "ab", exists: true, size: 4, nextOffset: 2 });
   assert.is((await failureOf(call("read", { path: "f", offset: 2 }))).data?.errno, "EILSEQ");
 }));
+read("leaves nothing out of a window at the beginning: there is no character before it", () => withDirectory(async (directory, call) => {
+  writeFileSync(join(directory, "f"), Buffer.from("806162", "hex"));
+  assert.is((await failureOf(call("read", { path: "f", offset: 0 }))).data?.errno, "EILSEQ");
+  assert.is((await call("read", { path: "f", offset: 1 })).content, "ab");
+}));
 read("refuses at once what is not a regular file", () => withDirectory((directory, call) => withOddFiles(directory, async (odd) => {
   const start = performance.now();
   for (const [path, what, errno] of odd) {

@@ -1,17 +1,19 @@
 // time limit: 240 s
 /** The examples that put holdfast on hosts, run as they stand in the repository, against a booted host. */
 
-import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
-import { join, resolve } from "node:path";
 import { spawn } from "node:child_process";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { join, resolve } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import type * as Api from "../../api.ts";
 import { builtFile, outcomeOf } from "../daemon.ts";
 import type { Outcome } from "../daemon.ts";
 import { requireHosts, withHost } from "./host.ts";
 import type { Host } from "./host.ts";
 
-requireHosts(4);
+requireHosts(5);
 
 /** Runs a program of this machine in the host's network, where 127.0.0.1 is the host. */
 function within(host: Host, program: string, args: string[], { env = {} as NodeJS.ProcessEnv, stdin = "" } = {}): Promise<Outcome> {
@@ -101,6 +103,29 @@ script("says what is wrong: no such host, no runtime on the host, no built file"
     assert.is((await within(host, resolve("examples/deploy.sh"), ["a'b"])).code, 64);
   }));
 script.run();
+
+const embedded = suite("the API");
+
+embedded("starts a process over ssh, loses the connection, and takes the process up again in the next session", () =>
+  withHost({ users: ["dev+linger"], killUserProcesses: true }, async (host) => {
+    const { connect } = createRequire("/")(builtFile) as typeof Api;
+    const { tokenFile, instance } = JSON.parse((await deploy(host, "dev")).stdout.toString());
+    const token = readFileSync(host.file(tokenFile), "utf8").trim();
+    const command = ["nsenter", "-t", String(host.init), "-n", "ssh", ...sshOptions(host), "dev@127.0.0.1", "sh .holdfast/holdfast.js --bridge"];
+    const first = await connect({ command, token });
+    assert.is(first.instanceId, instance);
+    const child = await first.spawn({ id: "work", command: "/bin/sh", args: ["-c", "read x; echo got $x; exit 4"] });
+    first.close();
+    await host.sleepUntilLoggedOut("dev");
+    const second = await connect({ command, token });
+    let text = "";
+    const again = await second.reattach("work", { fromSeq: child.lastSeq, onOutput: ({ data }) => (text += Buffer.from(data).toString()) });
+    await again.write("it\n");
+    assert.equal(await again.exit, { exitCode: 4 });
+    assert.is(text, "got it\n");
+    second.close();
+  }));
+embedded.run();
 
 const playbook = suite("examples/ansible.yml");
 
