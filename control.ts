@@ -1,8 +1,8 @@
 /**
  * A daemon seen from outside: start one or join the one that runs, and stop it.
  *
- * A start, in order: join what answers; else claim the start; look again; clear away what is provably dead and ours; probe, choose,
- * launch, verify. Whoever finds the start claimed waits and joins the winner.
+ * A start, in order: join what answers; else claim the start; look again, also for a daemon that has lost all its names; clear away what is
+ * provably dead and ours; probe, choose, launch, verify. Whoever finds the start claimed waits and joins the winner.
  */
 
 import { readdirSync, readFileSync, readlinkSync, statSync } from "node:fs";

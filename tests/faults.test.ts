@@ -8,6 +8,7 @@
 
 import { spawn } from "node:child_process";
 import type { ChildProcess, ChildProcessWithoutNullStreams } from "node:child_process";
+import { createHash } from "node:crypto";
 import {
   appendFileSync, chmodSync, chownSync, existsSync, lstatSync, lutimesSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync,
   statSync, symlinkSync, unlinkSync, writeFileSync,
@@ -347,6 +348,36 @@ fault("a new version that cannot start, with `--replace`", "the old daemon and i
   await assertOne(place, instance);
   assert.ok(isAlive(pid));
   return "so: exit code 1, “ended with exit code 3: out of order”";
+});
+
+fault("a newer version, with `--serve` and with `--serve --replace`", "joins, with a warning that names both; then takes its place", async (place) => {
+  const instance = assertDone(await place.serve());
+  const newer = join(place.directory, "newer.js");
+  const text = readFileSync(builtFile, "utf8");
+  writeFileSync(newer, text.replace(/version: "[0-9.]+"/, 'version: "99.0.0"'));
+  const run = (...args: string[]): Promise<Outcome> => outcomeOf(spawn(process.execPath, [newer, "--serve", "--socket", place.socket, "--token-file", join(place.directory, "t.token"), ...args], { cwd: "/" }));
+  const joined = await run();
+  assert.is(assertDone(joined), instance);
+  assert.match(joined.stderr, /warning: the daemon is of version [0-9.]+, this is 99\.0\.0\n.*--replace/);
+  const replaced = await run("--replace");
+  assert.is.not(assertDone(replaced), instance);
+  assert.not.match(replaced.stderr, /warning/);
+  assert.is((await place.ask("server.capabilities")).version, "99.0.0");
+  return "so";
+});
+
+fault("70 tokens more, and one from a client that is not the record's owner", "the newest 64 are good; the stranger's is refused, though its own token is good", async (place) => {
+  assertDone(await place.serve());
+  const hash = (token: string): string => createHash("sha256").update(token).digest("hex");
+  const wire = await place.open();
+  await wire.request("server.authenticate", { token: "t" });
+  const refused = await wire.request("server.admit", { key: "0".repeat(64), tokenHash: hash("stranger") }).catch((error: Error) => error.message);
+  assert.is(refused, "Cannot admit: the key is not that of this daemon's record");
+  for (let i = 0; i < 70; i++) await wire.request("server.admit", { key: place.readRecord().key, tokenHash: hash(`n${i}`) });
+  const good = (token: string): Promise<boolean> => place.ask("server.ping", {}, token).then(() => true, () => false);
+  assert.equal(await Promise.all(["t", "stranger", "n5", "n6", "n69"].map(good)), [false, false, false, true, true]);
+  assert.is(place.readRecord().tokenHashes.length, 64);
+  return "so";
 });
 
 fault("`--stop --grace 1`, and a process that ignores SIGTERM", "it has 1 s, SIGTERM, and SIGKILL 3 s later", async (place) => {
