@@ -70,14 +70,22 @@ function isScript() {
 
 /**
  * Turns `import { spawn } from "node:child_process"` into `const { spawn } = require(…)`: esbuild then calls `spawn(…)`, where it would call
- * `(0, import_node_child_process.spawn)(…)`. It still happens when the importing module is first needed.
+ * `(0, import_node_child_process.spawn)(…)`. It still happens when the importing module is first needed; functions of the modules that take node
+ * milliseconds to load, and that a bridge does without, are looked up when they are first called.
  */
+const heavy = { "node:crypto": 1, "node:child_process": 1, "node:util": 1, "node:fs/promises": 1 };
 const nodeImports = {
   name: "node imports",
   setup: ({ onLoad }) => onLoad({ filter: /\.ts$/ }, ({ path }) => ({
     loader: "ts",
-    contents: readFileSync(path, "utf8").replace(/^import \{([^}]*)\} from ("node:[\w/]+");$/gm, (_, names, module) =>
-      `const {${names.replace(/ as /g, ": ")}} = require(${module});`),
+    contents: readFileSync(path, "utf8").replace(/^import \{([^}]*)\} from "(node:[\w/]+)";$/gm, (_, names, module) => {
+      const isLazy = (name) => module in heavy && !name.includes("constants");
+      const [lazy, eager] = [true, false].map((wanted) => names.split(",").map((name) => name.trim()).filter((name) => name !== "" && isLazy(name) === wanted));
+      return [
+        ...(eager.length === 0 ? [] : [`const {${eager.join().replace(/ as /g, ": ")}} = require("${module}");`]),
+        ...lazy.map((name) => `const ${name} = (...given) => require("${module}").${name}(...given);`),
+      ].join(" ");
+    }),
   })),
 };
 

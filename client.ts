@@ -1,7 +1,7 @@
 /** One connection to a daemon as its user sees it: requests, answers, and the messages in between. Native framing. */
 
 import { connect } from "node:net";
-import type { Socket } from "node:net";
+import type { OnReadOpts, Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import { errorCodes, exitCodes, Failure, osFailure } from "./failure.ts";
 import { createFrameDecoder, encodeFrame } from "./frame.ts";
@@ -28,10 +28,14 @@ export interface Client {
 /** How a connect attempt to a socket went. "timeout" is not dead: only not answering. */
 export type ConnectOutcome = { socket: Socket } | { error: NodeJS.ErrnoException } | { timedOut: true };
 
-/** Connects, bounded in time. Never rejects. */
-export function tryConnect(path: string, timeoutMs: number): Promise<ConnectOutcome> {
+/**
+ * Connects, bounded in time. Never rejects.
+ *
+ * @param onread Takes what comes in the place of "data" events, where the runtime can.
+ */
+export function tryConnect(path: string, timeoutMs: number, onread?: OnReadOpts): Promise<ConnectOutcome> {
   return new Promise((done) => {
-    const socket = connect({ path, allowHalfOpen: true });
+    const socket = connect({ path, allowHalfOpen: true, ...(onread === undefined ? {} : { onread }) });
     const timer = setTimeout(() => {
       socket.destroy();
       done({ timedOut: true });

@@ -150,8 +150,8 @@ function findingWords({ state, name, evidence, remedy, administrator }: Finding)
 
 /** Measures what --serve would, and what it and its users depend on. Changes nothing; bounded in time. */
 export async function examineHost(places: Places, world: World): Promise<Finding[]> {
-  const [facts, mayLinger, noise, daemon] = await Promise.all([
-    probeHost(world, { tryScope: true }), askMayLinger(world), listenToShell(world), examineDaemon(places),
+  const [facts, mayLinger, noise, daemon, overQuota] = await Promise.all([
+    probeHost(world, { tryScope: true }), askMayLinger(world), listenToShell(world), examineDaemon(places), askQuota(world),
   ]);
   return [
     { state: "ok", name: "runtime", evidence: `${runtimeWords()}, ${process.execPath}` },
@@ -159,7 +159,7 @@ export async function examineHost(places: Places, world: World): Promise<Finding
     { state: "ok", name: "where", evidence: placeWords(facts) },
     ...(facts.systemd ? [examinePolicy(facts, world), examineLinger(facts, mayLinger), examineManager(facts, world)] : []),
     examinePlan(facts, mayLinger),
-    examineDirectory(places),
+    examineDirectory(places, overQuota),
     { state: "ok", name: "socket", evidence: `${places.socket}: ${Buffer.byteLength(places.socket)} of at most ${maxPathBytes} bytes` },
     examineLimits(world),
     ...daemon,
@@ -240,7 +240,12 @@ const networkFileSystems: Record<number, string> = {
   0x6969: "NFS", 0xff534d42: "CIFS", 0xfe534d42: "SMB", 0x01021997: "9p", 0x5346414f: "AFS", 0x00c36400: "Ceph", 0x0bd00bd0: "Lustre",
 };
 
-function examineDirectory(places: Places): Finding {
+/** quota(1), where it is installed: with -q it speaks only of what is over a limit. */
+async function askQuota(world: World): Promise<string> {
+  return (await world.run(["quota", "-q"], 2000)).stdout.trim().replace(/\s+/g, " ");
+}
+
+function examineDirectory(places: Places, overQuota: string): Finding {
   const finding = (state: Finding["state"], evidence: string, remedy?: string): Finding => ({ state, name: "directory", evidence: `${places.directory}: ${evidence}`, ...(remedy === undefined ? {} : { remedy }) });
   let there = places.directory;
   while (safely(() => statSync(there)) === undefined && dirname(there) !== there) there = dirname(there);
@@ -254,7 +259,7 @@ function examineDirectory(places: Places): Finding {
     const owner = there === places.directory ? `user ${stats.uid}, mode ${(stats.mode & 0o777).toString(8)}` : `to be made in "${there}"`;
     const evidence = `${owner}, ${network ?? "local"} file system, ${sizeWords(bavail * bsize)} free`;
     if (bavail * bsize < 1 << 20 || (files > 0 && ffree === 0)) return finding("failure", `${evidence}: that is too little`, elsewhere);
-    return finding("ok", evidence);
+    return overQuota === "" ? finding("ok", evidence) : finding("warning", `${evidence}, but over quota: ${overQuota}`);
   } catch (error) {
     return finding("failure", `cannot write in "${there}": ${reasonOf(error)}`, elsewhere);
   }

@@ -120,12 +120,13 @@ function report(started: Started, { places }: StartOptions, tokenFile: string | 
 // --bridge
 
 async function bridge(places: Places, mayStart: boolean): Promise<number> {
-  const [{ channelEnds, runBridge }, { tryConnect }] = await Promise.all([import("./bridge.ts"), import("./client.ts")]);
+  const [{ channelEnds, createIntake, runBridge }, { tryConnect }] = await Promise.all([import("./bridge.ts"), import("./client.ts")]);
   const world: BridgeWorld = {
     ...channelEnds(),
     reach: async () => {
-      const outcome = await tryConnect(places.socket, 5000);
-      return "socket" in outcome ? outcome.socket : (await import("./control.ts")).reachOtherwise(places, outcome, mayStart ? await healing(places) : undefined);
+      const intake = createIntake();
+      const outcome = await tryConnect(places.socket, 5000, intake.onread);
+      return "socket" in outcome ? intake.keepFor(outcome.socket) : (await import("./control.ts")).reachOtherwise(places, outcome, mayStart ? await healing(places) : undefined);
     },
     warn: fail,
     explainSilence: async () => (await import("./control.ts")).explainSilence(places),

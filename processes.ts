@@ -675,7 +675,7 @@ function createEnvironment({ env, log }: World, home: () => string, loginPathMs:
   const closed = new AbortController();
   let loginPath: string | undefined;
   let isRead: Promise<void> | undefined;
-  let isAgentDead: Promise<boolean> | undefined;
+  let agentCheck: Promise<boolean> | undefined;
 
   function base(): NodeJS.ProcessEnv {
     const ours = Object.fromEntries(Object.entries(env).filter(([name]) => !name.startsWith("HOLDFAST_")));
@@ -689,8 +689,7 @@ function createEnvironment({ env, log }: World, home: () => string, loginPathMs:
       if (needsPath) await isRead;
       if (loginPath !== undefined) made.PATH = loginPath;
     }
-    const agent = requested.SSH_AUTH_SOCK === undefined ? made.SSH_AUTH_SOCK : undefined;
-    if (agent !== undefined && (await checkAgent(agent))) delete made.SSH_AUTH_SOCK;
+    if (made.SSH_AUTH_SOCK && (await isAgentDead(made.SSH_AUTH_SOCK))) delete made.SSH_AUTH_SOCK;
     return { ...made, ...requested };
   }
 
@@ -702,9 +701,9 @@ function createEnvironment({ env, log }: World, home: () => string, loginPathMs:
     log(`[Process] The login shell ${shorten(shell)} ${outcome} (${Math.round(performance.now() - start)} ms)`);
   }
 
-  function checkAgent(path: string): Promise<boolean> {
-    isAgentDead ??= isDeadSocket(path).finally(() => setTimeout(() => (isAgentDead = undefined), agentCheckMs).unref());
-    return isAgentDead;
+  function isAgentDead(path: string): Promise<boolean> {
+    agentCheck ??= isDeadSocket(path).finally(() => setTimeout(() => (agentCheck = undefined), agentCheckMs).unref());
+    return agentCheck;
   }
 
   return { make, close: () => closed.abort() };
@@ -719,6 +718,7 @@ function askLoginShell(shell: string, env: NodeJS.ProcessEnv, limitMs: number, c
   const mark = randomBytes(16).toString("hex");
   const command = `/bin/sh -c 'printf %s "${mark}\${PATH}${mark}"'`;
   const options = /csh$/.test(shell) ? ["-c"] : ["-l", "-c"]; // tcsh takes -l only by itself, but reads .tcshrc in any case
+  if (closed.aborted) return Promise.resolve(undefined);
   return new Promise((resolve) => {
     const handle = spawn(shell, [...options, command], { cwd: "/", env, detached: true, stdio: ["ignore", "pipe", "ignore"] });
     const finish = (path?: string) => {

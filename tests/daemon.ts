@@ -497,8 +497,9 @@ export const runsAll = process.env.HOLDFAST_TEST_ALL === "1";
 
 const rows: string[] = [];
 
-/** Adds a row to the fault table, which is printed when the test file ends. */
-export function faultRow(done: string, promised: string, happened: string): void {
-  if (rows.length === 0) process.once("exit", () => console.log(`\n| done to it | promised | happened |\n| --- | --- | --- |\n${rows.join("\n")}`));
-  rows.push(`| ${done} | ${promised} | ${happened} |`);
+/** Keeps a row of the fault table for a test, in the order of the tests. They are printed when the file ends, and shown by --all. */
+export function faultRow(done: string, promised: string): (happened: string) => void {
+  if (rows.length === 0) process.once("exit", () => console.log(`\n${rows.join("")}`));
+  const at = rows.push("") - 1;
+  return (happened) => void (rows[at] = `| ${done} | ${promised} | ${happened} |\n`);
 }

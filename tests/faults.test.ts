@@ -124,7 +124,8 @@ const median = (values: number[]): number => [...values].sort((a, b) => a - b)[v
 
 const races = suite("races");
 const race = (done: string, promised: string, body: () => Promise<string>): void => {
-  races(`${done}: ${promised}`, async () => faultRow(done, promised, await body()));
+  const row = faultRow(done, promised);
+  races(`${done}: ${promised}`, async () => row(await body()));
 };
 
 race("50 `--serve` at once with 50 tokens; from the second round on, a random one is killed with -9", "one daemon, one instance, exit code 0 for all others, each token accepted", async () => {
@@ -280,8 +281,10 @@ races("end", async () => openGate());
 
 const faults = suite("faults");
 const lanes = sideBySide(faults, 6);
-const fault = (done: string, promised: string, body: (place: Place) => Promise<string>): void =>
-  lanes(`${done}: ${promised}`, () => gate.then(async () => faultRow(done, promised, await withPlace(body))));
+const fault = (done: string, promised: string, body: (place: Place) => Promise<string>): void => {
+  const row = faultRow(done, promised);
+  lanes(`${done}: ${promised}`, () => gate.then(async () => row(await withPlace(body))));
+};
 
 fault("the socket is deleted", "found by its second name at once, published again within 30 s", async (place) => {
   const instance = assertDone(await place.serve());
@@ -369,11 +372,11 @@ fault("a newer version, with `--serve` and with `--serve --replace`", "joins, wi
 fault("70 tokens more, and one from a client that is not the record's owner", "the newest 64 are good; the stranger's is refused, though its own token is good", async (place) => {
   assertDone(await place.serve());
   const hash = (token: string): string => createHash("sha256").update(token).digest("hex");
-  const wire = await place.open();
-  await wire.request("server.authenticate", { token: "t" });
-  const refused = await wire.request("server.admit", { key: "0".repeat(64), tokenHash: hash("stranger") }).catch((error: Error) => error.message);
+  const refused = await place.ask("server.admit", { key: "0".repeat(64), tokenHash: hash("stranger") }).catch((error: Error) => error.message);
   assert.is(refused, "Cannot admit: the key is not that of this daemon's record");
-  for (let i = 0; i < 70; i++) await wire.request("server.admit", { key: place.readRecord().key, tokenHash: hash(`n${i}`) });
+  const { key } = place.readRecord();
+  const owner = await place.open(key);
+  for (let i = 0; i < 70; i++) await owner.request("server.admit", { key, tokenHash: hash(`n${i}`) });
   const good = (token: string): Promise<boolean> => place.ask("server.ping", {}, token).then(() => true, () => false);
   assert.equal(await Promise.all(["t", "stranger", "n5", "n6", "n69"].map(good)), [false, false, false, true, true]);
   assert.is(place.readRecord().tokenHashes.length, 64);

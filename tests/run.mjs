@@ -3,12 +3,12 @@
  *
  * Each `tests/*.test.ts` (unit: modules and the daemon) and `tests/host/*.test.ts` (over ssh, on booted hosts) is bundled and
  * run in a process group of its own, with a time limit: 60 s, or what a first line `// time limit: 240 s` says. Unit files
- * run two at a time, host files one by one. `--suite` boots the hosts from a Debian suite instead of this machine's files.
+ * run two at a time, and then the host files, which mostly wait. `--suite` boots the hosts from a Debian suite instead of this machine's files.
  *
  * A file passes when it exits with 0 and its summary has passed = total > 0 (uvu exits with 0 when a hook throws and when a
  * test throws a non-error), and runs each suite it makes. Tests that cannot run here are counted, never silent: by uvu's
  * `test.skip`, or by a line `SKIP <count> <why>`. With CI=true a skipped test is a failed one.
- * With `--all` tests do all their rounds, in ten times the time, and a file that passes shows its lines of a table, as `npm run test:faults`.
+ * With `--all` tests do all their rounds, in ten times the time, and the rows of the fault table are printed, as by `npm run test:faults`.
  * The last line is `N passed, N failed, N skipped`. Exit code 1 if any failed, or none passed.
  */
 
@@ -47,10 +47,13 @@ const hosts = options.only === "unit" ? [] : findTests("tests/host");
 if (options.suite && hosts.length > 0) buildSuite(options.suite); // its minutes count on no file's time limit
 
 const paint = process.stdout.isTTY && !process.env.NO_COLOR ? (colour, text) => `\x1b[${colour}m${text}\x1b[0m` : (_, text) => text;
+/** Rows that tests have printed, for --all. */
+const table = [];
 const totals = { passed: 0, failed: 0, skipped: 0 };
 process.once("exit", removeBundles);
 await Promise.all([inTurn(units), inTurn(units)]);
-await inTurn(hosts);
+await Promise.all([inTurn(hosts), inTurn(hosts)]); // they mostly wait
+if (options.all && table.length > 0) console.log(["| done to it | promised | happened |", "| --- | --- | --- |", ...table, ""].join("\n"));
 console.log(`${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped`);
 process.exitCode = totals.failed > 0 || totals.passed === 0 ? 1 : 0;
 
@@ -146,7 +149,7 @@ function report(file, { passed, failed, skipped, problem, why, output, ms }) {
   const counts = `${passed} passed, ${failed} failed, ${skipped} skipped, ${(ms / 1000).toFixed(1)} s`;
   console.log(`${word} ${file}: ${counts}${reason ? ` (${reason})` : ""}`);
   if (problem) console.log(output.replace(/^(?=.)/gm, "    "));
-  else if (options.all) console.log(output.match(/^\| .*$/gm)?.join("\n") ?? "");
+  else table.push(...(output.match(/^\| .*$/gm) ?? []));
 }
 
 function showProgress(file) {

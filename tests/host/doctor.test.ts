@@ -117,12 +117,16 @@ hosts("shows the words of a noisy .bashrc, and which file they are from", () =>
     await host.copy("dev", builtFile, "server");
     await host.ssh("dev", `sed -i '1i echo Welcome, "$USER"!' .bashrc`);
     const { screen, findings } = await examine(host);
+    assert.is(findings.directory!.state, "ok");
     assert.is(screen.code, 1);
     assert.match(findings.shell!.evidence, String.raw`says 14 bytes before a command, which corrupt a stream: "Welcome, dev!\n", from /home/dev/.bashrc`);
     await mend(host, screen);
     const mended = await examine(host);
     assert.is(mended.findings.shell!.state, "ok");
     assert.is(mended.screen.code, 0);
+    // what quota(1) says of a user over a limit
+    await host.root(`printf '#!/bin/sh\n[ "$1" = -q ] && echo "In block grace period on /dev/sda1"' >/usr/local/bin/quota; chmod 755 /usr/local/bin/quota`);
+    assert.match((await examine(host)).findings.directory!.evidence, /free, but over quota: In block grace period on \/dev\/sda1$/);
   }));
 
 hosts("finds another place for a read-only home", () =>

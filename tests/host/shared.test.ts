@@ -16,8 +16,10 @@ const goneMs = 3000;
 
 const shared = suite("one daemon");
 const lanes = sideBySide(shared, 3);
-const fault = (done: string, promised: string, body: () => Promise<string>): void =>
-  lanes(`${done}: ${promised}`, async () => faultRow(done, promised, await body()));
+const fault = (done: string, promised: string, body: () => Promise<string>): void => {
+  const row = faultRow(done, promised);
+  lanes(`${done}: ${promised}`, async () => row(await body()));
+};
 
 const instanceIn = (text: string): string | undefined => /instance ([0-9a-f]{32})/.exec(text)?.[1];
 
