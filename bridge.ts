@@ -57,7 +57,8 @@ function openInput(): Readable {
   // Deno and Bun do not read a descriptor by net.Socket
   if (!(stats.isFIFO() || stats.isSocket()) || "Deno" in globalThis || "Bun" in globalThis) return process.stdin;
   const intake = createIntake();
-  return intake.keepFor(new Socket({ fd: 0, readable: true, writable: false, onread: intake.onread } as object));
+  // manualStart, as node opens process.stdin: else it reads, and may end, before anyone listens
+  return intake.keepFor(new Socket({ fd: 0, readable: true, writable: false, manualStart: true, onread: intake.onread } as object));
 }
 
 /** Takes a chunk that is good until it returns; with false, until resume(): then nothing more is read before that. */
@@ -72,6 +73,8 @@ export interface Intake {
   /** What it is that is read. */
   keepFor<T extends Readable>(source: T): T;
   take: Take;
+  /** What came before anyone took it: a socket reads as soon as it can. */
+  early: Buffer | undefined;
 }
 
 const intakes = new WeakMap<Readable, Intake>();
@@ -80,16 +83,21 @@ export function createIntake(): Intake {
   const intake: Intake = {
     onread: { buffer: Buffer.allocUnsafe(intakeBytes), callback: (length, bytes) => intake.take(Buffer.from(bytes.buffer, bytes.byteOffset, length)) },
     keepFor: (source) => (intakes.set(source, intake), source),
-    take: () => true,
+    take: (chunk) => ((intake.early = Buffer.from(chunk)), false),
+    early: undefined,
   };
   return intake;
 }
 
 /** Takes what comes from a stream, from now on; a runtime that knows no `onread` emits "data". */
 function takeFrom(source: Readable, take: Take): void {
+  const onData = (chunk: Buffer): void => void (take(chunk) || source.pause());
+  source.removeAllListeners("data").on("data", onData);
   const intake = intakes.get(source);
-  if (intake !== undefined) intake.take = take;
-  source.removeAllListeners("data").on("data", (chunk: Buffer) => take(chunk) || source.pause());
+  if (intake === undefined) return;
+  const { early } = intake;
+  Object.assign(intake, { take, early: undefined });
+  if (early !== undefined) onData(early);
 }
 
 /** Writes a chunk as it is. Most often the kernel takes it at once; else its buffer is not to be read into until it has. */

@@ -8,8 +8,9 @@
 
 import { Buffer } from "node:buffer";
 import { randomBytes } from "node:crypto";
+import { constants } from "node:fs";
 import type { Stats } from "node:fs";
-import { constants, lstat, mkdir, open, opendir, readlink, realpath, rename, stat, unlink } from "node:fs/promises";
+import { lstat, mkdir, open, opendir, readlink, realpath, rename, stat, unlink } from "node:fs/promises";
 import type { FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { errnoOf, Failure, osFailure, reasonOf } from "./failure.ts";
