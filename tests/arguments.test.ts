@@ -112,7 +112,7 @@ const lines: [string[], RegExp][] = [
 ];
 run("ends with exit code 64, an error and a hint, and nothing on stdout", async () => {
   for (const [args, words] of lines) {
-    const { code, stdout, stderr } = await holdfast(args, { env: { XDG_STATE_HOME: "/dev/null/none" } });
+    const { code, stdout, stderr } = await holdfast(args, { env: { XDG_STATE_HOME: "/proc/none" } });
     assert.is(code, 64, args.join(" "));
     assert.is(stdout.length, 0);
     assert.match(stderr, words);
@@ -122,7 +122,7 @@ run("ends with exit code 64, an error and a hint, and nothing on stdout", async 
 
 run("is told from a right one: --help and --version need nothing and end with 0", async () => {
   for (const [args, words] of [[["-help"], /^holdfast: [\s\S]*--serve[\s\S]*Exit codes/], [["-version"], /^holdfast \d+\.\d+\.\d+\n$/], [["--version", "--json"], /^\{"version":"\d+\.\d+\.\d+".*\}\n$/]] as const) {
-    const { code, stdout, stderr } = await holdfast([...args], { env: { XDG_STATE_HOME: "/dev/null/none", HOME: "/dev/null/none" } });
+    const { code, stdout, stderr } = await holdfast([...args], { env: { XDG_STATE_HOME: "/proc/none", HOME: "/proc/none" } });
     assert.equal([code, stderr], [0, ""]);
     assert.match(stdout.toString(), words);
   }
