@@ -103,7 +103,7 @@ configure_root() {
 has_node() {
   local path
   for path in usr/local/bin usr/bin bin; do
-    if [ -e "$root/$path/node" ]; then return 0; fi
+    if [ -s "$root/$path/node" ]; then return 0; fi # an empty one is the mount point of an earlier boot
   done
   return 1
 }
