@@ -162,7 +162,7 @@ export async function explainLoss(places: Places): Promise<Failure> {
 }
 
 /** Runs `join` until it succeeds, or `start` with the start claimed. */
-export async function withClaim<T>(options: StartOptions, join: () => Promise<T | false>, start: () => Promise<T>): Promise<T> {
+async function withClaim<T>(options: StartOptions, join: () => Promise<T | false>, start: () => Promise<T>): Promise<T> {
   const { places } = options;
   makeRunDirectory(dirname(places.socket));
   makeRunDirectory(places.directory);
@@ -206,7 +206,7 @@ interface Reached {
  * @returns Undefined when there provably is none: then what it left can be cleared away.
  * @throws {Failure} There is something, and it cannot be used: why.
  */
-export async function reachServer(places: Places): Promise<Reached | undefined> {
+async function reachServer(places: Places): Promise<Reached | undefined> {
   let deadline: number | undefined;
   for (;;) {
     const outcome = await lookForServer(places);
@@ -435,7 +435,7 @@ async function launch(options: StartOptions, world: World): Promise<Started | un
   return { ...started, ...(await verify(places, started, facts, world)), facts, how: "started" };
 }
 
-export function handoverOf(options: StartOptions, facts: Facts, old: DaemonRecord | undefined): Handover {
+function handoverOf(options: StartOptions, facts: Facts, old: DaemonRecord | undefined): Handover {
   return {
     places: options.places, tokenHashes: [...(old?.tokenHashes ?? []), ...options.tokenHashes], facts, command: options.command, version: options.version,
     over: old !== undefined,

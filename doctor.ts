@@ -149,7 +149,7 @@ function findingWords({ state, name, evidence, remedy, administrator }: Finding)
 }
 
 /** Measures what --serve would, and what it and its users depend on. Changes nothing; bounded in time. */
-export async function examineHost(places: Places, world: World): Promise<Finding[]> {
+async function examineHost(places: Places, world: World): Promise<Finding[]> {
   const [facts, mayLinger, noise, daemon, overQuota] = await Promise.all([
     probeHost(world, { tryScope: true }), askMayLinger(world), listenToShell(world), examineDaemon(places), askQuota(world),
   ]);

@@ -133,7 +133,7 @@ function readable(path: string): boolean {
 }
 
 /** The environment in which systemd's user tools find our own user manager, whoever's session this is (su keeps the other's). */
-export function managerEnvironment(uid: number): NodeJS.ProcessEnv {
+function managerEnvironment(uid: number): NodeJS.ProcessEnv {
   return { ...process.env, XDG_RUNTIME_DIR: `/run/user/${uid}` };
 }
 

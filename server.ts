@@ -47,7 +47,7 @@ const maxPending = 1000;
 /** How often the public name is looked after: it may be deleted, and /tmp is cleaned by age. Under 30 s, 3 wake-ups a minute at most. */
 const checkMs = 25_000;
 /** How long processes may go on after a --stop, before TERM; a --serve meanwhile finds them (--grace). */
-export const defaultGraceMs = 10_000;
+const defaultGraceMs = 10_000;
 /** From TERM to KILL for processes when the daemon is stopped; and when it was told to end by SIGTERM: it must be gone within 2 s. */
 const killAfterMs = 3000;
 const killAfterSignalMs = 1000;

@@ -83,7 +83,7 @@ export interface Proc {
   host: string;
 }
 
-export const realProc: Proc = {
+const realProc: Proc = {
   read: (path) => readFileSync(path, "latin1"),
   link: (path) => readlinkSync(path),
   host: hostname(),
