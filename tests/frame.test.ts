@@ -268,18 +268,14 @@ for (const framing of ["native", "lines"] as const) {
   });
 }
 
-decode("stores nothing of a line that it reads past", () => {
-  setFlagsFromString("--expose-gc");
-  const collectGarbage: () => void = runInNewContext("gc");
+decode("stores nothing of a line that it reads past", async () => {
   const decoder = createFrameDecoder();
   const chunk = Buffer.alloc(kib64, "x");
-  collectGarbage();
-  const before = process.memoryUsage().arrayBuffers;
+  const before = await leastBytesHeld();
   for (let sent = 0; sent < maxBodyBytes + kib64; sent += kib64) decoder.push(chunk);
-  collectGarbage();
-  assert.ok(process.memoryUsage().arrayBuffers - before < 1024 * 1024);
+  assert.ok((await leastBytesHeld()) - before < 1024 * 1024);
   for (let sent = 0; sent < maxBodyBytes; sent += kib64) decoder.push(chunk);
-  assert.ok(process.memoryUsage().arrayBuffers - before < 1024 * 1024);
+  assert.ok((await leastBytesHeld()) - before < 1024 * 1024);
   assert.is(decoder.end().length, 1);
 });
 
@@ -304,6 +300,19 @@ for (let seed = 1; seed <= 200; seed++) {
 }
 
 decode.run();
+
+/** Of buffers, after several collections: V8 frees their memory on a thread of its own, some time after the first. */
+async function leastBytesHeld(): Promise<number> {
+  setFlagsFromString("--expose-gc");
+  const collectGarbage: () => void = runInNewContext("gc");
+  let bytes = Infinity;
+  for (let round = 0; round < 10; round++) {
+    collectGarbage();
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    bytes = Math.min(bytes, process.memoryUsage().arrayBuffers);
+  }
+  return bytes;
+}
 
 function wire(bytes: string): Buffer {
   return Buffer.from(bytes, "latin1");
