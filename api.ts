@@ -14,14 +14,13 @@
 import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { Duplex } from "node:stream";
-import { connectOwned } from "./call.ts";
 import { connectClient, createClient } from "./client.ts";
 import type { Client, Message } from "./client.ts";
-import { startServer } from "./control.ts";
+import { connectOwned, startServer } from "./control.ts";
 import { errorCodes, Failure } from "./failure.ts";
 import { realWorld } from "./lifetime.ts";
 import { daemonCommand } from "./program.ts";
-import { hashToken, makeRunDirectory, ownToken, placesOf } from "./socket.ts";
+import { hashToken, makeRunDirectory, ownToken, placesOf, sleep } from "./socket.ts";
 import { version } from "./version.ts";
 
 const connectMs = 20_000;
@@ -160,7 +159,7 @@ export async function serve(options: ServeOptions = {}): Promise<Served> {
   const places = placesOf({ socket: options.socket, log: options.log });
   if (options.token === undefined) makeRunDirectory(places.directory);
   const { pid, instance, lifetime, how, version: started } = await startServer({
-    places, tokenHashes: [hashToken(options.token ?? ownToken(places.token))], launch: options.lifetime ?? "auto", enableLinger: options.enableLinger === true,
+    places, tokenHashes: [hashToken(options.token ?? ownToken(places.token))], launch: options.lifetime || "auto", enableLinger: options.enableLinger === true,
     replace: options.replace === true, command: daemonCommand(places, true), version: version(), progress: () => {},
   }, realWorld());
   return {
@@ -198,7 +197,7 @@ interface Channel {
 
 async function openSocket({ socket, token }: ConnectOptions, timeoutMs: number): Promise<Channel> {
   const places = placesOf({ socket });
-  const opened = token === undefined ? await connectOwned(places, undefined) : { client: await connectClient(places.socket, timeoutMs), auth: token };
+  const opened = token === undefined ? await connectOwned(places) : { client: await connectClient(places.socket, timeoutMs), auth: token };
   return { ...opened, explain: async (failure) => failure, end: () => opened.client.close() };
 }
 
@@ -220,7 +219,7 @@ function openCommand({ command, token, onStderr }: ConnectOptions): Channel {
     if (failure.code !== errorCodes.noDaemon || failure.data?.reason !== undefined) return failure;
     const words = await Promise.race([ended, new Promise<string>((done) => setTimeout(done, 1000, failure.message))]);
     return new Failure(`Cannot connect over "${name}": ${words}${stderr.trim() === "" ? "" : `: ${stderr.trim()}`}`, {
-      code: errorCodes.noDaemon, cause: failure, ...(failure.hint === undefined ? {} : { hint: failure.hint }),
+      code: errorCodes.noDaemon, cause: failure, hint: failure.hint,
     });
   };
   const channel = Duplex.from({ readable: child.stdout, writable: child.stdin });
@@ -229,7 +228,8 @@ function openCommand({ command, token, onStderr }: ConnectOptions): Channel {
   return { client, auth: token, explain, end: () => (client.close(), void child.kill()) };
 }
 
-function createConnection(client: Client, capabilities: Record<string, unknown>, end: () => void): Connection {
+/** @internal */
+export function createConnection(client: Client, capabilities: Record<string, unknown>, end: () => void): Connection {
   const routes = new Map<string, (message: Message) => void>();
   let lost: Message | undefined;
   let closedHere = false;
@@ -238,8 +238,7 @@ function createConnection(client: Client, capabilities: Record<string, unknown>,
     else routes.get(String(message.processId))?.(message);
   });
   const closed = client.closed.then(() => closedHere ? { reason: "closed-here", message: "The connection was closed here" }
-    : lost === undefined ? { reason: "closed", message: "The connection ended" }
-    : { reason: String(lost.reason), message: String(lost.message), ...(typeof lost.hint === "string" ? { hint: lost.hint } : {}) });
+    : lost || { reason: "closed", message: "The connection ended" }) as Connection["closed"];
 
   const connection: Connection = {
     instanceId: String(capabilities.instanceId),
@@ -252,13 +251,14 @@ function createConnection(client: Client, capabilities: Record<string, unknown>,
     request: (method, params = {}, { timeoutMs = 0 } = {}) => client.request(method, params, undefined, timeoutMs),
     spawn: ({ onOutput, ...options }) => {
       const params = { id: randomBytes(8).toString("hex"), ...options };
-      return attach(params.id, 0, onOutput, () => connection.request("process.spawn", params));
+      return attach("process.spawn", params, 0, onOutput);
     },
-    reattach: (id, { fromSeq = 0, onOutput } = {}) => attach(id, fromSeq, onOutput, (seq) => connection.request("process.reattach", { id, fromSeq: seq })),
+    reattach: (id, { fromSeq = 0, onOutput } = {}) => attach("process.reattach", { id, fromSeq }, fromSeq, onOutput),
   };
   return connection;
 
-  async function attach(id: string, fromSeq: number, onOutput: ((output: Output) => void) | undefined, start: (seq: number) => Promise<unknown>): Promise<RemoteProcess> {
+  async function attach(method: string, params: { id: string; fromSeq?: number }, fromSeq: number, onOutput: SpawnOptions["onOutput"]): Promise<RemoteProcess> {
+    const { id } = params;
     let lastSeq = fromSeq;
     let missed = 0;
     let writing = Promise.resolve();
@@ -270,7 +270,7 @@ function createConnection(client: Client, capabilities: Record<string, unknown>,
     const before = routes.get(id);
     routes.set(id, take);
     try {
-      await attached(await start(lastSeq));
+      await start(method, params);
     } catch (error) {
       if (before === undefined) routes.delete(id);
       else routes.set(id, before);
@@ -298,24 +298,21 @@ function createConnection(client: Client, capabilities: Record<string, unknown>,
 
     function finish({ exitCode, signal, killedBy }: Message): void {
       routes.delete(id);
-      resolveExit({
-        exitCode: Number(exitCode), ...(typeof signal === "string" ? { signal } : {}), ...(typeof killedBy === "string" ? { killedBy } : {}),
-      });
+      resolveExit(JSON.parse(JSON.stringify({ exitCode, signal, killedBy }))); // without what is undefined
     }
 
-    async function attached(answer: unknown): Promise<void> {
-      const { found, running, firstSeq, lastSeq: last } = answer as { found?: boolean; running?: boolean; firstSeq?: number; lastSeq?: number };
-      if (found === false) throw new Failure(`Cannot reattach: no process has the id "${id}"`, { data: { reason: "not-found" } });
-      if (firstSeq !== undefined) missed += Math.max(firstSeq - fromSeq - 1, 0);
-      if (running === false && last === lastSeq) finish(answer as Message); // all of it had been seen: nothing follows
+    async function start(method: string, params: Record<string, unknown>): Promise<void> {
+      const from = lastSeq; // it may be further when the answer is looked at: messages came along with it
+      const answer = (await connection.request(method, params)) as Message & { firstSeq?: number };
+      if (answer.found === false) throw new Failure(`Cannot reattach: no process has the id "${id}"`, { data: { reason: "not-found" }, hint: "--call process.list" });
+      missed += Math.max((answer.firstSeq || 0) - from - 1, 0);
+      if (answer.running === false && answer.lastSeq === from) finish(answer); // all of it had been seen: nothing follows
     }
 
     /** By the daemon, since we read too slowly: taken up again. By another connection: its process now. */
     async function detached(by: string): Promise<void> {
-      if (by !== "backpressure") {
-        return rejectExit(new Failure(`The process "${id}" was taken over by connection ${by}`, { data: { reason: "detached", lastSeq } }));
-      }
-      await connection.request("process.reattach", { id, fromSeq: lastSeq }).then(attached).catch((error: Failure) => rejectExit(error));
+      if (by === "backpressure") return start("process.reattach", { id, fromSeq: lastSeq }).catch((error: Failure) => rejectExit(error));
+      rejectExit(new Failure(`Another connection (${by}) has taken the output over; the process "${id}" goes on`, { data: { reason: "detached", lastSeq } }));
     }
 
     function enqueue(action: () => Promise<void>): Promise<void> {
@@ -335,7 +332,7 @@ function createConnection(client: Client, capabilities: Record<string, unknown>,
           return void (await connection.request("process.stdin", { id, ...params }));
         } catch (error) {
           if ((error as Failure).code !== errorCodes.stdinFull) throw error;
-          await new Promise((done) => setTimeout(done, stdinRetryMs));
+          await sleep(stdinRetryMs);
         }
       }
     }

@@ -60,7 +60,7 @@ export function parseArguments(args: string[]): CommandLine {
   const options: CommandLine["options"] = {};
   const words: string[] = [];
   for (let at = 0; at < args.length; at++) {
-    const [, name, inline] = /^--?([a-z][a-z-]*)(?:=([\s\S]*))?$/.exec(args[at]!) ?? [];
+    const [, name, inline] = /^--?([a-z][a-z-]*)(?:=([\s\S]*))?$/.exec(args[at]!) || [];
     if (name === undefined) {
       words.push(args[at]!);
     } else if (modeNames.includes(name) && inline === undefined) {
@@ -73,7 +73,7 @@ export function parseArguments(args: string[]): CommandLine {
       const value = option.value === undefined ? inline : inline ?? args[++at];
       if (option.value === undefined && inline !== undefined) throw usage(`--${name} takes no value`);
       if (option.value !== undefined && (value === undefined || value === "")) throw usage(`--${name} needs ${option.value}`);
-      options[name] = value ?? true;
+      options[name] = value || true;
     }
   }
   if (mode === undefined) throw usage("no mode is given, exactly one is needed: --serve, --bridge, --stop, --status, --doctor, --call, --version or --help");

@@ -170,7 +170,7 @@ function relay(socket: Socket, { input, output, warn, explainLoss, explainSilenc
       if (inputEnded || finished) return finish(exitCodes.done);
       const failure = await explainLoss();
       if (finished) return;
-      if (boundary.isBetweenFrames()) output.write(encodeFrame(lostMessage(failure), framing ?? "native"));
+      if (boundary.isBetweenFrames()) output.write(encodeFrame(lostMessage(failure), framing || "native"));
       warn(failure);
       finish(failure.exit);
     });
@@ -266,7 +266,7 @@ function answerWith(failure: Failure, unanswered: Buffer[], { input, output }: B
         if (!("body" in event)) continue;
         const answer = answerTo(event.body, failure);
         if (answer === undefined) continue;
-        output.write(encodeFrame(JSON.stringify(answer), decoder.framing ?? "native"));
+        output.write(encodeFrame(JSON.stringify(answer), decoder.framing || "native"));
         burst ??= setTimeout(finish, burstMs);
       }
     };

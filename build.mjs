@@ -69,31 +69,44 @@ function isScript() {
 `;
 
 /**
- * Turns `import { spawn } from "node:child_process"` into `const { spawn } = require(…)`: esbuild then calls `spawn(…)`, where it would call
- * `(0, import_node_child_process.spawn)(…)`. It still happens when the importing module is first needed; functions of the modules that take node
- * milliseconds to load, and that a bridge does without, are looked up when they are first called.
+ * What modules import of node: functions stands once, before all of them: esbuild would write each name three times in each module, and call
+ * `(0, import_node_child_process.spawn)(…)`. Functions of the modules that take node milliseconds to load, and that a bridge does without, are
+ * looked up when they are first called. A module of node that has something else than functions stays where it was imported.
  */
-const heavy = { "node:crypto": 1, "node:child_process": 1, "node:util": 1, "node:fs/promises": 1 };
+const hoisted = { "node:fs": "now", "node:path": "now", "node:os": "now", "node:buffer": "now", "node:crypto": "late", "node:child_process": "late", "node:util": "late", "node:fs/promises": "late" };
+const nodeNames = new Map();
 const nodeImports = {
   name: "node imports",
   setup: ({ onLoad }) => onLoad({ filter: /\.ts$/ }, ({ path }) => ({
     loader: "ts",
-    contents: readFileSync(path, "utf8").replace(/^import \{([^}]*)\} from "(node:[\w/]+)";$/gm, (_, names, module) => {
-      const isLazy = (name) => module in heavy && !name.includes("constants");
-      const [lazy, eager] = [true, false].map((wanted) => names.split(",").map((name) => name.trim()).filter((name) => name !== "" && isLazy(name) === wanted));
-      return [
-        ...(eager.length === 0 ? [] : [`const {${eager.join().replace(/ as /g, ": ")}} = require("${module}");`]),
-        ...lazy.map((name) => `const ${name} = (...given) => require("${module}").${name}(...given);`),
-      ].join(" ");
+    contents: readFileSync(path, "utf8").replace(/^import \{([^}]*)\} from "(node:[\w/]+)";$/gm, (_, list, module) => {
+      const names = list.split(",").map((name) => name.trim()).filter((name) => name !== "");
+      const isHoisted = (name) => module in hoisted && !name.includes("constants");
+      for (const name of names.filter(isHoisted)) {
+        if ((nodeNames.get(name) ?? module) !== module) throw new Error(`"${name}" is imported from ${module} and from ${nodeNames.get(name)}`);
+        nodeNames.set(name, module);
+      }
+      const here = names.filter((name) => !isHoisted(name));
+      return here.length === 0 ? "" : `const {${here.join().replace(/ as /g, ": ")}} = require("${module}");`;
     }),
   })),
 };
 
+function nodePrelude() {
+  const names = [...nodeNames].sort();
+  const now = Object.keys(hoisted).filter((module) => hoisted[module] === "now").map((module) => {
+    return `const {${names.filter(([, from]) => from === module).map(([name]) => name)}} = require("${module}");\n`;
+  });
+  const late = names.filter(([, module]) => hoisted[module] === "late").map(([name, module]) => `const ${name} = late("${module}", "${name}");\n`);
+  return [...now, "const late = (module, name) => (...given) => require(module)[name](...given);\n", ...late].join("");
+}
+
 mkdirSync(options.out, { recursive: true });
-const text = head + prologue + await bundle({ minifyWhitespace: true, minifySyntax: true, lineLimit: 160 }) + "}" + tail;
+const modules = await bundle({ minifyWhitespace: true, minifySyntax: true, lineLimit: 160 });
+const text = head + prologue + nodePrelude() + modules + "}" + tail;
 const hash = createHash("sha256").update(text).digest("hex");
 write("holdfast.js", text.replace(unhashed, hash), 0o755);
-if (options.readable) write("holdfast.readable.js", head + prologue + await bundle({}) + "}" + tail, 0o755);
+if (options.readable) write("holdfast.readable.js", head + prologue + nodePrelude() + await bundle({}) + "}" + tail, 0o755);
 write("package.json", '{ "type": "commonjs" }\n', 0o644);
 writeTypes();
 if (!options.quiet) {

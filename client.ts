@@ -35,7 +35,7 @@ export type ConnectOutcome = { socket: Socket } | { error: NodeJS.ErrnoException
  */
 export function tryConnect(path: string, timeoutMs: number, onread?: OnReadOpts): Promise<ConnectOutcome> {
   return new Promise((done) => {
-    const socket = connect({ path, allowHalfOpen: true, ...(onread === undefined ? {} : { onread }) });
+    const socket = connect({ path, allowHalfOpen: true, onread });
     const timer = setTimeout(() => {
       socket.destroy();
       done({ timedOut: true });
@@ -142,7 +142,7 @@ export function createClient(socket: Duplex, path: string): Client {
     waiting.delete(message.id as number);
     const error = message.error as { code: number; message: string; data?: Record<string, unknown> } | undefined;
     if (error === undefined) entry.resolve(message.result);
-    else entry.reject(new Failure(error.message, { code: error.code, ...(error.data === undefined ? {} : { data: error.data }) }));
+    else entry.reject(new Failure(error.message, error));
   }
 
   return {
@@ -164,7 +164,7 @@ export function createClient(socket: Duplex, path: string): Client {
           resolve: (result) => (clearTimeout(timer), resolve(result)),
           reject: (error) => (clearTimeout(timer), reject(error)),
         });
-        socket.write(encodeFrame(JSON.stringify({ jsonrpc: "2.0", id, method, params, ...(auth === undefined ? {} : { auth }) }), "native"));
+        socket.write(encodeFrame(JSON.stringify({ jsonrpc: "2.0", id, method, params, auth }), "native"));
       });
     },
   };

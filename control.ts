@@ -5,7 +5,7 @@
  * provably dead and ours; probe, choose, launch, verify. Whoever finds the start claimed waits and joins the winner.
  */
 
-import { readdirSync, readFileSync, readlinkSync, statSync } from "node:fs";
+import { readlinkSync, statSync } from "node:fs";
 import type { Socket } from "node:net";
 import { dirname } from "node:path";
 import { connectClient, createClient, proveAnswering, tryConnect } from "./client.ts";
@@ -18,8 +18,8 @@ import {
 import type { Facts, Launch, Lifetime, World } from "./lifetime.ts";
 import type { Daemon, Handover } from "./server.ts";
 import {
-  argumentsOf, claimSoon, identify, isLeftBy, isSame, livenessOf, lookAt, makeRunDirectory, notASocket, openLog, readRecord, retireName, safely, tryClaim,
-  writeRecord,
+  argumentsOf, claimSoon, identify, isLeftBy, isSame, livenessOf, livingProcesses, lookAt, makeRunDirectory, notASocket, openLog, readRecord, readToken, retireName, safely,
+  sleep, tryClaim, writeRecord,
 } from "./socket.ts";
 import type { DaemonRecord, Identity, Places } from "./socket.ts";
 
@@ -132,7 +132,7 @@ export async function reachOtherwise(
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
     return new Failure(`${absenceFailure(explanation).message}; and none could be started: ${error.message}`, {
-      code: errorCodes.noDaemon, exit: exitCodes.unavailable, hint: error.hint ?? explanation.hint, data: { reason },
+      code: errorCodes.noDaemon, exit: exitCodes.unavailable, hint: error.hint || explanation.hint, data: { reason },
     });
   }
   const healed = await tryConnect(places.socket, answerMs);
@@ -151,14 +151,35 @@ export async function explainSilence(places: Places): Promise<Failure | undefine
 
 /** Says why a connection that was there has ended: from what the daemon could still note, as soon as it is known. */
 export async function explainLoss(places: Places): Promise<Failure> {
-  const found = readRecord(places.record);
-  const record = found !== undefined && "record" in found ? found.record : undefined;
+  const { record } = readRecord(places.record);
   if (record !== undefined && record.ended === undefined && record.stoppingAt === undefined && !(await isGoneWithin(record, 500))) {
     return new Failure(`The daemon (pid ${record.pid}, started ${timeWords(record.startedAt)}) closed the connection: see its log "${record.log}"`, {
       code: errorCodes.noDaemon, data: { reason: "closed" }, hint: "connect again",
     });
   }
   return absenceFailure(explainAbsence(places));
+}
+
+/**
+ * Connects to the daemon of a socket as the owner of its record, or with a token.
+ *
+ * @throws {Failure} There is no daemon, and why (exit code 69); or no way to authenticate (77).
+ */
+export async function connectOwned(places: Places, tokenFile?: string): Promise<{ client: Client; auth: string }> {
+  let client: Client;
+  try {
+    client = await connectClient(places.socket, answerMs);
+  } catch (error) {
+    const errno = (error as Failure).data?.errno;
+    throw absenceFailure(explainAbsence(places, errno === undefined ? { timedOut: true } : { error: (error as Failure).cause as NodeJS.ErrnoException }));
+  }
+  if (tokenFile !== undefined) return { client, auth: await readToken(tokenFile) };
+  const { record, problem } = readRecord(places.record);
+  if (record !== undefined) return { client, auth: record.key };
+  client.close();
+  throw new Failure(`Cannot authenticate: ${problem?.message || `there is no record "${places.record}"`}`, {
+    exit: exitCodes.noPermission, hint: "give a token with --token-file",
+  });
 }
 
 /** Runs `join` until it succeeds, or `start` with the start claimed. */
@@ -241,9 +262,9 @@ async function recallServer(places: Places): Promise<Reached | undefined> {
 
 /** Asks the daemons of a socket to look after their names, by SIGCONT: whoever else had the pid by then is not harmed by it. */
 function callDaemons(places: Places): number[] {
-  const found = readRecord(places.record);
+  const { record } = readRecord(places.record);
   const pids = daemonsOf(places);
-  if (found !== undefined && "record" in found && livenessOf(found.record).state === "alive") pids.push(found.record.pid);
+  if (record !== undefined && livenessOf(record).state === "alive") pids.push(record.pid);
   for (const pid of pids) safely(() => process.kill(pid, "SIGCONT"));
   return pids;
 }
@@ -251,11 +272,9 @@ function callDaemons(places: Places): number[] {
 /** The daemons of our user that were launched for a socket, in our own namespaces: elsewhere the path is another one. */
 function daemonsOf(places: Places): number[] {
   const own = ["pid", "mnt"].map((name) => safely(() => readlinkSync(`/proc/self/ns/${name}`)));
-  return (safely(() => readdirSync("/proc")) ?? []).filter((name) => /^\d+$/.test(name)).map(Number).filter((pid) => safely(() => {
-    if (statSync(`/proc/${pid}`).uid !== process.getuid?.()) return false;
-    return argumentsOf(pid).slice(-3).join(" ") === `--launched --socket ${places.socket}`
-      && ["pid", "mnt"].every((name, i) => readlinkSync(`/proc/${pid}/ns/${name}`) === own[i]);
-  }));
+  return livingProcesses().map(({ pid }) => pid).filter((pid) => safely(() =>
+    argumentsOf(pid).slice(-3).join(" ") === `--launched --socket ${places.socket}` && statSync(`/proc/${pid}`).uid === process.getuid!()
+      && ["pid", "mnt"].every((name, i) => readlinkSync(`/proc/${pid}/ns/${name}`) === own[i])));
 }
 
 /** A Failure is returned, not thrown, where it may be otherwise in a moment: in the middle of a publication, or when a daemon has been called. */
@@ -263,15 +282,14 @@ async function lookForServer(places: Places): Promise<Reached | Failure | undefi
   const { socket } = places;
   const there = lookAt(socket);
   if (there.kind === "other") throw notASocket(socket, there.what);
-  const found = readRecord(places.record);
-  const record = found !== undefined && "record" in found ? found.record : undefined;
+  const { record, problem } = readRecord(places.record);
   if (there.kind === "socket") {
     const outcome = await tryConnect(socket, answerMs);
     if ("timedOut" in outcome) throw notAnswering(socket, record);
     if ("socket" in outcome) {
       if (record !== undefined && isSame(socket, record.socket)) return { client: createClient(outcome.socket, socket), record };
       outcome.socket.destroy();
-      return new Failure(`Cannot use the socket "${socket}": a server answers there, but ${describeFound(found, places)}`, {
+      return new Failure(`Cannot use the socket "${socket}": a server answers there, but ${describeFound(places)}`, {
         exit: exitCodes.noPermission, hint: "choose another place with --socket, or end that server",
       });
     }
@@ -282,12 +300,12 @@ async function lookForServer(places: Places): Promise<Reached | Failure | undefi
     if (errnoOf(outcome.error) !== "ECONNREFUSED" && errnoOf(outcome.error) !== "ENOENT") throw osFailure(`connect to "${socket}"`, outcome.error);
     if (record !== undefined && record.host !== identify().host) throw ofOtherHost(socket, record); // whose sockets refuse here, alive or not
     if (record === undefined || !isLeftBy(record, socket)) {
-      return new Failure(`Cannot use the socket "${socket}": nothing listens there, and it is not provably ours: ${describeFound(found, places)}`, {
+      return new Failure(`Cannot use the socket "${socket}": nothing listens there, and it is not provably ours: ${describeFound(places)}`, {
         exit: exitCodes.cannotCreate, hint: `rm '${socket}'`,
       });
     }
-  } else if (found !== undefined && "problem" in found) {
-    return new Failure(found.problem, { exit: found.exit ?? exitCodes.noPermission, hint: `rm '${places.record}'` });
+  } else if (problem !== undefined) {
+    return new Failure(problem.message, { exit: exitCodes.noPermission, hint: `rm '${places.record}'` });
   }
   if (record === undefined) return undefined;
   const life = livenessOf(record);
@@ -310,9 +328,9 @@ function ofOtherHost(socket: string, { host }: DaemonRecord): Failure {
   });
 }
 
-function describeFound(found: ReturnType<typeof readRecord>, places: Places): string {
-  if (found === undefined) return `there is no record "${places.record}"`;
-  return "problem" in found ? found.problem : `the record "${places.record}" is of another socket`;
+function describeFound({ record: path }: Places): string {
+  const { record, problem } = readRecord(path);
+  return problem?.message || (record === undefined ? `there is no record "${path}"` : `the record "${path}" is of another socket`);
 }
 
 export function notAnswering(path: string, record: DaemonRecord | undefined, why = `no answer within ${answerMs / 1000} s`): Failure {
@@ -393,14 +411,12 @@ async function mend(pid: number, facts: Facts, options: StartOptions, world: Wor
  * @param stopped Notes that it was stopped on purpose, where it could not do so itself: no bridge is to start it again.
  */
 async function clearDead(places: Places, stopped = false): Promise<void> {
-  if (readRecord(places.record) === undefined) return;
+  if (readRecord(places.record).record === undefined) return;
   const claim = await claimSoon(`${places.record}.lock`, 1000).catch(() => undefined); // nor can a name be removed where none can be made
   if (claim === undefined) return;
   try {
-    const found = readRecord(places.record);
-    // another daemon may have published meanwhile
-    if (found === undefined || !("record" in found) || !(await isGone(found.record))) return;
-    const { record } = found;
+    const { record } = readRecord(places.record); // again: another daemon may have published meanwhile
+    if (record === undefined || !(await isGone(record))) return;
     for (const name of [places.socket, record.socket.bound]) {
       const there = isLeftBy(record, name) ? lookAt(name) : undefined;
       if (there?.kind === "socket") retireName(name, there);
@@ -437,20 +453,18 @@ async function launch(options: StartOptions, world: World): Promise<Started | un
 
 function handoverOf(options: StartOptions, facts: Facts, old: DaemonRecord | undefined): Handover {
   return {
-    places: options.places, tokenHashes: [...(old?.tokenHashes ?? []), ...options.tokenHashes], facts, command: options.command, version: options.version,
+    places: options.places, tokenHashes: [...(old?.tokenHashes || []), ...options.tokenHashes], facts, command: options.command, version: options.version,
     over: old !== undefined,
   };
 }
 
 /** A real request over the socket, and the place where the process really is. */
 async function verify(places: Places, started: { pid: number; instance: string }, facts: Facts, world: World): Promise<{ lifetime: Lifetime; version: string }> {
-  const found = readRecord(places.record);
-  if (found === undefined || !("record" in found) || found.record.instance !== started.instance) {
-    throw new Failure(`Cannot verify the start: ${found !== undefined && "problem" in found ? found.problem : `"${places.record}" is not this daemon's record`}`);
-  }
+  const { record, problem } = readRecord(places.record);
+  if (record?.instance !== started.instance) throw new Failure(`Cannot verify the start: ${problem?.message || `"${places.record}" is not this daemon's record`}`);
   const client = await connectClient(places.socket, answerMs);
   try {
-    const { instanceId, version } = (await client.request("server.capabilities", {}, found.record.key, answerMs)) as { instanceId: string; version: string };
+    const { instanceId, version } = (await client.request("server.capabilities", {}, record.key, answerMs)) as { instanceId: string; version: string };
     if (instanceId !== started.instance) throw new Failure(`Cannot verify the start: instance ${instanceId} answers, ${started.instance} was started`);
     return { lifetime: describeVerdict(judgePlace(placeOf(started.pid, world), facts)), version };
   } finally {
@@ -494,10 +508,9 @@ export interface Stopped {
 export async function stopServer(places: Places, options: { graceMs: number; ifIdle: boolean }, attempt = 1): Promise<Stopped> {
   let reached: Reached | undefined;
   try {
-    reached = (await reachServer(places)) ?? (await reachStarting(places));
+    reached = (await reachServer(places)) || (await reachStarting(places));
   } catch (error) {
-    const found = readRecord(places.record);
-    const record = found !== undefined && "record" in found ? found.record : undefined;
+    const { record } = readRecord(places.record);
     if ((error as Failure).data?.reason === "not-answering" && record !== undefined && !options.ifIdle) return killServer(places, record);
     if (record !== undefined && record.host !== identify().host) return { word: "none", count: 0, note: (error as Failure).message };
     throw error;
@@ -577,16 +590,4 @@ function familyOf(pids: number[]): number[] {
     for (const { pid, parent, session } of living) if (family.has(parent) || family.has(session)) family.add(pid);
   }
   return [...family];
-}
-
-function livingProcesses(): { pid: number; parent: number; session: number }[] {
-  return (safely(() => readdirSync("/proc")) ?? []).filter((name) => /^\d+$/.test(name)).flatMap((pid) => {
-    const stat = safely(() => readFileSync(`/proc/${pid}/stat`, "latin1")) ?? "";
-    const [state, parent, , session] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-    return state === "" || state === "Z" || state === "X" ? [] : [{ pid: Number(pid), parent: Number(parent), session: Number(session) }];
-  });
-}
-
-function sleep(ms: number): Promise<void> {
-  return new Promise((done) => setTimeout(done, ms));
 }

@@ -36,15 +36,12 @@ export interface Explanation {
  */
 export function explainAbsence(places: Places, outcome?: Exclude<ConnectOutcome, { socket: unknown }>): Explanation {
   const serve = `${programWords()} --serve --socket '${places.socket}'`;
-  const found = readRecord(places.record);
-  const record = found !== undefined && "record" in found ? found.record : undefined;
-  const explain = (reason: Reason, message: string, hint: string, healable = false): Explanation => ({
-    reason, message, hint, healable, ...(record === undefined ? {} : { record }),
-  });
+  const { record, problem } = readRecord(places.record);
+  const explain = (reason: Reason, message: string, hint: string, healable = false): Explanation => ({ reason, message, hint, healable, record });
   const errno = outcome !== undefined && "error" in outcome ? errnoOf(outcome.error) : undefined;
   if (errno === "EACCES" || errno === "EPERM") return explain("permission", `the socket "${places.socket}" may not be used: ${reasonOf(outcome && "error" in outcome ? outcome.error : "")}${ownerWords(places)}`, `choose your own with --socket`);
-  if (found !== undefined && "problem" in found) {
-    return explain(found.exit === exitCodes.noPermission ? "permission" : "not-answering", found.problem, `choose another place with --socket, or remove "${places.record}"`);
+  if (problem !== undefined) {
+    return explain(problem.exit === exitCodes.noPermission ? "permission" : "not-answering", problem.message, `choose another place with --socket, or remove "${places.record}"`);
   }
   if (record === undefined) {
     return explain("never-started", `no daemon has been started at "${places.socket}": there is no record of one`, serve);
@@ -101,7 +98,7 @@ export function absenceFailure({ reason, message, hint }: Explanation): Failure 
 
 /** How this program was called, as it can be pasted. */
 function programWords(): string {
-  return `node '${process.argv[1] ?? "holdfast.js"}'`;
+  return `node '${process.argv[1] || "holdfast.js"}'`;
 }
 
 /** "at 14:03:22 (2 h ago)"; with the date when it was another day. */
@@ -155,7 +152,7 @@ async function examineHost(places: Places, world: World): Promise<Finding[]> {
   ]);
   return [
     { state: "ok", name: "runtime", evidence: `${runtimeWords()}, ${process.execPath}` },
-    { state: "ok", name: "systemd", evidence: facts.systemd ? `version ${facts.systemdVersion ?? "unknown"}` : "this host was not booted with systemd: nothing ends a daemon at logout" },
+    { state: "ok", name: "systemd", evidence: facts.systemd ? `version ${facts.systemdVersion || "unknown"}` : "this host was not booted with systemd: nothing ends a daemon at logout" },
     { state: "ok", name: "where", evidence: placeWords(facts) },
     ...(facts.systemd ? [examinePolicy(facts, world), examineLinger(facts, mayLinger), examineManager(facts, world)] : []),
     examinePlan(facts, mayLinger),
@@ -174,8 +171,8 @@ function runtimeWords(): string {
 
 function placeWords({ place, user, owner }: Facts): string {
   switch (place.kind) {
-    case "session": return `in a session of ${owner ?? user} (${place.unit})${owner === undefined ? "" : `, as ${user}`}`;
-    case "user-manager": return `under the user manager of ${owner ?? user} (${place.unit})`;
+    case "session": return `in a session of ${owner || user} (${place.unit})${owner === undefined ? "" : `, as ${user}`}`;
+    case "user-manager": return `under the user manager of ${owner || user} (${place.unit})`;
     case "unit": return `in the system unit ${place.unit}`;
     case "none": return "in no unit of systemd";
     case "unknown": return "/proc/self/cgroup cannot be read";
@@ -192,10 +189,10 @@ function policyFile(world: World): string {
   const byName = new Map<string, string>();
   for (const base of ["/usr/lib", "/run", "/etc"]) {
     const directory = `${base}/systemd/logind.conf.d`;
-    for (const name of safely(() => readdirSync(directory)) ?? []) if (name.endsWith(".conf")) byName.set(name, `${directory}/${name}`);
+    for (const name of safely(() => readdirSync(directory)) || []) if (name.endsWith(".conf")) byName.set(name, `${directory}/${name}`);
   }
   const files = ["/usr/lib/systemd/logind.conf", "/etc/systemd/logind.conf", ...[...byName].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, path]) => path)];
-  const setters = files.filter((path) => /^\s*Kill(UserProcesses|OnlyUsers|ExcludeUsers)=/m.test(world.readFile(path) ?? ""));
+  const setters = files.filter((path) => /^\s*Kill(UserProcesses|OnlyUsers|ExcludeUsers)=/m.test(world.readFile(path) || ""));
   return setters.length === 0 ? " (the default)" : ` (set in ${setters.join(", ")})`;
 }
 
@@ -215,7 +212,7 @@ async function askMayLinger(world: World): Promise<Trilean> {
 function examineManager(facts: Facts, world: World): Finding {
   const bus = world.exists(`/run/user/${facts.uid}/bus`) ? "with a bus" : "without a bus";
   if (facts.scope === "yes") return { state: "ok", name: "manager", evidence: `the user manager makes scopes, ${bus}` };
-  return { state: "warning", name: "manager", evidence: `${facts.scopeProblem ?? "no scope was tried"}${facts.manager === undefined ? "" : ` (user@${facts.uid}.service is ${facts.manager})`}` };
+  return { state: "warning", name: "manager", evidence: `${facts.scopeProblem || "no scope was tried"}${facts.manager === undefined ? "" : ` (user@${facts.uid}.service is ${facts.manager})`}` };
 }
 
 function examinePlan(facts: Facts, mayLinger: Trilean): Finding {
@@ -226,12 +223,12 @@ function examinePlan(facts: Facts, mayLinger: Trilean): Finding {
   if (warning === undefined) return { state, name: "plan", evidence: `${evidence}${restartWords(facts, launch)}` };
   const command = warning.hint.replace(/^as an administrator: /, "");
   const administrator = command !== warning.hint || (mayLinger === "no" && command.startsWith("loginctl"));
-  return { state: verdict.survives === "yes" ? "warning" : state, name: "plan", evidence: `${evidence}: ${warning.message}`, remedy: command, ...(administrator ? { administrator } : {}) };
+  return { state: verdict.survives === "yes" ? "warning" : state, name: "plan", evidence: `${evidence}: ${warning.message}`, remedy: command, administrator };
 }
 
 /** From 257 on a restarted logind forgets sessions that are closing, and stops what stayed in them 10 s later. */
 function restartWords(facts: Facts, launch: string): string {
-  return launch === "detach" && facts.place.kind === "session" && facts.linger === "no" && (facts.systemdVersion ?? 0) >= 257
+  return launch === "detach" && facts.place.kind === "session" && facts.linger === "no" && (facts.systemdVersion || 0) >= 257
     ? `; a restart of systemd-logind after it would end it, unless ${facts.user} lingers` : "";
 }
 
@@ -246,10 +243,10 @@ async function askQuota(world: World): Promise<string> {
 }
 
 function examineDirectory(places: Places, overQuota: string): Finding {
-  const finding = (state: Finding["state"], evidence: string, remedy?: string): Finding => ({ state, name: "directory", evidence: `${places.directory}: ${evidence}`, ...(remedy === undefined ? {} : { remedy }) });
+  const finding = (state: Finding["state"], evidence: string, remedy?: string): Finding => ({ state, name: "directory", evidence: `${places.directory}: ${evidence}`, remedy });
   let there = places.directory;
   while (safely(() => statSync(there)) === undefined && dirname(there) !== there) there = dirname(there);
-  const elsewhere = `${programWords()} --serve --socket /tmp/holdfast-${process.getuid?.() ?? 0}/rpc.sock`;
+  const elsewhere = `${programWords()} --serve --socket /tmp/holdfast-${process.getuid!()}/rpc.sock`;
   try {
     const stats = statSync(there);
     if (!stats.isDirectory()) return finding("failure", `"${there}" is ${kindOf(stats)}, a directory is needed`, elsewhere);
@@ -257,7 +254,7 @@ function examineDirectory(places: Places, overQuota: string): Finding {
     const { type, bavail, bsize, ffree, files } = statfsSync(there);
     const network = networkFileSystems[type >>> 0];
     const owner = there === places.directory ? `user ${stats.uid}, mode ${(stats.mode & 0o777).toString(8)}` : `to be made in "${there}"`;
-    const evidence = `${owner}, ${network ?? "local"} file system, ${sizeWords(bavail * bsize)} free`;
+    const evidence = `${owner}, ${network || "local"} file system, ${sizeWords(bavail * bsize)} free`;
     if (bavail * bsize < 1 << 20 || (files > 0 && ffree === 0)) return finding("failure", `${evidence}: that is too little`, elsewhere);
     return overQuota === "" ? finding("ok", evidence) : finding("warning", `${evidence}, but over quota: ${overQuota}`);
   } catch (error) {
@@ -270,21 +267,20 @@ const fewOpenFiles = 1024;
 const fewProcesses = 256;
 
 function examineLimits(world: World): Finding {
-  const limits = world.readFile("/proc/self/limits") ?? "";
-  const limit = (name: string): number => Number(new RegExp(`^${name}\\s+(\\d+)`, "m").exec(limits)?.[1] ?? Infinity);
+  const limits = world.readFile("/proc/self/limits") || "";
+  const limit = (name: string): number => Number(new RegExp(`^${name}\\s+(\\d+)`, "m").exec(limits)?.[1] || Infinity);
   const [openFiles, processes] = [limit("Max open files"), limit("Max processes")];
-  const inotify = (name: string): string => world.readFile(`/proc/sys/fs/inotify/${name}`)?.trim() ?? "unknown";
+  const inotify = (name: string): string => world.readFile(`/proc/sys/fs/inotify/${name}`)?.trim() || "unknown";
   const words = (count: number): string => (count === Infinity ? "any number of" : String(count));
   return {
     state: openFiles < fewOpenFiles || processes < fewProcesses ? "warning" : "ok", name: "limits",
     evidence: `${words(openFiles)} open files, ${words(processes)} processes, ${inotify("max_user_watches")} inotify watches, ${inotify("max_user_instances")} instances`,
-    ...(openFiles < fewOpenFiles ? { remedy: `ulimit -n ${/^Max open files\s+\d+\s+(\d+)/m.exec(limits)?.[1] ?? fewOpenFiles}` } : {}),
+    remedy: openFiles < fewOpenFiles ? `ulimit -n ${/^Max open files\s+\d+\s+(\d+)/m.exec(limits)?.[1] || fewOpenFiles}` : undefined,
   };
 }
 
 async function examineDaemon(places: Places): Promise<Finding[]> {
-  const found = readRecord(places.record);
-  const record = found !== undefined && "record" in found ? found.record : undefined;
+  const { record } = readRecord(places.record);
   const outcome = await tryConnect(places.socket, 2000);
   if ("socket" in outcome && record !== undefined) {
     const client = createClient(outcome.socket, places.socket);
@@ -292,7 +288,7 @@ async function examineDaemon(places: Places): Promise<Finding[]> {
       const status = (await client.request("server.capabilities", {}, record.key, 2000)) as { lifetime: Lifetime; version: string };
       const { where, words, warnings: [warning] } = status.lifetime;
       return [{
-        state: warning === undefined ? "ok" : "warning", name: "daemon", ...(warning === undefined ? {} : { remedy: warning.hint }),
+        state: warning === undefined ? "ok" : "warning", name: "daemon", remedy: warning?.hint,
         evidence: `pid ${record.pid}, version ${status.version}, up ${durationWords(Date.now() - record.startedAt)}, ${where}; survives logout: ${words}`,
       }];
     } catch {
@@ -323,16 +319,16 @@ const shellFiles: Record<string, { files: string[]; guard: string }> = {
 
 /** Runs the login shell once, as sshd does, with nothing to do: whatever it says comes before the first frame of a bridge. */
 async function listenToShell(world: World): Promise<Finding> {
-  const home = safely(() => homeDirectory()) ?? "/";
+  const home = safely(() => homeDirectory()) || "/";
   const shell = safely(() => userInfo().shell) || "/bin/sh";
   // bash reads .bashrc for a command too when it takes itself to be run by sshd: SSH_CLIENT set, and no shell above it
-  const { stdout, problem } = await world.run(["env", "-u", "SHLVL", `SSH_CLIENT=${process.env.SSH_CLIENT ?? "127.0.0.1 0 22"}`, shell, "-c", ":"], 3000);
+  const { stdout, problem } = await world.run(["env", "-u", "SHLVL", `SSH_CLIENT=${process.env.SSH_CLIENT || "127.0.0.1 0 22"}`, shell, "-c", ":"], 3000);
   const finding = (state: Finding["state"], evidence: string): Finding => ({ state, name: "shell", evidence: `${shell} ${evidence}` });
   if (problem !== undefined) return finding("warning", problem);
   if (stdout === "") return finding("ok", "says nothing of its own before a command");
-  const { files, guard } = shellFiles[basename(shell)] ?? { files: [".profile"], guard: undefined };
+  const { files, guard } = shellFiles[basename(shell)] || { files: [".profile"], guard: undefined };
   const words = stdout.split(/\s+/).filter((word) => word.length > 2);
   const file = files.find((name) => words.some((word) => world.readFile(join(home, name))?.includes(word)));
   const evidence = `says ${Buffer.byteLength(stdout)} bytes before a command, which corrupt a stream: ${JSON.stringify(stdout.slice(0, 60))}${file === undefined ? "" : `, from ${join(home, file)}`}`;
-  return { ...finding("failure", evidence), ...(file === undefined || guard === undefined ? {} : { remedy: `sed -i '1i ${guard}' ${join(home, file)}` }) };
+  return { ...finding("failure", evidence), remedy: file && guard && `sed -i '1i ${guard}' ${join(home, file)}` };
 }

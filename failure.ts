@@ -45,17 +45,15 @@ export interface FailureDetails {
 
 export class Failure extends Error {
   override name = "Failure";
-  readonly exit: number;
-  readonly code: number;
-  readonly hint: string | undefined;
-  readonly data: Record<string, unknown> | undefined;
+  declare readonly exit: number;
+  declare readonly code: number;
+  declare readonly hint: string | undefined;
+  declare readonly data: Record<string, unknown> | undefined;
 
   constructor(message: string, details: FailureDetails = {}) {
-    super(message, "cause" in details ? { cause: details.cause } : undefined);
-    this.exit = details.exit ?? exitCodes.failed;
-    this.code = details.code ?? errorCodes.internal;
-    this.hint = details.hint;
-    this.data = details.data;
+    const { exit = exitCodes.failed, code = errorCodes.internal, hint, data, cause } = details;
+    super(message, { cause });
+    Object.assign(this, { exit, code, hint, data });
   }
 }
 
@@ -68,11 +66,7 @@ export class Failure extends Error {
  */
 export function osFailure(doing: string, error: unknown, details: FailureDetails = {}): Failure {
   const errno = errnoOf(error);
-  return new Failure(`Cannot ${doing}: ${reasonOf(error)}`, {
-    ...details,
-    cause: error,
-    ...(errno === undefined ? {} : { data: { errno, ...details.data } }),
-  });
+  return new Failure(`Cannot ${doing}: ${reasonOf(error)}`, { ...details, cause: error, data: errno === undefined ? details.data : { errno, ...details.data } });
 }
 
 /** Names the errno of an operating system's error: "ENOENT"; undefined when the error is of another kind. */
@@ -88,7 +82,7 @@ export function reasonOf(error: unknown): string {
   const number = (error as { errno?: unknown }).errno;
   const words = typeof number === "number" ? getSystemErrorMap().get(number)?.[1] : undefined;
   // Deno and Bun leave errno out now and then; the message then begins "ENOENT: no such file or directory, open …"
-  const message = (error as Error).message ?? "";
-  const found = words ?? /^E[A-Z0-9]+: ([^,]+)/.exec(message)?.[1] ?? message;
+  const message = (error as Error).message || "";
+  const found = words || /^E[A-Z0-9]+: ([^,]+)/.exec(message)?.[1] || message;
   return found === "" ? errno : `${found} (${errno})`;
 }

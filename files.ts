@@ -102,7 +102,7 @@ function describeMode(mode: number): string {
   for (const [bit, place, letter] of [[0o4000, 2, "s"], [0o2000, 5, "s"], [0o1000, 8, "t"]] as const) {
     if (mode & bit) letters[place] = letters[place] === "x" ? letter : letter.toUpperCase();
   }
-  return (typeOf(mode)?.[1] ?? "-") + letters.join("");
+  return (typeOf(mode)?.[1] || "-") + letters.join("");
 }
 
 /** A name that is not UTF-8 is listed with U+FFFD in it, and cannot be opened by that: JSON has no other bytes. */
@@ -332,7 +332,7 @@ function typeOf(mode: number): (typeof fileTypes)[number] | undefined {
 /** Turns a promise that fails because there is no such file into one of undefined. "/etc/passwd/x" is absent, too. */
 async function unlessAbsent<T>(promise: Promise<T>): Promise<T | undefined> {
   return promise.catch((error: unknown) => {
-    if (["ENOENT", "ENOTDIR"].includes(errnoOf(error) ?? "")) return undefined;
+    if (["ENOENT", "ENOTDIR"].includes(errnoOf(error) || "")) return undefined;
     throw error;
   });
 }

@@ -40,7 +40,7 @@ async function main(): Promise<number> {
 // --serve
 
 async function serveHost(places: Places, options: CommandLine["options"]): Promise<number> {
-  const launch = options.lifetime ?? "auto";
+  const launch = options.lifetime || "auto";
   if (launch !== "auto" && launch !== "scope" && launch !== "detach" && launch !== "foreground") {
     throw usage(`--lifetime is "${launch}", it must be auto, scope, detach or foreground`);
   }
@@ -50,7 +50,7 @@ async function serveHost(places: Places, options: CommandLine["options"]): Promi
   const given = options["token-file"] === undefined ? undefined : await readToken(options["token-file"] as string);
   if (given === undefined) makeRunDirectory(places.directory);
   const start: StartOptions = {
-    places, tokenHashes: [hashToken(given ?? ownToken(places.token))], launch: launch === "foreground" ? "detach" : launch,
+    places, tokenHashes: [hashToken(given || ownToken(places.token))], launch: launch === "foreground" ? "detach" : launch,
     enableLinger: options["enable-linger"] === true, replace: options.replace === true, command: daemonCommand(places), version: version(),
     progress: (line) => process.stderr.isTTY && process.stderr.write(`holdfast: ${line} …\n`),
   };
@@ -92,7 +92,7 @@ async function launched(): Promise<number> {
     return await ended;
   } catch (error) {
     const { message, exit = exitCodes.failed, hint } = error as Failure;
-    report({ ok: false, message, exit, ...(hint === undefined ? {} : { hint }) });
+    report({ ok: false, message, exit, hint });
     return exit;
   }
 }
@@ -100,7 +100,7 @@ async function launched(): Promise<number> {
 function report(started: Started, { places }: StartOptions, tokenFile: string | undefined, options: CommandLine["options"]): number {
   const { pid, instance, lifetime, facts, how } = started;
   if (options.json) {
-    say(`${JSON.stringify({ socket: places.socket, pid, instance, version: started.version, how, lifetime, log: places.log, ...(tokenFile === undefined ? {} : { tokenFile }) })}\n`);
+    say(`${JSON.stringify({ socket: places.socket, pid, instance, version: started.version, how, lifetime, log: places.log, tokenFile })}\n`);
   } else {
     say(`Remote server listening on ${places.socket} (pid ${pid}, instance ${instance}, ${lifetime.where}; survives logout: ${lifetime.words})\n`);
     if (tokenFile !== undefined) note(`its token is in ${tokenFile}`);
@@ -113,7 +113,7 @@ function report(started: Started, { places }: StartOptions, tokenFile: string | 
   if (facts.systemd && facts.scopeProblem !== undefined && lifetime.survivesLogout === "yes" && facts.killed === "yes") note(facts.scopeProblem);
   for (const warning of lifetime.warnings) warnOf(warning);
   if (!options["require-survival"] || lifetime.survivesLogout === "yes") return exitCodes.done;
-  fail(new Failure(`The daemon runs, but is not sure to survive logout: ${lifetime.words}`, { hint: lifetime.warnings[0]?.hint ?? "see --doctor" }));
+  fail(new Failure(`The daemon runs, but is not sure to survive logout: ${lifetime.words}`, { hint: lifetime.warnings[0]?.hint || "see --doctor" }));
   return exitCodes.willNotSurvive;
 }
 
@@ -156,7 +156,7 @@ async function stop(places: Places, options: CommandLine["options"]): Promise<nu
 
 function versionFacts(): Record<string, unknown> {
   const runtime = "Bun" in globalThis ? "bun" : "Deno" in globalThis ? "deno" : "node";
-  return { version: version(), sha256: build?.sha256, runtime, runtimeVersion: process.versions[runtime], file: build?.file ?? process.argv[1] };
+  return { version: version(), sha256: build?.sha256, runtime, runtimeVersion: process.versions[runtime], file: build?.file || process.argv[1] };
 }
 
 function say(text: string): number {
@@ -196,7 +196,7 @@ function run(): void {
       process.stdout.write("", () => process.exit(code));
     },
     (error: unknown) => {
-      fail(error instanceof Failure ? error : new Failure(`Internal error: ${(error as Error).stack ?? error}`));
+      fail(error instanceof Failure ? error : new Failure(`Internal error: ${(error as Error).stack || error}`));
       process.exit(error instanceof Failure ? error.exit : exitCodes.failed);
     },
   );

@@ -9,10 +9,10 @@
  */
 
 import { spawn } from "node:child_process";
-import { closeSync, fstatSync, openSync, readdirSync, readFileSync, readSync, statSync } from "node:fs";
+import { existsSync, fstatSync, readdirSync, readFileSync } from "node:fs";
 import { userInfo } from "node:os";
 import { Failure, reasonOf } from "./failure.ts";
-import { safely } from "./socket.ts";
+import { safely, sleep } from "./socket.ts";
 
 /** All probes together, side by side. */
 const probeMs = 2000;
@@ -106,30 +106,14 @@ export interface World {
 }
 
 export function realWorld(): World {
-  const uid = process.getuid?.() ?? 0;
-  let user = String(uid);
-  try {
-    user = userInfo().username;
-  } catch {
-    // a uid without an entry in the passwd database: named by its number, which loginctl takes as well
-  }
-  return { uid, user, run: (command, timeoutMs) => runCommand(command, timeoutMs, uid), readFile: readText, exists: (path) => readable(path) };
+  const uid = process.getuid!();
+  // a uid without an entry in the passwd database is named by its number, which loginctl takes as well
+  const user = safely(() => userInfo().username) || String(uid);
+  return { uid, user, run: (command, timeoutMs) => runCommand(command, timeoutMs, uid), readFile: readText, exists: existsSync };
 }
 
 function readText(path: string): string | undefined {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    return undefined;
-  }
-}
-
-function readable(path: string): boolean {
-  try {
-    return statSync(path) !== undefined;
-  } catch {
-    return false;
-  }
+  return safely(() => readFileSync(path, "utf8"));
 }
 
 /** The environment in which systemd's user tools find our own user manager, whoever's session this is (su keeps the other's). */
@@ -151,8 +135,7 @@ function runCommand(command: string[], timeoutMs: number, uid: number): Promise<
       clearTimeout(timer);
       child.stdout.destroy();
       child.stderr.destroy();
-      // 247 colours its messages even into a pipe
-      done({ ...result, code, stderr: result.stderr.replace(/\x1b\[[0-9;]*m/g, "").trim() });
+      done({ ...result, code, stderr: withoutColours(result.stderr) });
     };
     child.stdout.setEncoding("utf8").on("data", (text: string) => (result.stdout += text));
     child.stderr.setEncoding("utf8").on("data", (text: string) => (result.stderr += text));
@@ -162,6 +145,11 @@ function runCommand(command: string[], timeoutMs: number, uid: number): Promise<
     });
     child.once("close", finish);
   });
+}
+
+/** systemd 247 colours its messages even into a pipe. */
+function withoutColours(text: string): string {
+  return text.replace(/\x1b\[[0-9;]*m/g, "").trim();
 }
 
 /**
@@ -261,12 +249,12 @@ async function probePolicy(run: Run): Promise<Policy> {
 /** Reads busctl's lines: "b true", "as 0", 'as 1 "dev"', "t 10000000". */
 export function parsePolicy(text: string): Policy {
   const [kill, only, exclude, delay] = text.split("\n");
-  const list = (line: string | undefined): string[] => [...(line ?? "").matchAll(/"((?:[^"\\]|\\.)*)"/g)].map((match) => match[1]!);
-  const delayUs = /^t (\d+)$/.exec(delay ?? "")?.[1];
+  const list = (line: string | undefined): string[] => [...(line || "").matchAll(/"((?:[^"\\]|\\.)*)"/g)].map((match) => match[1]!);
+  const delayUs = /^t (\d+)$/.exec(delay || "")?.[1];
   return {
     ...(kill === "b true" || kill === "b false" ? { killUserProcesses: kill === "b true", only: list(only), exclude: list(exclude) } : {}),
     // 2^64 - 1 is systemd's infinity
-    ...(delayUs === undefined ? {} : { stopDelayUs: delayUs === "18446744073709551615" ? "infinity" as const : Number(delayUs) }),
+    stopDelayUs: delayUs === undefined ? undefined : delayUs === "18446744073709551615" ? "infinity" : Number(delayUs),
   };
 }
 
@@ -281,8 +269,8 @@ export function judgePolicy(policy: Policy, owner: string, ownerUid: number): [T
 }
 
 async function nameOf(uid: number, world: World, run: Run): Promise<string> {
-  const line = (world.readFile("/etc/passwd") ?? "").split("\n").find((entry) => entry.split(":")[2] === String(uid))
-    ?? (await run("getent", "passwd", String(uid))).stdout;
+  const line = (world.readFile("/etc/passwd") || "").split("\n").find((entry) => entry.split(":")[2] === String(uid))
+    || (await run("getent", "passwd", String(uid))).stdout;
   return line.split(":")[0] || String(uid);
 }
 
@@ -303,7 +291,7 @@ async function probeScope(run: Run): Promise<Pick<Facts, "scope" | "scopeProblem
   const { code, stderr, problem } = await run("systemd-run", "--user", "--scope", "--quiet", "--collect", "--", "true");
   if (code === 0) return { scope: "yes" };
   // with the system bus down it fails without a word
-  return { scope: "no", scopeProblem: `systemd-run --user --scope ${problem ?? `failed: ${stderr || `exit code ${code}, without a reason`}`}` };
+  return { scope: "no", scopeProblem: `systemd-run --user --scope ${problem || `failed: ${stderr || `exit code ${code}, without a reason`}`}` };
 }
 
 /**
@@ -328,14 +316,14 @@ export function judgePlace(place: Place, facts: Facts): Verdict {
       return facts.killMode === "process" || facts.killMode === "none" ? verdict("yes", `detached in ${place.unit}`)
         : verdict("no", `in ${place.unit}`, warnings.endsWithConnection(facts));
     case "session": {
-      const where = place.owner === facts.uid ? "detached in the session" : `detached in a session of ${facts.owner ?? `user ${place.owner}`}`;
+      const where = place.owner === facts.uid ? "detached in the session" : `detached in a session of ${facts.owner || `user ${place.owner}`}`;
       if (facts.killed === "yes") return verdict("no", where, warnings.endsWithSession(facts));
       return facts.killed === "no" ? verdict("yes", where) : verdict("unknown", where, warnings.mayEnd(facts));
     }
     case "user-manager": {
       const own = place.owner === facts.uid;
-      const where = own ? `in ${place.unit} under your user manager` : `under the user manager of ${facts.owner ?? `user ${place.owner}`}`;
-      const linger = own ? facts.linger : facts.ownerLinger ?? "unknown";
+      const where = own ? `in ${place.unit} under your user manager` : `under the user manager of ${facts.owner || `user ${place.owner}`}`;
+      const linger = own ? facts.linger : facts.ownerLinger || "unknown";
       if (linger === "yes" || facts.stopDelayUs === "infinity") return verdict("yes", where, ...warnings.lingering(facts));
       return linger === "no" ? verdict("until", where, warnings.endsAfterLogout(facts)) : verdict("unknown", where, warnings.mayEnd(facts));
     }
@@ -363,13 +351,13 @@ const warnings = {
   endsWithSession: (facts: Facts): Warning => ({
     name: "ends-with-session",
     message: `logind kills what stays in ${facts.owner === undefined ? "your sessions" : `the session of ${facts.owner}`} (${facts.policy}), and no scope `
-      + `could be made to leave it: ${facts.scopeProblem ?? "the launch was not to use one"}`,
-    hint: managerCanBeStarted(facts) || facts.scope !== "no" ? enableLinger(facts) : `as an administrator: ${excludeUser(facts.owner ?? facts.user)}`,
+      + `could be made to leave it: ${facts.scopeProblem || "the launch was not to use one"}`,
+    hint: managerCanBeStarted(facts) || facts.scope !== "no" ? enableLinger(facts) : `as an administrator: ${excludeUser(facts.owner || facts.user)}`,
   }),
   endsWithConnection: (facts: Facts): Warning => ({
     name: "ends-with-connection",
-    message: `the service of this connection kills what it started when it ends (KillMode=${facts.killMode ?? "control-group"}), and no scope could be made `
-      + `to leave it: ${facts.scopeProblem ?? "the launch was not to use one"}`,
+    message: `the service of this connection kills what it started when it ends (KillMode=${facts.killMode || "control-group"}), and no scope could be made `
+      + `to leave it: ${facts.scopeProblem || "the launch was not to use one"}`,
     hint: enableLinger(facts),
   }),
   mayEnd: (facts: Facts): Warning => ({
@@ -437,7 +425,7 @@ export async function switchLingerOn(facts: Facts, world: World): Promise<void> 
   const deadline = Date.now() + probeMs;
   while (facts.scope === "no" && Date.now() < deadline) {
     Object.assign(facts, await probeScope((...command) => world.run(command, Math.max(deadline - Date.now(), 50))));
-    if (facts.scope === "no") await new Promise((done) => setTimeout(done, 50));
+    if (facts.scope === "no") await sleep(50);
     else delete facts.scopeProblem;
   }
 }
@@ -465,7 +453,7 @@ export type ReadyMessage = { ok: true; instance: string; pid: number } | { ok: f
 export async function launchDaemon(start: DaemonStart, facts: Facts, only: Launch | undefined): Promise<{ pid: number; instance: string }> {
   if (only === "scope" && facts.scope === "no") throw cannotScope(facts);
   const logDescriptor = start.openLog();
-  if ((only ?? chooseLaunch(facts).launch) === "scope") {
+  if ((only || chooseLaunch(facts).launch) === "scope") {
     const outcome = await launchOnce(scopeCommand(start.command, facts), start, facts, logDescriptor, scopeLaunchMs);
     if ("pid" in outcome) return outcome;
     facts.scope = "no";
@@ -487,7 +475,7 @@ function cannotScope(facts: Facts): Failure {
  * From 254 on a "$" in an argument can be, and by 262 is, expanded unless told otherwise; before, the option is unknown.
  */
 export function scopeCommand(command: string[], facts: Facts): string[] {
-  const version = facts.systemdVersion ?? 0;
+  const version = facts.systemdVersion || 0;
   return [
     "systemd-run", "--user", "--scope", "--quiet", "--collect", "-p", "TimeoutStopSec=10", ...(version >= 252 ? ["-p", "OOMPolicy=continue"] : []),
     ...(version >= 254 ? ["--expand-environment=no"] : []), "--", ...command,
@@ -519,7 +507,7 @@ async function launchOnce(
       child.kill("SIGKILL"); // our own child, not yet reaped: the pid cannot be another's
       done(words);
     };
-    const executed = (): boolean => executeMs === undefined || !(readText(`/proc/${child.pid}/cmdline`) ?? "").startsWith(command[0]!);
+    const executed = (): boolean => executeMs === undefined || !(readText(`/proc/${child.pid}/cmdline`) || "").startsWith(command[0]!);
     if (executeMs !== undefined) timers.push(setTimeout(stuck(`${command[0]} did not answer within ${executeMs / 1000} s`, executed), executeMs));
     timers.push(setTimeout(stuck(`it did not report within ${daemonStartMs / 1000} s`, () => false), daemonStartMs));
   });
@@ -539,7 +527,7 @@ async function launchOnce(
   if (!text.includes("\n")) return { problem: `${outcome}${said(start, logged)}` };
   const ready = JSON.parse(text) as ReadyMessage;
   if (ready.ok) return ready;
-  throw new Failure(ready.message, { exit: ready.exit, ...(ready.hint === undefined ? {} : { hint: ready.hint }) });
+  throw new Failure(ready.message, ready);
 }
 
 /**
@@ -547,25 +535,15 @@ async function launchOnce(
  * 15; whatever is beyond would stay open in the daemon, and keep a caller waiting who waits for the end of a pipe.
  */
 function inheritedDescriptors(): number[] {
-  const isInherited = (name: string): boolean => (parseInt(/^flags:\s+(\d+)/m.exec(readText(`/proc/self/fdinfo/${name}`) ?? "")?.[1] ?? "2000000", 8) & 0o2000000) === 0; // O_CLOEXEC
-  return (safely(() => readdirSync("/proc/self/fdinfo")) ?? []).filter((name) => Number(name) > 4 && isInherited(name)).map(Number);
+  const isInherited = (name: string): boolean => (parseInt(/^flags:\s+(\d+)/m.exec(readText(`/proc/self/fdinfo/${name}`) || "")?.[1] || "2000000", 8) & 0o2000000) === 0; // O_CLOEXEC
+  return (safely(() => readdirSync("/proc/self/fdinfo")) || []).filter((name) => Number(name) > 4 && isInherited(name)).map(Number);
 }
 
 /** What a program that ended early wrote to the log, which is its stderr: the reason, in its own words. */
 function said(start: DaemonStart, from: number): string {
-  try {
-    const descriptor = openSync(start.log, "r");
-    try {
-      const buffer = Buffer.alloc(2000);
-      const text = buffer.toString("utf8", 0, readSync(descriptor, buffer, 0, buffer.length, from)).replace(/\x1b\[[0-9;]*m/g, "").trim();
-      const lines = text.split("\n").filter((line) => line !== "" && !/^\d{4}-\d\d-\d\dT/.test(line)); // not those of a daemon that is to be replaced
-      return lines.length === 0 ? "" : `: ${lines.slice(0, 5).join("; ")}`;
-    } finally {
-      closeSync(descriptor);
-    }
-  } catch {
-    return "";
-  }
+  const text = safely(() => readFileSync(start.log).toString("utf8", from, from + 2000)) || "";
+  const lines = withoutColours(text).split("\n").filter((line) => line !== "" && !/^\d{4}-\d\d-\d\dT/.test(line)); // not those of a daemon that is to be replaced
+  return lines.length === 0 ? "" : `: ${lines.slice(0, 5).join("; ")}`;
 }
 
 /**
@@ -584,7 +562,7 @@ export async function moveIntoScope(pids: number[], world: World): Promise<strin
   if (code !== 0) return problem === undefined ? stderr : `busctl ${problem}`;
   for (let i = 0; i < 50; i++) {
     if (placeOf(pid, world).kind === "user-manager") return undefined;
-    await new Promise((done) => setTimeout(done, 20));
+    await sleep(20);
   }
   return "the user manager took the call, but the daemon has not moved";
 }

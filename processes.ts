@@ -20,7 +20,7 @@ import { Buffer } from "node:buffer";
 import { spawn } from "node:child_process";
 import type { ChildProcess } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { constants as fileConstants, readdirSync, readFileSync } from "node:fs";
+import { constants as fileConstants } from "node:fs";
 import { access, stat } from "node:fs/promises";
 import { connect } from "node:net";
 import { constants as osConstants, userInfo } from "node:os";
@@ -30,7 +30,7 @@ import { decodeBase64, resolvePath } from "./files.ts";
 import { cleanText } from "./log.ts";
 import { booleanParam, integerParam, invalidParam, optionalStringParam, stringListParam, stringMapParam, stringParam } from "./rpc.ts";
 import type { Caller, Method, Methods, Params, Peer } from "./rpc.ts";
-import { homeDirectory, safely } from "./socket.ts";
+import { homeDirectory, livingProcesses, safely, sleep } from "./socket.ts";
 
 export const defaultLimits = {
   /** Raw bytes in one stream message. */
@@ -184,7 +184,7 @@ export function createProcesses(world: World): Processes {
   /** Ended children, in the order of their ends: with their output, and with only their exit. */
   const kept = new Set<Child>();
   const exits = new Set<Child>();
-  const home = () => safely(() => homeDirectory(world.env)) ?? "/";
+  const home = () => safely(() => homeDirectory(world.env)) || "/";
   const environment = createEnvironment(world, home, limits.loginPathMs);
   let isEnding = false;
 
@@ -249,7 +249,7 @@ export function createProcesses(world: World): Processes {
     try {
       handle = await openProcess(command, args, directory, used);
     } catch (error) {
-      throw await startFailure(command, directory, used.PATH ?? "", error);
+      throw await startFailure(command, directory, used.PATH || "", error);
     }
     const child: Child = {
       id, command, cwd: directory, args: args.join("").length > maxListedArgs ? undefined : args,
@@ -413,7 +413,7 @@ export function createProcesses(world: World): Processes {
 
   /** Takes the data before it returns: writes are applied in the order in which they arrive. */
   function writeStdin(child: Child, params: Params): object {
-    const text = optionalStringParam(params, "data") ?? "";
+    const text = optionalStringParam(params, "data") || "";
     const bytes = decodeBase64(text, "data");
     const offset = integerParam(params, "offset", { min: 0, max: Number.MAX_SAFE_INTEGER, default: child.stdinApplied });
     const isEnd = booleanParam(params, "end", false);
@@ -505,7 +505,7 @@ export function createProcesses(world: World): Processes {
     child.messages.set(++child.lastSeq, { stream: "exit", ...exit, ...killedBy });
     while (sendNext(child));
     keep(child);
-    world.log(`[Process] Ended "${shorten(child.id)}": pid ${child.pid}, ${exit.signal ?? `exit code ${exit.exitCode}`}`);
+    world.log(`[Process] Ended "${shorten(child.id)}": pid ${child.pid}, ${exit.signal || `exit code ${exit.exitCode}`}`);
     announceIdle();
   }
 
@@ -565,8 +565,8 @@ function encodeMessage(processId: string, seq: number, message: Message): object
 function describeChild(child: Child): object {
   const { id, command, args, pid, cwd, isOver, exit, firstSeq, lastSeq, stdinApplied, startedAt, link, env } = child;
   child.toldSeq = lastSeq;
-  const state = { running: !isOver, ...(isOver ? exit : {}), firstSeq, lastSeq, stdinApplied, startedAt, attached: link?.peer.id ?? null };
-  return { id, command, ...(args === undefined ? {} : { args }), pid, cwd, ...state, env };
+  const state = { running: !isOver, ...(isOver ? exit : {}), firstSeq, lastSeq, stdinApplied, startedAt, attached: link?.peer.id || null };
+  return { id, command, args, pid, cwd, ...state, env };
 }
 
 function refuseClosedStdin({ id, exit, stdin, stdinApplied }: Child): void {
@@ -632,7 +632,7 @@ async function haveEnded(children: Child[], withinMs: number): Promise<boolean> 
   for (const end = performance.now() + withinMs; children.some(isGroupAlive); ) {
     const leftMs = end - performance.now();
     if (leftMs <= 0) return false;
-    await new Promise((resolve) => setTimeout(resolve, Math.min(pollMs, leftMs)));
+    await sleep(Math.min(pollMs, leftMs));
   }
   return true;
 }
@@ -646,18 +646,14 @@ function isGroupAlive(child: Child): boolean {
   return child.survivors.size > 0;
 }
 
-/** Finds the living members of a process group; nobody where there is no /proc. Zombies have ended, also those that nobody reaps. */
+/** Finds the living members of a process group: "pid start-time". Nobody where there is no /proc. */
 function groupMembers(group: number): string[] {
   try {
     process.kill(-group, 0); // one system call, where /proc is one for each process of the host
   } catch (error) {
     if (errnoOf(error) === "ESRCH") return [];
   }
-  return (safely(() => readdirSync("/proc")) ?? []).filter((name) => /^\d+$/.test(name)).flatMap((pid) => {
-    const text = safely(() => readFileSync(`/proc/${pid}/stat`, "latin1")) ?? "";
-    const fields = text.slice(text.lastIndexOf(")") + 2).split(" "); // the name before may have spaces and parentheses: proc(5)
-    return fields[2] === String(group) && fields[0] !== "Z" && fields[0] !== "X" ? [`${pid} ${fields[19]}`] : [];
-  });
+  return livingProcesses().filter((process) => process.group === group).map(({ pid, startTime }) => `${pid} ${startTime}`);
 }
 
 interface Environment {

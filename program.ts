@@ -26,7 +26,7 @@ function defaultFlags(): string[] {
 /** What stands between runtime and script. Deno does not tell it, and Bun takes a "-" for a flag: there the kernel is asked. */
 function ownFlags(): string[] {
   if (!("Deno" in globalThis) && !("Bun" in globalThis)) return process.execArgv.filter((flag) => !flag.startsWith("--input-type"));
-  const words = safely(() => readFileSync("/proc/self/cmdline", "utf8").split("\0").slice(0, -1)) ?? [];
+  const words = safely(() => readFileSync("/proc/self/cmdline", "utf8").split("\0").slice(0, -1)) || [];
   const scriptAt = words.length - process.argv.slice(2).length - 1;
   return scriptAt > 0 ? words.slice(1, scriptAt) : defaultFlags();
 }

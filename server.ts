@@ -180,8 +180,8 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   /** The record of another daemon, where ours was. */
   function successor(): DaemonRecord | undefined {
-    const found = readRecord(places.record);
-    return found !== undefined && "record" in found && found.record.instance !== instance ? found.record : undefined;
+    const { record: found } = readRecord(places.record);
+    return found?.instance === instance ? undefined : found;
   }
 
   /** Makes sure that the names lead here and the record is there, and that those who clean /tmp by age see that they are in use. */
@@ -225,8 +225,8 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   }
 
   function hasRecord(): boolean {
-    const found = readRecord(places.record);
-    return found !== undefined && "record" in found && found.record.instance === instance && found.record.socket.ino === socket.ino;
+    const { record: found } = readRecord(places.record);
+    return found?.instance === instance && found.socket.ino === socket.ino;
   }
 
   // Connections
@@ -327,7 +327,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
         peerSocket.uncork();
       });
     }
-    return peerSocket.write(encodeFrame(body, connection.decoder.framing ?? "native"));
+    return peerSocket.write(encodeFrame(body, connection.decoder.framing || "native"));
   }
 
   // Methods
@@ -495,7 +495,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     }
     process.on("uncaughtException", (error: Error) => {
       if (phase === "starting") throw error;
-      log(`[Server] Internal error: ${error.stack ?? error.message}`);
+      log(`[Server] Internal error: ${error.stack || error.message}`);
       record.ended = { at: Date.now(), reason: "crashed", detail: error.message };
       void saveRecord().then(() => finish(exitCodes.failed));
     });
@@ -503,8 +503,8 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 }
 
 function openFileLimit(world: World): { maxOpenFiles?: number } {
-  const soft = /^Max open files\s+(\d+)/m.exec(world.readFile("/proc/self/limits") ?? "")?.[1];
-  return soft === undefined ? {} : { maxOpenFiles: Number(soft) };
+  const soft = /^Max open files\s+(\d+)/m.exec(world.readFile("/proc/self/limits") || "")?.[1];
+  return { maxOpenFiles: soft === undefined ? undefined : Number(soft) };
 }
 
 /** JSON.stringify looks at each character of a string: for 32 KiB of output that is most of its cost (46 us of 77; this takes 16). Base64 needs no look. */

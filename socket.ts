@@ -13,8 +13,8 @@
 
 import { createHash, randomBytes } from "node:crypto";
 import {
-  chmodSync, closeSync, constants, fstatSync, linkSync, lstatSync, mkdirSync, openSync, readFileSync, readlinkSync, readSync, renameSync, statSync,
-  unlinkSync, writeFileSync,
+  chmodSync, closeSync, constants, fstatSync, linkSync, lstatSync, mkdirSync, openSync, readdirSync, readFileSync, readlinkSync, readSync, renameSync,
+  statSync, unlinkSync, writeFileSync,
 } from "node:fs";
 import type { Stats } from "node:fs";
 import { hostname, userInfo } from "node:os";
@@ -105,7 +105,7 @@ export function homeDirectory(env: NodeJS.ProcessEnv = process.env): string {
   try {
     return userInfo().homedir;
   } catch (error) {
-    throw new Failure(`Cannot find the home directory: HOME is not set, and user ${process.getuid?.()} is not in the passwd database`, {
+    throw new Failure(`Cannot find the home directory: HOME is not set, and user ${process.getuid!()} is not in the passwd database`, {
       exit: exitCodes.cannotCreate, hint: "set HOME, or give the paths with --socket and --log", cause: error,
     });
   }
@@ -138,7 +138,7 @@ export function placesOf(options: { socket?: string | undefined; log?: string | 
 function isShared(directory: string): boolean {
   try {
     const stats = statSync(directory);
-    return (stats.mode & 0o022) !== 0 || (stats.uid !== process.getuid?.() && stats.uid !== 0);
+    return (stats.mode & 0o022) !== 0 || (stats.uid !== process.getuid!() && stats.uid !== 0);
   } catch {
     return false; // it will be made, 0700
   }
@@ -165,9 +165,9 @@ export function makeRunDirectory(directory: string): void {
 export function identify(pid: number = process.pid, proc: Proc = realProc): Identity {
   return {
     pid,
-    startTime: safely(() => startTimeOf(proc, pid)) ?? "",
-    bootId: safely(() => proc.read("/proc/sys/kernel/random/boot_id").trim()) ?? "",
-    pidNamespace: safely(() => proc.link("/proc/self/ns/pid")) ?? "",
+    startTime: safely(() => startTimeOf(proc, pid)) || "",
+    bootId: safely(() => proc.read("/proc/sys/kernel/random/boot_id").trim()) || "",
+    pidNamespace: safely(() => proc.link("/proc/self/ns/pid")) || "",
     host: proc.host,
   };
 }
@@ -219,45 +219,61 @@ export function argumentsOf(pid: number, proc: Proc = realProc): string[] {
   return proc.read(`/proc/${pid}/cmdline`).split("\0").slice(0, -1);
 }
 
-/** Field 22 of /proc/<pid>/stat; undefined for a zombie. The command in field 2 may hold spaces and parentheses: count from its end. */
+/** Field 22 of /proc/<pid>/stat; undefined for a zombie. */
 function startTimeOf(proc: Proc, pid: number): string | undefined {
-  const stat = proc.read(`/proc/${pid}/stat`);
-  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-  return fields[0] === "Z" || fields[0] === "X" ? undefined : fields[19];
+  return fieldsOf(proc.read(`/proc/${pid}/stat`))?.[19];
 }
 
-/** A record as it was found: one, none, or something that is none, and why. */
-export type FoundRecord = { record: DaemonRecord } | { problem: string; exit?: number } | undefined;
+/** What /proc/<pid>/stat says from field 3 on; undefined for a zombie. The command in field 2 may hold spaces and parentheses: proc(5). */
+function fieldsOf(stat: string): string[] | undefined {
+  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  return fields[0] === "Z" || fields[0] === "X" ? undefined : fields;
+}
+
+export interface LivingProcess {
+  pid: number;
+  parent: number;
+  group: number;
+  session: number;
+  startTime: string;
+}
+
+/** All processes that can be seen; zombies have ended, also those that nobody reaps. None where there is no /proc. */
+export function livingProcesses(): LivingProcess[] {
+  return (safely(() => readdirSync("/proc")) || []).flatMap((name) => {
+    const fields = /^\d/.test(name) && safely(() => fieldsOf(readFileSync(`/proc/${name}/stat`, "latin1")));
+    if (!fields) return [];
+    const [parent, group, session] = fields.slice(1, 4).map(Number) as [number, number, number];
+    return { pid: Number(name), parent, group, session, startTime: fields[19]! };
+  });
+}
+
+/** A record as it was found; or what there is in its place, and why that is none; or nothing at all. */
+export interface FoundRecord {
+  record?: DaemonRecord;
+  problem?: Failure;
+}
 
 /** Reads the record of a socket. Never throws; what is wrong with it is told in words. */
 export function readRecord(path: string): FoundRecord {
-  let text: string;
+  const doing = `read the record "${path}"`;
   try {
-    text = readOwnFile(path, maxRecordBytes);
+    const text = readOwnFile(path, maxRecordBytes);
+    const value = safely((): unknown => JSON.parse(text));
+    if (isRecord(value)) return { record: value };
+    return { problem: new Failure(`Cannot ${doing}: ${value === undefined ? `it holds ${text.length} bytes that are not JSON` : "its JSON is not a holdfast record"}`) };
   } catch (error) {
-    if (errnoOf(error) === "ENOENT") return undefined;
-    return error instanceof Failure ? { problem: error.message, exit: error.exit } : { problem: osFailure(`read the record "${path}"`, error).message };
+    return errnoOf(error) === "ENOENT" ? {} : { problem: error instanceof Failure ? error : osFailure(doing, error) };
   }
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch {
-    return { problem: `Cannot read the record "${path}": it holds ${text.length} bytes that are not JSON` };
-  }
-  return isRecord(value) ? { record: value } : { problem: `Cannot read the record "${path}": its JSON is not a holdfast record` };
 }
 
 function isRecord(value: unknown): value is DaemonRecord {
-  const record = value as Partial<DaemonRecord> | null;
-  const strings = [record?.startTime, record?.bootId, record?.pidNamespace, record?.host, record?.version, record?.instance, record?.key, record?.log];
-  return typeof record === "object" && record !== null && strings.every((field) => typeof field === "string")
-    && Number.isSafeInteger(record.pid) && record.pid! > 0 && typeof record.startedAt === "number"
-    && isStringList(record.tokenHashes) && isStringList(record.command)
-    && typeof record.socket?.path === "string" && typeof record.socket.bound === "string" && typeof record.socket.ino === "number";
-}
-
-function isStringList(value: unknown): value is string[] {
-  return Array.isArray(value) && value.every((item) => typeof item === "string");
+  const record = Object(value) as DaemonRecord;
+  const socket = Object(record.socket) as DaemonRecord["socket"];
+  const lists = [record.tokenHashes, record.command];
+  const { startTime, bootId, pidNamespace, host, version, instance, key, log } = record;
+  return lists.every(Array.isArray) && [startTime, bootId, pidNamespace, host, version, instance, key, log, socket.path, socket.bound, ...lists.flat()].every((item) => typeof item === "string")
+    && [record.startedAt, socket.ino].every((item) => typeof item === "number") && Number.isSafeInteger(record.pid) && record.pid > 0;
 }
 
 /** Writes the record, whole or not at all: to a file of its own, then renamed. */
@@ -287,56 +303,53 @@ function createFile(path: string, text: string): void {
 }
 
 /**
- * Reads a file that must be ours: regular, of our user, not writable by others, of at most `maxBytes`.
+ * Reads a file that must be ours, of at most `maxBytes`.
  *
  * @throws {Failure} It is another's or unsafe (exit code 77), or too large.
  * @throws {Error} The operating system's own, when it cannot be opened.
  */
 function readOwnFile(path: string, maxBytes: number): string {
-  let descriptor: number;
+  const descriptor = openOwnFile(path, constants.O_RDONLY);
   try {
-    descriptor = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
-  } catch (error) {
-    if (errnoOf(error) === "ELOOP") throw new Failure(`Cannot use "${path}": it is a symbolic link, a regular file is needed`, { exit: exitCodes.noPermission });
-    throw error;
-  }
-  try {
-    const stats = fstatSync(descriptor);
-    requireOwnFile(path, stats);
-    if (stats.size > maxBytes) throw new Failure(`Cannot read "${path}": it has ${stats.size} bytes, at most ${maxBytes} are read`);
+    const { size } = fstatSync(descriptor);
+    if (size > maxBytes) throw new Failure(`Cannot read "${path}": it has ${size} bytes, at most ${maxBytes} are read`);
     return readFileSync(descriptor, "utf8");
   } finally {
     closeSync(descriptor);
   }
 }
 
-function requireOwnFile(path: string, stats: Stats): void {
-  const uid = process.getuid?.();
-  const found = !stats.isFile() ? `it is ${kindOf(stats)}, a regular file is needed`
-    : stats.uid !== uid ? `it belongs to user ${stats.uid}, it must belong to user ${uid}`
-    : (stats.mode & 0o022) !== 0 ? `its mode is ${(stats.mode & 0o777).toString(8)}, others must not be able to write to it`
-    : undefined;
-  if (found !== undefined) throw new Failure(`Cannot use "${path}": ${found}`, { exit: exitCodes.noPermission });
-}
-
-/** Opens the log for appending, 0600; never through a symbolic link, never another's file. */
-export function openLog(path: string): number {
-  const hint = "choose another file with --log";
+/** Opens a file that must be ours: regular, of our user, not writable by others; never through a symbolic link. A FIFO planted there hangs nobody. */
+function openOwnFile(path: string, flags: number): number {
+  const refuse = (found: string): never => {
+    throw new Failure(`Cannot use "${path}": ${found}`, { exit: exitCodes.noPermission });
+  };
   let descriptor: number;
   try {
-    // O_NONBLOCK: a FIFO planted here must not hang us
-    descriptor = openSync(path, constants.O_WRONLY | constants.O_APPEND | constants.O_CREAT | constants.O_NOFOLLOW | constants.O_NONBLOCK, 0o600);
+    descriptor = openSync(path, flags | constants.O_NOFOLLOW | constants.O_NONBLOCK, 0o600);
   } catch (error) {
-    const planted = errnoOf(error) === "ELOOP" ? new Error("it is a symbolic link, the log is never written through one")
-      : errnoOf(error) === "ENXIO" ? new Error("it is a FIFO or a socket, a regular file is needed") : error;
-    throw osFailure(`open the log "${path}"`, planted, { exit: exitCodes.cannotCreate, hint });
+    if (errnoOf(error) !== "ELOOP" && errnoOf(error) !== "ENXIO") throw error;
+    return refuse(`it is ${errnoOf(error) === "ELOOP" ? "a symbolic link" : "a FIFO or a socket"}, a regular file is needed`);
   }
   try {
-    requireOwnFile(path, fstatSync(descriptor));
+    const stats = fstatSync(descriptor);
+    const uid = process.getuid!();
+    if (!stats.isFile()) refuse(`it is ${kindOf(stats)}, a regular file is needed`);
+    if (stats.uid !== uid) refuse(`it belongs to user ${stats.uid}, it must belong to user ${uid}`);
+    if ((stats.mode & 0o022) !== 0) refuse(`its mode is ${(stats.mode & 0o777).toString(8)}, others must not be able to write to it`);
     return descriptor;
   } catch (error) {
     closeSync(descriptor);
     throw error;
+  }
+}
+
+/** Opens the log for appending, 0600. */
+export function openLog(path: string): number {
+  try {
+    return openOwnFile(path, constants.O_WRONLY | constants.O_APPEND | constants.O_CREAT);
+  } catch (error) {
+    throw error instanceof Failure ? error : osFailure(`open the log "${path}"`, error, { exit: exitCodes.cannotCreate, hint: "choose another file with --log" });
   }
 }
 
@@ -392,12 +405,10 @@ function linkClaim(path: string): Claim | undefined {
 
 /** Claims, waiting at most `waitMs` for another holder; undefined when that was not enough. For the short claims of publication. */
 export async function claimSoon(path: string, waitMs: number): Promise<Claim | undefined> {
-  const deadline = Date.now() + waitMs;
-  for (;;) {
+  for (const deadline = Date.now() + waitMs; ; await sleep(5)) {
     const claim = tryClaim(path);
     if ("release" in claim) return claim;
     if (Date.now() >= deadline) return undefined;
-    await new Promise((done) => setTimeout(done, 5));
   }
 }
 
@@ -523,7 +534,7 @@ export function isLeftBy(record: DaemonRecord, path: string): boolean {
   if (isSame(path, record.socket)) return true;
   const here = identify();
   const there = safely(() => lookAt(path));
-  return there?.kind === "socket" && there.uid === process.getuid?.() && [record.socket.path, record.socket.bound].includes(path)
+  return there?.kind === "socket" && there.uid === process.getuid!() && [record.socket.path, record.socket.bound].includes(path)
     && record.host === here.host && record.bootId !== here.bootId;
 }
 
@@ -547,7 +558,6 @@ export async function readToken(path: string, waitMs = 1000): Promise<string> {
   try {
     descriptor = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
     const stats = fstatSync(descriptor);
-    if (stats.isDirectory()) throw Object.assign(new Error("it is a directory, a file or a pipe is needed"), { code: "EISDIR" });
     if (stats.isFile() && (stats.mode & 0o002) !== 0) {
       throw new Failure(`Cannot ${doing}: its mode is ${(stats.mode & 0o777).toString(8)}, others must not be able to write to it`, {
         exit: exitCodes.noPermission, hint: `chmod 600 ${path}`,
@@ -561,7 +571,7 @@ export async function readToken(path: string, waitMs = 1000): Promise<string> {
         bytes += read;
         chunks.push(buffer.subarray(0, read));
       } else if (!stats.isFile() && Date.now() < deadline && (read < 0 || bytes === 0)) {
-        await new Promise((done) => setTimeout(done, 10));
+        await sleep(10);
       } else break;
     }
   } catch (error) {
@@ -570,7 +580,7 @@ export async function readToken(path: string, waitMs = 1000): Promise<string> {
   } finally {
     if (descriptor !== undefined) closeSync(descriptor);
   }
-  const token = (Buffer.concat(chunks).toString("utf8").split("\n")[0] ?? "").trim();
+  const token = (Buffer.concat(chunks).toString("utf8").split("\n")[0] || "").trim();
   const found = token === "" ? "it is empty, a token is needed" : Buffer.byteLength(token) > 4095 ? "its first line has over 4095 bytes" : undefined;
   if (found !== undefined) throw new Failure(`Cannot ${doing}: ${found}`, { exit: exitCodes.noPermission, hint });
   return token;
@@ -597,6 +607,10 @@ export function ownToken(path: string): string {
   const token = randomBytes(32).toString("hex");
   writeOwnFile(path, token + "\n");
   return token;
+}
+
+export function sleep(ms: number): Promise<void> {
+  return new Promise((done) => setTimeout(done, ms));
 }
 
 /** Does something that may fail where failing means that there is nothing: the error is the answer "undefined". */

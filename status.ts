@@ -1,6 +1,6 @@
 /** --status: server.status for people, on one screen. */
 
-import { connectOwned } from "./call.ts";
+import { connectOwned } from "./control.ts";
 import { durationWords, sizeWords, timeWords } from "./doctor.ts";
 import type { Lifetime } from "./lifetime.ts";
 import { cleanText } from "./log.ts";
@@ -29,7 +29,7 @@ interface Status {
 
 /** Asks the daemon and prints the answer. Returns the exit code. */
 export async function printStatus(places: Places, json: boolean, say: (text: string) => number): Promise<number> {
-  const { client, auth } = await connectOwned(places, undefined);
+  const { client, auth } = await connectOwned(places);
   try {
     const status = (await client.request("server.status", {}, auth, answerMs)) as Status;
     return say(json ? `${JSON.stringify(status)}\n` : statusWords(status));

@@ -189,8 +189,8 @@ recordSuite("returns what writeRecord() wrote, 0600", () => withDirectory(async 
   assert.equal(readRecord(path), { record });
   assert.is(modeOf(path), "600");
   assert.equal(filesIn(directory), ["given.token", "r"]);
-  assert.is(readRecord(join(directory, "none")), undefined);
-  assert.is(readRecord(join(directory, "none/r")), undefined);
+  assert.equal(readRecord(join(directory, "none")), {});
+  assert.equal(readRecord(join(directory, "none/r")), {});
 }));
 
 /** What stands under a record's name, and what is said of it. */
@@ -220,11 +220,12 @@ for (const [what, make, words, exit] of oddRecords) {
     const path = join(directory, "r");
     make(path);
     const start = Date.now();
-    const found = readRecord(path);
-    assert.ok(found !== undefined && "problem" in found, JSON.stringify(found));
-    assert.ok((found as { problem: string }).problem.includes(`"${path}"`));
-    assert.match((found as { problem: string }).problem, words);
-    assert.is((found as { exit?: number }).exit, exit ?? (found as { exit?: number }).exit);
+    const { record, problem } = readRecord(path);
+    assert.is(record, undefined);
+    assert.ok(problem instanceof Failure);
+    assert.ok(problem.message.includes(`"${path}"`));
+    assert.match(problem.message, words);
+    assert.is(problem.exit, exit ?? problem.exit);
     assert.ok(Date.now() - start < 500);
   }));
 }
