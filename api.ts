@@ -203,11 +203,11 @@ async function openSocket({ socket, token }: ConnectOptions, timeoutMs: number):
 
 function openCommand({ command, token, onStderr }: ConnectOptions): Channel {
   const [program, ...args] = command!;
-  if (program === undefined) throw new Failure("Cannot connect: command is empty, it must have a program");
+  if (!program) throw new Failure("Cannot connect: command is empty, it must have a program");
   const child = spawn(program, args, { stdio: ["pipe", "pipe", "pipe"] });
   let stderr = "";
   child.stderr.setEncoding("utf8").on("data", (text: string) => {
-    if (onStderr === undefined) stderr = (stderr + text).slice(-maxStderrLength);
+    if (!onStderr) stderr = (stderr + text).slice(-maxStderrLength);
     else onStderr(text);
   });
   const ended = new Promise<string>((done) => {
@@ -272,7 +272,7 @@ export function createConnection(client: Client, capabilities: Record<string, un
     try {
       await start(method, params);
     } catch (error) {
-      if (before === undefined) routes.delete(id);
+      if (!before) routes.delete(id);
       else routes.set(id, before);
       throw error;
     }

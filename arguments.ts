@@ -68,7 +68,7 @@ export function parseArguments(args: string[]): CommandLine {
       mode = name;
     } else {
       const option = Object.prototype.hasOwnProperty.call(optionTable, name) ? optionTable[name] : undefined;
-      if (option === undefined) throw usage(`"${args[at]}" is not an option`);
+      if (!option) throw usage(`"${args[at]}" is not an option`);
       if (options[name] !== undefined) throw usage(`--${name} is given twice`);
       const value = option.value === undefined ? inline : inline ?? args[++at];
       if (option.value === undefined && inline !== undefined) throw usage(`--${name} takes no value`);
@@ -80,7 +80,7 @@ export function parseArguments(args: string[]): CommandLine {
   for (const name of Object.keys(options)) if (!optionTable[name]!.modes.includes(mode)) throw usage(`--${name} does not go with --${mode}`);
   if (mode !== "call" && words.length > 0) throw usage(`"${words[0]}" is not an option`);
   if (mode === "call" && (words.length < 1 || words.length > 2)) throw usage("--call needs METHOD and at most one PARAMS");
-  if (options.now && options.grace !== undefined) throw usage("--now and --grace exclude each other");
+  if (options.now && options.grace) throw usage("--now and --grace exclude each other");
   return { mode, options, words };
 }
 

@@ -94,10 +94,10 @@ function takeFrom(source: Readable, take: Take): void {
   const onData = (chunk: Buffer): void => void (take(chunk) || source.pause());
   source.removeAllListeners("data").on("data", onData);
   const intake = intakes.get(source);
-  if (intake === undefined) return;
+  if (!intake) return;
   const { early } = intake;
   Object.assign(intake, { take, early: undefined });
-  if (early !== undefined) onData(early);
+  if (early) onData(early);
 }
 
 /** Writes a chunk as it is. Most often the kernel takes it at once; else its buffer is not to be read into until it has. */
@@ -177,10 +177,10 @@ function relay(socket: Socket, { input, output, warn, explainLoss, explainSilenc
 
     /** Keeps what the daemon was sent, until its first word. */
     function hold(chunk: Buffer): void {
-      if (held === undefined) return;
+      if (!held) return;
       silenceTimer ??= setTimeout(async () => {
         const failure = await explainSilence();
-        if (failure === undefined || held === undefined || finished) return;
+        if (!failure || !held || finished) return;
         end();
         done({ failure, unanswered: held });
       }, silenceMs);
@@ -189,7 +189,7 @@ function relay(socket: Socket, { input, output, warn, explainLoss, explainSilenc
     }
 
     function release(): void {
-      if (held === undefined) return;
+      if (!held) return;
       held = undefined;
       clearTimeout(silenceTimer);
     }
@@ -265,7 +265,7 @@ function answerWith(failure: Failure, unanswered: Buffer[], { input, output }: B
       for (const event of events) {
         if (!("body" in event)) continue;
         const answer = answerTo(event.body, failure);
-        if (answer === undefined) continue;
+        if (!answer) continue;
         output.write(encodeFrame(JSON.stringify(answer), decoder.framing || "native"));
         burst ??= setTimeout(finish, burstMs);
       }

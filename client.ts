@@ -118,7 +118,7 @@ export function createClient(socket: Duplex, path: string): Client {
   socket.on("end", () => socket.end());
   socket.on("data", (received: Buffer) => {
     let chunk = received;
-    if (noise !== undefined) {
+    if (noise) {
       const start = chunk.indexOf(0);
       noise = Buffer.concat([noise, start < 0 ? chunk : chunk.subarray(0, start)]);
       if (noise.length > maxNoiseBytes) return void socket.destroy();
@@ -134,8 +134,8 @@ export function createClient(socket: Duplex, path: string): Client {
 
   function take(message: Message): void {
     const entry = typeof message.id === "number" && !("type" in message) ? waiting.get(message.id) : undefined;
-    if (entry === undefined) {
-      if (listener !== undefined) listener(message);
+    if (!entry) {
+      if (listener) listener(message);
       else kept.push(message);
       return;
     }
@@ -172,7 +172,7 @@ export function createClient(socket: Duplex, path: string): Client {
 
 function lost(path: string, noise: Buffer | undefined): Failure {
   const details = { code: errorCodes.noDaemon, exit: exitCodes.unavailable };
-  if (noise === undefined || noise.length === 0) return new Failure(`The connection to "${path}" ended before the answer came`, details);
+  if (!noise || noise.length === 0) return new Failure(`The connection to "${path}" ended before the answer came`, details);
   const shown = JSON.stringify(noise.toString("utf8", 0, 200));
   return new Failure(`The connection to "${path}" ended before a frame came: it began with ${noise.length} bytes that are not the daemon's: ${shown}`, {
     ...details, hint: "a start-up file of the login shell prints them: --doctor on the host tells which",

@@ -69,7 +69,7 @@ export interface Started {
 export async function startServer(options: StartOptions, world: World): Promise<Started> {
   return withClaim(options, async () => !options.replace && joinServer(options, world), async () => {
     const launched = await launch(options, world);
-    if (launched !== undefined) return launched;
+    if (launched) return launched;
     const joined = await joinServer(options, world); // another one published first
     if (joined) return joined;
     throw new Failure(`Cannot start: another daemon published "${options.places.socket}" and does not answer`, { exit: exitCodes.busy });
@@ -89,7 +89,7 @@ export async function startHere(
   const busyHere = async (): Promise<false> => {
     const reached = await reachServer(places);
     reached?.client.close();
-    if (reached === undefined) return false;
+    if (!reached) return false;
     throw new Failure(`Cannot start in the foreground: a daemon (pid ${reached.record.pid}) answers at "${places.socket}"`, {
       exit: exitCodes.busy, hint: `end it with --stop, or choose another place with --socket`,
     });
@@ -115,15 +115,15 @@ export async function reachOtherwise(
 ): Promise<Socket | Failure> {
   const explanation = explainAbsence(places, outcome);
   const { record, reason, message } = explanation;
-  if (record === undefined && (await recallServer(places).catch(() => undefined))) {
+  if (!record && (await recallServer(places).catch(() => undefined))) {
     const second = await tryConnect(places.socket, answerMs);
     if ("socket" in second) return second.socket;
   }
-  if (record !== undefined && reason === "not-answering" && !("timedOut" in outcome)) {
+  if (record && reason === "not-answering" && !("timedOut" in outcome)) {
     const second = await tryConnect(record.socket.bound, answerMs);
     if ("socket" in second) return second.socket;
   }
-  if (record === undefined || !explanation.healable || healing === undefined) return absenceFailure(explanation);
+  if (!record || !explanation.healable || !healing) return absenceFailure(explanation);
   try {
     const started = await startServer({ ...healing, tokenHashes: record.tokenHashes, places: { ...places, log: record.log } }, realWorld());
     if (started.how === "started") {
@@ -152,7 +152,7 @@ export async function explainSilence(places: Places): Promise<Failure | undefine
 /** Says why a connection that was there has ended: from what the daemon could still note, as soon as it is known. */
 export async function explainLoss(places: Places): Promise<Failure> {
   const { record } = readRecord(places.record);
-  if (record !== undefined && record.ended === undefined && record.stoppingAt === undefined && !(await isGoneWithin(record, 500))) {
+  if (record && !record.ended && !record.stoppingAt && !(await isGoneWithin(record, 500))) {
     return new Failure(`The daemon (pid ${record.pid}, started ${timeWords(record.startedAt)}) closed the connection: see its log "${record.log}"`, {
       code: errorCodes.noDaemon, data: { reason: "closed" }, hint: "connect again",
     });
@@ -171,11 +171,11 @@ export async function connectOwned(places: Places, tokenFile?: string): Promise<
     client = await connectClient(places.socket, answerMs);
   } catch (error) {
     const errno = (error as Failure).data?.errno;
-    throw absenceFailure(explainAbsence(places, errno === undefined ? { timedOut: true } : { error: (error as Failure).cause as NodeJS.ErrnoException }));
+    throw absenceFailure(explainAbsence(places, errno ? { error: (error as Failure).cause as NodeJS.ErrnoException } : { timedOut: true }));
   }
-  if (tokenFile !== undefined) return { client, auth: await readToken(tokenFile) };
+  if (tokenFile) return { client, auth: await readToken(tokenFile) };
   const { record, problem } = readRecord(places.record);
-  if (record !== undefined) return { client, auth: record.key };
+  if (record) return { client, auth: record.key };
   client.close();
   throw new Failure(`Cannot authenticate: ${problem?.message || `there is no record "${places.record}"`}`, {
     exit: exitCodes.noPermission, hint: "give a token with --token-file",
@@ -195,7 +195,7 @@ async function withClaim<T>(options: StartOptions, join: () => Promise<T | false
       try {
         found = await join(); // the one that held the claim may have started it meanwhile
         const lost = found ? undefined : await recallServer(places);
-        if (lost !== undefined) found = await join();
+        if (lost) found = await join();
         lost?.client.close();
         return found ? found : await start();
       } finally {
@@ -208,9 +208,9 @@ async function withClaim<T>(options: StartOptions, join: () => Promise<T | false
 }
 
 function busy(places: Places, holder: Identity | undefined): Failure {
-  const who = holder === undefined ? "a file that is no claim of ours" : `process ${holder.pid} on ${holder.host}`;
+  const who = holder ? `process ${holder.pid} on ${holder.host}` : "a file that is no claim of ours";
   return new Failure(`Cannot start: another start is under way: "${places.claim}" is held by ${who}`, {
-    exit: exitCodes.busy, hint: holder === undefined ? `rm '${places.claim}'` : "try again in a moment",
+    exit: exitCodes.busy, hint: holder ? "try again in a moment" : `rm '${places.claim}'`,
   });
 }
 
@@ -247,13 +247,13 @@ async function reachServer(places: Places): Promise<Reached | undefined> {
  */
 async function recallServer(places: Places): Promise<Reached | undefined> {
   const there = await reachServer(places);
-  if (there !== undefined) return there;
+  if (there) return there;
   await clearDead(places);
   const [pid] = callDaemons(places);
-  if (pid === undefined) return undefined;
+  if (!pid) return undefined;
   for (const deadline = Date.now() + answerMs; Date.now() < deadline; await sleep(20)) {
     const reached = await reachServer(places);
-    if (reached !== undefined || daemonsOf(places).length === 0) return reached; // none is left: it was ending
+    if (reached || daemonsOf(places).length === 0) return reached; // none is left: it was ending
   }
   throw new Failure(`Cannot use the socket "${places.socket}": process ${pid} serves it, and has not published it again within ${answerMs / 1000} s`, {
     exit: exitCodes.busy, hint: `see why in its log, or end it: kill ${pid}`,
@@ -264,7 +264,7 @@ async function recallServer(places: Places): Promise<Reached | undefined> {
 function callDaemons(places: Places): number[] {
   const { record } = readRecord(places.record);
   const pids = daemonsOf(places);
-  if (record !== undefined && livenessOf(record).state === "alive") pids.push(record.pid);
+  if (record && livenessOf(record).state === "alive") pids.push(record.pid);
   for (const pid of pids) safely(() => process.kill(pid, "SIGCONT"));
   return pids;
 }
@@ -287,7 +287,7 @@ async function lookForServer(places: Places): Promise<Reached | Failure | undefi
     const outcome = await tryConnect(socket, answerMs);
     if ("timedOut" in outcome) throw notAnswering(socket, record);
     if ("socket" in outcome) {
-      if (record !== undefined && isSame(socket, record.socket)) return { client: createClient(outcome.socket, socket), record };
+      if (record && isSame(socket, record.socket)) return { client: createClient(outcome.socket, socket), record };
       outcome.socket.destroy();
       return new Failure(`Cannot use the socket "${socket}": a server answers there, but ${describeFound(places)}`, {
         exit: exitCodes.noPermission, hint: "choose another place with --socket, or end that server",
@@ -298,21 +298,21 @@ async function lookForServer(places: Places): Promise<Reached | Failure | undefi
     }
     if (errnoOf(outcome.error) === "EAGAIN") throw notAnswering(socket, record); // its backlog is full: unix(7)
     if (errnoOf(outcome.error) !== "ECONNREFUSED" && errnoOf(outcome.error) !== "ENOENT") throw osFailure(`connect to "${socket}"`, outcome.error);
-    if (record !== undefined && record.host !== identify().host) throw ofOtherHost(socket, record); // whose sockets refuse here, alive or not
-    if (record === undefined || !isLeftBy(record, socket)) {
+    if (record && record.host !== identify().host) throw ofOtherHost(socket, record); // whose sockets refuse here, alive or not
+    if (!record || !isLeftBy(record, socket)) {
       return new Failure(`Cannot use the socket "${socket}": nothing listens there, and it is not provably ours: ${describeFound(places)}`, {
         exit: exitCodes.cannotCreate, hint: `rm '${socket}'`,
       });
     }
-  } else if (problem !== undefined) {
+  } else if (problem) {
     return new Failure(problem.message, { exit: exitCodes.noPermission, hint: `rm '${places.record}'` });
   }
-  if (record === undefined) return undefined;
+  if (!record) return undefined;
   const life = livenessOf(record);
   if (record.host !== identify().host) throw ofOtherHost(socket, record);
   // Where it runs in another pid namespace, the refused connection has said all: it is the same kernel's.
   if (life.state !== "alive") return undefined;
-  if (record.ended === undefined) {
+  if (!record.ended) {
     const outcome = await tryConnect(record.socket.bound, answerMs);
     if ("socket" in outcome) return { client: createClient(outcome.socket, record.socket.bound), record };
     if ("timedOut" in outcome) throw notAnswering(record.socket.bound, record);
@@ -330,11 +330,11 @@ function ofOtherHost(socket: string, { host }: DaemonRecord): Failure {
 
 function describeFound({ record: path }: Places): string {
   const { record, problem } = readRecord(path);
-  return problem?.message || (record === undefined ? `there is no record "${path}"` : `the record "${path}" is of another socket`);
+  return problem?.message || (record ? `the record "${path}" is of another socket` : `there is no record "${path}"`);
 }
 
 export function notAnswering(path: string, record: DaemonRecord | undefined, why = `no answer within ${answerMs / 1000} s`): Failure {
-  const who = record === undefined ? "The daemon" : `The daemon (pid ${record.pid})`;
+  const who = record ? `The daemon (pid ${record.pid})` : "The daemon";
   return new Failure(`${who} at "${path}" is not answering: ${why}. It is not known to be dead, and was left alone`, {
     exit: exitCodes.unavailable, code: errorCodes.noDaemon, hint: "try again; or end it with --stop, and its processes with it",
     data: { reason: "not-answering" },
@@ -362,7 +362,7 @@ async function isGone(record: DaemonRecord): Promise<boolean> {
 async function joinServer(options: StartOptions, world: World): Promise<Started | false> {
   for (let attempt = 1; ; attempt++) {
     const reached = await reachServer(options.places);
-    if (reached === undefined) return false;
+    if (!reached) return false;
     try {
       return await joinReached(reached, options, world);
     } catch (error) {
@@ -385,7 +385,7 @@ async function joinReached({ client, record }: Reached, options: StartOptions, w
   const isHere = livenessOf(record).state === "alive";
   const facts = await probeHost(world, isHere ? { pid: record.pid } : {});
   if (isHere) await mend(record.pid, facts, options, world);
-  const { pid, instanceId, version, lifetime } = answer === undefined || isHere ? await admit({ facts }) : answer;
+  const { pid, instanceId, version, lifetime } = !answer || isHere ? await admit({ facts }) : answer;
   return { pid, instance: instanceId, lifetime, facts, how: answer?.revived ? "revived" : "joined", version };
 }
 
@@ -401,7 +401,7 @@ async function mend(pid: number, facts: Facts, options: StartOptions, world: Wor
   if (options.enableLinger) await switchLingerOn(facts, world);
   if (options.launch === "detach" || chooseLaunch(facts).launch !== "scope") return;
   const problem = await moveIntoScope([pid, ...familyOf(childrenOf(pid))], world);
-  if (problem !== undefined) facts.scopeProblem = `the running daemon could not be moved: ${problem}`;
+  if (problem) facts.scopeProblem = `the running daemon could not be moved: ${problem}`;
   facts.place = placeOf(pid, world);
 }
 
@@ -413,10 +413,10 @@ async function mend(pid: number, facts: Facts, options: StartOptions, world: Wor
 async function clearDead(places: Places, stopped = false): Promise<void> {
   if (readRecord(places.record).record === undefined) return;
   const claim = await claimSoon(`${places.record}.lock`, 1000).catch(() => undefined); // nor can a name be removed where none can be made
-  if (claim === undefined) return;
+  if (!claim) return;
   try {
     const { record } = readRecord(places.record); // again: another daemon may have published meanwhile
-    if (record === undefined || !(await isGone(record))) return;
+    if (!record || !(await isGone(record))) return;
     for (const name of [places.socket, record.socket.bound]) {
       const there = isLeftBy(record, name) ? lookAt(name) : undefined;
       if (there?.kind === "socket") retireName(name, there);
@@ -432,7 +432,7 @@ async function clearDead(places: Places, stopped = false): Promise<void> {
 async function launch(options: StartOptions, world: World): Promise<Started | undefined> {
   const { places } = options;
   const old = options.replace ? await reachServer(places) : undefined;
-  if (old === undefined) await clearDead(places);
+  if (!old) await clearDead(places);
   const facts = await probeHost(world);
   if (options.enableLinger) {
     options.progress("asking for lingering");
@@ -447,14 +447,14 @@ async function launch(options: StartOptions, world: World): Promise<Started | un
     if (error instanceof Failure && error.exit === exitCodes.busy) return undefined;
     throw error;
   }
-  if (old !== undefined) await endReplaced(old, places);
+  if (old) await endReplaced(old, places);
   return { ...started, ...(await verify(places, started, facts, world)), facts, how: "started" };
 }
 
 function handoverOf(options: StartOptions, facts: Facts, old: DaemonRecord | undefined): Handover {
   return {
     places: options.places, tokenHashes: [...(old?.tokenHashes || []), ...options.tokenHashes], facts, command: options.command, version: options.version,
-    over: old !== undefined,
+    over: Boolean(old),
   };
 }
 
@@ -483,7 +483,7 @@ async function endReplaced({ client, record }: Reached, places: Places): Promise
 async function reachStarting(places: Places): Promise<Reached | undefined> {
   // where the claim cannot even be made, no start is under way
   const claim = await claimSoon(places.claim, startMs).catch(() => ({ release: () => {} }));
-  if (claim === undefined) {
+  if (!claim) {
     throw new Failure(`Cannot stop: a start is under way: "${places.claim}" is held`, { exit: exitCodes.busy, hint: "try again in a moment" });
   }
   try {
@@ -511,11 +511,11 @@ export async function stopServer(places: Places, options: { graceMs: number; ifI
     reached = (await reachServer(places)) || (await reachStarting(places));
   } catch (error) {
     const { record } = readRecord(places.record);
-    if ((error as Failure).data?.reason === "not-answering" && record !== undefined && !options.ifIdle) return killServer(places, record);
-    if (record !== undefined && record.host !== identify().host) return { word: "none", count: 0, note: (error as Failure).message };
+    if ((error as Failure).data?.reason === "not-answering" && record && !options.ifIdle) return killServer(places, record);
+    if (record && record.host !== identify().host) return { word: "none", count: 0, note: (error as Failure).message };
     throw error;
   }
-  if (reached === undefined) {
+  if (!reached) {
     await clearDead(places, true);
     return { word: "none", count: 0 };
   }

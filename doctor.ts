@@ -38,12 +38,12 @@ export function explainAbsence(places: Places, outcome?: Exclude<ConnectOutcome,
   const serve = `${programWords()} --serve --socket '${places.socket}'`;
   const { record, problem } = readRecord(places.record);
   const explain = (reason: Reason, message: string, hint: string, healable = false): Explanation => ({ reason, message, hint, healable, record });
-  const errno = outcome !== undefined && "error" in outcome ? errnoOf(outcome.error) : undefined;
+  const errno = outcome && "error" in outcome ? errnoOf(outcome.error) : undefined;
   if (errno === "EACCES" || errno === "EPERM") return explain("permission", `the socket "${places.socket}" may not be used: ${reasonOf(outcome && "error" in outcome ? outcome.error : "")}${ownerWords(places)}`, `choose your own with --socket`);
-  if (problem !== undefined) {
+  if (problem) {
     return explain(problem.exit === exitCodes.noPermission ? "permission" : "not-answering", problem.message, `choose another place with --socket, or remove "${places.record}"`);
   }
-  if (record === undefined) {
+  if (!record) {
     return explain("never-started", `no daemon has been started at "${places.socket}": there is no record of one`, serve);
   }
   const daemon = `the daemon (pid ${record.pid}, started ${timeWords(record.startedAt)})`;
@@ -52,10 +52,10 @@ export function explainAbsence(places: Places, outcome?: Exclude<ConnectOutcome,
   }
   const life = livenessOf(record);
   const { ended, stoppingAt } = record;
-  if (life.state === "alive" && (stoppingAt !== undefined || ended?.reason === "stopped")) {
-    return explain("stopped", `${daemon} was told to stop${stoppingAt === undefined ? "" : `, and ends ${timeWords(stoppingAt).replace(/ \(.*/, "")}`}`, serve);
+  if (life.state === "alive" && (stoppingAt || ended?.reason === "stopped")) {
+    return explain("stopped", `${daemon} was told to stop${stoppingAt ? `, and ends ${timeWords(stoppingAt).replace(/ \(.*/, "")}` : ""}`, serve);
   }
-  if (ended !== undefined && life.state !== "alive") {
+  if (ended && life.state !== "alive") {
     const at = timeWords(ended.at);
     switch (ended.reason) {
       case "stopped":
@@ -141,7 +141,7 @@ export async function printDoctor(places: Places, json: boolean, say: (text: str
 function findingWords({ state, name, evidence, remedy, administrator }: Finding): string {
   const colour = { ok: 32, warning: 33, failure: 31 }[state];
   const word = process.stdout.isTTY && !process.env.NO_COLOR ? `\x1b[${colour}m${state.padEnd(8)}\x1b[0m` : state.padEnd(8);
-  const mend = remedy === undefined ? "" : `${" ".repeat(9)}${administrator ? "mend, as an administrator:" : "mend:"} ${remedy}\n`;
+  const mend = remedy ? `${" ".repeat(9)}${administrator ? "mend, as an administrator:" : "mend:"} ${remedy}\n` : "";
   return `${word} ${name.padEnd(11)} ${cleanText(evidence, 1000)}\n${mend}`;
 }
 
@@ -166,12 +166,12 @@ async function examineHost(places: Places, world: World): Promise<Finding[]> {
 
 function runtimeWords(): string {
   const { deno, bun, node } = process.versions as Record<string, string | undefined>;
-  return deno !== undefined ? `Deno ${deno}` : bun !== undefined ? `Bun ${bun}` : `Node ${node}`;
+  return deno ? `Deno ${deno}` : bun ? `Bun ${bun}` : `Node ${node}`;
 }
 
 function placeWords({ place, user, owner }: Facts): string {
   switch (place.kind) {
-    case "session": return `in a session of ${owner || user} (${place.unit})${owner === undefined ? "" : `, as ${user}`}`;
+    case "session": return `in a session of ${owner || user} (${place.unit})${owner ? `, as ${user}` : ""}`;
     case "user-manager": return `under the user manager of ${owner || user} (${place.unit})`;
     case "unit": return `in the system unit ${place.unit}`;
     case "none": return "in no unit of systemd";
@@ -212,7 +212,7 @@ async function askMayLinger(world: World): Promise<Trilean> {
 function examineManager(facts: Facts, world: World): Finding {
   const bus = world.exists(`/run/user/${facts.uid}/bus`) ? "with a bus" : "without a bus";
   if (facts.scope === "yes") return { state: "ok", name: "manager", evidence: `the user manager makes scopes, ${bus}` };
-  return { state: "warning", name: "manager", evidence: `${facts.scopeProblem || "no scope was tried"}${facts.manager === undefined ? "" : ` (user@${facts.uid}.service is ${facts.manager})`}` };
+  return { state: "warning", name: "manager", evidence: `${facts.scopeProblem || "no scope was tried"}${facts.manager ? ` (user@${facts.uid}.service is ${facts.manager})` : ""}` };
 }
 
 function examinePlan(facts: Facts, mayLinger: Trilean): Finding {
@@ -220,7 +220,7 @@ function examinePlan(facts: Facts, mayLinger: Trilean): Finding {
   const evidence = `--serve would ${launch === "scope" ? "detach into a scope of its own" : "detach, and stay where it is"}; survives logout: ${verdict.words}`;
   const [warning] = verdict.warnings;
   const state = verdict.survives === "yes" ? "ok" : verdict.survives === "no" ? "failure" : "warning";
-  if (warning === undefined) return { state, name: "plan", evidence: `${evidence}${restartWords(facts, launch)}` };
+  if (!warning) return { state, name: "plan", evidence: `${evidence}${restartWords(facts, launch)}` };
   const command = warning.hint.replace(/^as an administrator: /, "");
   const administrator = command !== warning.hint || (mayLinger === "no" && command.startsWith("loginctl"));
   return { state: verdict.survives === "yes" ? "warning" : state, name: "plan", evidence: `${evidence}: ${warning.message}`, remedy: command, administrator };
@@ -282,13 +282,13 @@ function examineLimits(world: World): Finding {
 async function examineDaemon(places: Places): Promise<Finding[]> {
   const { record } = readRecord(places.record);
   const outcome = await tryConnect(places.socket, 2000);
-  if ("socket" in outcome && record !== undefined) {
+  if ("socket" in outcome && record) {
     const client = createClient(outcome.socket, places.socket);
     try {
       const status = (await client.request("server.capabilities", {}, record.key, 2000)) as { lifetime: Lifetime; version: string };
       const { where, words, warnings: [warning] } = status.lifetime;
       return [{
-        state: warning === undefined ? "ok" : "warning", name: "daemon", remedy: warning?.hint,
+        state: warning ? "warning" : "ok", name: "daemon", remedy: warning?.hint,
         evidence: `pid ${record.pid}, version ${status.version}, up ${durationWords(Date.now() - record.startedAt)}, ${where}; survives logout: ${words}`,
       }];
     } catch {
@@ -324,11 +324,11 @@ async function listenToShell(world: World): Promise<Finding> {
   // bash reads .bashrc for a command too when it takes itself to be run by sshd: SSH_CLIENT set, and no shell above it
   const { stdout, problem } = await world.run(["env", "-u", "SHLVL", `SSH_CLIENT=${process.env.SSH_CLIENT || "127.0.0.1 0 22"}`, shell, "-c", ":"], 3000);
   const finding = (state: Finding["state"], evidence: string): Finding => ({ state, name: "shell", evidence: `${shell} ${evidence}` });
-  if (problem !== undefined) return finding("warning", problem);
+  if (problem) return finding("warning", problem);
   if (stdout === "") return finding("ok", "says nothing of its own before a command");
   const { files, guard } = shellFiles[basename(shell)] || { files: [".profile"], guard: undefined };
   const words = stdout.split(/\s+/).filter((word) => word.length > 2);
   const file = files.find((name) => words.some((word) => world.readFile(join(home, name))?.includes(word)));
-  const evidence = `says ${Buffer.byteLength(stdout)} bytes before a command, which corrupt a stream: ${JSON.stringify(stdout.slice(0, 60))}${file === undefined ? "" : `, from ${join(home, file)}`}`;
+  const evidence = `says ${Buffer.byteLength(stdout)} bytes before a command, which corrupt a stream: ${JSON.stringify(stdout.slice(0, 60))}${file ? `, from ${join(home, file)}` : ""}`;
   return { ...finding("failure", evidence), remedy: file && guard && `sed -i '1i ${guard}' ${join(home, file)}` };
 }

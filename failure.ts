@@ -66,7 +66,7 @@ export class Failure extends Error {
  */
 export function osFailure(doing: string, error: unknown, details: FailureDetails = {}): Failure {
   const errno = errnoOf(error);
-  return new Failure(`Cannot ${doing}: ${reasonOf(error)}`, { ...details, cause: error, data: errno === undefined ? details.data : { errno, ...details.data } });
+  return new Failure(`Cannot ${doing}: ${reasonOf(error)}`, { ...details, cause: error, data: errno ? { errno, ...details.data } : details.data });
 }
 
 /** Names the errno of an operating system's error: "ENOENT"; undefined when the error is of another kind. */
@@ -78,7 +78,7 @@ export function errnoOf(error: unknown): string | undefined {
 /** Says in words why an operation failed: "no such file or directory (ENOENT)". */
 export function reasonOf(error: unknown): string {
   const errno = errnoOf(error);
-  if (errno === undefined) return error instanceof Error ? error.message : String(error);
+  if (!errno) return error instanceof Error ? error.message : String(error);
   const number = (error as { errno?: unknown }).errno;
   const words = typeof number === "number" ? getSystemErrorMap().get(number)?.[1] : undefined;
   // Deno and Bun leave errno out now and then; the message then begins "ENOENT: no such file or directory, open …"

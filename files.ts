@@ -91,7 +91,7 @@ export function decodeBase64(text: string, name: string): Buffer {
 
 async function statPath(path: string): Promise<object> {
   const stats = await during(`stat "${path}"`, () => unlessAbsent(stat(path)));
-  if (stats === undefined) return { exists: false, isDir: false, size: 0, mode: "" };
+  if (!stats) return { exists: false, isDir: false, size: 0, mode: "" };
   const { size, mode, mtimeMs } = stats;
   return { exists: true, isDir: stats.isDirectory(), size, mode: describeMode(mode), mtimeMs: Math.floor(mtimeMs) };
 }
@@ -144,7 +144,7 @@ async function readFile(path: string, params: Params): Promise<object> {
   const maxBytes = Math.min(isWindow && encoding === "utf8" ? Math.max(asked, minTextBytes) : asked, maxBodyBytes);
   return during(`read "${path}"`, async () => {
     const handle = await unlessAbsent(openRegularFile(path));
-    if (handle === undefined) return { content: "", exists: false };
+    if (!handle) return { content: "", exists: false };
     try {
       const { size } = await handle.stat();
       if (!isWindow && size > maxBytes) throw tooLarge(path, `${size}`, maxBytes);
@@ -230,7 +230,7 @@ async function writeFile(path: string, params: Params): Promise<object> {
     if (path.endsWith("/")) throw notRegularFile("a directory", doing, "EISDIR");
     if (createDirs) await mkdir(dirname(path), { recursive: true });
     const { target, old } = await followLinks(path);
-    if (old !== undefined) {
+    if (old) {
       requireRegularFile(old, doing);
       await requireWritable(target);
     }
@@ -263,12 +263,12 @@ async function followLinks(path: string): Promise<{ target: string; old: Stats |
 
 async function replaceFile(target: string, bytes: Buffer, mode: number | undefined, old: Stats | undefined): Promise<void> {
   const temporary = join(dirname(target), `.holdfast-${randomBytes(8).toString("hex")}.tmp`);
-  const handle = await open(temporary, "wx", mode === undefined && old === undefined ? 0o666 : 0o600);
+  const handle = await open(temporary, "wx", mode === undefined && !old ? 0o666 : 0o600);
   try {
     try {
       await handle.writeFile(bytes);
-      const isOwned = old === undefined || (await handle.chown(old.uid, old.gid).then(() => true, () => false));
-      const kept = old === undefined ? undefined : old.mode & (isOwned ? 0o7777 : 0o777); // set-uid of another user is not ours to give
+      const isOwned = !old || (await handle.chown(old.uid, old.gid).then(() => true, () => false));
+      const kept = old && old.mode & (isOwned ? 0o7777 : 0o777); // set-uid of another user is not ours to give
       if ((mode ?? kept) !== undefined) await handle.chmod((mode ?? kept)!); // after chown, which clears set-uid
       await handle.sync();
     } finally {

@@ -103,14 +103,14 @@ function report(started: Started, { places }: StartOptions, tokenFile: string | 
     say(`${JSON.stringify({ socket: places.socket, pid, instance, version: started.version, how, lifetime, log: places.log, tokenFile })}\n`);
   } else {
     say(`Remote server listening on ${places.socket} (pid ${pid}, instance ${instance}, ${lifetime.where}; survives logout: ${lifetime.words})\n`);
-    if (tokenFile !== undefined) note(`its token is in ${tokenFile}`);
+    if (tokenFile) note(`its token is in ${tokenFile}`);
   }
   if (how !== "started") note(how === "joined" ? "joined the daemon that was running" : "revived the daemon that was stopping, with its processes");
   if (started.version !== version()) {
     warn(`the daemon is of version ${started.version}, this is ${version()}`, "--serve --replace starts this one in its place; its processes end");
   }
   if (facts.lingerSwitchedOn) note(`lingering was switched on for ${facts.user}; "loginctl disable-linger ${facts.user}" undoes it, and then the daemon ends with the last session`);
-  if (facts.systemd && facts.scopeProblem !== undefined && lifetime.survivesLogout === "yes" && facts.killed === "yes") note(facts.scopeProblem);
+  if (facts.systemd && facts.scopeProblem && lifetime.survivesLogout === "yes" && facts.killed === "yes") note(facts.scopeProblem);
   for (const warning of lifetime.warnings) warnOf(warning);
   if (!options["require-survival"] || lifetime.survivesLogout === "yes") return exitCodes.done;
   fail(new Failure(`The daemon runs, but is not sure to survive logout: ${lifetime.words}`, { hint: lifetime.warnings[0]?.hint || "see --doctor" }));
@@ -144,7 +144,7 @@ async function healing(places: Places): Promise<Omit<StartOptions, "tokenHashes"
 
 async function stop(places: Places, options: CommandLine["options"]): Promise<number> {
   const { stopServer } = await import("./control.ts");
-  const seconds = options.now ? 0 : options.grace === undefined ? 10 : Number(options.grace);
+  const seconds = options.now ? 0 : !options.grace ? 10 : Number(options.grace);
   if (!(seconds >= 0 && seconds <= 86_400)) throw usage(`--grace is "${options.grace}", it must be from 0 to 86400 seconds`);
   const { word, count, note: words } = await stopServer(places, { graceMs: Math.round(seconds * 1000), ifIdle: options["if-idle"] === true });
   say(options.json ? `${JSON.stringify({ word, count })}\n` : `${word} ${count}\n`);
@@ -176,7 +176,7 @@ function note(text: string): void {
 
 function warn(text: string, hint: string | undefined): void {
   tell("warning", text, 33);
-  if (hint !== undefined) tell("hint", hint, 36);
+  if (hint) tell("hint", hint, 36);
 }
 
 function warnOf({ name, message, hint }: Warning): void {
@@ -185,7 +185,7 @@ function warnOf({ name, message, hint }: Warning): void {
 
 function fail({ message, hint }: Failure): void {
   tell("error", message, 31);
-  if (hint !== undefined) tell("hint", hint, 36);
+  if (hint) tell("hint", hint, 36);
 }
 
 function run(): void {

@@ -161,13 +161,13 @@ function withoutColours(text: string): string {
 export function parsePlace(cgroup: string): Place {
   const paths = [...cgroup.matchAll(/^\d+:(?:name=systemd)?:(\/.*)$/gm)].map((match) => match[1]!);
   const path = paths.find((candidate) => candidate !== "/");
-  if (path === undefined) return paths.length > 0 ? { kind: "none" } : { kind: "unknown" };
+  if (!path) return paths.length > 0 ? { kind: "none" } : { kind: "unknown" };
   const unit = path.split("/").filter((name) => /\.(service|scope)$/.test(name)).pop();
   const session = /\/user-(\d+)\.slice\/(session-[^/]+\.scope)/.exec(path);
   if (session) return { kind: "session", owner: Number(session[1]), unit: session[2]! };
   const manager = /\/user@(\d+)\.service/.exec(path);
   if (manager) return { kind: "user-manager", owner: Number(manager[1]), unit: unit! };
-  return unit === undefined ? { kind: "none" } : { kind: "unit", unit };
+  return unit ? { kind: "unit", unit } : { kind: "none" };
 }
 
 /** Reads where a process is now. */
@@ -208,7 +208,7 @@ export async function probeHost(world: World, { pid = "self" as number | "self",
     (async () => void (facts.linger = await probeLinger(world, run)))(),
     (async () => {
       const version = /^systemd (\d+)/.exec((await run("systemd-run", "--version")).stdout)?.[1];
-      if (version !== undefined) facts.systemdVersion = Number(version);
+      if (version) facts.systemdVersion = Number(version);
     })(),
     (async () => {
       if (place.kind !== "unit") return;
@@ -220,7 +220,7 @@ export async function probeHost(world: World, { pid = "self" as number | "self",
   if (facts.scope === "no") {
     const { stdout } = await run("systemctl", "show", "-p", "LoadState,ActiveState", `user@${facts.uid}.service`);
     const state = /LoadState=masked/.test(stdout) ? "masked" : /ActiveState=(\w+)/.exec(stdout)?.[1];
-    if (state !== undefined) facts.manager = state;
+    if (state) facts.manager = state;
   }
   return facts;
 }
@@ -254,7 +254,7 @@ export function parsePolicy(text: string): Policy {
   return {
     ...(kill === "b true" || kill === "b false" ? { killUserProcesses: kill === "b true", only: list(only), exclude: list(exclude) } : {}),
     // 2^64 - 1 is systemd's infinity
-    stopDelayUs: delayUs === undefined ? undefined : delayUs === "18446744073709551615" ? "infinity" : Number(delayUs),
+    stopDelayUs: delayUs === "18446744073709551615" ? "infinity" : delayUs ? Number(delayUs) : undefined,
   };
 }
 
@@ -345,12 +345,12 @@ const warnings = {
     name: "ends-after-last-logout",
     message: `${facts.killed === "yes" ? "logind kills what stays in your sessions" : "it lives under your user manager"} (${facts.policy}) and user `
       + `${facts.user} is not lingering: it ends about ${delayWords(facts)} after your last session`
-      + (facts.lingerRefused === undefined ? "" : `; lingering could not be switched on: ${facts.lingerRefused}`),
-    hint: facts.lingerRefused === undefined ? enableLinger(facts) : `ask an administrator for: ${enableLinger(facts)}`,
+      + (facts.lingerRefused ? `; lingering could not be switched on: ${facts.lingerRefused}` : ""),
+    hint: `${facts.lingerRefused ? "ask an administrator for: " : ""}${enableLinger(facts)}`,
   }),
   endsWithSession: (facts: Facts): Warning => ({
     name: "ends-with-session",
-    message: `logind kills what stays in ${facts.owner === undefined ? "your sessions" : `the session of ${facts.owner}`} (${facts.policy}), and no scope `
+    message: `logind kills what stays in ${facts.owner ? `the session of ${facts.owner}` : "your sessions"} (${facts.policy}), and no scope `
       + `could be made to leave it: ${facts.scopeProblem || "the launch was not to use one"}`,
     hint: managerCanBeStarted(facts) || facts.scope !== "no" ? enableLinger(facts) : `as an administrator: ${excludeUser(facts.owner || facts.user)}`,
   }),
@@ -379,7 +379,7 @@ function enableLinger(facts: Facts): string {
 
 /** Lingering starts a user manager that is merely not there; not one that is masked, and one that hangs is there already. */
 function managerCanBeStarted(facts: Facts): boolean {
-  return facts.linger !== "yes" && (facts.manager === undefined || facts.manager === "inactive") && facts.scopeProblem?.includes("not installed") !== true;
+  return facts.linger !== "yes" && (!facts.manager || facts.manager === "inactive") && facts.scopeProblem?.includes("not installed") !== true;
 }
 
 /** root is named too: it is exempt only while the list is empty. */
@@ -417,7 +417,7 @@ export async function switchLingerOn(facts: Facts, world: World): Promise<void> 
   if (!facts.systemd || facts.linger === "yes" || chooseLaunch(facts).verdict.survives === "yes") return;
   const { code, stderr, problem } = await world.run(["loginctl", "--no-ask-password", "enable-linger", facts.user], probeMs);
   if (code !== 0) {
-    facts.lingerRefused = problem === undefined ? stderr || `exit code ${code}` : `loginctl ${problem}`;
+    facts.lingerRefused = problem ? `loginctl ${problem}` : stderr || `exit code ${code}`;
     return;
   }
   facts.linger = "yes";
@@ -559,7 +559,7 @@ export async function moveIntoScope(pids: number[], world: World): Promise<strin
     "busctl", "--user", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager", "StartTransientUnit",
     "ssa(sv)a(sa(sv))", name, "fail", "2", "PIDs", "au", String(pids.length), ...pids.map(String), "TimeoutStopUSec", "t", "10000000", "0",
   ], probeMs);
-  if (code !== 0) return problem === undefined ? stderr : `busctl ${problem}`;
+  if (code !== 0) return problem ? `busctl ${problem}` : stderr;
   for (let i = 0; i < 50; i++) {
     if (placeOf(pid, world).kind === "user-manager") return undefined;
     await sleep(20);

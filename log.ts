@@ -34,7 +34,7 @@ export function createLog(path: string): Log {
 
 function isOpenAt(path: string, descriptor: number): boolean {
   const [named, open] = [safely(() => lstatSync(path)), fstatSync(descriptor)];
-  return named !== undefined && named.ino === open.ino && named.dev === open.dev;
+  return named?.ino === open.ino && named.dev === open.dev;
 }
 
 /** Makes text from elsewhere harmless on a terminal and in a log: control characters shown as \\xNN, cut to a length. */

@@ -203,7 +203,7 @@ export function createProcesses(world: World): Processes {
       const id = stringParam(params, "id");
       const act = () => {
         const child = children.get(id);
-        if (child !== undefined) return run(child, params, caller);
+        if (child) return run(child, params, caller);
         if (absent !== undefined) return absent;
         throw new Failure(`Cannot find process "${shorten(id)}": no process has this id`, { code: errorCodes.invalidParams });
       };
@@ -221,7 +221,7 @@ export function createProcesses(world: World): Processes {
     refuseNul(request);
     const { id } = request;
     const old = children.get(id);
-    if (starting.has(id) || (old !== undefined && (!old.isOver || (old.link !== undefined && !old.link.isStalled)))) {
+    if (starting.has(id) || (old && (!old.isOver || (old.link && !old.link.isStalled)))) {
       throw new Failure(`Cannot start process "${shorten(id)}": a process with this id is alive`, { code: errorCodes.invalidParams });
     }
     const link = linkOf(peer); // now: it may close while we wait
@@ -230,7 +230,7 @@ export function createProcesses(world: World): Processes {
     try {
       const child = await startChild(request);
       const before = children.get(id);
-      if (before !== undefined) forget(before, peer.id);
+      if (before) forget(before, peer.id);
       children.set(id, child);
       if (!link.isClosed) attach(child, link, 1);
       return { success: true, pid: child.pid };
@@ -285,7 +285,7 @@ export function createProcesses(world: World): Processes {
     }
     while (sendNext(child));
     trim(child);
-    if (child.exit !== undefined) child.lastRead += chunk.length;
+    if (child.exit) child.lastRead += chunk.length;
     setFlow(child); // each time: node itself resumes the pipes of a child that has ended
   }
 
@@ -298,7 +298,7 @@ export function createProcesses(world: World): Processes {
   }
 
   function dropOldest(child: Child): void {
-    if (child.link !== undefined && child.nextSeq === child.firstSeq) detach(child, "backpressure");
+    if (child.link && child.nextSeq === child.firstSeq) detach(child, "backpressure");
     const message = child.messages.get(child.firstSeq)!;
     child.messages.delete(child.firstSeq++);
     if (message.stream !== "exit") child.heldBytes -= message.data.length;
@@ -306,7 +306,7 @@ export function createProcesses(world: World): Processes {
 
   function sendNext(child: Child): boolean {
     const { link, nextSeq: seq } = child;
-    if (link === undefined || link.isBehind || seq > child.lastSeq) return false;
+    if (!link || link.isBehind || seq > child.lastSeq) return false;
     const message = child.messages.get(seq)!;
     child.nextSeq++;
     child.toldSeq = Math.max(child.toldSeq, seq);
@@ -316,7 +316,7 @@ export function createProcesses(world: World): Processes {
   }
 
   function setFlow({ link, handle, exit, lastRead }: Child): void {
-    const flows = link === undefined || !link.isBehind || link.isStalled || (exit !== undefined && lastRead < lastReadBytes);
+    const flows = !link || !link.isBehind || link.isStalled || (exit && lastRead < lastReadBytes);
     for (const pipe of [handle?.stdout, handle?.stderr]) flows ? pipe?.resume() : pipe?.pause();
   }
 
@@ -324,7 +324,7 @@ export function createProcesses(world: World): Processes {
 
   function linkOf(peer: Peer): Link {
     const known = links.get(peer);
-    if (known !== undefined) return known;
+    if (known) return known;
     const link: Link = {
       peer, children: new Set(), isClosed: false, isBehind: false, isStalled: false, watch: undefined, unsentBytes: 0, stillTicks: 0,
     };
@@ -349,10 +349,10 @@ export function createProcesses(world: World): Processes {
   /** @param by Who has the stream now, told to the reader; nobody is told when it is left out. */
   function detach(child: Child, by?: string): void {
     const { link } = child;
-    if (link === undefined) return;
+    if (!link) return;
     child.link = undefined;
     link.children.delete(child);
-    if (by !== undefined) send(link, { type: "detached", processId: child.id, by });
+    if (by) send(link, { type: "detached", processId: child.id, by });
     setFlow(child);
   }
 
@@ -450,12 +450,12 @@ export function createProcesses(world: World): Processes {
     const signal = signalParam(params);
     const timeoutMs = Math.min(integerParam(params, "timeoutMs", { min: 0, max: Number.MAX_SAFE_INTEGER, default: 3000 }), 30_000);
     const escalate = booleanParam(params, "escalate", true);
-    if (!signalGroup(child, signal, "client") && child.exit !== undefined) return { found: true, died: true, alreadyExited: true };
+    if (!signalGroup(child, signal, "client") && child.exit) return { found: true, died: true, alreadyExited: true };
     if (await haveEnded([child], timeoutMs)) return { found: true, died: true };
-    if (!escalate) return { found: true, died: child.exit !== undefined };
+    if (!escalate) return { found: true, died: Boolean(child.exit) };
     signalGroup(child, "SIGKILL", "client");
     await haveEnded([child], killWaitMs);
-    return { found: true, died: child.exit !== undefined, escalated: true };
+    return { found: true, died: Boolean(child.exit), escalated: true };
   }
 
   async function endAll({ graceMs }: { graceMs: number }): Promise<number> {
@@ -463,7 +463,7 @@ export function createProcesses(world: World): Processes {
     environment.close();
     await Promise.all(starting.values());
     const groups = [...children.values()].filter(isGroupAlive);
-    const alive = groups.filter(({ exit }) => exit === undefined).length;
+    const alive = groups.filter(({ exit }) => !exit).length;
     for (const child of groups) safely(() => signalGroup(child, "SIGTERM", "shutdown")); // EPERM: a set-uid program
     if (await haveEnded(groups, graceMs)) return alive;
     for (const child of groups) safely(() => signalGroup(child, "SIGKILL", "shutdown"));
@@ -495,13 +495,13 @@ export function createProcesses(world: World): Processes {
 
   function finish(child: Child): void {
     const { exit, handle, killed } = child;
-    if (child.isOver || exit === undefined) return;
+    if (child.isOver || !exit) return;
     clearTimeout(child.exitTimer);
     child.isOver = true;
     for (const pipe of [handle?.stdin, handle?.stdout, handle?.stderr]) pipe?.destroy(); // a grandchild may hold the other ends
     child.handle = undefined;
     if (child.stdin === "open") child.stdin = "broken";
-    const killedBy = killed !== undefined && Date.now() - killed.at < killedByMs ? { killedBy: killed.by } : {};
+    const killedBy = killed && Date.now() - killed.at < killedByMs ? { killedBy: killed.by } : {};
     child.messages.set(++child.lastSeq, { stream: "exit", ...exit, ...killedBy });
     while (sendNext(child));
     keep(child);
@@ -570,9 +570,9 @@ function describeChild(child: Child): object {
 }
 
 function refuseClosedStdin({ id, exit, stdin, stdinApplied }: Child): void {
-  if (exit === undefined && stdin === "open") return;
+  if (!exit && stdin === "open") return;
   const closed = stdin === "ended" ? "it was ended by an earlier write" : "the process has closed it";
-  const why = exit !== undefined ? "the process has ended" : closed;
+  const why = exit ? "the process has ended" : closed;
   const data = { errno: "EPIPE", applied: stdinApplied };
   throw new Failure(`Cannot write to stdin of process "${shorten(id)}": ${why}`, { data });
 }
@@ -582,7 +582,7 @@ function signalParam(params: Params): NodeJS.Signals {
   const value = params.signal ?? "TERM";
   const isThis = ([name, number]: [string, number]) => value === number || value === name || `SIG${String(value)}` === name;
   const found = Object.entries(osConstants.signals).find(isThis);
-  if (found === undefined) throw invalidParam("signal", value, 'the name of a signal, such as "SIGTERM", or its number');
+  if (!found) throw invalidParam("signal", value, 'the name of a signal, such as "SIGTERM", or its number');
   return found[0] as NodeJS.Signals;
 }
 
@@ -607,7 +607,7 @@ function openProcess(command: string, args: string[], cwd: string, env: NodeJS.P
   return new Promise((resolve, reject) => {
     const handle = spawn(command, args, { cwd, env, detached: true, stdio: "pipe" });
     handle.on("error", reject); // at once or thrown, as it pleases node; later ones say nothing that "exit" does not
-    if (handle.pid !== undefined) resolve(handle);
+    if (handle.pid) resolve(handle);
   });
 }
 
@@ -639,7 +639,7 @@ async function haveEnded(children: Child[], withinMs: number): Promise<boolean> 
 
 /** Says whether there is someone to signal, and that it is the child's group, not another that has its number by now. */
 function isGroupAlive(child: Child): boolean {
-  if (child.exit === undefined) return true;
+  if (!child.exit) return true;
   if (child.survivors.size === 0) return false;
   const members = groupMembers(child.pid);
   child.survivors = new Set(members.some((member) => child.survivors.has(member)) ? members : []);
@@ -683,7 +683,7 @@ function createEnvironment({ env, log }: World, home: () => string, loginPathMs:
     if (requested.PATH === undefined) {
       isRead ??= readLoginPath();
       if (needsPath) await isRead;
-      if (loginPath !== undefined) made.PATH = loginPath;
+      if (loginPath) made.PATH = loginPath;
     }
     if (made.SSH_AUTH_SOCK && (await isAgentDead(made.SSH_AUTH_SOCK))) delete made.SSH_AUTH_SOCK;
     return { ...made, ...requested };
@@ -693,7 +693,7 @@ function createEnvironment({ env, log }: World, home: () => string, loginPathMs:
     const shell = env.SHELL || safely(() => userInfo().shell) || "/bin/sh";
     const start = performance.now();
     loginPath = await askLoginShell(shell, base(), loginPathMs, closed.signal).catch(() => undefined);
-    const outcome = loginPath === undefined ? "does not say its PATH: the daemon's is used" : "has said its PATH";
+    const outcome = loginPath ? "has said its PATH" : "does not say its PATH: the daemon's is used";
     log(`[Process] The login shell ${shorten(shell)} ${outcome} (${Math.round(performance.now() - start)} ms)`);
   }
 

@@ -33,9 +33,9 @@ function ownFlags(): string[] {
 
 function programFile(places: Places, isImported: boolean): string {
   const script = isImported ? undefined : process.argv[1];
-  const known = [script, build === undefined ? join(dirname(sourceFile!), "holdfast.ts") : build.file].find((path) => path !== undefined && isOnDisk(path));
-  if (known !== undefined) return known;
-  if (build === undefined) throw new Error("Internal error: the sources have no file");
+  const known = [script, build ? build.file : join(dirname(sourceFile!), "holdfast.ts")].find((path) => path && isOnDisk(path));
+  if (known) return known;
+  if (!build) throw new Error("Internal error: the sources have no file");
   // .cjs: whatever package.json stands above the run directory
   const copy = join(places.directory, "holdfast.cjs");
   const text = build.text();

@@ -133,7 +133,7 @@ export function createRpc({ methods, isToken, onUnauthorized }: RpcOptions): Rpc
   function findMethod(name: unknown): Method {
     if (typeof name !== "string") throw invalidRequest(`the method is ${describe(name)}, it must be a string`);
     const method = methods.get(name);
-    if (method !== undefined) return method;
+    if (method) return method;
     const dot = name.indexOf(".");
     if (dot < 1 || dot === name.length - 1) throw unknownMethod("Invalid method format", name);
     const namespace = name.slice(0, dot);
@@ -215,7 +215,7 @@ function valueOf(params: Params, name: string): unknown {
 }
 
 function joinAnswers(answers: Answer[]): Answer {
-  const given = answers.filter((answer) => answer !== undefined);
+  const given = answers.filter((answer) => answer);
   return given.length === 0 ? undefined : `[${given.join(",")}]`;
 }
 
@@ -260,8 +260,8 @@ function encodeError(id: Id, error: unknown, room?: Room): string {
 function errorObject(error: unknown): { code: number; message: string; data?: object } {
   const isFailure = error instanceof Failure;
   const errno = errnoOf(error);
-  const data: Record<string, unknown> = isFailure ? { ...error.data } : errno === undefined ? {} : { errno };
-  if (isFailure && error.hint !== undefined) data.hint = error.hint;
+  const data: Record<string, unknown> = isFailure ? { ...error.data } : errno ? { errno } : {};
+  if (isFailure && error.hint) data.hint = error.hint;
   return {
     code: isFailure ? error.code : errorCodes.internal,
     message: isFailure ? error.message : reasonOf(error),

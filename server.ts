@@ -158,7 +158,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   async function withPublication(action: () => void): Promise<void> {
     const claim = await claimSoon(lockPath, lockMs);
-    if (claim === undefined) throw new Failure(`Cannot publish the socket "${places.socket}": "${lockPath}" is held by another`, { exit: exitCodes.busy });
+    if (!claim) throw new Failure(`Cannot publish the socket "${places.socket}": "${lockPath}" is held by another`, { exit: exitCodes.busy });
     try {
       action();
     } finally {
@@ -199,7 +199,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     makeRunDirectory(dirname(places.socket));
     makeRunDirectory(places.directory);
     const next = successor();
-    if (next !== undefined && !isSame(places.socket, socket) && livenessOf(next).state !== "dead") {
+    if (next && !isSame(places.socket, socket) && livenessOf(next).state !== "dead") {
       if (processes.liveCount() === 0) void end("replaced", `by instance ${next.instance}`, killAfterMs);
       return `belongs to instance ${next.instance} now`;
     }
@@ -274,7 +274,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     if (!("body" in event)) return;
     const answer = rpc.handle(event.body, connection.caller);
     if (connection.caller.known) connection.decoder.maxBodyBytes = maxBodyBytes;
-    if (answer === undefined) return;
+    if (!answer) return;
     if (typeof answer === "string") return void write(connection, answer);
     connection.pending++;
     void answer.then((text) => {
@@ -442,7 +442,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   async function retirePublicName(expected: typeof phase): Promise<void> {
     // where no lock can be made (a full disk), nobody else can publish either
     const claim = await claimSoon(lockPath, lockMs).catch(() => ({ release: () => {} }));
-    if (claim === undefined) return log(`[Server] "${places.socket}" is not retired: "${lockPath}" is held by another`);
+    if (!claim) return log(`[Server] "${places.socket}" is not retired: "${lockPath}" is held by another`);
     if (phase === expected) retireName(places.socket, socket);
     claim.release();
   }

@@ -95,13 +95,13 @@ const realProc: Proc = {
  */
 export function defaultDirectory(env: NodeJS.ProcessEnv = process.env): string {
   const state = env.XDG_STATE_HOME;
-  const base = state !== undefined && isAbsolute(state) ? state : join(homeDirectory(env), ".local/state");
+  const base = state && isAbsolute(state) ? state : join(homeDirectory(env), ".local/state");
   return join(base, "holdfast", hostname());
 }
 
 /** HOME, or what the passwd database says where HOME is unset. */
 export function homeDirectory(env: NodeJS.ProcessEnv = process.env): string {
-  if (env.HOME !== undefined && isAbsolute(env.HOME)) return env.HOME;
+  if (env.HOME && isAbsolute(env.HOME)) return env.HOME;
   try {
     return userInfo().homedir;
   } catch (error) {
@@ -322,7 +322,7 @@ function readOwnFile(path: string, maxBytes: number): string {
 /** Opens a file that must be ours: regular, of our user, not writable by others; never through a symbolic link. A FIFO planted there hangs nobody. */
 function openOwnFile(path: string, flags: number): number {
   const refuse = (found: string): never => {
-    throw new Failure(`Cannot use "${path}": ${found}`, { exit: exitCodes.noPermission });
+    throw new Failure(`Cannot use "${path}": ${found}`, { exit: exitCodes.noPermission, hint: "remove it, or choose another place with --socket or --log" });
   };
   let descriptor: number;
   try {
@@ -375,10 +375,10 @@ export function tryClaim(path: string): Claim | Held {
     const holder = readClaim(path);
     if (holder === "absent") {
       const claim = linkClaim(path);
-      if (claim !== undefined) return claim;
+      if (claim) return claim;
       continue;
     }
-    if (holder === undefined || livenessOf(holder).state !== "dead") return { heldBy: holder };
+    if (!holder || livenessOf(holder).state !== "dead") return { heldBy: holder };
     const removal = tryClaim(`${path}-${holder.id}`);
     if (!("release" in removal)) return removal;
     removeClaim(path, holder.id);
@@ -523,7 +523,7 @@ export function retireName(path: string, socket: { dev: number; ino: number }): 
 
 export function isSame(path: string, socket: { dev: number; ino: number }): boolean {
   const stats = safely(() => lstatSync(path));
-  return stats !== undefined && stats.isSocket() && stats.dev === socket.dev && stats.ino === socket.ino;
+  return stats?.ino === socket.ino && stats.dev === socket.dev && stats.isSocket();
 }
 
 /**
@@ -582,7 +582,7 @@ export async function readToken(path: string, waitMs = 1000): Promise<string> {
   }
   const token = (Buffer.concat(chunks).toString("utf8").split("\n")[0] || "").trim();
   const found = token === "" ? "it is empty, a token is needed" : Buffer.byteLength(token) > 4095 ? "its first line has over 4095 bytes" : undefined;
-  if (found !== undefined) throw new Failure(`Cannot ${doing}: ${found}`, { exit: exitCodes.noPermission, hint });
+  if (found) throw new Failure(`Cannot ${doing}: ${found}`, { exit: exitCodes.noPermission, hint });
   return token;
 }
 

@@ -22,6 +22,6 @@ export const build: Build | undefined = typeof __build === "object" ? __build : 
 export const sourceFile = (import.meta as { filename?: string }).filename;
 
 export function version(): string {
-  if (build !== undefined) return build.version;
+  if (build) return build.version;
   return (JSON.parse(readFileSync(join(dirname(sourceFile!), "package.json"), "utf8")) as { version: string }).version;
 }

@@ -749,10 +749,10 @@ fault("symbolic links and a FIFO planted as the log", "refused in words; where t
   symlinkSync(target, link);
   await new Promise((done) => spawn("mkfifo", [fifo]).once("close", done));
   const linked = await place.serve("t", "--log", link);
-  assert.is(linked.code, 73);
-  assert.match(linked.stderr, /Cannot open the log ".*": it is a symbolic link/);
+  assert.is(linked.code, 77);
+  assert.match(linked.stderr, /Cannot use ".*": it is a symbolic link/);
   const piped = await place.serve("t", "--log", fifo);
-  assert.is(piped.code, 73);
+  assert.is(piped.code, 77);
   assert.match(piped.stderr, /it is a FIFO/);
   assert.is(readFileSync(target, "utf8"), "precious");
   return "so, for both";

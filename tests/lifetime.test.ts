@@ -47,7 +47,7 @@ const policy = suite("judgePolicy()");
 policy("reads the four properties as busctl prints them", () => {
   assert.equal(parsePolicy('b true\nas 0\nas 1 "dev"\nt 10000000\n'), { killUserProcesses: true, only: [], exclude: ["dev"], stopDelayUs: 10_000_000 });
   assert.equal(parsePolicy('b false\nas 2 "a" "b"\nas 0\nt 18446744073709551615\n'), { killUserProcesses: false, only: ["a", "b"], exclude: [], stopDelayUs: "infinity" });
-  assert.equal(parsePolicy("nonsense"), {});
+  assert.equal(parsePolicy("nonsense"), { stopDelayUs: undefined });
 });
 
 /** KillUserProcesses, KillOnlyUsers, KillExcludeUsers; then whether dev, u2 and root are killed. Seven configurations, measured on 252 and 262. */
