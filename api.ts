@@ -18,7 +18,6 @@ import { connectClient, createClient } from "./client.ts";
 import type { Client, Message } from "./client.ts";
 import { connectOwned, startServer } from "./control.ts";
 import { errorCodes, Failure } from "./failure.ts";
-import { realWorld } from "./lifetime.ts";
 import { daemonCommand } from "./program.ts";
 import { hashToken, makeRunDirectory, ownToken, placesOf, sleep } from "./socket.ts";
 import { version } from "./version.ts";
@@ -161,7 +160,7 @@ export async function serve(options: ServeOptions = {}): Promise<Served> {
   const { pid, instance, lifetime, how, version: started } = await startServer({
     places, tokenHashes: [hashToken(options.token ?? ownToken(places.token))], launch: options.lifetime || "auto", enableLinger: options.enableLinger === true,
     replace: options.replace === true, command: daemonCommand(places, true), version: version(), progress: () => {},
-  }, realWorld());
+  });
   return {
     socket: places.socket, pid, instance, version: started, how, lifetime, log: places.log, ...(options.token === undefined ? { tokenFile: places.token } : {}),
   };

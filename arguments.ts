@@ -25,23 +25,23 @@ Exit codes: 0 done, 1 failed, 64 usage, 69 no daemon, 73 cannot create, 75 busy,
 77 no permission, 78 will not survive logout (--require-survival).
 `;
 
-/** Each option: its value's name, or none for a switch; and the modes that take it. */
-const optionTable: Record<string, { value?: string; modes: string[] }> = {
-  socket: { value: "a path", modes: ["serve", "bridge", "stop", "status", "doctor", "call"] },
-  "token-file": { value: "a file", modes: ["serve", "call"] },
-  lifetime: { value: "auto, scope, detach or foreground", modes: ["serve"] },
-  "enable-linger": { modes: ["serve"] },
-  "require-survival": { modes: ["serve"] },
-  replace: { modes: ["serve"] },
-  log: { value: "a file", modes: ["serve"] },
-  launched: { modes: ["serve"] },
-  "no-start": { modes: ["bridge"] },
-  grace: { value: "seconds", modes: ["stop"] },
-  now: { modes: ["stop"] },
-  "if-idle": { modes: ["stop"] },
-  json: { modes: ["serve", "stop", "status", "doctor", "version"] },
+/** Each option: the modes that take it; and its value's name, or none for a switch. */
+const optionTable: Record<string, [modes: string, value?: string]> = {
+  socket: ["serve bridge stop status doctor call", "a path"],
+  "token-file": ["serve call", "a file"],
+  lifetime: ["serve", "auto, scope, detach or foreground"],
+  "enable-linger": ["serve"],
+  "require-survival": ["serve"],
+  replace: ["serve"],
+  log: ["serve", "a file"],
+  launched: ["serve"],
+  "no-start": ["bridge"],
+  grace: ["stop", "seconds"],
+  now: ["stop"],
+  "if-idle": ["stop"],
+  json: ["serve stop status doctor version"],
 };
-const modeNames = ["serve", "bridge", "stop", "status", "doctor", "call", "version", "help"];
+const modeNames = "serve bridge stop status doctor call version help".split(" ");
 
 export interface CommandLine {
   mode: string;
@@ -67,17 +67,18 @@ export function parseArguments(args: string[]): CommandLine {
       if (mode !== undefined && mode !== name) throw usage(`both --${mode} and --${name} are given, exactly one mode is needed`);
       mode = name;
     } else {
-      const option = Object.prototype.hasOwnProperty.call(optionTable, name) ? optionTable[name] : undefined;
+      const option = Object.hasOwn(optionTable, name) && optionTable[name];
       if (!option) throw usage(`"${args[at]}" is not an option`);
       if (options[name] !== undefined) throw usage(`--${name} is given twice`);
-      const value = option.value === undefined ? inline : inline ?? args[++at];
-      if (option.value === undefined && inline !== undefined) throw usage(`--${name} takes no value`);
-      if (option.value !== undefined && (value === undefined || value === "")) throw usage(`--${name} needs ${option.value}`);
+      const [, needed] = option;
+      const value = needed ? inline ?? args[++at] : inline;
+      if (!needed && inline !== undefined) throw usage(`--${name} takes no value`);
+      if (needed && !value) throw usage(`--${name} needs ${needed}`);
       options[name] = value || true;
     }
   }
   if (mode === undefined) throw usage("no mode is given, exactly one is needed: --serve, --bridge, --stop, --status, --doctor, --call, --version or --help");
-  for (const name of Object.keys(options)) if (!optionTable[name]!.modes.includes(mode)) throw usage(`--${name} does not go with --${mode}`);
+  for (const name of Object.keys(options)) if (!optionTable[name]![0].split(" ").includes(mode)) throw usage(`--${name} does not go with --${mode}`);
   if (mode !== "call" && words.length > 0) throw usage(`"${words[0]}" is not an option`);
   if (mode === "call" && (words.length < 1 || words.length > 2)) throw usage("--call needs METHOD and at most one PARAMS");
   if (options.now && options.grace) throw usage("--now and --grace exclude each other");

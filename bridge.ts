@@ -9,12 +9,15 @@ import { createWriteStream, fstatSync } from "node:fs";
 import { Socket } from "node:net";
 import type { OnReadOpts } from "node:net";
 import type { Readable, Writable } from "node:stream";
+import { tryConnect } from "./client.ts";
+import type { ConnectFailure } from "./client.ts";
 import { exitCodes } from "./failure.ts";
 import type { Failure } from "./failure.ts";
 import { createFrameDecoder, encodeFrame, maxBodyBytes } from "./frame.ts";
 import type { FrameDecoder, FrameEvent, Framing } from "./frame.ts";
 import { oversizeAnswer } from "./rpc.ts";
 
+const connectMs = 5000;
 /** How long answers are waited for after stdin has ended. */
 const drainMs = 2000;
 /** How long what was received may take to be written to stdout in the end. */
@@ -33,8 +36,9 @@ const intakeBytes = 256 << 10;
 export interface BridgeWorld {
   input: Readable;
   output: Writable;
-  /** Connects to a daemon, having started one if need be; or says why there is none. */
-  reach(): Promise<Socket | Failure>;
+  socket: string;
+  /** Finds another way to a daemon than its socket, having started one if need be; or says why there is none. */
+  reachOtherwise(outcome: ConnectFailure): Promise<Socket | Failure>;
   /** Words for the person at stderr. */
   warn(failure: Failure): void;
   /** Asks the daemon over another connection; why it does not answer, when it does not. */
@@ -68,7 +72,7 @@ type Take = (chunk: Buffer) => boolean;
  * Reads a socket into one buffer, again and again. A buffer for each read, as streams have it, is what a relay spends most of its time on: with
  * this one it passes twice as much.
  */
-export interface Intake {
+interface Intake {
   onread: OnReadOpts;
   /** What it is that is read. */
   keepFor<T extends Readable>(source: T): T;
@@ -79,7 +83,7 @@ export interface Intake {
 
 const intakes = new WeakMap<Readable, Intake>();
 
-export function createIntake(): Intake {
+function createIntake(): Intake {
   const intake: Intake = {
     onread: { buffer: Buffer.allocUnsafe(intakeBytes), callback: (length, bytes) => intake.take(Buffer.from(bytes.buffer, bytes.byteOffset, length)) },
     keepFor: (source) => (intakes.set(source, intake), source),
@@ -119,7 +123,9 @@ export function runBridge(world: BridgeWorld): Promise<number> {
 }
 
 async function reachAndRelay(world: BridgeWorld): Promise<number> {
-  const reached = await world.reach();
+  const intake = createIntake();
+  const attempt = await tryConnect(world.socket, connectMs, intake.onread);
+  const reached = "socket" in attempt ? intake.keepFor(attempt.socket) : await world.reachOtherwise(attempt);
   const outcome = reached instanceof Socket ? await relay(reached, world) : { failure: reached, unanswered: [] };
   if (typeof outcome === "number") return outcome;
   world.warn(outcome.failure);

@@ -75,11 +75,14 @@ function isScript() {
  */
 const hoisted = { "node:fs": "now", "node:path": "now", "node:os": "now", "node:buffer": "now", "node:crypto": "late", "node:child_process": "late", "node:util": "late", "node:fs/promises": "late" };
 const nodeNames = new Map();
+const codes = Object.fromEntries([...readFileSync(`${root}failure.ts`, "utf8").matchAll(/^export const (exitCodes|errorCodes) = (\{[^}]*\}) as const;$/gm)].map(
+  ([, table, body]) => [table, Object.fromEntries([...body.matchAll(/(\w+): (-?\d+)/g)].map(([, name, code]) => [name, code]))],
+));
 const nodeImports = {
   name: "node imports",
   setup: ({ onLoad }) => onLoad({ filter: /\.ts$/ }, ({ path }) => ({
     loader: "ts",
-    contents: readFileSync(path, "utf8").replace(/^import \{([^}]*)\} from "(node:[\w/]+)";$/gm, (_, list, module) => {
+    contents: withCodes(readFileSync(path, "utf8")).replace(/^import \{([^}]*)\} from "(node:[\w/]+)";$/gm, (_, list, module) => {
       const names = list.split(",").map((name) => name.trim()).filter((name) => name !== "");
       const isHoisted = (name) => module in hoisted && !name.includes("constants");
       for (const name of names.filter(isHoisted)) {
@@ -92,13 +95,17 @@ const nodeImports = {
   })),
 };
 
+/** `exitCodes.busy` as its number, as a compiler would have it of a constant. */
+function withCodes(source) {
+  return source.replace(/\b(exitCodes|errorCodes)\.(\w+)/g, (_, table, name) => codes[table][name]);
+}
+
 function nodePrelude() {
-  const names = [...nodeNames].sort();
-  const now = Object.keys(hoisted).filter((module) => hoisted[module] === "now").map((module) => {
-    return `const {${names.filter(([, from]) => from === module).map(([name]) => name)}} = require("${module}");\n`;
+  const lines = Object.entries(hoisted).map(([module, when]) => {
+    const names = [...nodeNames].filter(([, from]) => from === module).map(([name]) => name).sort();
+    return `const {${names}} = ${when === "now" ? "require" : "late"}("${module}");\n`;
   });
-  const late = names.filter(([, module]) => hoisted[module] === "late").map(([name, module]) => `const ${name} = late("${module}", "${name}");\n`);
-  return [...now, "const late = (module, name) => (...given) => require(module)[name](...given);\n", ...late].join("");
+  return "const late = (module) => new Proxy({}, { get: (_, name) => (...given) => require(module)[name](...given) });\n" + lines.join("");
 }
 
 mkdirSync(options.out, { recursive: true });
@@ -119,7 +126,7 @@ async function bundle(form) {
     bundle: true,
     write: false,
     platform: "node",
-    format: "cjs",
+    format: "esm",
     target: "node12",
     charset: "ascii", // with one that is not, V8 holds two bytes for each character of the whole text
     external: ["node:*"],
@@ -129,7 +136,12 @@ async function bundle(form) {
     ...form,
   });
   // a line for each function, as far as a newline there cannot be inside a string
-  return outputFiles[0].text.replaceAll('"use strict";', "").replace(/(?<=[;}])(?=(?:async )?function \w+\()/g, "\n");
+  return outputFiles[0].text.replace(/export\s*\{([^}]*)\};?\s*$/, exportsOf).replace(/(?<=[;}])(?=(?:async )?function \w+\()/g, "\n");
+}
+
+/** The second line is not run: it is for those who look for names without running it. */
+function exportsOf(_, names) {
+  return `module.exports={${names.replace(/(\w+) as (\w+)/g, "$2:$1")}};\n0&&(module.exports={${names.replace(/\w+ as /g, "")}});\n`;
 }
 
 /** By rename: somebody may be running the file that is there, or building at the same time. */

@@ -6,6 +6,8 @@ import type { Output, RemoteProcess } from "./api.ts";
 import type { Client } from "./client.ts";
 import { connectOwned } from "./control.ts";
 import { errnoOf, errorCodes, exitCodes, Failure, osFailure } from "./failure.ts";
+import { isObject } from "./rpc.ts";
+import { safely } from "./socket.ts";
 import type { Places } from "./socket.ts";
 
 /** How often a full pipe is tried that somebody has made non-blocking. */
@@ -39,15 +41,11 @@ export async function call(places: Places, method: string, paramsText: string | 
 }
 
 function parseParams(text: string): Record<string, unknown> {
-  const hint = `quote it for the shell: '{"id":"a"}'`;
-  let params: unknown;
-  try {
-    params = JSON.parse(text);
-  } catch (error) {
-    throw new Failure(`Cannot read PARAMS: ${(error as Error).message}, a JSON object is needed`, { exit: exitCodes.usage, hint });
-  }
-  if (typeof params === "object" && params !== null && !Array.isArray(params)) return params as Record<string, unknown>;
-  throw new Failure(`Cannot read PARAMS: it is ${JSON.stringify(params).slice(0, 50)}, a JSON object is needed`, { exit: exitCodes.usage, hint });
+  const params = safely((): unknown => JSON.parse(text));
+  if (isObject(params)) return params;
+  throw new Failure(`Cannot read PARAMS: it is ${JSON.stringify(text.slice(0, 50))}, a JSON object is needed`, {
+    exit: exitCodes.usage, hint: `quote it for the shell: '{"id":"a"}'`,
+  });
 }
 
 /** @returns The exit code of the process. */

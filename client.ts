@@ -26,7 +26,8 @@ export interface Client {
 }
 
 /** How a connect attempt to a socket went. "timeout" is not dead: only not answering. */
-export type ConnectOutcome = { socket: Socket } | { error: NodeJS.ErrnoException } | { timedOut: true };
+export type ConnectOutcome = { socket: Socket } | ConnectFailure;
+export type ConnectFailure = { error: NodeJS.ErrnoException } | { timedOut: true };
 
 /**
  * Connects, bounded in time. Never rejects.

@@ -9,7 +9,7 @@ import { readlinkSync, statSync } from "node:fs";
 import type { Socket } from "node:net";
 import { dirname } from "node:path";
 import { connectClient, createClient, proveAnswering, tryConnect } from "./client.ts";
-import type { Client, ConnectOutcome } from "./client.ts";
+import type { Client, ConnectFailure } from "./client.ts";
 import { absenceFailure, explainAbsence, timeWords } from "./doctor.ts";
 import { errnoOf, errorCodes, exitCodes, Failure, osFailure, reasonOf } from "./failure.ts";
 import {
@@ -66,7 +66,7 @@ export interface Started {
  *
  * @throws {Failure} Why neither is possible, with the exit code of the table.
  */
-export async function startServer(options: StartOptions, world: World): Promise<Started> {
+export async function startServer(options: StartOptions, world = realWorld()): Promise<Started> {
   return withClaim(options, async () => !options.replace && joinServer(options, world), async () => {
     const launched = await launch(options, world);
     if (launched) return launched;
@@ -83,7 +83,7 @@ export async function startServer(options: StartOptions, world: World): Promise<
  * @throws {Failure} As startServer(); and with exit code 75 when a daemon answers already.
  */
 export async function startHere(
-  options: StartOptions, world: World, startDaemon: (handover: Handover, world: World) => Promise<Daemon>,
+  options: StartOptions, startDaemon: (handover: Handover, world: World) => Promise<Daemon>, world = realWorld(),
 ): Promise<{ started: Started; ended: Promise<number> }> {
   const { places } = options;
   const busyHere = async (): Promise<false> => {
@@ -111,7 +111,7 @@ export async function startHere(
  * @returns A connection; or why there is none.
  */
 export async function reachOtherwise(
-  places: Places, outcome: Exclude<ConnectOutcome, { socket: Socket }>, healing: Omit<StartOptions, "tokenHashes"> | undefined,
+  places: Places, outcome: ConnectFailure, healing: Omit<StartOptions, "tokenHashes"> | undefined,
 ): Promise<Socket | Failure> {
   const explanation = explainAbsence(places, outcome);
   const { record, reason, message } = explanation;
@@ -125,7 +125,7 @@ export async function reachOtherwise(
   }
   if (!record || !explanation.healable || !healing) return absenceFailure(explanation);
   try {
-    const started = await startServer({ ...healing, tokenHashes: record.tokenHashes, places: { ...places, log: record.log } }, realWorld());
+    const started = await startServer({ ...healing, tokenHashes: record.tokenHashes, places: { ...places, log: record.log } });
     if (started.how === "started") {
       healing.progress(`${message}: started it again (pid ${started.pid}, ${started.lifetime.where}; survives logout: ${started.lifetime.words})`);
     }

@@ -4,7 +4,7 @@ import { accessSync, constants, readdirSync, statfsSync, statSync } from "node:f
 import { userInfo } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { createClient, tryConnect } from "./client.ts";
-import type { ConnectOutcome } from "./client.ts";
+import type { ConnectFailure } from "./client.ts";
 import { errnoOf, errorCodes, exitCodes, Failure, reasonOf } from "./failure.ts";
 import { chooseLaunch, probeHost, realWorld } from "./lifetime.ts";
 import type { Facts, Lifetime, Trilean, World } from "./lifetime.ts";
@@ -34,7 +34,7 @@ export interface Explanation {
  *
  * @param outcome How the connect failed; undefined when the socket is absent or it was not tried.
  */
-export function explainAbsence(places: Places, outcome?: Exclude<ConnectOutcome, { socket: unknown }>): Explanation {
+export function explainAbsence(places: Places, outcome?: ConnectFailure): Explanation {
   const serve = `${programWords()} --serve --socket '${places.socket}'`;
   const { record, problem } = readRecord(places.record);
   const explain = (reason: Reason, message: string, hint: string, healable = false): Explanation => ({ reason, message, hint, healable, record });
@@ -129,6 +129,10 @@ export interface Finding {
   administrator?: boolean;
 }
 
+function finding(state: Finding["state"], name: string, evidence: string, remedy?: string, administrator?: boolean): Finding {
+  return { state, name, evidence, remedy, administrator };
+}
+
 /** Looks at everything and prints it. Returns the exit code: 1 when something is a failure. */
 export async function printDoctor(places: Places, json: boolean, say: (text: string) => number): Promise<number> {
   const world = realWorld();
@@ -151,15 +155,15 @@ async function examineHost(places: Places, world: World): Promise<Finding[]> {
     probeHost(world, { tryScope: true }), askMayLinger(world), listenToShell(world), examineDaemon(places), askQuota(world),
   ]);
   return [
-    { state: "ok", name: "runtime", evidence: `${runtimeWords()}, ${process.execPath}` },
-    { state: "ok", name: "systemd", evidence: facts.systemd ? `version ${facts.systemdVersion || "unknown"}` : "this host was not booted with systemd: nothing ends a daemon at logout" },
-    { state: "ok", name: "where", evidence: placeWords(facts) },
+    finding("ok", "runtime", `${runtimeWords()}, ${process.execPath}`),
+    finding("ok", "systemd", facts.systemd ? `version ${facts.systemdVersion || "unknown"}` : "this host was not booted with systemd: nothing ends a daemon at logout"),
+    finding("ok", "where", placeWords(facts)),
     ...(facts.systemd ? [examinePolicy(facts, world), examineLinger(facts, mayLinger), examineManager(facts, world)] : []),
     examinePlan(facts, mayLinger),
     examineDirectory(places, overQuota),
-    { state: "ok", name: "socket", evidence: `${places.socket}: ${Buffer.byteLength(places.socket)} of at most ${maxPathBytes} bytes` },
+    finding("ok", "socket", `${places.socket}: ${Buffer.byteLength(places.socket)} of at most ${maxPathBytes} bytes`),
     examineLimits(world),
-    ...daemon,
+    daemon,
     noise,
   ];
 }
@@ -180,8 +184,8 @@ function placeWords({ place, user, owner }: Facts): string {
 }
 
 function examinePolicy(facts: Facts, world: World): Finding {
-  const evidence = `${facts.policy}${policyFile(world)}: logind ${{ yes: "kills what stays in a session", no: "leaves what stays in a session alone", unknown: "could not be asked" }[facts.killed]}`;
-  return { state: facts.killed === "unknown" ? "warning" : "ok", name: "policy", evidence };
+  const does = { yes: "kills what stays in a session", no: "leaves what stays in a session alone", unknown: "could not be asked" }[facts.killed];
+  return finding(facts.killed === "unknown" ? "warning" : "ok", "policy", `${facts.policy}${policyFile(world)}: logind ${does}`);
 }
 
 /** The file that has the last word: drop-ins by name, those of /etc over /run over /usr/lib of the same name (logind.conf(5)). */
@@ -197,8 +201,8 @@ function policyFile(world: World): string {
 }
 
 function examineLinger({ linger, user }: Facts, may: Trilean): Finding {
-  if (linger !== "no") return { state: linger === "yes" ? "ok" : "warning", name: "linger", evidence: linger === "yes" ? `on for ${user}` : "could not be found out" };
-  return { state: "ok", name: "linger", evidence: `off for ${user}, ${{ yes: "who may switch it on", no: "who may not switch it on", unknown: "who may or may not switch it on" }[may]}` };
+  if (linger === "unknown") return finding("warning", "linger", "could not be found out");
+  return finding("ok", "linger", linger === "yes" ? `on for ${user}` : `off for ${user}, who ${{ yes: "may", no: "may not", unknown: "may or may not" }[may]} switch it on`);
 }
 
 /** Asks polkit whether we may do it, without doing it. Without polkit, logind refuses everybody but root. */
@@ -211,8 +215,8 @@ async function askMayLinger(world: World): Promise<Trilean> {
 
 function examineManager(facts: Facts, world: World): Finding {
   const bus = world.exists(`/run/user/${facts.uid}/bus`) ? "with a bus" : "without a bus";
-  if (facts.scope === "yes") return { state: "ok", name: "manager", evidence: `the user manager makes scopes, ${bus}` };
-  return { state: "warning", name: "manager", evidence: `${facts.scopeProblem || "no scope was tried"}${facts.manager ? ` (user@${facts.uid}.service is ${facts.manager})` : ""}` };
+  if (facts.scope === "yes") return finding("ok", "manager", `the user manager makes scopes, ${bus}`);
+  return finding("warning", "manager", `${facts.scopeProblem || "no scope was tried"}${facts.manager ? ` (user@${facts.uid}.service is ${facts.manager})` : ""}`);
 }
 
 function examinePlan(facts: Facts, mayLinger: Trilean): Finding {
@@ -220,10 +224,10 @@ function examinePlan(facts: Facts, mayLinger: Trilean): Finding {
   const evidence = `--serve would ${launch === "scope" ? "detach into a scope of its own" : "detach, and stay where it is"}; survives logout: ${verdict.words}`;
   const [warning] = verdict.warnings;
   const state = verdict.survives === "yes" ? "ok" : verdict.survives === "no" ? "failure" : "warning";
-  if (!warning) return { state, name: "plan", evidence: `${evidence}${restartWords(facts, launch)}` };
+  if (!warning) return finding(state, "plan", `${evidence}${restartWords(facts, launch)}`);
   const command = warning.hint.replace(/^as an administrator: /, "");
   const administrator = command !== warning.hint || (mayLinger === "no" && command.startsWith("loginctl"));
-  return { state: verdict.survives === "yes" ? "warning" : state, name: "plan", evidence: `${evidence}: ${warning.message}`, remedy: command, administrator };
+  return finding(state === "ok" ? "warning" : state, "plan", `${evidence}: ${warning.message}`, command, administrator);
 }
 
 /** From 257 on a restarted logind forgets sessions that are closing, and stops what stayed in them 10 s later. */
@@ -243,22 +247,22 @@ async function askQuota(world: World): Promise<string> {
 }
 
 function examineDirectory(places: Places, overQuota: string): Finding {
-  const finding = (state: Finding["state"], evidence: string, remedy?: string): Finding => ({ state, name: "directory", evidence: `${places.directory}: ${evidence}`, remedy });
+  const found = (state: Finding["state"], evidence: string, remedy?: string): Finding => finding(state, "directory", `${places.directory}: ${evidence}`, remedy);
   let there = places.directory;
   while (safely(() => statSync(there)) === undefined && dirname(there) !== there) there = dirname(there);
   const elsewhere = `${programWords()} --serve --socket /tmp/holdfast-${process.getuid!()}/rpc.sock`;
   try {
     const stats = statSync(there);
-    if (!stats.isDirectory()) return finding("failure", `"${there}" is ${kindOf(stats)}, a directory is needed`, elsewhere);
+    if (!stats.isDirectory()) return found("failure", `"${there}" is ${kindOf(stats)}, a directory is needed`, elsewhere);
     accessSync(there, constants.W_OK | constants.X_OK);
     const { type, bavail, bsize, ffree, files } = statfsSync(there);
     const network = networkFileSystems[type >>> 0];
     const owner = there === places.directory ? `user ${stats.uid}, mode ${(stats.mode & 0o777).toString(8)}` : `to be made in "${there}"`;
     const evidence = `${owner}, ${network || "local"} file system, ${sizeWords(bavail * bsize)} free`;
-    if (bavail * bsize < 1 << 20 || (files > 0 && ffree === 0)) return finding("failure", `${evidence}: that is too little`, elsewhere);
-    return overQuota === "" ? finding("ok", evidence) : finding("warning", `${evidence}, but over quota: ${overQuota}`);
+    if (bavail * bsize < 1 << 20 || (files > 0 && ffree === 0)) return found("failure", `${evidence}: that is too little`, elsewhere);
+    return overQuota === "" ? found("ok", evidence) : found("warning", `${evidence}, but over quota: ${overQuota}`);
   } catch (error) {
-    return finding("failure", `cannot write in "${there}": ${reasonOf(error)}`, elsewhere);
+    return found("failure", `cannot write in "${there}": ${reasonOf(error)}`, elsewhere);
   }
 }
 
@@ -272,40 +276,36 @@ function examineLimits(world: World): Finding {
   const [openFiles, processes] = [limit("Max open files"), limit("Max processes")];
   const inotify = (name: string): string => world.readFile(`/proc/sys/fs/inotify/${name}`)?.trim() || "unknown";
   const words = (count: number): string => (count === Infinity ? "any number of" : String(count));
-  return {
-    state: openFiles < fewOpenFiles || processes < fewProcesses ? "warning" : "ok", name: "limits",
-    evidence: `${words(openFiles)} open files, ${words(processes)} processes, ${inotify("max_user_watches")} inotify watches, ${inotify("max_user_instances")} instances`,
-    remedy: openFiles < fewOpenFiles ? `ulimit -n ${/^Max open files\s+\d+\s+(\d+)/m.exec(limits)?.[1] || fewOpenFiles}` : undefined,
-  };
+  const isLittle = openFiles < fewOpenFiles;
+  return finding(
+    isLittle || processes < fewProcesses ? "warning" : "ok", "limits",
+    `${words(openFiles)} open files, ${words(processes)} processes, ${inotify("max_user_watches")} inotify watches, ${inotify("max_user_instances")} instances`,
+    isLittle ? `ulimit -n ${/^Max open files\s+\d+\s+(\d+)/m.exec(limits)?.[1] || fewOpenFiles}` : undefined,
+  );
 }
 
-async function examineDaemon(places: Places): Promise<Finding[]> {
+async function examineDaemon(places: Places): Promise<Finding> {
   const { record } = readRecord(places.record);
   const outcome = await tryConnect(places.socket, 2000);
-  if ("socket" in outcome && record) {
+  let failure: ConnectFailure | undefined;
+  if (!("socket" in outcome)) failure = outcome;
+  else if (!record) outcome.socket.destroy();
+  else {
     const client = createClient(outcome.socket, places.socket);
     try {
-      const status = (await client.request("server.capabilities", {}, record.key, 2000)) as { lifetime: Lifetime; version: string };
-      const { where, words, warnings: [warning] } = status.lifetime;
-      return [{
-        state: warning ? "warning" : "ok", name: "daemon", remedy: warning?.hint,
-        evidence: `pid ${record.pid}, version ${status.version}, up ${durationWords(Date.now() - record.startedAt)}, ${where}; survives logout: ${words}`,
-      }];
+      const { lifetime, version } = (await client.request("server.capabilities", {}, record.key, 2000)) as { lifetime: Lifetime; version: string };
+      const { where, words, warnings: [warning] } = lifetime;
+      const evidence = `pid ${record.pid}, version ${version}, up ${durationWords(Date.now() - record.startedAt)}, ${where}; survives logout: ${words}`;
+      return finding(warning ? "warning" : "ok", "daemon", evidence, warning?.hint);
     } catch {
-      return [{ state: "failure", name: "daemon", ...daemonWords(explainAbsence(places, { timedOut: true })) }];
+      failure = { timedOut: true };
     } finally {
       client.close();
     }
   }
-  if ("socket" in outcome) outcome.socket.destroy();
-  const explanation = explainAbsence(places, "socket" in outcome ? undefined : outcome);
-  if (explanation.reason === "never-started" && !("socket" in outcome)) return [{ state: "ok", name: "daemon", evidence: "none has been started yet" }];
-  const state = explanation.reason === "stopped" ? "ok" : explanation.healable ? "warning" : "failure";
-  return [{ state, name: "daemon", ...(state === "ok" ? { evidence: explanation.message } : daemonWords(explanation)) }];
-}
-
-function daemonWords({ reason, message, hint }: Explanation): { evidence: string; remedy: string } {
-  return { evidence: `${reason}: ${message}`, remedy: hint };
+  const { reason, message, hint, healable } = explainAbsence(places, failure);
+  if (reason === "never-started" && failure) return finding("ok", "daemon", "none has been started yet");
+  return reason === "stopped" ? finding("ok", "daemon", message) : finding(healable ? "warning" : "failure", "daemon", `${reason}: ${message}`, hint);
 }
 
 /** What a shell reads when sshd runs a command with it; and how each begins so that only a person's shell goes on. */
@@ -323,12 +323,11 @@ async function listenToShell(world: World): Promise<Finding> {
   const shell = safely(() => userInfo().shell) || "/bin/sh";
   // bash reads .bashrc for a command too when it takes itself to be run by sshd: SSH_CLIENT set, and no shell above it
   const { stdout, problem } = await world.run(["env", "-u", "SHLVL", `SSH_CLIENT=${process.env.SSH_CLIENT || "127.0.0.1 0 22"}`, shell, "-c", ":"], 3000);
-  const finding = (state: Finding["state"], evidence: string): Finding => ({ state, name: "shell", evidence: `${shell} ${evidence}` });
-  if (problem) return finding("warning", problem);
-  if (stdout === "") return finding("ok", "says nothing of its own before a command");
+  if (problem) return finding("warning", "shell", `${shell} ${problem}`);
+  if (stdout === "") return finding("ok", "shell", `${shell} says nothing of its own before a command`);
   const { files, guard } = shellFiles[basename(shell)] || { files: [".profile"], guard: undefined };
   const words = stdout.split(/\s+/).filter((word) => word.length > 2);
   const file = files.find((name) => words.some((word) => world.readFile(join(home, name))?.includes(word)));
-  const evidence = `says ${Buffer.byteLength(stdout)} bytes before a command, which corrupt a stream: ${JSON.stringify(stdout.slice(0, 60))}${file ? `, from ${join(home, file)}` : ""}`;
-  return { ...finding("failure", evidence), remedy: file && guard && `sed -i '1i ${guard}' ${join(home, file)}` };
+  const evidence = `${shell} says ${Buffer.byteLength(stdout)} bytes before a command, which corrupt a stream: ${JSON.stringify(stdout.slice(0, 60))}${file ? `, from ${join(home, file)}` : ""}`;
+  return finding("failure", "shell", evidence, file && guard && `sed -i '1i ${guard}' ${join(home, file)}`);
 }

@@ -150,10 +150,11 @@ async function readFile(path: string, params: Params): Promise<object> {
       if (!isWindow && size > maxBytes) throw tooLarge(path, `${size}`, maxBytes);
       const bytes = await readBytes(handle, offset, isWindow ? maxBytes : maxBytes + 1);
       if (!isWindow && bytes.length > maxBytes) throw tooLarge(path, `more than ${maxBytes}`, maxBytes); // in /proc, or it grows
-      const [from, to] = isWindow && encoding === "utf8" ? wholeCharacters(bytes, offset) : [0, bytes.length];
-      const content = encoding === "utf8" ? decodeText(bytes.subarray(from, to), path) : bytes.toString("base64");
-      const nextOffset = isWindow ? { nextOffset: offset + to } : {};
-      return { content, exists: true, size: Math.max(size, bytes.length === 0 ? 0 : offset + bytes.length), ...nextOffset };
+      const found = { exists: true, size: Math.max(size, bytes.length === 0 ? 0 : offset + bytes.length) };
+      if (encoding === "base64") return { content: bytes.toString("base64"), ...found, nextOffset: isWindow ? offset + bytes.length : undefined };
+      const from = offset > 0 ? /^[\x80-\xbf]{0,3}/.exec(bytes.toString("latin1", 0, 3))![0].length : 0; // of a character that the last window left
+      const content = decodeText(bytes.subarray(from), path, isWindow);
+      return { content, ...found, nextOffset: isWindow ? offset + from + Buffer.byteLength(content) : undefined };
     } finally {
       await handle.close();
     }
@@ -186,23 +187,15 @@ async function readBytes(handle: FileHandle, offset: number, maxBytes: number): 
   return Buffer.concat(chunks);
 }
 
-/** Finds the part of a window that has no cut character at its edges; all of it when nothing else would be left. */
-function wholeCharacters(bytes: Buffer, offset: number): [from: number, to: number] {
-  const isContinuation = (at: number) => (bytes[at]! & 0xc0) === 0x80;
-  let from = 0;
-  while (offset > 0 && from < Math.min(3, bytes.length) && isContinuation(from)) from++;
-  let last = bytes.length - 1;
-  while (last > from && last > bytes.length - 4 && isContinuation(last)) last--;
-  const lead = bytes[last] ?? 0;
-  const length = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : lead >= 0xc0 ? 2 : 1;
-  const to = last + length > bytes.length ? last : bytes.length;
-  return [from, to > from ? to : bytes.length];
-}
-
-/** Refuses what is not UTF-8: with replacement characters in it, a file that is read, edited and written would be spoilt. */
-function decodeText(bytes: Buffer, path: string): string {
+/**
+ * Refuses what is not UTF-8: with replacement characters in it, a file that is read, edited and written would be spoilt.
+ *
+ * @param stream A character that the end cuts is left out, but not when it is all there is.
+ */
+function decodeText(bytes: Buffer, path: string, stream: boolean): string {
   try {
-    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes); // ignoreBOM keeps it
+    const options = { fatal: true, ignoreBOM: true }; // ignoreBOM keeps it
+    return new TextDecoder("utf-8", options).decode(bytes, { stream }) || new TextDecoder("utf-8", options).decode(bytes);
   } catch (error) {
     const data = { errno: "EILSEQ" };
     throw new Failure(`Cannot read "${path}" as utf8: it is not UTF-8`, { data, hint: 'read it with encoding "base64"', cause: error });

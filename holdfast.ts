@@ -12,6 +12,7 @@ import type { BridgeWorld } from "./bridge.ts";
 import type { Started, StartOptions } from "./control.ts";
 import { exitCodes, Failure } from "./failure.ts";
 import type { ReadyMessage, Warning } from "./lifetime.ts";
+import { hashToken, makeRunDirectory, ownToken, placesOf, readToken } from "./socket.ts";
 import type { Places } from "./socket.ts";
 import { build, version } from "./version.ts";
 
@@ -25,7 +26,6 @@ async function main(): Promise<number> {
   if (mode === "help") return say(help);
   if (mode === "version") return say(options.json ? `${JSON.stringify(versionFacts())}\n` : `holdfast ${version()}\n`);
   if (options.launched) return launched();
-  const { placesOf } = await import("./socket.ts");
   const places = placesOf({ socket: text("socket"), log: text("log") });
   switch (mode) {
     case "serve": return serveHost(places, options);
@@ -44,7 +44,6 @@ async function serveHost(places: Places, options: CommandLine["options"]): Promi
   if (launch !== "auto" && launch !== "scope" && launch !== "detach" && launch !== "foreground") {
     throw usage(`--lifetime is "${launch}", it must be auto, scope, detach or foreground`);
   }
-  const { hashToken, makeRunDirectory, ownToken, readToken } = await import("./socket.ts");
   const { daemonCommand } = await import("./program.ts");
   // first of all, and once: it may be a pipe
   const given = options["token-file"] === undefined ? undefined : await readToken(options["token-file"] as string);
@@ -56,17 +55,15 @@ async function serveHost(places: Places, options: CommandLine["options"]): Promi
   };
   const tokenFile = given === undefined ? places.token : undefined;
   if (launch === "foreground") return serveHere(start, tokenFile, options);
-  const [{ startServer }, { realWorld }] = await Promise.all([import("./control.ts"), import("./lifetime.ts")]);
-  const started = await startServer(start, realWorld());
+  const started = await (await import("./control.ts")).startServer(start);
   return report(started, start, tokenFile, options);
 }
 
 /** In this process, for a supervisor (systemd, a container): until it is stopped. */
 async function serveHere(start: StartOptions, tokenFile: string | undefined, options: CommandLine["options"]): Promise<number> {
   const { startHere } = await import("./control.ts");
-  const { realWorld } = await import("./lifetime.ts");
   const { startDaemon } = await import("./server.ts");
-  const { started, ended } = await startHere(start, realWorld(), startDaemon);
+  const { started, ended } = await startHere(start, startDaemon);
   const code = report(started, start, tokenFile, options);
   if (code !== exitCodes.done) warn(`exit code ${code} is given as it ends: in the foreground it serves all the same`, undefined);
   return Math.max(await ended, code);
@@ -85,9 +82,7 @@ async function launched(): Promise<number> {
   try {
     const handover = JSON.parse(readFileSync(3, "utf8"));
     closeSync(3);
-    const { startDaemon } = await import("./server.ts");
-    const { realWorld } = await import("./lifetime.ts");
-    const { record, ended } = await startDaemon(handover, realWorld());
+    const { record, ended } = await (await import("./server.ts")).startDaemon(handover);
     report({ ok: true, pid: process.pid, instance: record.instance });
     return await ended;
   } catch (error) {
@@ -120,15 +115,10 @@ function report(started: Started, { places }: StartOptions, tokenFile: string | 
 // --bridge
 
 async function bridge(places: Places, mayStart: boolean): Promise<number> {
-  const [{ channelEnds, createIntake, runBridge }, { tryConnect }] = await Promise.all([import("./bridge.ts"), import("./client.ts")]);
+  const { channelEnds, runBridge } = await import("./bridge.ts");
   const world: BridgeWorld = {
-    ...channelEnds(),
-    reach: async () => {
-      const intake = createIntake();
-      const outcome = await tryConnect(places.socket, 5000, intake.onread);
-      return "socket" in outcome ? intake.keepFor(outcome.socket) : (await import("./control.ts")).reachOtherwise(places, outcome, mayStart ? await healing(places) : undefined);
-    },
-    warn: fail,
+    ...channelEnds(), socket: places.socket, warn: fail,
+    reachOtherwise: async (outcome) => (await import("./control.ts")).reachOtherwise(places, outcome, mayStart ? await healing(places) : undefined),
     explainSilence: async () => (await import("./control.ts")).explainSilence(places),
     explainLoss: async () => (await import("./control.ts")).explainLoss(places),
   };

@@ -30,10 +30,10 @@ export interface Peer {
   send(message: object): boolean;
   /** Bytes handed to send() and not yet taken by the kernel. */
   readonly unsentBytes: number;
-  /** Calls `listener` each time a peer that had fallen behind has caught up. Returns a function that takes it back. */
-  onDrain(listener: () => void): () => void;
-  /** Calls `listener` once, when the connection has closed. Returns a function that takes it back. */
-  onClose(listener: () => void): () => void;
+  /** Calls `listener` each time a peer that had fallen behind has caught up. */
+  onDrain(listener: () => void): void;
+  /** Calls `listener` once, when the connection has closed. */
+  onClose(listener: () => void): void;
 }
 
 /** The `params` of a request: an object, or nothing (an empty object). By-position params are refused. */
@@ -236,7 +236,7 @@ function isId(value: unknown): value is Id {
   return value === null || (typeof value === "string" ? value.length <= maxIdLength : Number.isFinite(value));
 }
 
-function isObject(value: unknown): value is Record<string, unknown> {
+export function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 

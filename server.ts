@@ -22,7 +22,7 @@ import { errorCodes, exitCodes, Failure } from "./failure.ts";
 import { createFiles } from "./files.ts";
 import { createFrameDecoder, encodeFrame, maxBodyBytes, strangerBodyBytes } from "./frame.ts";
 import type { FrameDecoder, FrameEvent } from "./frame.ts";
-import { describeVerdict, judgePlace, judgeSignals, placeOf } from "./lifetime.ts";
+import { describeVerdict, judgePlace, judgeSignals, placeOf, realWorld } from "./lifetime.ts";
 import type { Facts, Lifetime, World } from "./lifetime.ts";
 import { createLog } from "./log.ts";
 import type { Log } from "./log.ts";
@@ -78,8 +78,6 @@ interface Connection {
   corked: boolean;
   /** The peer has sent all it will. */
   halfClosed: boolean;
-  drained: Set<() => void>;
-  closed: Set<() => void>;
 }
 
 export interface Daemon {
@@ -95,7 +93,7 @@ export interface Daemon {
  * @returns When its socket is published.
  * @throws {Failure} Why it cannot start, with exit code 73 or 75. Nothing is left behind.
  */
-export async function startDaemon({ places, tokenHashes, facts, command, version, over }: Handover, world: World): Promise<Daemon> {
+export async function startDaemon({ places, tokenHashes, facts, command, version, over }: Handover, world = realWorld()): Promise<Daemon> {
   const log: Log = createLog(places.log);
   const lockPath = `${places.record}.lock`;
   const instance = randomBytes(16).toString("hex");
@@ -253,16 +251,12 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
       connection.halfClosed = true;
       endWhenAnswered(connection);
     });
-    peerSocket.on("drain", () => {
-      for (const listener of [...connection.drained]) listener();
-      throttle(connection);
-    });
+    peerSocket.on("drain", () => throttle(connection));
     peerSocket.on("error", () => {}); // "close" follows
     peerSocket.on("close", () => {
       clearTimeout(timer);
       connections.delete(connection);
       log("[Server] Connection closed: @");
-      for (const listener of [...connection.closed]) listener();
     });
   }
 
@@ -296,21 +290,18 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   }
 
   function createConnection(id: string, peerSocket: Socket): Connection {
-    const drained = new Set<() => void>();
-    const closed = new Set<() => void>();
-    const keep = (set: Set<() => void>) => (listener: () => void) => (set.add(listener), () => void set.delete(listener));
     const peer: Peer = {
       id,
       send: (message) => write(connection, encodeMessage(message)),
       get unsentBytes() {
         return peerSocket.writableLength;
       },
-      onDrain: keep(drained),
-      onClose: keep(closed),
+      onDrain: (listener) => void peerSocket.on("drain", listener),
+      onClose: (listener) => void peerSocket.on("close", listener),
     };
     const connection: Connection = {
       id, socket: peerSocket, decoder: createFrameDecoder({ maxBodyBytes: strangerBodyBytes }), caller: { peer, authenticated: false, known: false },
-      pending: 0, corked: false, halfClosed: false, drained, closed,
+      pending: 0, corked: false, halfClosed: false,
     };
     return connection;
   }
