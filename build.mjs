@@ -8,12 +8,13 @@
  *       is this Node too old?                     the syntax is lowered to Node 12, so that an old one reads as far as this
  *       require, or one made by node:module       an ES module has none
  *       const __build = {…}                       version, hash, run or imported, its own text: see version.ts
- *       …modules…                                 each evaluated when it is first imported, and with it what it needs of node:
+ *       what is needed of node:                   what takes long to load when it is first used
+ *       …modules…                                 side by side
  *     })(require, module)
  *
  * One function, so that it has its own text, even when it was read from stdin: a function's toString() is its source.
  *
- * The names are left whole, whitespace and syntax are not: indented it would be a quarter larger. Each function begins a line, and no line is
+ * The names are left whole, whitespace and syntax are not: written out it would be a quarter larger. Each function begins a line, and no line is
  * much over 160 characters. `--readable` writes `dist/holdfast.readable.js` as well, the same program with all its whitespace.
  *
  * The hash stands in the file itself, and is that of the file with zeros in its place: `sed "s/$hash/$(printf %064d 0)/" holdfast.js | sha256sum`.
@@ -69,11 +70,14 @@ function isScript() {
 `;
 
 /**
- * What modules import of node: functions stands once, before all of them: esbuild would write each name three times in each module, and call
- * `(0, import_node_child_process.spawn)(…)`. Functions of the modules that take node milliseconds to load, and that a bridge does without, are
- * looked up when they are first called. A module of node that has something else than functions stays where it was imported.
+ * In one file nothing is gained by modules of ours that are evaluated late: `await import("./call.ts")` becomes an import like the others, and
+ * all modules stand side by side. What they import of node: stands once, before them: esbuild would call
+ * `(0, import_node_child_process.spawn)(…)`. What takes node long to load is late: it is required when it is first used.
  */
-const hoisted = { "node:fs": "now", "node:path": "now", "node:os": "now", "node:buffer": "now", "node:crypto": "late", "node:child_process": "late", "node:util": "late", "node:fs/promises": "late" };
+const hoisted = {
+  "node:fs": "now", "node:path": "now", "node:buffer": "now", "node:os": "late",
+  "node:crypto": "late", "node:child_process": "late", "node:util": "late", "node:fs/promises": "late", "node:net": "late", "node:stream": "late",
+};
 const nodeNames = new Map();
 const codes = Object.fromEntries([...readFileSync(`${root}failure.ts`, "utf8").matchAll(/^export const (exitCodes|errorCodes) = (\{[^}]*\}) as const;$/gm)].map(
   ([, table, body]) => [table, Object.fromEntries([...body.matchAll(/(\w+): (-?\d+)/g)].map(([, name, code]) => [name, code]))],
@@ -82,15 +86,13 @@ const nodeImports = {
   name: "node imports",
   setup: ({ onLoad }) => onLoad({ filter: /\.ts$/ }, ({ path }) => ({
     loader: "ts",
-    contents: withCodes(readFileSync(path, "utf8")).replace(/^import \{([^}]*)\} from "(node:[\w/]+)";$/gm, (_, list, module) => {
+    contents: withoutDynamicImports(withCodes(readFileSync(path, "utf8"))).replace(/^import \{([^}]*)\} from "(node:[\w/]+)";$/gm, (_, list, module) => {
       const names = list.split(",").map((name) => name.trim()).filter((name) => name !== "");
-      const isHoisted = (name) => module in hoisted && !name.includes("constants");
-      for (const name of names.filter(isHoisted)) {
+      for (const name of names) {
         if ((nodeNames.get(name) ?? module) !== module) throw new Error(`"${name}" is imported from ${module} and from ${nodeNames.get(name)}`);
         nodeNames.set(name, module);
       }
-      const here = names.filter((name) => !isHoisted(name));
-      return here.length === 0 ? "" : `const {${here.join().replace(/ as /g, ": ")}} = require("${module}");`;
+      return "";
     }),
   })),
 };
@@ -100,12 +102,23 @@ function withCodes(source) {
   return source.replace(/\b(exitCodes|errorCodes)\.(\w+)/g, (_, table, name) => codes[table][name]);
 }
 
+function withoutDynamicImports(source) {
+  const modules = new Set();
+  const text = source.replace(/\(await import\("\.\/(\w+)\.ts"\)\)/g, (_, name) => (modules.add(name), `${name}Module`));
+  return [...modules].map((name) => `import * as ${name}Module from "./${name}.ts";`).join("") + text;
+}
+
 function nodePrelude() {
   const lines = Object.entries(hoisted).map(([module, when]) => {
-    const names = [...nodeNames].filter(([, from]) => from === module).map(([name]) => name).sort();
-    return `const {${names}} = ${when === "now" ? "require" : "late"}("${module}");\n`;
+    const names = [...nodeNames].filter(([, from]) => from === module).map(([name]) => name.replace(" as ", ": ")).sort();
+    return `const {${names}} = ${when === "now" ? `require("${module}")` : `late(() => require("${module}"))`};\n`;
   });
-  return "const late = (module) => new Proxy({}, { get: (_, name) => (...given) => require(module)[name](...given) });\n" + lines.join("");
+  return `const late = (load) => new Proxy({}, { get: (_, name) => new Proxy(function () {}, {
+  get: (_, key) => load()[name][key],
+  apply: (_, self, given) => load()[name](...given),
+  construct: (_, given) => new (load()[name])(...given),
+}) });
+` + lines.join("");
 }
 
 mkdirSync(options.out, { recursive: true });

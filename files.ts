@@ -150,11 +150,14 @@ async function readFile(path: string, params: Params): Promise<object> {
       if (!isWindow && size > maxBytes) throw tooLarge(path, `${size}`, maxBytes);
       const bytes = await readBytes(handle, offset, isWindow ? maxBytes : maxBytes + 1);
       if (!isWindow && bytes.length > maxBytes) throw tooLarge(path, `more than ${maxBytes}`, maxBytes); // in /proc, or it grows
-      const found = { exists: true, size: Math.max(size, bytes.length === 0 ? 0 : offset + bytes.length) };
-      if (encoding === "base64") return { content: bytes.toString("base64"), ...found, nextOffset: isWindow ? offset + bytes.length : undefined };
+      const answer = (content: string, nextOffset: number): object => {
+        const found = { content, exists: true, size: Math.max(size, bytes.length === 0 ? 0 : offset + bytes.length) };
+        return isWindow ? { ...found, nextOffset } : found;
+      };
+      if (encoding === "base64") return answer(bytes.toString("base64"), offset + bytes.length);
       const from = offset > 0 ? /^[\x80-\xbf]{0,3}/.exec(bytes.toString("latin1", 0, 3))![0].length : 0; // of a character that the last window left
       const content = decodeText(bytes.subarray(from), path, isWindow);
-      return { content, ...found, nextOffset: isWindow ? offset + from + Buffer.byteLength(content) : undefined };
+      return answer(content, offset + from + Buffer.byteLength(content));
     } finally {
       await handle.close();
     }

@@ -44,13 +44,12 @@ async function serveHost(places: Places, options: CommandLine["options"]): Promi
   if (launch !== "auto" && launch !== "scope" && launch !== "detach" && launch !== "foreground") {
     throw usage(`--lifetime is "${launch}", it must be auto, scope, detach or foreground`);
   }
-  const { daemonCommand } = await import("./program.ts");
   // first of all, and once: it may be a pipe
   const given = options["token-file"] === undefined ? undefined : await readToken(options["token-file"] as string);
   if (given === undefined) makeRunDirectory(places.directory);
   const start: StartOptions = {
     places, tokenHashes: [hashToken(given || ownToken(places.token))], launch: launch === "foreground" ? "detach" : launch,
-    enableLinger: options["enable-linger"] === true, replace: options.replace === true, command: daemonCommand(places), version: version(),
+    enableLinger: options["enable-linger"] === true, replace: options.replace === true, command: await command(places), version: version(),
     progress: (line) => process.stderr.isTTY && process.stderr.write(`holdfast: ${line} …\n`),
   };
   const tokenFile = given === undefined ? places.token : undefined;
@@ -61,9 +60,7 @@ async function serveHost(places: Places, options: CommandLine["options"]): Promi
 
 /** In this process, for a supervisor (systemd, a container): until it is stopped. */
 async function serveHere(start: StartOptions, tokenFile: string | undefined, options: CommandLine["options"]): Promise<number> {
-  const { startHere } = await import("./control.ts");
-  const { startDaemon } = await import("./server.ts");
-  const { started, ended } = await startHere(start, startDaemon);
+  const { started, ended } = await (await import("./control.ts")).startHere(start, (await import("./server.ts")).startDaemon);
   const code = report(started, start, tokenFile, options);
   if (code !== exitCodes.done) warn(`exit code ${code} is given as it ends: in the foreground it serves all the same`, undefined);
   return Math.max(await ended, code);
@@ -115,28 +112,29 @@ function report(started: Started, { places }: StartOptions, tokenFile: string | 
 // --bridge
 
 async function bridge(places: Places, mayStart: boolean): Promise<number> {
-  const { channelEnds, runBridge } = await import("./bridge.ts");
   const world: BridgeWorld = {
-    ...channelEnds(), socket: places.socket, warn: fail,
+    ...(await import("./bridge.ts")).channelEnds(), socket: places.socket, warn: fail,
     reachOtherwise: async (outcome) => (await import("./control.ts")).reachOtherwise(places, outcome, mayStart ? await healing(places) : undefined),
     explainSilence: async () => (await import("./control.ts")).explainSilence(places),
     explainLoss: async () => (await import("./control.ts")).explainLoss(places),
   };
-  return runBridge(world);
+  return (await import("./bridge.ts")).runBridge(world);
 }
 
 async function healing(places: Places): Promise<Omit<StartOptions, "tokenHashes">> {
-  const { daemonCommand } = await import("./program.ts");
-  return { places, launch: "auto", enableLinger: false, replace: false, command: daemonCommand(places), version: version(), progress: note };
+  return { places, launch: "auto", enableLinger: false, replace: false, command: await command(places), version: version(), progress: note };
+}
+
+async function command(places: Places): Promise<string[]> {
+  return (await import("./program.ts")).daemonCommand(places);
 }
 
 // --stop
 
 async function stop(places: Places, options: CommandLine["options"]): Promise<number> {
-  const { stopServer } = await import("./control.ts");
   const seconds = options.now ? 0 : !options.grace ? 10 : Number(options.grace);
   if (!(seconds >= 0 && seconds <= 86_400)) throw usage(`--grace is "${options.grace}", it must be from 0 to 86400 seconds`);
-  const { word, count, note: words } = await stopServer(places, { graceMs: Math.round(seconds * 1000), ifIdle: options["if-idle"] === true });
+  const { word, count, note: words } = await (await import("./control.ts")).stopServer(places, { graceMs: Math.round(seconds * 1000), ifIdle: options["if-idle"] === true });
   say(options.json ? `${JSON.stringify({ word, count })}\n` : `${word} ${count}\n`);
   if (words !== undefined) note(words);
   return exitCodes.done;

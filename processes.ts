@@ -20,7 +20,7 @@ import { Buffer } from "node:buffer";
 import { spawn } from "node:child_process";
 import type { ChildProcess } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { constants as fileConstants } from "node:fs";
+import { constants } from "node:fs";
 import { access, stat } from "node:fs/promises";
 import { connect } from "node:net";
 import { constants as osConstants, userInfo } from "node:os";
@@ -616,7 +616,7 @@ async function startFailure(command: string, cwd: string, path: string, error: u
   const name = shorten(command);
   try {
     if (!(await stat(cwd)).isDirectory()) throw Object.assign(new Error("ENOTDIR: not a directory"), { code: "ENOTDIR" });
-    await access(cwd, fileConstants.X_OK);
+    await access(cwd, constants.X_OK);
   } catch (reason) {
     return osFailure(`start "${name}" in working directory "${cwd}"`, reason);
   }

@@ -86,7 +86,9 @@ export interface Proc {
 const realProc: Proc = {
   read: (path) => readFileSync(path, "latin1"),
   link: (path) => readlinkSync(path),
-  host: hostname(),
+  get host() {
+    return hostname();
+  },
 };
 
 /**

@@ -108,7 +108,7 @@ const lines: [string[], RegExp][] = [
   [["--stop", "--grace=-1"], /--grace is "-1"/],
   [["--stop", "--grace", "86401"], /--grace is "86401"/],
   [["--call", "server.ping", "{"], /Cannot read PARAMS: .*a JSON object is needed/],
-  [["--call", "server.ping", "[]"], /Cannot read PARAMS: it is \[\], a JSON object is needed/],
+  [["--call", "server.ping", "[]"], /Cannot read PARAMS: it is "\[\]", a JSON object is needed/],
 ];
 run("ends with exit code 64, an error and a hint, and nothing on stdout", async () => {
   for (const [args, words] of lines) {

@@ -11,8 +11,8 @@ import * as assert from "uvu/assert";
 import { builtFile, holdfast, outcomeOf, request } from "./daemon.ts";
 import type { Outcome } from "./daemon.ts";
 
-/** The aim is 150 kB; all modules together, with their names whole, are more. It must at least not grow on. */
-const maxBytes = 170_000;
+/** With all names whole: not minified. */
+const maxBytes = 150_000;
 const text = readFileSync(builtFile, "utf8");
 
 async function withDirectory(use: (directory: string) => Promise<void>): Promise<void> {
@@ -61,7 +61,7 @@ built("loads no more than a mode needs", async () => {
     writeFileSync(preload, trace);
     const loaded = async (args: string[], stdin = ""): Promise<string> => /^loaded (.*)$/m.exec((await run(process.execPath, ["-r", preload, builtFile, ...args], { stdin })).stderr)![1]!;
     const versionNeeds = (await loaded(["--version"])).split(" ");
-    assert.equal(versionNeeds, ["fs", "path"]);
+    assert.equal(versionNeeds, ["buffer", "fs", "path"]); // which node itself has loaded
     const socket = join(directory, "s");
     await holdfast(["--serve", "--socket", socket]);
     const bridgeNeeds = (await loaded(["--bridge", "--socket", socket], `${JSON.stringify(request("server.ping"))}\n`)).split(" ");

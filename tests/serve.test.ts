@@ -76,7 +76,7 @@ const refusals: Refusal[] = [
   }, code: 73, words: /Cannot use the socket ".*\/rpc\.sock": nothing listens there, and it is not provably ours/ },
   { what: "the record is garbage", prepare: ({ socket }) => writeFileSync(`${socket}.record`, "{", { mode: 0o600 }), code: 77, words: /Cannot read the record ".*\.record": it holds 1 bytes that are not JSON/ },
   { what: "the record is a link", prepare: ({ socket }) => symlinkSync("/etc/passwd", `${socket}.record`), code: 77, words: /Cannot .*"\/.*\.record": .*(ELOOP|symbolic link)/ },
-  { what: "the log is a link", prepare: ({ directory }) => symlinkSync("elsewhere", join(directory, "remote-server.log")), code: 73, words: /Cannot open the log ".*\/remote-server\.log": it is a symbolic link/ },
+  { what: "the log is a link", prepare: ({ directory }) => symlinkSync("elsewhere", join(directory, "remote-server.log")), code: 77, words: /Cannot use ".*\/remote-server\.log": it is a symbolic link/ },
   { what: "the log is a directory", prepare: ({ directory }) => mkdirSync(join(directory, "l")), args: (site) => [...at("rpc.sock")(site), "--log", join(site.directory, "l")], code: 73,
     words: /Cannot open the log ".*\/l": .*\(EISDIR\)/ },
 ];
