@@ -5,7 +5,7 @@
  * provably dead and ours; probe, choose, launch, verify. Whoever finds the start claimed waits and joins the winner.
  */
 
-import { readlinkSync, statSync } from "node:fs";
+import { readFileSync, readlinkSync, statSync } from "node:fs";
 import type { Socket } from "node:net";
 import { dirname } from "node:path";
 import { connectClient, createClient, proveAnswering, tryConnect } from "./client.ts";
@@ -271,6 +271,8 @@ function callDaemons(places: Places): number[] {
 
 /** The daemons of our user that were launched for a socket, in our own namespaces: elsewhere the path is another one. */
 function daemonsOf(places: Places): number[] {
+  // the kernel's list of bound sockets, where a deleted one still has its name, spares a look at each process of the host
+  if (safely(() => readFileSync("/proc/net/unix", "utf8"))?.includes(` ${dirname(places.socket)}/`) === false) return [];
   const own = ["pid", "mnt"].map((name) => safely(() => readlinkSync(`/proc/self/ns/${name}`)));
   return livingProcesses().map(({ pid }) => pid).filter((pid) => safely(() =>
     argumentsOf(pid).slice(-3).join(" ") === `--launched --socket ${places.socket}` && statSync(`/proc/${pid}`).uid === process.getuid!()
