@@ -251,9 +251,15 @@ function isRecord(value: unknown): value is DaemonRecord {
   const record = value as Partial<DaemonRecord> | null;
   const strings = [record?.startTime, record?.bootId, record?.pidNamespace, record?.host, record?.version, record?.instance, record?.key, record?.log];
   return typeof record === "object" && record !== null && strings.every((field) => typeof field === "string")
-    && Number.isSafeInteger(record.pid) && record.pid! > 0 && typeof record.startedAt === "number"
-    && isStringList(record.tokenHashes) && isStringList(record.command)
+    && Number.isSafeInteger(record.pid) && record.pid! > 0 && isTime(record.startedAt) && isTime(record.stoppingAt ?? 0)
+    && (record.ended === undefined || (isTime(record.ended?.at) && typeof record.ended.detail === "string"))
+    && isStringList(record.tokenHashes) && record.tokenHashes.every((hash) => /^[0-9a-f]{64}$/.test(hash)) && isStringList(record.command)
     && typeof record.socket?.path === "string" && typeof record.socket.bound === "string" && typeof record.socket.ino === "number";
+}
+
+/** What Date can take, and say. */
+function isTime(value: unknown): value is number {
+  return typeof value === "number" && Math.abs(value) <= 8.64e15;
 }
 
 function isStringList(value: unknown): value is string[] {
@@ -589,7 +595,7 @@ function readSome(descriptor: number, buffer: Buffer): number {
 /** Reads the token of our own making beside the socket, or makes it. */
 export function ownToken(path: string): string {
   try {
-    const token = readOwnFile(path, 4096).trim();
+    const token = readOwnFile(path, 4096).split("\n")[0]!.trim(); // as readToken() does for those who are to use it
     if (token !== "") return token;
   } catch (error) {
     if (errnoOf(error) !== "ENOENT") throw error instanceof Failure ? error : osFailure(`read the token file "${path}"`, error);
