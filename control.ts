@@ -331,8 +331,11 @@ async function isGoneWithin(record: DaemonRecord, timeoutMs: number): Promise<bo
 /** Where its process cannot be seen (another pid namespace, no /proc), a daemon of this host is gone when its socket refuses. */
 async function isGone(record: DaemonRecord): Promise<boolean> {
   const { state } = livenessOf(record);
-  if (state !== "unknown" || record.host !== identify().host) return state === "dead";
-  const outcome = await tryConnect(record.socket.bound, 1000);
+  return state !== "unknown" || record.host !== identify().host ? state === "dead" : refuses(record.socket.bound);
+}
+
+async function refuses(path: string): Promise<boolean> {
+  const outcome = await tryConnect(path, 1000);
   if ("socket" in outcome) outcome.socket.destroy();
   return "error" in outcome;
 }
@@ -402,7 +405,7 @@ async function clearDead(places: Places, stopped = false): Promise<void> {
     if (found === undefined || !("record" in found) || !(await isGone(found.record))) return;
     const { record } = found;
     for (const name of [places.socket, record.socket.bound]) {
-      const there = isLeftBy(record, name) ? lookAt(name) : undefined;
+      const there = isLeftBy(record, name) && (await refuses(name)) ? lookAt(name) : undefined;
       if (there?.kind === "socket") retireName(name, there);
     }
     if (!stopped || record.ended?.reason === "stopped") return;
