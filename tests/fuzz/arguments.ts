@@ -11,7 +11,13 @@ import type { Target } from "./target.ts";
 
 export const argumentsTarget: Target = { name: "arguments", run: async (useCheck) => useCheck(checkArguments) };
 
-const modes = ["serve", "bridge", "stop", "status", "doctor", "call", "version", "help"];
+/** Each mode's options; the last one of --serve is only for the program itself. */
+const takes: Record<string, string[]> = {
+  serve: ["socket", "token-file", "lifetime", "enable-linger", "require-survival", "replace", "log", "json", "launched"],
+  bridge: ["socket", "no-start"], stop: ["socket", "grace", "now", "if-idle", "json"], status: ["socket", "json"], doctor: ["socket", "json"],
+  call: ["socket", "token-file"], version: ["json"], help: [],
+};
+const modes = Object.keys(takes);
 /** What stands in the help, and the word that only the program itself uses. */
 const names = [...new Set([...help.matchAll(/--([a-z-]+)/g)].map(([, name]) => name!)), "launched"];
 const switches = ["enable-linger", "require-survival", "replace", "launched", "no-start", "now", "if-idle", "json"];
@@ -20,10 +26,12 @@ const ownMembers = Reflect.ownKeys(Object.prototype).length;
 
 export function checkArguments(random: Random): void {
   const args = Array.from({ length: random(7) }, () => randomWord(random));
+  const said = reread(args);
   let line: CommandLine;
   try {
     line = parseArguments(args);
   } catch (error) {
+    demand(said === undefined, "It was refused, and is right", args, String(error));
     demand(error instanceof Failure, "It threw what is no Failure", args, String(error));
     demand(error.exit === 64 && error.hint === "see --help" && /^Cannot read the command line: \S/.test(error.message), "It was refused otherwise", args, error.message);
     demand(!/undefined|\[object|function/.test(error.message.replaceAll(/"[^]*"/g, "")), "Its words are those of an error of ours", args, error.message);
@@ -31,9 +39,8 @@ export function checkArguments(random: Random): void {
   } finally {
     demand(Reflect.ownKeys(Object.prototype).length === ownMembers, "Object.prototype has changed", args);
   }
-  const said = reread(args);
+  demand(said !== undefined, "It was read, and is wrong", args, line);
   demand(JSON.stringify(sorted(line)) === JSON.stringify(sorted(said)), "It was read otherwise than a second time", args, line, said);
-  demand(modes.includes(line.mode) && (line.mode === "call" ? line.words.length === 1 || line.words.length === 2 : line.words.length === 0), "It is no command", args, line);
   const written = [...line.words, `-${line.mode}`, ...Object.entries(line.options).map(([name, value]) => (value === true ? `-${name}` : `--${name}=${value}`))];
   demand(JSON.stringify(sorted(parseArguments(written))) === JSON.stringify(sorted(line)), "Written in another order it is another", args, written);
 }
@@ -47,18 +54,27 @@ function randomWord(random: Random): string {
   return mutateBytes(random, Buffer.from(`--${pick(random, names)}`)).toString();
 }
 
-/** What a line says that is right: it need not tell the wrong ones. */
-function reread(args: string[]): CommandLine {
-  const line: CommandLine = { mode: "", options: {}, words: [] };
+/** What a line says; undefined when it says nothing that can be done. */
+function reread(args: string[]): CommandLine | undefined {
+  const found: string[] = [];
+  const words: string[] = [];
+  const options: [name: string, value: string | true][] = [];
   for (let at = 0; at < args.length; at++) {
     const word = args[at]!;
-    const name = word.replace(/^--?/, "").split("=")[0]!;
-    if (word === name || !/^[a-z]/.test(name)) line.words.push(word);
-    else if (modes.includes(name)) line.mode = name;
-    else if (switches.includes(name)) line.options[name] = true;
-    else line.options[name] = word.includes("=") ? word.slice(word.indexOf("=") + 1) : args[++at]!;
+    const name = word.replace(/^--?/, "");
+    const [before] = name.split("=");
+    if (!word.startsWith("-") || word === "-") words.push(word);
+    else if (modes.includes(name)) found.push(name);
+    else if (switches.includes(name)) options.push([name, true]);
+    else if (!names.includes(before!) || modes.includes(before!) || switches.includes(before!)) return undefined;
+    else options.push([before!, name.includes("=") ? name.slice(before!.length + 1) : args[++at] ?? ""]);
   }
-  return line;
+  const [mode] = found;
+  const given = Object.fromEntries(options);
+  const isRight = mode !== undefined && found.every((one) => one === mode) && options.every(([name]) => takes[mode]!.includes(name))
+    && Object.keys(given).length === options.length && options.every(([, value]) => value !== "")
+    && (mode === "call" ? words.length === 1 || words.length === 2 : words.length === 0) && !("now" in given && "grace" in given);
+  return isRight ? { mode, options: given, words } : undefined;
 }
 
 function sorted({ mode, options, words }: CommandLine): unknown {

@@ -192,16 +192,16 @@ function eventsOf(bytes: Buffer): FrameEvent[] {
 
 // What is sent
 
-/** Mutated as often as not; what would leave the directory, or stop the daemon, is sent as it was. */
+/** A third of it is mutated; what would leave the directory, or stop the daemon, is sent as it was. */
 function randomBytes(random: Random, scene: Scene): Buffer {
   if (random(40) === 0) return mutateBytes(random, Buffer.alloc(0), random(300));
   const framing = pick(random, ["native", "lines"] as const);
-  const auth = pick(random, ["each", "each", "first", "none"] as const);
-  const bodies = Array.from({ length: 1 + random(5) }, () => randomBody(random, scene, auth === "each"));
+  const auth = pick(random, ["each", "each", "each", "first", "first", "none"] as const);
+  const bodies = Array.from({ length: 1 + random(8) }, () => randomBody(random, scene, auth === "each"));
   if (auth === "first") bodies.unshift(JSON.stringify({ jsonrpc: "2.0", id: "first", method: "server.authenticate", params: { token: scene.token } }));
   const frames = (texts: string[]) => Buffer.concat(texts.map((text) => encodeFrame(text, framing)));
   const whole = frames(bodies.filter((body) => isHarmless(frames([body]), scene)));
-  const mutated = random(2) === 0 ? mutateBytes(random, whole) : whole;
+  const mutated = random(3) === 0 ? mutateBytes(random, whole) : whole;
   return isHarmless(mutated, scene) ? mutated : isHarmless(whole, scene) ? whole : Buffer.alloc(0);
 }
 
@@ -234,7 +234,7 @@ function randomRequest(random: Random, { methods, token }: Scene, isKnown: boole
     "files.list": ["path", "includeHidden"], "files.read": ["path", "maxBytes", "offset", "encoding"], "files.write": ["path", "content", "encoding", "mode", "createDirs"],
     "server.authenticate": ["token"], "server.admit": ["key"], "server.shutdown": ["graceMs", "ifIdle"],
   };
-  const params = (Object.hasOwn(wanted, method) ? wanted[method]! : []).filter((_, at) => at < 2 || random(2) === 0).map((name): [string, string] => [name, values[name]!]);
+  const params = (Object.hasOwn(wanted, method) ? wanted[method]! : []).filter((_, at) => at < 3 || random(2) === 0).map((name): [string, string] => [name, values[name]!]);
   const members: [string, string][] = [
     ["jsonrpc", '"2.0"'], ...(random(10) === 0 ? [] : [["id", String(random(100))] as [string, string]]), ["method", randomString(random, method)],
     ["params", writeObject(random, random(3) === 0 ? mutateMembers(random, params) : params)], ...(isKnown ? [["auth", json(token)] as [string, string]] : []),
@@ -261,11 +261,12 @@ function isHarmlessRequest({ auth: _, method, params, ...rest }: any, bytes: Buf
   if (JSON.stringify([rest, method, others]).includes(token)) return false; // what is no secret may be logged
   if (method === "server.shutdown") return !bytes.includes(token);
   const { path, command, args, timeoutMs } = others;
-  if (/^files\./.test(method) && typeof path === "string") {
+  if (typeof method !== "string") return true;
+  if (method.startsWith("files.") && typeof path === "string") {
     const full = resolve(path === "~" || path.startsWith("~/") ? home + path.slice(1) : path.startsWith("/") ? path : `${home}/${path}`);
     return full === home || full.startsWith(`${home}/`);
   }
   if (method === "process.spawn" && typeof command === "string") return commands.some((one) => JSON.stringify(one) === JSON.stringify([command, ...(Array.isArray(args) ? args : [])]));
-  if (method === "process.killAndWait") return timeoutMs !== undefined && timeoutMs !== null && !(timeoutMs > 100);
+  if (method === "process.killAndWait") return typeof timeoutMs === "number" ? timeoutMs <= 100 : timeoutMs !== undefined && timeoutMs !== null;
   return true;
 }

@@ -6,7 +6,7 @@
 
 import { spawn } from "node:child_process";
 import type { ChildProcess } from "node:child_process";
-import { existsSync, lstatSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, linkSync, lstatSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -24,12 +24,14 @@ import type { Random } from "./random.ts";
 import { demand } from "./target.ts";
 import type { Check, Target } from "./target.ts";
 
-/** Somebody else's, beside what is fuzzed: living processes, a socket that is listened to, a file. */
+/** Somebody else's, beside what is fuzzed: living processes, a socket that is listened to, one that is not, a file. */
 interface Bystanders {
   directory: string;
   processes: ChildProcess[];
   socket: string;
+  deadSocket: string;
   file: string;
+  mayBeSignalled?: boolean;
 }
 
 export const recordTarget: Target = { name: "record", run: (useCheck) => withBystanders(useCheck, (others) => (random) => checkRecord(random, others)) };
@@ -44,11 +46,16 @@ async function withBystanders(useCheck: (check: Check) => Promise<void>, make: (
   const directory = mkdtempSync(join(tmpdir(), "holdfast-fuzz-"));
   // they end with their stdin; one runs "--serve", as a daemon does
   const processes = [[], ["--serve"]].map((words) => spawn("sh", ["-c", "read line", "sh", ...words], { stdio: ["pipe", "ignore", "ignore"] }));
-  const [socket, file] = [join(directory, "other.sock"), join(directory, "file")];
-  const server = createServer((connection) => connection.destroy()).listen(socket);
+  const [socket, deadSocket, file] = ["other.sock", "dead.sock", "file"].map((name) => join(directory, name)) as [string, string, string];
+  const server = createServer((connection) => connection.destroy());
+  await new Promise<void>((done) => server.listen(socket, done));
+  const former = createServer();
+  await new Promise<void>((done) => former.listen(`${deadSocket}.bound`, done));
+  linkSync(`${deadSocket}.bound`, deadSocket);
+  await new Promise((done) => former.close(done)); // takes the name away that it was bound to, and no other
   writeFileSync(file, "");
   try {
-    await useCheck(make({ directory, processes, socket, file }));
+    await useCheck(make({ directory, processes, socket, deadSocket, file }));
     for (const { pid } of processes) demand(isAlive(pid!), "Somebody else's process was ended");
     demand(existsSync(socket) && existsSync(file), "Somebody else's socket or file was removed");
   } finally {
@@ -114,16 +121,14 @@ function bootId(): string {
   return (boot ??= readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim());
 }
 
-/** Whom a record or a claim may name: the living, the dead, and those of elsewhere. */
-function randomIdentity(random: Random, { processes }: Bystanders): Identity {
+/** Whom a record or a claim may name: the living, the dead, and those of elsewhere. What may be signalled is ours, should the product be broken. */
+function randomIdentity(random: Random, { processes, mayBeSignalled = false }: Bystanders): Identity {
   const here = identify();
   return pick(random, [
-    () => here,
+    ...(mayBeSignalled ? [] : [() => here, () => ({ ...here, pid: 1 }), () => identify(1)]),
     () => identify(processes[0]!.pid),
     () => identify(processes[1]!.pid),
     () => ({ ...here, pid: processes[1]!.pid!, startTime: "1" }),
-    () => ({ ...here, pid: 1 }),
-    () => identify(1),
     () => ({ ...here, pid: 4_000_000, startTime: "1" }),
     () => ({ ...here, bootId: "00000000-0000-0000-0000-000000000000" }),
     () => ({ ...here, pidNamespace: "pid:[1]" }),
@@ -147,7 +152,7 @@ function randomRecord(random: Random, others: Bystanders): Buffer {
 }
 
 function recordOf(random: Random, others: Bystanders): DaemonRecord {
-  const { dev, ino } = lstatSync(others.socket);
+  const { dev, ino } = lstatSync(pick(random, [others.socket, others.deadSocket]));
   const path = join(others.directory, "rpc.sock");
   const reason = pick(random, ["stopped", "replaced", "killed-at-logout", "user-manager-stopped", "terminated", "crashed"] as const);
   return {
@@ -175,8 +180,8 @@ function checkClaim(random: Random, others: Bystanders): void {
   try {
     const claim = tryClaim(path);
     const value = parsed(text);
-    const isHeld = typeof value?.id === "string" && typeof value.pid === "number" && stateOf(value, false) === "alive";
-    demand(!isHeld || ("heldBy" in claim && readFileSync(path).equals(text)), "The claim of one that lives was taken", text, claim);
+    const isHeld = typeof value?.id === "string" && typeof value.pid === "number" && stateOf(value, false) !== "dead";
+    demand(!isHeld || ("heldBy" in claim && readFileSync(path).equals(text)), "The claim of one that may live was taken", text, claim);
     if ("heldBy" in claim) return demand(existsSync(path), "It is held, and gone", text);
     demand(identifiesUs(path), "A claim was given that is not there", text);
     claim.release();
@@ -235,21 +240,24 @@ async function wordsOf(read: () => string | Promise<string>): Promise<string | F
 async function checkStop(random: Random, seed: number, others: Bystanders): Promise<void> {
   const directory = mkdtempSync(join(others.directory, `${seed}-`));
   const places = placesOf({ socket: join(directory, "rpc.sock") });
-  if (random(2) === 0) writeFileSync(places.socket, "");
-  const before = random(2) === 0 ? lstatSync(others.socket) : undefined;
-  writeFileSync(places.record, randomRecord(random, { ...others, ...(before === undefined ? {} : { directory }) }), { mode: 0o600 });
+  const there = pick(random, ["nothing", "a file", "a socket"] as const);
+  if (there === "a file") writeFileSync(places.socket, "");
+  if (there === "a socket") linkSync(others.deadSocket, places.socket);
+  writeFileSync(places.record, randomRecord(random, { ...others, mayBeSignalled: true, ...(random(2) === 0 ? {} : { directory }) }), { mode: 0o600 });
   const text = readFileSync(places.record);
   // it may end what is provably its daemon: not a case
   const value = parsed(text);
   if (value !== null && typeof value === "object" && typeof value.startTime === "string" && stateOf(value, true) === "alive") return;
-  const hadFile = existsSync(places.socket);
+  const { dev, ino } = lstatSync(others.deadSocket);
+  const isLeft = value?.socket?.ino === ino && value.socket.dev === dev;
+  const isOfEarlierBoot = value?.host === hostname() && value.bootId !== bootId() && [value.socket?.path, value.socket?.bound].includes(places.socket);
   try {
     const { word, count } = await stopServer(places, { graceMs: 0, ifIdle: random(4) === 0 });
     demand((word === "stopped" || word === "none") && count === 0, "It stopped what was not there", text, word, count);
   } catch (error) {
     demand(error instanceof Failure && /^(Cannot|The daemon) .+/.test(error.message) && error.exit > 0, "It threw what is no words", text, (error as Error).stack);
   }
-  demand(existsSync(places.socket) === hadFile, "A file was removed that is no socket of ours", text);
+  demand(existsSync(places.socket) === (there !== "nothing") || (there === "a socket" && (isLeft || isOfEarlierBoot)), "A name was removed that is not ours", text);
   demand(others.processes.every(({ pid }) => isAlive(pid!)), "Somebody else's process was ended", text);
   demand(existsSync(others.socket) && existsSync(others.file), "Somebody else's socket or file was removed", text);
 }
