@@ -23,16 +23,19 @@ if (chosen.length === 0 || ![minutes, seed, cases].every((value) => value >= 0))
   process.exit(64);
 }
 
+// by exit(), which ends the daemons too
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.once(signal, () => process.exit(130));
+
 const outcomes: Outcome[] = [];
 for (const target of chosen) {
   const start = performance.now();
   let told = start;
   const until = start + (minutes * 60_000) / chosen.length;
   const progress = (done: number, failures: number): void => {
-    if (performance.now() - told < 1000) return;
+    if (performance.now() - told < (process.stdout.isTTY ? 1000 : 60_000)) return;
     told = performance.now();
     const words = `${target.name}: ${done} cases, ${Math.round((told - start) / 1000)} of ${Math.round((until - start) / 1000)} s, ${failures} failures`;
-    if (process.stdout.isTTY) process.stdout.write(`\r\x1b[K… ${words}`);
+    process.stdout.write(process.stdout.isTTY ? `\r\x1b[K… ${words}` : `… ${words}\n`);
   };
   const outcome = await runTarget(target, { seed, cases, until, progress });
   if (process.stdout.isTTY) process.stdout.write("\r\x1b[K");

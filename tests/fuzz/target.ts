@@ -59,10 +59,8 @@ export async function runTarget(target: Target, { seed, cases, until = Infinity,
       } catch (error) {
         outcome.failures.push(`${wordsOf(error)}\n  npm run fuzz -- --only ${target.name} --seed ${one} --cases 1`);
       }
-      if (++outcome.cases % breathCases === 0) {
-        await new Promise((done) => setImmediate(done));
-        progress?.(outcome.cases, outcome.failures.length);
-      }
+      if (++outcome.cases % breathCases === 0) await new Promise((done) => setImmediate(done));
+      progress?.(outcome.cases, outcome.failures.length);
     }
   };
   try {
