@@ -79,7 +79,8 @@ export function parseArguments(args: string[]): CommandLine {
   }
   if (mode === undefined) throw usage("no mode is given, exactly one is needed: --serve, --bridge, --stop, --status, --doctor, --call, --version or --help");
   for (const name of Object.keys(options)) if (!optionTable[name]![0].split(" ").includes(mode)) throw usage(`--${name} does not go with --${mode}`);
-  if (mode !== "call" && words.length > 0) throw usage(`"${words[0]}" is not an option`);
+  const odd = words.find((word) => mode !== "call" || /^-[^]/.test(word)); // "-" is PARAMS from stdin
+  if (odd !== undefined) throw usage(`"${odd}" is not an option`);
   if (mode === "call" && (words.length < 1 || words.length > 2)) throw usage("--call needs METHOD and at most one PARAMS");
   if (options.now && options.grace) throw usage("--now and --grace exclude each other");
   return { mode, options, words };

@@ -351,8 +351,11 @@ async function isGoneWithin(record: DaemonRecord, timeoutMs: number): Promise<bo
 /** Where its process cannot be seen (another pid namespace, no /proc), a daemon of this host is gone when its socket refuses. */
 async function isGone(record: DaemonRecord): Promise<boolean> {
   const { state } = livenessOf(record);
-  if (state !== "unknown" || record.host !== identify().host) return state === "dead";
-  const outcome = await tryConnect(record.socket.bound, 1000);
+  return state !== "unknown" || record.host !== identify().host ? state === "dead" : refuses(record.socket.bound);
+}
+
+async function refuses(path: string): Promise<boolean> {
+  const outcome = await tryConnect(path, 1000);
   if ("socket" in outcome) outcome.socket.destroy();
   return "error" in outcome;
 }
@@ -420,7 +423,7 @@ async function clearDead(places: Places, stopped = false): Promise<void> {
     const { record } = readRecord(places.record); // again: another daemon may have published meanwhile
     if (!record || !(await isGone(record))) return;
     for (const name of [places.socket, record.socket.bound]) {
-      const there = isLeftBy(record, name) ? lookAt(name) : undefined;
+      const there = isLeftBy(record, name) && (await refuses(name)) ? lookAt(name) : undefined;
       if (there?.kind === "socket") retireName(name, there);
     }
     if (!stopped || record.ended?.reason === "stopped") return;

@@ -580,7 +580,7 @@ function refuseClosedStdin({ id, exit, stdin, stdinApplied }: Child): void {
 /** "SIGTERM" or "TERM" or 15; TERM when it is absent. */
 function signalParam(params: Params): NodeJS.Signals {
   const value = params.signal ?? "TERM";
-  const isThis = ([name, number]: [string, number]) => value === number || value === name || `SIG${String(value)}` === name;
+  const isThis = ([name, number]: [string, number]) => [name, name.slice("SIG".length), number].includes(value as string);
   const found = Object.entries(osConstants.signals).find(isThis);
   if (!found) throw invalidParam("signal", value, 'the name of a signal, such as "SIGTERM", or its number');
   return found[0] as NodeJS.Signals;

@@ -222,7 +222,7 @@ function joinAnswers(answers: Answer[]): Answer {
 function checkVersionAndId(request: Request): void {
   if (request.jsonrpc !== "2.0") throw new Failure("Invalid JSON-RPC version", { code: errorCodes.invalidRequest });
   if (request.id === undefined || isId(request.id)) return;
-  throw invalidRequest(`the id is ${describe(request.id)}, it must be a string of at most ${maxIdLength} characters, a number or null`);
+  throw invalidRequest(`the id is ${describe(request.id)}, it must be a string of at most ${maxIdLength} characters, a number of at most 2^53 - 1 or null`);
 }
 
 function checkParams(params: unknown): Params {
@@ -231,9 +231,9 @@ function checkParams(params: unknown): Params {
   throw new Failure(`Cannot use params: they are ${describe(params)}, they must be an object`, { code: errorCodes.invalidParams });
 }
 
-/** JSON has no infinity, but JSON.parse makes one of 1e999, and JSON.stringify a null of that. */
+/** JSON.parse rounds a larger number, or makes infinity of it: the answer would have an id that nobody waits for. */
 function isId(value: unknown): value is Id {
-  return value === null || (typeof value === "string" ? value.length <= maxIdLength : Number.isFinite(value));
+  return value === null || (typeof value === "string" ? value.length <= maxIdLength : typeof value === "number" && Math.abs(value) <= Number.MAX_SAFE_INTEGER);
 }
 
 export function isObject(value: unknown): value is Record<string, unknown> {

@@ -272,10 +272,12 @@ export function readRecord(path: string): FoundRecord {
 function isRecord(value: unknown): value is DaemonRecord {
   const record = Object(value) as DaemonRecord;
   const socket = Object(record.socket) as DaemonRecord["socket"];
-  const lists = [record.tokenHashes, record.command];
-  const { startTime, bootId, pidNamespace, host, version, instance, key, log } = record;
-  return lists.every(Array.isArray) && [startTime, bootId, pidNamespace, host, version, instance, key, log, socket.path, socket.bound, ...lists.flat()].every((item) => typeof item === "string")
-    && [record.startedAt, socket.ino].every((item) => typeof item === "number") && Number.isSafeInteger(record.pid) && record.pid > 0;
+  const { startTime, bootId, pidNamespace, host, version, instance, key, log, tokenHashes, command, stoppingAt = 0 } = record;
+  const { at, detail } = record.ended === undefined ? { at: 0, detail: "" } : Object(record.ended);
+  return Array.isArray(tokenHashes) && tokenHashes.every((hash) => /^[0-9a-f]{64}$/.test(hash)) && Array.isArray(command)
+    && [startTime, bootId, pidNamespace, host, version, instance, key, log, detail, socket.path, socket.bound, ...command].every((item) => typeof item === "string")
+    && [record.startedAt, stoppingAt, at].every((time) => Math.abs(time) <= 8.64e15 && typeof time === "number") // what Date can take, and say
+    && typeof socket.ino === "number" && Number.isSafeInteger(record.pid) && record.pid > 0;
 }
 
 /** Writes the record, whole or not at all: to a file of its own, then renamed. */
@@ -601,7 +603,7 @@ function readSome(descriptor: number, buffer: Buffer): number {
 /** Reads the token of our own making beside the socket, or makes it. */
 export function ownToken(path: string): string {
   try {
-    const token = readOwnFile(path, 4096).trim();
+    const token = readOwnFile(path, 4096).split("\n")[0]!.trim(); // as readToken() does for those who are to use it
     if (token !== "") return token;
   } catch (error) {
     if (errnoOf(error) !== "ENOENT") throw error instanceof Failure ? error : osFailure(`read the token file "${path}"`, error);

@@ -77,6 +77,12 @@ const bad: [line: string[], what: string][] = [
   [["--version", "--socket", "/s"], "--socket does not go with --version"],
   [["--call"], "--call needs METHOD"],
   [["--call", "a.b", "{}", "{}"], "--call needs METHOD and at most one PARAMS"],
+  // were taken for METHOD and PARAMS
+  [["--call", "--Socket", "/s"], '"--Socket" is not an option'],
+  [["--call", "server.ping", "--Json"], '"--Json" is not an option'],
+  [["--call", "server.ping", "-5"], '"-5" is not an option'],
+  [["--call", "server.ping", "--"], '"--" is not an option'],
+  [["--call", "-\nlog", "/s"], '"-\nlog" is not an option'],
   [["--stop", "--now", "--grace", "5"], "--now and --grace exclude each other"],
 ];
 for (const [line, what] of bad) {

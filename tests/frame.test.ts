@@ -5,6 +5,8 @@ import * as assert from "uvu/assert";
 import { Failure } from "../failure.ts";
 import { createFrameDecoder, encodeFrame, maxBodyBytes, maxSkippedBytes, strangerBodyBytes } from "../frame.ts";
 import type { FrameDecoder, FrameEvent, Framing } from "../frame.ts";
+import { checkFrames } from "./fuzz/frame.ts";
+import { createRandom } from "./fuzz/random.ts";
 
 const kib64 = 65_536;
 
@@ -279,24 +281,9 @@ decode("stores nothing of a line that it reads past", async () => {
   assert.is(decoder.end().length, 1);
 });
 
+// the same once more for half a million seeds: fuzz.test.ts
 for (let seed = 1; seed <= 200; seed++) {
-  const framing = seed % 2 === 0 ? "native" : "lines";
-  decode(`agrees with a second reading of random bytes cut at random, ${framing}, seed ${seed}`, () => {
-    const random = createRandom(seed);
-    const limitBytes = 1 + random(3000);
-    const bodies = Array.from({ length: random(30) }, () => randomBody(random, limitBytes));
-    const whole = Buffer.concat(["{}", ...bodies].map((body) => encodeFrame(body, framing)));
-    const bytes = random(3) === 0 ? whole.subarray(0, -1 - random(20)) : whole;
-    const decoder = createFrameDecoder({ maxBodyBytes: limitBytes });
-    const events: FrameEvent[] = [];
-    for (let at = 0; at < bytes.length; ) {
-      const size = random(2) === 0 ? random(8) : random(2 * limitBytes);
-      events.push(...decoder.push(new Uint8Array(bytes.subarray(at, at + size))));
-      at += size;
-    }
-    events.push(...decoder.end());
-    assert.equal(plain(events), framing === "native" ? rereadNative(bytes, limitBytes) : rereadLines(bytes, limitBytes));
-  });
+  decode(`agrees with a second reading of random bytes cut at random, seed ${seed}`, () => checkFrames(createRandom(seed)));
 }
 
 decode.run();
@@ -351,44 +338,4 @@ function checkStream(cuts: Buffer[][], options: { maxBodyBytes?: number }, event
     assert.equal(plain(found), events);
     if (framing !== undefined) assert.is(decoder.framing, framing);
   }
-}
-
-/** A pseudo-random integer from 0 to below `n`, the same ones for the same seed (mulberry32). */
-function createRandom(seed: number): (n: number) => number {
-  let state = seed;
-  return (n) => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) % n;
-  };
-}
-
-/** Mostly about as long as the limit, or short, or empty; rich in the bytes that mean something. */
-function randomBody(random: (n: number) => number, limitBytes: number): Buffer {
-  const length = [0, 1, random(10), limitBytes - 1, limitBytes, limitBytes + 1, limitBytes + 2, random(2 * limitBytes)][random(8)]!;
-  return Buffer.from(Array.from({ length }, () => [0x0d, 0x00, 0x20, 0x7b, random(256)][random(5)]!));
-}
-
-/** The wire's rules once more, for bytes that are all there. */
-function rereadNative(bytes: Buffer, limitBytes: number): object[] {
-  const events: object[] = [];
-  let at = 0;
-  while (bytes.length - at >= 4) {
-    const length = bytes.readUInt32BE(at);
-    const body = bytes.subarray(at + 4, at + 4 + length);
-    if (length > limitBytes) events.push(over(length));
-    if (body.length < length) return [...events, { missingBytes: length - body.length }];
-    if (length <= limitBytes) events.push({ body: text(body) });
-    at += 4 + length;
-  }
-  return at === bytes.length ? events : [...events, { missingBytes: 4 - (bytes.length - at) }];
-}
-
-function rereadLines(bytes: Buffer, limitBytes: number): object[] {
-  return text(bytes).split("\n").flatMap((line): object[] => {
-    const body = line.endsWith("\r") ? line.slice(0, -1) : line;
-    if (body.length > limitBytes) return [over(line.length)];
-    return body === "" ? [] : [{ body }];
-  });
 }

@@ -812,7 +812,7 @@ for (const [signal, name] of [
     assert.equal(call("kill", { id: "a", signal }), { success: true, alreadyExited: true });
   }));
 }
-for (const signal of ["", "SIGNOPE", "sigterm", 0, 99, 1.5, true, {}, "__proto__"]) {
+for (const signal of ["", "SIGNOPE", "sigterm", 0, 99, 1.5, true, {}, "__proto__", ["TERM"], { toString: 1 }]) {
   kill(`refuses the signal ${JSON.stringify(signal)}`, () => withProcesses(async ({ call, processes }) => {
     await call("spawn", sh("a", "sleep 10"));
     for (const method of ["kill", "killAndWait"]) assert.is((await failureOf(() => call(method, { id: "a", signal }))).code, -32602);

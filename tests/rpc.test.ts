@@ -112,16 +112,18 @@ const requests: { name: string; request: object; result?: unknown; error?: objec
 
 /** Bodies to whole answers, for ids and for what is no request at all. `undefined` is no answer. */
 const bodies: { name: string; body: string | Uint8Array; answer: object | undefined }[] = [
-  ...[0, 7, -1, 0.5, 9007199254740991, "", "a", "7", "é😀", "x".repeat(rpc.maxIdLength), null].map((id) => ({
+  ...[0, 7, -1, 0.5, 9007199254740991, -9007199254740991, "", "a", "7", "é😀", "x".repeat(rpc.maxIdLength), null].map((id) => ({
     name: `the id ${JSON.stringify(id).slice(0, 20)}`,
     body: JSON.stringify({ jsonrpc: "2.0", id, method: "server.ping", auth: token }),
     answer: { jsonrpc: "2.0", id, result: { pong: true } },
   })),
   ...[["{}", "an object"], ["[1]", "an array"], ["true", "true"], ["1e999", "Infinity"],
+    // the first is a double, the second is not: it was answered as the first, for which nobody waited
+    ["9007199254740992", "9007199254740992"], ["9007199254740993", "9007199254740992"], ["-9007199254740992", "-9007199254740992"],
     [`"${"x".repeat(rpc.maxIdLength + 1)}"`, `"${"x".repeat(120)}…"`]].map(([id, is]) => ({
     name: `the id ${id!.slice(0, 20)} that is ${is!.slice(0, 20)}`,
     body: `{"jsonrpc":"2.0","id":${id},"method":"server.ping","auth":"${token}"}`,
-    answer: invalid(`the id is ${is}, it must be a string of at most 256 characters, a number or null`),
+    answer: invalid(`the id is ${is}, it must be a string of at most 256 characters, a number of at most 2^53 - 1 or null`),
   })),
   ...[["7", "7"], ['"a"', '"a"'], ["null", "null"], ["false", "false"]].map(([body, is]) => ({
     name: `the JSON ${body}`, body: body!, answer: invalid(`it is ${is}, it must be an object`),
@@ -251,6 +253,39 @@ handle("answers a result that is no JSON", async () => {
 handle("answers JSON nested a million deep", async () => {
   const open = "[".repeat(1_000_000);
   checkAnswer(await ask(open + "]".repeat(1_000_000)), [notRequest("an array")]);
+});
+
+const nestings: [name: string, open: string, close: string][] = [["arrays", "[", "]"], ["objects", '{"":', "}"]];
+for (const [name, open, close] of nestings) {
+  const deepest = (roomBytes: number): string => {
+    const depth = Math.floor((roomBytes - 1) / (open.length + close.length));
+    return `${open.repeat(depth)}1${close.repeat(depth)}`;
+  };
+  const rows: [place: string, before: string, after: string, answer: object][] = [
+    ["params", `{"jsonrpc":"2.0","id":7,"auth":"${token}","method":"server.ping","params":{"a":`, "}}", { ...pong, id: 7 }],
+    ["id", `{"jsonrpc":"2.0","auth":"${token}","method":"server.ping","id":`, "}",
+      invalid(`the id is an ${name.slice(0, -1)}, it must be a string of at most 256 characters, a number of at most 2^53 - 1 or null`)],
+    ["method", `{"jsonrpc":"2.0","id":7,"auth":"${token}","method":`, "}", { ...invalid(`the method is an ${name.slice(0, -1)}, it must be a string`), id: 7 }],
+    ["auth", '{"jsonrpc":"2.0","id":7,"method":"server.ping","auth":', "}", { jsonrpc: "2.0", id: 7, error: unauthorized }],
+  ];
+  for (const [place, before, after, answer] of rows) {
+    handle(`answers a stranger's largest frame of ${name} in each other, in ${place}`, async () => {
+      checkAnswer(await ask(before + deepest(strangerBodyBytes - before.length - after.length) + after), answer);
+    });
+  }
+  handle(`answers a stranger's largest frame of ${name} that are never closed`, async () => {
+    assert.is(JSON.parse((await ask(open.repeat(strangerBodyBytes / open.length)))!).error.code, -32700);
+  });
+  handle(`answers params of ${name} too deep to be said again`, async () => {
+    const { error } = JSON.parse((await ask(`{"jsonrpc":"2.0","id":7,"auth":"${token}","method":"test.echo","params":{"a":${deepest(strangerBodyBytes)}}}`))!);
+    assert.is(error.code, -32603);
+  });
+}
+
+// The dearest of all frames: 8 million arrays, some 850 MB and 2 s while it is parsed.
+handle("answers the largest frame of arrays in each other", async () => {
+  const open = `{"jsonrpc":"2.0","id":7,"auth":"${token}","method":"server.ping","params":{"a":${"[".repeat(8_380_000)}`;
+  checkAnswer(await ask(`${open}${"]".repeat(8_380_000)}}}`), { ...pong, id: 7 });
 });
 
 for (const method of ["test.bytes", "test.bytesLater"]) {

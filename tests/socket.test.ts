@@ -11,6 +11,7 @@ import { basename, join, resolve } from "node:path";
 import { build } from "esbuild";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { stopServer } from "../control.ts";
 import { Failure } from "../failure.ts";
 import {
   defaultDirectory, hashToken, homeDirectory, identify, isSame, listenBeside, livenessOf, lookAt, makeRunDirectory, maxPathBytes, openLog, ownToken, placesOf,
@@ -211,6 +212,11 @@ const oddRecords: [what: string, make: (path: string) => unknown, words: RegExp,
   ...([
     { pid: 0 }, { pid: -1 }, { pid: 1.5 }, { pid: "1" }, { startTime: 5 }, { key: undefined }, { tokenHashes: ["a", 1] }, { tokenHashes: "a" }, { command: undefined }, { socket: null },
     { socket: { path: "/s", bound: "/b", dev: 1 } }, { socket: { path: "/s", dev: 1, ino: 1 } }, { startedAt: "now" }, { host: null },
+    // Date threw at these, and so did all that tells why there is no daemon
+    { startedAt: 8.64e15 + 1 }, { stoppingAt: "now" }, { stoppingAt: 1e300 }, { ended: null }, { ended: 5 }, { ended: { at: "now", reason: "stopped", detail: "" } },
+    { ended: { at: 1, reason: "stopped" } },
+    // timingSafeEqual() threw at these, and a daemon that had them could admit nobody
+    { tokenHashes: ["ab"] }, { tokenHashes: [hashToken("t").toUpperCase()] }, { tokenHashes: [hashToken("t"), ""] },
   ] as object[]).map((changes): typeof oddRecords[number] => [
     `a record with ${JSON.stringify(changes)}`, (path) => writeFileSync(path, JSON.stringify({ ...record, ...changes })), /its JSON is not a holdfast record$/,
   ]),
@@ -229,6 +235,22 @@ for (const [what, make, words, exit] of oddRecords) {
     assert.ok(Date.now() - start < 500);
   }));
 }
+
+// A socket was removed by the record's word alone, when the record was of an earlier boot, or its inode had been given to another.
+recordSuite("is not believed about a socket at which somebody listens", () => withDirectory(async ({ directory }) => {
+  const places = placesOf({ socket: join(directory, "rpc.sock") });
+  const other = createServer((connection) => connection.destroy());
+  const bound = await listenBeside(other, join(directory, "other"));
+  try {
+    for (const changes of [{ bootId: "00000000-0000-0000-0000-000000000000" }, { pid: 4_000_000, startTime: "1" }]) {
+      writeRecord(places.record, { ...record, ...changes, socket: { path: places.socket, ...bound } });
+      assert.equal(await stopServer(places, { graceMs: 0, ifIdle: false }), { word: "none", count: 0 });
+      assert.ok(isSame(bound.bound, bound));
+    }
+  } finally {
+    await new Promise((done) => other.close(done));
+  }
+}));
 
 const claims = suite("tryClaim()");
 const wins = (claim: ReturnType<typeof tryClaim>): claim is { release(): void } => "release" in claim;
@@ -488,6 +510,9 @@ token("of our own making is kept, 0600, and made anew where it is empty", () => 
   assert.equal([ownToken(path), modeOf(path)], [made, "600"]);
   writeFileSync(path, "");
   assert.is.not(ownToken(path), made);
+  // the daemon took the whole file for its token, those who read the file it had named the first line
+  writeFileSync(path, " mine \nand a note\n");
+  assert.equal([ownToken(path), await readToken(path)], ["mine", "mine"]);
   chmodSync(path, 0o666);
   assert.is((await failureOf(() => ownToken(path))).exit, 77);
 }));
