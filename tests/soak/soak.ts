@@ -21,7 +21,7 @@ import { Lost, openBridgeLine, Wrong } from "./line.ts";
 import { plotSoak } from "./plot.ts";
 import { allPids, cpuOf, descriptorKinds, judgeFlatness, leastCheckpoints, sampleOf } from "./sample.ts";
 import type { Checkpoint, Flatness, Rest, Sample } from "./sample.ts";
-import { operations, run, tidy } from "./work.ts";
+import { operations, run, tide, tidy } from "./work.ts";
 import type { Life, Operation, Site, Worker } from "./work.ts";
 
 const workerCount = 4;
@@ -97,13 +97,14 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
   const problems: string[] = [];
   const samples: Sample[] = [];
   const lives: LifeStory[] = [];
+  /** By name of the operation: done, and interrupted. */
   const done = new Map<string, number>();
+  const interrupted = new Map<string, number>();
   const startedAt = performance.now();
   const at = (): number => (performance.now() - startedAt) / 1000;
   const random = createRandom(seed);
 
   let count = 0;
-  let interrupted = 0;
   let killed = 0;
   let healed = 0;
   let disturbances = 0;
@@ -199,12 +200,16 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
     isOver = true;
   }
 
-  /** Each operation once: for what a daemon does for the first time it may keep something. Then its first rest. */
+  /**
+   * Each operation once: for what a daemon does for the first time it may keep something. And the most that can be at once: malloc keeps for itself
+   * what it once had, so that memory climbs to where it then stays (to 240 MiB, with all of 4 workers' work such). Then its first rest.
+   */
   async function warmUp(): Promise<void> {
     for (const operation of chosen) {
       if (problems.length > 0) return;
       await attempt(operation.name, () => carryOut(operation, director));
     }
+    await atRest(() => Promise.all([...workers, director].map((worker) => attempt("tide", () => tide(worker)))));
     await rest();
   }
 
@@ -239,9 +244,9 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
     const number = ++count;
     try {
       await action();
-      done.set(name, (done.get(name) ?? 0) + 1);
+      increase(done, name);
     } catch (error) {
-      if (error instanceof Lost && (wasDisturbing || disturbances > before)) interrupted++;
+      if (error instanceof Lost && (wasDisturbing || disturbances > before)) increase(interrupted, name);
       else blame(`operation ${number} "${name}"`, error as Error);
     }
     for (let round = 0; isDisturbing && round < 10; round++) await sleep(50); // what is begun meanwhile may be interrupted, too
@@ -349,14 +354,20 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
   // Rests
 
   /** Lets all work end, and all that is kept of it be forgotten; then nothing may be there that was not at the first rest. */
-  async function rest(): Promise<void> {
+  function rest(): Promise<void> {
+    return atRest(async () => {
+      for (const worker of [director, ...workers]) await tidy(worker);
+      await takeCheckpoint();
+    });
+  }
+
+  async function atRest(action: () => Promise<unknown>): Promise<void> {
     let goOn!: () => void;
     resting = new Promise((resolve) => (goOn = resolve));
     try {
       await Promise.all(busy);
       await turn;
-      for (const worker of [director, ...workers]) await tidy(worker);
-      await takeCheckpoint();
+      await action();
     } catch (error) {
       blame("a rest", error as Error);
     } finally {
@@ -435,7 +446,7 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
     const atRest = lives.at(-1)?.rests.at(-1);
     const { bridgesKilled, linesCut, revivals, publications, gaps } = site.counts;
     return [
-      `${count} operations (${interrupted} interrupted)`, `${lives.length - 1} daemons ended, ${killed} of them by kill -9, ${healed} healed`,
+      `${count} operations (${[...interrupted.values()].reduce((sum, times) => sum + times, 0)} interrupted)`, `${lives.length - 1} daemons ended, ${killed} of them by kill -9, ${healed} healed`,
       `${bridgesKilled} bridges killed, ${linesCut} sockets cut, ${revivals} revivals, ${publications} publications after a deletion, ${gaps} gaps named`,
       `memory ${(peakKiB / 1024).toFixed(0)} MiB at most, ${((atRest?.rssKiB ?? 0) / 1024).toFixed(0)} at rest (heap ${size(atRest?.heapBytes ?? 0)}, buffers ${size(atRest?.bufferBytes ?? 0)})`,
       `at rest ${atRest?.descriptors} descriptors, ${atRest?.threads} threads, ${atRest?.children} children`,
@@ -444,7 +455,8 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
   }
 
   function tableOf(): string {
-    const rows = [["operation", "done"], ...[...done].sort(([, a], [, b]) => b - a).map(([name, times]) => [name, String(times)])];
+    const names = [...new Set([...done.keys(), ...interrupted.keys()])].sort((a, b) => (done.get(b) ?? 0) - (done.get(a) ?? 0));
+    const rows = [["operation", "done, interrupted"], ...names.map((name) => [name, `${done.get(name) ?? 0}, ${interrupted.get(name) ?? 0}`])];
     rows.push(["", ""], ["daemon", "lived, rests, end"]);
     for (const [index, life] of lives.entries()) {
       const until_ = lives[index + 1]?.from ?? at();
@@ -455,6 +467,10 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
     if (flatness.length === 0) rows.push(["memory", `not judged: no daemon had ${leastCheckpoints} rests`]);
     return rows.map(([name, text]) => `${name!.padEnd(20)}${text}`.trimEnd()).join("\n");
   }
+}
+
+function increase(counts: Map<string, number>, name: string): void {
+  counts.set(name, (counts.get(name) ?? 0) + 1);
 }
 
 function size(bytes: number): string {

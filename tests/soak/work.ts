@@ -583,6 +583,18 @@ export const operations: Operation[] = [
   { name: "grandchild", weight: 0.5, run: grandchild },
 ];
 
+/** As much as can be held for one worker: a process that says more than is held, to a reader that stands still for a while. */
+export async function tide(worker: Worker): Promise<void> {
+  await withLine(worker, async (line) => {
+    const track = await start(worker, line, "/bin/sh", ["-c", `exec ${seqOf(0, lineCount)}`], { to: lineCount });
+    line.pause();
+    await sleep(1500);
+    line.resume();
+    await finish(line, track);
+    track.check(true);
+  }, { bridge: false });
+}
+
 /** Gives each name of a worker to a process that says nothing: what the earlier ones said is forgotten, and what still runs is ended. */
 export async function tidy(worker: Worker): Promise<void> {
   mkdirSync(join(worker.site.directory, "files"), { recursive: true });
