@@ -52,6 +52,9 @@ export interface SoakResult {
   summary: string;
   table: string;
   svg: string;
+  /** Rests that were taken, and kills of the daemon: without either, little was tested. */
+  rests: number;
+  kills: number;
 }
 
 /** What a daemon's life has come to. */
@@ -152,7 +155,7 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
   for (const { token, file } of tokens) writeFileSync(file, `${token}\n`, { mode: 0o600 });
   let sampler: NodeJS.Timeout | undefined;
   let flatness: Flatness[] = [];
-  let table = "";
+  let [summary, table] = ["", ""];
   try {
     await startAnew();
     let nextProgress = 30;
@@ -171,10 +174,10 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
     problems.push(`seed ${seed}: ${(error as Error).stack}`);
   } finally {
     clearInterval(sampler);
-    table = tableOf();
+    [summary, table] = [figures(), tableOf()];
     await clearUp();
   }
-  return { problems, summary: figures(), table, svg: plotSoak({ seed, samples, lives, problems, flatness }) };
+  return { problems, summary, table, rests: lives.flatMap((life) => life.rests).length, kills: killed, svg: plotSoak({ seed, samples, lives, problems, flatness }) };
 
   // What is done
 
@@ -185,7 +188,7 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
     const endsAt = Array.from({ length: endCount }, () => seconds * (0.05 + 0.35 * random())).sort((a, b) => a - b);
     await warmUp();
     let nextRest = at() + restEvery;
-    for (let isFirst = true; at() < seconds && problems.length < maxProblems; await sleep(100)) {
+    for (let isFirst = true; at() < seconds && !isOver; await sleep(100)) {
       if (endsAt.length > 0 && at() > endsAt[0]!) {
         endsAt.shift();
         const how = isFirst ? "kill -9" : ends[Math.floor(random() * ends.length)]!;
@@ -206,7 +209,7 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
    */
   async function warmUp(): Promise<void> {
     for (const operation of chosen) {
-      if (problems.length > 0) return;
+      if (isOver) return;
       await attempt(operation.name, () => carryOut(operation, director));
     }
     await atRest(() => Promise.all([...workers, director].map((worker) => attempt("tide", () => tide(worker)))));
@@ -215,7 +218,7 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
 
   async function work(worker: Worker): Promise<void> {
     const total = chosen.reduce((sum, { weight }) => sum + weight, 0);
-    while (!isOver && problems.length < maxProblems) {
+    while (!isOver) {
       await (resting ?? pace());
       if (resting !== undefined || isOver) continue;
       let left = worker.random() * total;
@@ -255,6 +258,7 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
   function blame(what: string, error: Error | string): void {
     problems.push(`seed ${seed}, ${what}, at ${at().toFixed(1)} s: ${typeof error === "string" ? error : error.stack}`);
     progress(problems.at(-1)!);
+    if (problems.length >= maxProblems) isOver = true;
   }
 
   /** Waits until daemon and clients have used no more of the processor than they may. */
@@ -370,6 +374,7 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
       await action();
     } catch (error) {
       blame("a rest", error as Error);
+      isOver = true; // it would be so at each one that follows
     } finally {
       resting = undefined;
       goOn();
