@@ -22,9 +22,9 @@ interface Series {
 export function plotSoak({ seed, samples, lives, problems, flatness }: {
   seed: number; samples: Sample[]; lives: LifeStory[]; problems: string[]; flatness: Flatness[];
 }): string {
-  const seconds = Math.max(samples.at(-1)?.at ?? 1, 1);
   const series = (name: string, colour: string, of: (sample: Sample) => number): Series => ({ name, colour, points: samples.map((sample) => [sample.at, of(sample)]) });
   const rests = lives.flatMap((life) => life.rests);
+  const seconds = Math.max(samples.at(-1)?.at ?? 0, rests.at(-1)?.at ?? 0, 1);
   const atRest = (name: string, colour: string, of: (rest: (typeof rests)[number]) => number): Series => ({ name, colour, isDots: true, points: rests.map((rest) => [rest.at, of(rest)]) });
   const load = samples.flatMap((sample, index): [number, number][] => {
     const before = samples[Math.max(index - 10, 0)]!;
@@ -62,14 +62,14 @@ function plotPanel(title: string, lines: Series[], y0: number, seconds: number, 
   const marks = lines.map(({ points, colour, isDots }) => isDots === true
     ? points.map(([at, value]) => `<circle cx="${x(at)}" cy="${y(value)}" r="2.5" fill="${colour}"/>`).join("")
     : `<polyline fill="none" stroke="${colour}" stroke-width="1.2" points="${points.map(([at, value]) => `${x(at)},${y(value)}`).join(" ")}"/>`);
-  const legend = lines.map(({ name, colour, isDots, points }, index) => `<text x="${width - right + 10}" y="${y0 + 12 + index * 16}" fill="${colour}" style="fill:${colour}">${isDots ? "●" : "—"} ${escape(name)} ${(points.at(-1)?.[1] ?? 0).toFixed(most < 10 ? 2 : 0)}</text>`);
+  const legend = lines.map(({ name, colour, isDots, points }, index) => `<text x="${width - right + 10}" y="${y0 + 12 + index * 16}" fill="${colour}" style="fill:${colour}">${isDots ? "●" : "—"} ${escape(name)} ${(points.at(-1)?.[1] ?? 0).toFixed(title.includes("in use") ? 2 : 0)}</text>`);
   return [`<text x="${left}" y="${y0 - 6}" font-weight="bold">${escape(title)}</text>`, ...grid, ...times, ...marks, ...legend].join("\n");
 }
 
-/** 1, 2 or 5 times a power of ten. */
+/** A round number. */
 function niceAbove(value: number): number {
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].find((factor) => factor * power >= value)! * power;
+  return [1, 1.5, 2, 3, 4, 6, 8, 10].find((factor) => factor * power >= value)! * power;
 }
 
 function escape(text: string): string {

@@ -75,9 +75,9 @@ const probe = `if (process.argv.includes("--launched")) process.on("SIGUSR2", as
   for (let round = 0; round < 4; round++) {
     gc();
     await new Promise((done) => setTimeout(done, 20));
-    const { heapUsed, external, arrayBuffers } = process.memoryUsage();
+    const { heapUsed, external } = process.memoryUsage();
     least.heapBytes = Math.min(least.heapBytes, heapUsed);
-    least.bufferBytes = Math.min(least.bufferBytes, external + arrayBuffers);
+    least.bufferBytes = Math.min(least.bufferBytes, external);
   }
   const counts = {};
   for (const name of process.getActiveResourcesInfo()) if (name !== "Timeout") counts[name] = (counts[name] || 0) + 1;
@@ -116,10 +116,9 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
   /** Set while all are to rest. */
   let resting: Promise<void> | undefined;
   let isOver = false;
-  /** Seconds of processor time: by daemons that have ended, and by this process before it began. */
-  const usedBy = new Map<number, [number, number]>();
-  let usedBefore = 0;
-  usedBefore = usedSeconds();
+  /** Seconds of processor time: by daemons that have ended, and by this process and its children before it all began. */
+  const usedByEnded = new Map<number, [number, number]>();
+  const usedBefore = ownSeconds();
   const busy = new Set<Promise<void>>();
 
   const site: Site = {
@@ -267,9 +266,8 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
   }
 
   function usedSeconds(): number {
-    const { user, system } = process.cpuUsage();
-    const daemons = lives.map(({ pid, end: ended }) => (ended === undefined ? cpuOf(pid) : usedBy.get(pid)) ?? [0, 0]).flat();
-    return (user + system) / 1e6 + cpuOf("self")[1] + daemons.reduce((sum, part) => sum + part, 0) - usedBefore;
+    const daemons = lives.flatMap(({ pid }) => usedByEnded.get(pid) ?? cpuOf(pid));
+    return ownSeconds() - usedBefore + daemons.reduce((sum, part) => sum + part, 0);
   }
 
   // The daemon's lives
@@ -293,7 +291,7 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
 
   async function endDaemon(how: (typeof ends)[number]): Promise<void> {
     const old = lives.at(-1)!;
-    usedBy.set(old.pid, cpuOf(old.pid));
+    usedByEnded.set(old.pid, cpuOf(old.pid));
     old.end = how;
     if (how === "kill -9") {
       process.kill(old.pid, "SIGKILL");
@@ -314,6 +312,7 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
   async function heal(old: Life): Promise<void> {
     const lines = Array.from({ length: 3 }, () => openBridgeLine(site.command(["--bridge"]), env, "native"));
     setTimeout(() => lines[0]!.cut(), random() * 250);
+    site.counts.bridgesKilled++;
     const answers = await Promise.all(lines.map(async (line, index) => {
       line.auth = tokens[index % 2]!.token;
       const answer = await line.request("server.capabilities").catch((error) => {
@@ -453,8 +452,11 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
     return [
       `${count} operations (${[...interrupted.values()].reduce((sum, times) => sum + times, 0)} interrupted)`, `${lives.length - 1} daemons ended, ${killed} of them by kill -9, ${healed} healed`,
       `${bridgesKilled} bridges killed, ${linesCut} sockets cut, ${revivals} revivals, ${publications} publications after a deletion, ${gaps} gaps named`,
-      `memory ${(peakKiB / 1024).toFixed(0)} MiB at most, ${((atRest?.rssKiB ?? 0) / 1024).toFixed(0)} at rest (heap ${size(atRest?.heapBytes ?? 0)}, buffers ${size(atRest?.bufferBytes ?? 0)})`,
-      `at rest ${atRest?.descriptors} descriptors, ${atRest?.threads} threads, ${atRest?.children} children`,
+      `memory ${(peakKiB / 1024).toFixed(0)} MiB at most`,
+      ...(atRest === undefined ? [] : [
+        `at rest ${(atRest.rssKiB / 1024).toFixed(0)} MiB (heap ${size(atRest.heapBytes)}, buffers ${size(atRest.bufferBytes)})`,
+        `${atRest.descriptors} descriptors, ${atRest.threads} threads, ${atRest.children} children`,
+      ]),
       `${((100 * usedSeconds()) / at()).toFixed(0)} % of a core`,
     ].join("; ");
   }
@@ -464,14 +466,20 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
     const rows = [["operation", "done, interrupted"], ...names.map((name) => [name, `${done.get(name) ?? 0}, ${interrupted.get(name) ?? 0}`])];
     rows.push(["", ""], ["daemon", "lived, rests, end"]);
     for (const [index, life] of lives.entries()) {
-      const until_ = lives[index + 1]?.from ?? at();
-      rows.push([`${life.pid} ${life.instance.slice(0, 8)}`, `${Math.round(until_ - life.from)} s, ${life.rests.length}, ${life.end ?? ""}`]);
+      const lived = (lives[index + 1]?.from ?? at()) - life.from;
+      rows.push([`${life.pid} ${life.instance.slice(0, 8)}`, `${Math.round(lived)} s, ${life.rests.length}, ${life.end ?? ""}`]);
     }
     rows.push(["", ""], ["at rest", "middle third, last third, may grow by, grew per operation"]);
     for (const one of flatness) rows.push([one.what, `${size(one.middle)}, ${size(one.last)}, ${size(one.bound)}, ${one.perOperation.toFixed(1)} bytes`]);
     if (flatness.length === 0) rows.push(["memory", `not judged: no daemon had ${leastCheckpoints} rests`]);
     return rows.map(([name, text]) => `${name!.padEnd(20)}${text}`.trimEnd()).join("\n");
   }
+}
+
+/** This process, and those of its children that have ended. */
+function ownSeconds(): number {
+  const { user, system } = process.cpuUsage();
+  return (user + system) / 1e6 + cpuOf("self")[1];
 }
 
 function increase(counts: Map<string, number>, name: string): void {
