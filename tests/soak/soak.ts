@@ -43,6 +43,8 @@ export interface SoakOptions {
   only?: string[];
   /** Told how it goes, twice a minute. */
   progress(line: string): void;
+  /** Ends it early. */
+  stop?: AbortSignal;
 }
 
 export interface SoakResult {
@@ -87,7 +89,7 @@ const probe = `if (process.argv.includes("--launched")) process.on("SIGUSR2", as
 });
 `;
 
-export async function soak({ seconds, seed, share, only, program = builtFile, progress }: SoakOptions): Promise<SoakResult> {
+export async function soak({ seconds, seed, share, only, program = builtFile, progress, stop }: SoakOptions): Promise<SoakResult> {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-soak-"));
   /** Of the daemon alone: what is found in it in the end is its own. */
   const runDirectory = join(directory, "run");
@@ -152,6 +154,12 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
   mkdirSync(join(directory, "files"));
   writeFileSync(probeFile, probe);
   for (const { token, file } of tokens) writeFileSync(file, `${token}\n`, { mode: 0o600 });
+  stop?.addEventListener("abort", () => (isOver = true));
+  const onUncaught = (error: Error): void => {
+    blame("a message that cannot be read, or a mistake of the soak itself", error);
+    isOver = true;
+  };
+  process.on("uncaughtException", onUncaught);
   let sampler: NodeJS.Timeout | undefined;
   let flatness: Flatness[] = [];
   let [summary, table] = ["", ""];
@@ -175,6 +183,7 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
     clearInterval(sampler);
     [summary, table] = [figures(), tableOf()];
     await clearUp();
+    process.removeListener("uncaughtException", onUncaught);
   }
   return { problems, summary, table, rests: lives.flatMap((life) => life.rests).length, kills: killed, svg: plotSoak({ seed, samples, lives, problems, flatness }) };
 
