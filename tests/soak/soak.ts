@@ -83,7 +83,8 @@ const probe = `if (process.argv.includes("--launched")) process.on("SIGUSR2", as
   }
   const counts = {};
   for (const name of process.getActiveResourcesInfo()) if (name !== "Timeout") counts[name] = (counts[name] || 0) + 1;
-  const resources = Object.keys(counts).sort().map((name) => counts[name] + " " + name).join(", ");
+  const listeners = process.eventNames().reduce((sum, name) => sum + process.listenerCount(name), 0);
+  const resources = Object.keys(counts).sort().map((name) => counts[name] + " " + name).join(", ") + ", " + listeners + " listeners of process";
   fs.writeFileSync(process.env.HOLDFAST_SOAK + ".new", JSON.stringify({ ...least, resources }));
   fs.renameSync(process.env.HOLDFAST_SOAK + ".new", process.env.HOLDFAST_SOAK);
 });

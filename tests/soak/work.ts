@@ -504,7 +504,7 @@ function deleted(worker: Worker): Promise<void> {
     const record = `${site.socket}.record`;
     const names = pick(worker, [[site.socket], [record], [site.socket, record], [site.socket, record, JSON.parse(readFileSync(record, "utf8")).socket.bound as string]]);
     for (const name of names) unlinkSync(name);
-    if (chance(worker, 0.6)) {
+    if (chance(worker, 0.75)) {
       const { stdout } = await run(worker, ["--serve", "--json", "--token-file", site.tokens[0]!.file]);
       const found = JSON.parse(stdout.toString());
       same([found.how, found.pid, found.instance], ["joined", site.life.pid, site.life.instance], `--serve after ${names.join(", ")} was deleted`);
