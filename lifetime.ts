@@ -489,11 +489,13 @@ async function launchOnce(
   const logged = fstatSync(logDescriptor).size;
   // a session of its own (a scope does not leave the terminal), and nothing of the caller's descriptors
   const stdio: ("ignore" | "pipe" | number)[] = ["ignore", logDescriptor, logDescriptor, "pipe", "pipe"];
+  const nothing = openSync("/dev/null", "r"); // the daemon's own processes get it, too
   for (const descriptor of inheritedDescriptors()) {
     while (stdio.length < descriptor) stdio.push("ignore"); // of those above 2, that one is left as it is: closed
-    stdio[descriptor] = logDescriptor;
+    stdio[descriptor] = nothing;
   }
   const child = spawn(command[0]!, command.slice(1), { detached: true, cwd: "/", env: managerEnvironment(facts.uid), stdio });
+  closeSync(nothing);
   const give = child.stdio[3] as NodeJS.WritableStream;
   const take = child.stdio[4] as NodeJS.ReadableStream;
   let text = "";

@@ -184,6 +184,8 @@ export function createProcesses(world: World): Processes {
   /** Ended children, in the order of their ends: with their output, and with only their exit. */
   const kept = new Set<Child>();
   const exits = new Set<Child>();
+  /** Forgotten children whose groups may live on with grandchildren: endAll() ends those, too. */
+  const forgotten = new Set<Child>();
   const home = () => safely(() => homeDirectory(world.env)) || "/";
   const environment = createEnvironment(world, home, limits.loginPathMs);
   let isEnding = false;
@@ -462,7 +464,7 @@ export function createProcesses(world: World): Processes {
     isEnding = true;
     environment.close();
     await Promise.all(starting.values());
-    const groups = [...children.values()].filter(isGroupAlive);
+    const groups = [...children.values(), ...forgotten].filter(isGroupAlive);
     const alive = groups.filter(({ exit }) => !exit).length;
     for (const child of groups) safely(() => signalGroup(child, "SIGTERM", "shutdown")); // EPERM: a set-uid program
     if (await haveEnded(groups, graceMs)) return alive;
@@ -535,6 +537,9 @@ export function createProcesses(world: World): Processes {
     kept.delete(child);
     exits.delete(child);
     children.delete(child.id);
+    child.messages.clear();
+    if (child.survivors.size > 0) forgotten.add(child);
+    for (const first of [...forgotten].slice(0, 2)) if (forgotten.delete(first) && isGroupAlive(first)) forgotten.add(first); // looked at in turn
   }
 
   function announceIdle(): void {

@@ -865,6 +865,16 @@ kill("killAndWait ends what a process left in its group, also when it is asked l
   assert.equal(await call("killAndWait", { id: "a", timeoutMs: 100 }), { found: true, died: true, escalated: true });
   assert.not.ok(isAlive(grandchild));
 }));
+kill("endAll ends what processes left in their groups whose names others have had since", () => withProcesses(async ({ call, peer, processes }) => {
+  const words = () => peer.text("a").trim().split("\n").map(Number);
+  for (let round = 1; round <= 3; round++) {
+    await call("spawn", sh("a", "sleep 100 >/dev/null 2>&1 & echo $!"));
+    await until(() => words().length === round && peer.messages.filter(({ stream }) => stream === "exit").length === round);
+  }
+  assert.equal(words().map(isAlive), [true, true, true]);
+  await processes.endAll({ graceMs: 1000 });
+  assert.equal(words().map(isAlive), [false, false, false]);
+}));
 kill("killAndWait waits for members that leave later than the process", () => withProcesses(async ({ call, peer }) => {
   await call("spawn", sh("a", "sh -c 'trap \"sleep 0.3; exit\" TERM; echo $$; while :; do sleep 0.01; done' & wait"));
   await until(() => peer.text("a"));

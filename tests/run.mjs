@@ -3,13 +3,14 @@
  *
  * Each `tests/*.test.ts` (unit: modules and the daemon) and `tests/host/*.test.ts` (over ssh, on booted hosts) is bundled and
  * run in a process group of its own, with a time limit: 60 s, or what a first line `// time limit: 240 s` says. Unit files
- * run two at a time, and then the host files, which mostly wait. `--suite` boots the hosts from a Debian suite instead of this machine's files.
+ * run two at a time, and then the host files, which mostly wait. One whose first line ends in `; beside the others` mostly waits, too, and runs from
+ * the beginning, in addition. `--suite` boots the hosts from a Debian suite instead of this machine's files.
  *
  * A file passes when it exits with 0 and its summary has passed = total > 0 (uvu exits with 0 when a hook throws and when a
  * test throws a non-error), and runs each suite it makes. Tests that cannot run here are counted, never silent: by uvu's
  * `test.skip`, or by a line `SKIP <count> <why>`. With CI=true a skipped test is a failed one.
  * With `--all` tests do all their rounds, in ten times the time, and the rows of the fault table are printed, as by `npm run test:faults`.
- * The last line is `N passed, N failed, N skipped`. Exit code 1 if any failed, or none passed.
+ * What a file prints after `FIGURES ` is shown. The last line is `N passed, N failed, N skipped`. Exit code 1 if any failed, or none passed.
  */
 
 import { spawn, spawnSync } from "node:child_process";
@@ -51,8 +52,11 @@ const paint = process.stdout.isTTY && !process.env.NO_COLOR ? (colour, text) => 
 const table = [];
 const totals = { passed: 0, failed: 0, skipped: 0 };
 process.once("exit", removeBundles);
-await Promise.all([inTurn(units), inTurn(units)]);
+const beside = inTurn(units.filter(isBeside));
+const others = units.filter((file) => !isBeside(file));
+await Promise.all([inTurn(others), inTurn(others)]);
 await Promise.all([inTurn(hosts), inTurn(hosts)]); // they mostly wait
+await beside;
 if (options.all && table.length > 0) console.log(["| done to it | promised | happened |", "| --- | --- | --- |", ...table, ""].join("\n"));
 console.log(`${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped`);
 process.exitCode = totals.failed > 0 || totals.passed === 0 ? 1 : 0;
@@ -65,6 +69,16 @@ function findTests(directory) {
   const files = existsSync(directory) ? readdirSync(directory).filter((name) => name.endsWith(".test.ts")) : [];
   const wanted = (file) => fragments.length === 0 || fragments.some((fragment) => file.includes(fragment));
   return files.map((name) => `${directory}/${name}`).filter(wanted).sort();
+}
+
+/** The first line of a file, which says how it is to be run. */
+function firstLineOf(file) {
+  const source = readFileSync(file, "utf8");
+  return source.slice(0, source.indexOf("\n"));
+}
+
+function isBeside(file) {
+  return firstLineOf(file).endsWith("; beside the others");
 }
 
 function buildSuite(suite) {
@@ -94,7 +108,7 @@ async function runFile(file) {
   } catch (error) {
     return { ...judge({ source, output: "", problem: "cannot be bundled" }), output: error.message, ms: Date.now() - start };
   }
-  const limitMs = Number(/^\/\/ time limit: (\d+) s$/m.exec(source.slice(0, source.indexOf("\n")))?.[1] ?? defaultLimitMs / 1000) * (options.all ? 10_000 : 1000);
+  const limitMs = Number(/^\/\/ time limit: (\d+) s\b/.exec(firstLineOf(file))?.[1] ?? defaultLimitMs / 1000) * (options.all ? 10_000 : 1000);
   const { FORCE_COLOR, NODE_TEST_CONTEXT, ...env } = process.env;
   const child = spawn(process.execPath, ["--enable-source-maps", bundle], {
     detached: true, // a process group that can be ended as one
@@ -148,6 +162,7 @@ function report(file, { passed, failed, skipped, problem, why, output, ms }) {
   clearProgress();
   const counts = `${passed} passed, ${failed} failed, ${skipped} skipped, ${(ms / 1000).toFixed(1)} s`;
   console.log(`${word} ${file}: ${counts}${reason ? ` (${reason})` : ""}`);
+  for (const [, figures] of output.matchAll(/^FIGURES (.*)$/gm)) console.log(`    ${figures}`);
   if (problem) console.log(output.replace(/^(?=.)/gm, "    "));
   else table.push(...(output.match(/^\| .*$/gm) ?? []));
 }

@@ -176,6 +176,10 @@ serves("holds none of the caller's descriptors, not even one that the runtime ov
   const { pid } = site.record();
   const links = readdirSync(`/proc/${pid}/fd`).map((name) => readlinkSync(`/proc/${pid}/fd/${name}`));
   assert.equal(links.filter((link) => /\/(low|high)$/.test(link)), []);
+  // nor have its processes the log, which was once put in the place of such a one
+  const { stdout } = await site.run(["--call", "process.spawn", '{"id":"a","command":"ls","args":["-l","/proc/self/fd"]}']);
+  assert.match(stdout.toString(), / 2 -> socket/);
+  assert.not.match(stdout.toString(), /\.log/);
 }));
 
 serves("returns at once though the caller's pipes stay open, as over ssh, and says where it listens in one line", () => withDirectory(async (site) => {
