@@ -5,7 +5,7 @@ import { constants } from "node:os";
 import { connectClient } from "./client.ts";
 import type { Client, Message } from "./client.ts";
 import { absenceFailure, explainAbsence } from "./doctor.ts";
-import { errnoOf, errorCodes, exitCodes, Failure, osFailure } from "./failure.ts";
+import { cleanText, errnoOf, errorCodes, exitCodes, Failure, osFailure } from "./failure.ts";
 import { readRecord, readToken } from "./socket.ts";
 import type { Places } from "./socket.ts";
 
@@ -49,7 +49,7 @@ export async function call(places: Places, method: string, paramsText: string | 
   const { client, auth } = await connectOwned(places, tokenFile);
   try {
     if (method !== "process.spawn" && method !== "process.reattach") {
-      print(1, JSON.stringify(await client.request(method, params, auth)) + "\n");
+      print(1, cleanText(JSON.stringify(await client.request(method, params, auth))) + "\n");
       return exitCodes.done;
     }
     return await stream(client, method, method === "process.reattach" ? { fromSeq: 0, ...params } : params, auth);
