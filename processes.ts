@@ -589,7 +589,7 @@ function signalParam(params: Params): NodeJS.Signals {
 function refuseNul({ command, args, env }: Request): void {
   if (command.includes("\0")) throw invalidParam("command", command, "without NUL");
   if (args.some((text) => text.includes("\0"))) throw invalidParam("args", args, "without NUL");
-  if (Object.entries(env).some((pair) => pair.join("").includes("\0"))) throw invalidParam("env", env, "without NUL");
+  if (Object.entries(env).some(([name, value]) => !/^[^=\0]+$/.test(name) || value.includes("\0"))) throw invalidParam("env", env, "names without =, and no NUL");
 }
 
 /** A part of a client's own text, for the log and for errors. */
