@@ -724,13 +724,14 @@ function askLoginShell(shell: string, env: NodeJS.ProcessEnv, limitMs: number, c
       handle.stdout!.destroy();
       resolve(path || undefined);
     };
-    const giveUp = () => {
-      if (handle.exitCode === null && handle.signalCode === null) safely(() => process.kill(-handle.pid!, "SIGKILL"));
+    const giveUp = (signal: NodeJS.Signals) => {
+      if (handle.exitCode === null && handle.signalCode === null) safely(() => process.kill(-handle.pid!, signal));
       finish();
     };
-    const timer = setTimeout(giveUp, limitMs); // also ends a shell that has answered, and does not end
-    closed.addEventListener("abort", giveUp);
-    handle.on("error", () => finish()).on("exit", () => closed.removeEventListener("abort", giveUp)).on("close", () => {
+    const timer = setTimeout(giveUp, limitMs, "SIGKILL"); // also ends a shell that has answered, and does not end
+    const close = () => giveUp("SIGTERM"); // a lock that a start-up file has made (pyenv) is not left behind
+    closed.addEventListener("abort", close);
+    handle.on("error", () => finish()).on("exit", () => closed.removeEventListener("abort", close)).on("close", () => {
       clearTimeout(timer);
       finish();
     });
