@@ -7,7 +7,7 @@
 
 import { randomBytes } from "node:crypto";
 import {
-  closeSync, mkdirSync, openSync, readdirSync, readFileSync, readSync, readlinkSync, symlinkSync, unlinkSync, writeFileSync,
+  closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, readSync, readlinkSync, symlinkSync, unlinkSync, writeFileSync,
 } from "node:fs";
 import { connect } from "node:net";
 import type { Socket } from "node:net";
@@ -27,6 +27,9 @@ async function ask(wire: Peer, method: string, params: unknown, auth?: string, i
   wire.send(request(method, params, auth, id));
   return wire.next(answerMs);
 }
+
+/** With sh for a login shell: another reads start-up files of whoever runs the tests. */
+const serve = (site: Site, env: NodeJS.ProcessEnv = {}): Promise<any> => site.serve([], { env: { SHELL: "/bin/sh", ...env } });
 
 const descriptorsOf = (pid: number): number => readdirSync(`/proc/${pid}/fd`).length;
 const mebibytesOf = (pid: number): number => Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))![1]) / 1024;
@@ -69,7 +72,7 @@ secret("stands in no argument and no variable of any process, in no file but its
   writeFileSync(site.tokenFile, token);
   const keys: string[] = [];
   const watched = watchProcesses(() => [token, ...keys]);
-  await site.serve();
+  await serve(site);
   const said: Buffer[] = [];
   const note = ({ stdout, stderr }: Outcome): void => void said.push(stdout, Buffer.from(stderr));
   const first = site.record();
@@ -135,8 +138,8 @@ const memory = isRoot ? secret : secrets.skip;
 memory("is not in the daemon's memory, and so in no core, until a client sends it: only its hash is", () => withDirectory(async (site) => {
   const token = randomBytes(16).toString("hex");
   writeFileSync(site.tokenFile, token);
-  const { pid } = await site.serve();
-  await site.serve(); // joined: the running daemon is told of a token only by its hash
+  const { pid } = await serve(site);
+  await serve(site); // joined: the running daemon is told of a token only by its hash
   const [hash] = site.record().tokenHashes;
   const counts = countInMemory(pid, [Buffer.from(token), Buffer.from(token, "utf16le"), Buffer.from(hash)]);
   assert.ok(counts[2]! > 0, "the hash was not found: the search finds nothing");
@@ -149,7 +152,7 @@ secret("is compared with every known one by its hash, whatever it is: 65 compari
   writeFileSync(preload, `
     const crypto = require("node:crypto"), { appendFileSync } = require("node:fs"), { timingSafeEqual } = crypto;
     crypto.timingSafeEqual = (a, b) => (appendFileSync(${JSON.stringify(count)}, a.length + " " + b.length + "\\n"), timingSafeEqual(a, b));`);
-  await site.serve([], { env: { NODE_OPTIONS: `--require ${preload}` } });
+  await serve(site, { NODE_OPTIONS: `--require ${preload}` });
   const { key } = site.record();
   const wire = await site.dial();
   const hashes = Array.from({ length: 63 }, () => randomBytes(32).toString("hex"));
@@ -381,7 +384,7 @@ tricked("keeps to what it promises of each path, hangs on none, and goes on", ()
   writeFileSync(at("deep/inner"), "inner");
   for (const [name, to] of [["link", "deep/down"], ["loop", "pool"], ["pool", "loop"], ["to-zero", "/dev/zero"], ["to-fifo", "fifo"], ["to-file", "file"]] as const) symlinkSync(to, at(name));
   assert.is((await site.command(["mkfifo", at("fifo")])).code, 0);
-  const { pid, instance } = await site.serve([], { env: { HOME: site.directory } });
+  const { pid, instance } = await serve(site, { HOME: site.directory });
   const wire = await site.dial();
   await ask(wire, "server.authenticate", { token: site.token });
   const baseline = descriptorsOf(pid);
@@ -426,7 +429,7 @@ async function runProcess(wire: Peer, params: Record<string, unknown>): Promise<
 spawned("passes command, arguments, directory and variables on as they are: no shell sees them", () => withDirectory(async (site) => {
   const run = join(site.directory, "run");
   mkdirSync(run);
-  await site.serve([], { env: { HOME: run } });
+  await serve(site, { HOME: run });
   const wire = await site.dial();
   await ask(wire, "server.authenticate", { token: site.token });
   const printed = await runProcess(wire, { command: "/usr/bin/printf", args: ["%s\\0", ...shellWords], cwd: run });
@@ -448,7 +451,7 @@ spawned("passes command, arguments, directory and variables on as they are: no s
 }));
 
 spawned("gives a variable to the one process that it is for: LD_PRELOAD, BASH_ENV, NODE_OPTIONS, PATH", () => withDirectory(async (site) => {
-  const { pid, instance } = await site.serve();
+  const { pid, instance } = await serve(site);
   const wire = await site.dial();
   await ask(wire, "server.authenticate", { token: site.token });
   writeFileSync(join(site.directory, "rc"), "echo read\n");
@@ -467,6 +470,19 @@ spawned("gives a variable to the one process that it is for: LD_PRELOAD, BASH_EN
   }
   assert.is((await ask(wire, "server.capabilities", {})).result.instanceId, instance);
   wire.close();
+}));
+
+spawned("does not kill a login shell that is still starting as the daemon ends: it is told to, and takes its locks away", () => withDirectory(async (site) => {
+  const [shell, lock] = [join(site.directory, "shell"), join(site.directory, "lock")];
+  writeFileSync(shell, `#!/bin/bash\ntrap 'rm "${lock}"' EXIT\ntouch "${lock}"\nsleep 30\n`, { mode: 0o700 });
+  const { pid } = await serve(site, { SHELL: shell });
+  const wire = await site.dial();
+  await ask(wire, "server.authenticate", { token: site.token });
+  assert.is((await runProcess(wire, { command: "/bin/true" })).exitCode, 0);
+  await until("the shell has its lock", () => existsSync(lock), answerMs);
+  wire.close();
+  assert.is((await site.run(["--stop"])).code, 0);
+  await until("the lock is gone", () => !existsSync(lock) && !isAlive(pid), answerMs);
 }));
 
 // --- terminals
