@@ -240,6 +240,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   function accept(peerSocket: Socket): void {
     const connection = createConnection(`c${++connectionCount}`, peerSocket);
+    // Node 18 accepts all that wait in one turn, before the first that was destroyed has closed
     const strangers = [...connections].filter(({ caller, socket: { destroyed } }) => !caller.known && !destroyed);
     if (strangers.length >= maxStrangers) strangers[0]!.socket.destroy();
     connections.add(connection);
