@@ -5,7 +5,7 @@ import { createConnection } from "./api.ts";
 import type { Output, RemoteProcess } from "./api.ts";
 import type { Client } from "./client.ts";
 import { connectOwned } from "./control.ts";
-import { errnoOf, errorCodes, exitCodes, Failure, osFailure } from "./failure.ts";
+import { cleanText, errnoOf, errorCodes, exitCodes, Failure, osFailure } from "./failure.ts";
 import { isObject } from "./rpc.ts";
 import { safely } from "./socket.ts";
 import type { Places } from "./socket.ts";
@@ -27,7 +27,7 @@ export async function call(places: Places, method: string, paramsText: string | 
   const { client, auth } = await connectOwned(places, tokenFile);
   try {
     if (method !== "process.spawn" && method !== "process.reattach") {
-      print(1, JSON.stringify(await client.request(method, params, auth)) + "\n");
+      print(1, cleanText(JSON.stringify(await client.request(method, params, auth))) + "\n");
       return exitCodes.done;
     }
     await client.request("server.authenticate", { token: auth });

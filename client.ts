@@ -1,5 +1,6 @@
 /** One connection to a daemon as its user sees it: requests, answers, and the messages in between. Native framing. */
 
+import { lstatSync } from "node:fs";
 import { connect } from "node:net";
 import type { OnReadOpts, Socket } from "node:net";
 import type { Duplex } from "node:stream";
@@ -30,7 +31,7 @@ export type ConnectOutcome = { socket: Socket } | ConnectFailure;
 export type ConnectFailure = { error: NodeJS.ErrnoException } | { timedOut: true };
 
 /**
- * Connects, bounded in time. Never rejects.
+ * Connects to a socket of our own user, bounded in time. Never rejects.
  *
  * @param onread Takes what comes in the place of "data" events, where the runtime can.
  */
@@ -44,7 +45,14 @@ export function tryConnect(path: string, timeoutMs: number, onread?: OnReadOpts)
     socket.once("connect", () => {
       clearTimeout(timer);
       socket.removeAllListeners("error");
-      done({ socket });
+      try {
+        // in /tmp whoever takes a free name would be sent tokens
+        if (lstatSync(path).uid === process.getuid!()) return done({ socket });
+        throw Object.assign(new Error("EACCES: another user may have planted it"), { code: "EACCES" });
+      } catch (error) {
+        socket.destroy();
+        done({ error: error as NodeJS.ErrnoException }); // or it has just gone
+      }
     });
     socket.once("error", (error) => {
       clearTimeout(timer);

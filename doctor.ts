@@ -5,10 +5,9 @@ import { userInfo } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { createClient, tryConnect } from "./client.ts";
 import type { ConnectFailure } from "./client.ts";
-import { errnoOf, errorCodes, exitCodes, Failure, reasonOf } from "./failure.ts";
+import { cleanText, errnoOf, errorCodes, exitCodes, Failure, reasonOf } from "./failure.ts";
 import { chooseLaunch, probeHost, realWorld } from "./lifetime.ts";
 import type { Facts, Lifetime, Trilean, World } from "./lifetime.ts";
-import { cleanText } from "./log.ts";
 import { homeDirectory, identify, kindOf, livenessOf, lookAt, maxPathBytes, readRecord, safely } from "./socket.ts";
 import type { DaemonRecord, Places } from "./socket.ts";
 
@@ -138,14 +137,14 @@ export async function printDoctor(places: Places, json: boolean, say: (text: str
   const world = realWorld();
   const findings = await examineHost(places, world);
   const failed = findings.some(({ state }) => state === "failure");
-  say(json ? `${JSON.stringify({ host: identify().host, user: world.user, findings })}\n` : findings.map(findingWords).join(""));
+  say(json ? `${cleanText(JSON.stringify({ host: identify().host, user: world.user, findings }))}\n` : findings.map(findingWords).join(""));
   return failed ? exitCodes.failed : exitCodes.done;
 }
 
 function findingWords({ state, name, evidence, remedy, administrator }: Finding): string {
   const colour = { ok: 32, warning: 33, failure: 31 }[state];
   const word = process.stdout.isTTY && !process.env.NO_COLOR ? `\x1b[${colour}m${state.padEnd(8)}\x1b[0m` : state.padEnd(8);
-  const mend = remedy ? `${" ".repeat(9)}${administrator ? "mend, as an administrator:" : "mend:"} ${remedy}\n` : "";
+  const mend = remedy ? `${" ".repeat(9)}${administrator ? "mend, as an administrator:" : "mend:"} ${cleanText(remedy)}\n` : "";
   return `${word} ${name.padEnd(11)} ${cleanText(evidence, 1000)}\n${mend}`;
 }
 

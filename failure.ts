@@ -86,3 +86,14 @@ export function reasonOf(error: unknown): string {
   const found = words || /^E[A-Z0-9]+: ([^,]+)/.exec(message)?.[1] || message;
   return found === "" ? errno : `${found} (${errno})`;
 }
+
+/**
+ * Makes text from elsewhere harmless on a terminal and in a log: control characters shown as \uNNNN, cut to a length.
+ *
+ * JSON on one line stays the same JSON.
+ */
+export function cleanText(text: string, maxLength = Infinity): string {
+  const cut = text.length > maxLength ? `${text.slice(0, maxLength)}…` : text;
+  // C0, DEL, C1, and the characters that turn the direction of writing
+  return cut.replace(/[\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/g, (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}

@@ -69,10 +69,10 @@ export function createFiles(home: () => string): Methods {
  * `..` stays in it: after a symbolic link only the kernel knows where it leads.
  *
  * @param name The parameter's, for the error.
- * @throws {Failure} It has a NUL in it, as no path can (-32602).
+ * @throws {Failure} It has a NUL in it, as no path can, or half a surrogate pair, which would become U+FFFD: another file (-32602).
  */
 export function resolvePath(path: string, home: () => string, name = "path"): string {
-  if (path.includes("\0")) throw invalidParam(name, path, "a path without NUL");
+  if (/[\0\p{Cs}]/u.test(path)) throw invalidParam(name, path, "a path without NUL and half characters");
   if (path.startsWith("/")) return path;
   return path === "~" || path.startsWith("~/") ? home() + path.slice(1) : `${home()}/${path}`;
 }

@@ -10,7 +10,7 @@ import { help, parseArguments, usage } from "./arguments.ts";
 import type { CommandLine } from "./arguments.ts";
 import type { BridgeWorld } from "./bridge.ts";
 import type { Started, StartOptions } from "./control.ts";
-import { exitCodes, Failure } from "./failure.ts";
+import { cleanText, exitCodes, Failure } from "./failure.ts";
 import type { ReadyMessage, Warning } from "./lifetime.ts";
 import { hashToken, makeRunDirectory, ownToken, placesOf, readToken } from "./socket.ts";
 import type { Places } from "./socket.ts";
@@ -92,9 +92,9 @@ async function launched(): Promise<number> {
 function report(started: Started, { places }: StartOptions, tokenFile: string | undefined, options: CommandLine["options"]): number {
   const { pid, instance, lifetime, facts, how } = started;
   if (options.json) {
-    say(`${JSON.stringify({ socket: places.socket, pid, instance, version: started.version, how, lifetime, log: places.log, tokenFile })}\n`);
+    say(`${cleanText(JSON.stringify({ socket: places.socket, pid, instance, version: started.version, how, lifetime, log: places.log, tokenFile }))}\n`);
   } else {
-    say(`Remote server listening on ${places.socket} (pid ${pid}, instance ${instance}, ${lifetime.where}; survives logout: ${lifetime.words})\n`);
+    say(`Remote server listening on ${cleanText(places.socket)} (pid ${pid}, instance ${instance}, ${lifetime.where}; survives logout: ${lifetime.words})\n`);
     if (tokenFile) note(`its token is in ${tokenFile}`);
   }
   if (how !== "started") note(how === "joined" ? "joined the daemon that was running" : "revived the daemon that was stopping, with its processes");
@@ -155,7 +155,7 @@ function say(text: string): number {
 /** Lines on stderr begin alike, so that they can be told from those of ssh and of a program. */
 function tell(kind: string, text: string, colour: number): void {
   const word = process.stderr.isTTY && !process.env.NO_COLOR ? `\x1b[${colour}m${kind}\x1b[0m` : kind;
-  process.stderr.write(`holdfast: ${word}${kind === "" ? "" : ": "}${text}\n`);
+  process.stderr.write(`holdfast: ${word}${kind === "" ? "" : ": "}${cleanText(text)}\n`);
 }
 
 function note(text: string): void {

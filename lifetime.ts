@@ -9,7 +9,7 @@
  */
 
 import { spawn } from "node:child_process";
-import { existsSync, fstatSync, readdirSync, readFileSync } from "node:fs";
+import { closeSync, existsSync, fstatSync, openSync, readdirSync, readFileSync } from "node:fs";
 import { userInfo } from "node:os";
 import { Failure, reasonOf } from "./failure.ts";
 import { safely, sleep } from "./socket.ts";

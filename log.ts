@@ -1,6 +1,7 @@
 /** The daemon's log: a line per event, with its time; never payloads, tokens or stdin. Its errors never end the daemon. */
 
 import { closeSync, fstatSync, lstatSync, renameSync, writeSync } from "node:fs";
+import { cleanText } from "./failure.ts";
 import { openLog, safely } from "./socket.ts";
 
 /** At this size the log is renamed to "<log>.1", in the place of the one before, and begun anew. */
@@ -35,11 +36,4 @@ export function createLog(path: string): Log {
 function isOpenAt(path: string, descriptor: number): boolean {
   const [named, open] = [safely(() => lstatSync(path)), fstatSync(descriptor)];
   return named?.ino === open.ino && named.dev === open.dev;
-}
-
-/** Makes text from elsewhere harmless on a terminal and in a log: control characters shown as \\xNN, cut to a length. */
-export function cleanText(text: string, maxLength: number): string {
-  const cut = text.length > maxLength ? `${text.slice(0, maxLength)}…` : text;
-  // C0, DEL, C1, and the characters that turn the direction of writing
-  return cut.replace(/[\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/g, (found) => `\\x${found.charCodeAt(0).toString(16).padStart(2, "0")}`);
 }

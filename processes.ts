@@ -25,9 +25,8 @@ import { access, stat } from "node:fs/promises";
 import { connect } from "node:net";
 import { constants as osConstants, userInfo } from "node:os";
 import { basename } from "node:path";
-import { errnoOf, errorCodes, Failure, osFailure } from "./failure.ts";
+import { cleanText, errnoOf, errorCodes, Failure, osFailure } from "./failure.ts";
 import { decodeBase64, resolvePath } from "./files.ts";
-import { cleanText } from "./log.ts";
 import { booleanParam, integerParam, invalidParam, optionalStringParam, stringListParam, stringMapParam, stringParam } from "./rpc.ts";
 import type { Caller, Method, Methods, Params, Peer } from "./rpc.ts";
 import { homeDirectory, livingProcesses, safely, sleep } from "./socket.ts";
@@ -595,7 +594,7 @@ function signalParam(params: Params): NodeJS.Signals {
 function refuseNul({ command, args, env }: Request): void {
   if (command.includes("\0")) throw invalidParam("command", command, "without NUL");
   if (args.some((text) => text.includes("\0"))) throw invalidParam("args", args, "without NUL");
-  if (Object.entries(env).some((pair) => pair.join("").includes("\0"))) throw invalidParam("env", env, "without NUL");
+  if (Object.entries(env).some(([name, value]) => !/^[^=\0]+$/.test(name) || value.includes("\0"))) throw invalidParam("env", env, "names without =, and no NUL");
 }
 
 /** A part of a client's own text, for the log and for errors. */
@@ -726,13 +725,14 @@ function askLoginShell(shell: string, env: NodeJS.ProcessEnv, limitMs: number, c
       handle.stdout!.destroy();
       resolve(path || undefined);
     };
-    const giveUp = () => {
-      if (handle.exitCode === null && handle.signalCode === null) safely(() => process.kill(-handle.pid!, "SIGKILL"));
+    const giveUp = (signal: NodeJS.Signals) => {
+      if (handle.exitCode === null && handle.signalCode === null) safely(() => process.kill(-handle.pid!, signal));
       finish();
     };
-    const timer = setTimeout(giveUp, limitMs); // also ends a shell that has answered, and does not end
-    closed.addEventListener("abort", giveUp);
-    handle.on("error", () => finish()).on("exit", () => closed.removeEventListener("abort", giveUp)).on("close", () => {
+    const timer = setTimeout(giveUp, limitMs, "SIGKILL"); // also ends a shell that has answered, and does not end
+    const close = () => giveUp("SIGTERM"); // a lock that a start-up file has made (pyenv) is not left behind
+    closed.addEventListener("abort", close);
+    handle.on("error", () => finish()).on("exit", () => closed.removeEventListener("abort", close)).on("close", () => {
       clearTimeout(timer);
       finish();
     });

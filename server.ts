@@ -40,6 +40,8 @@ const maxTokens = 64;
 /** Connections that have not shown a good token: so many, so long. The oldest makes room for a new one. */
 const maxStrangers = 64;
 const strangerMs = 60_000;
+/** Refusals and errors that such a connection gets, some 600, before it is closed: each costs more to make than to provoke. */
+const strangerAnswerBytes = 64 << 10;
 /** A connection that has this much unread is not read from until it has read. */
 const maxUnsentBytes = 16 << 20;
 /** Requests of one connection under way at once; more wait in its socket. */
@@ -75,6 +77,7 @@ interface Connection {
   caller: Caller;
   /** Requests under way. */
   pending: number;
+  answeredBytes: number;
   corked: boolean;
   /** The peer has sent all it will. */
   halfClosed: boolean;
@@ -110,10 +113,8 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   const processes = createProcesses({ env: process.env, log, onAllExited: () => phase === "retired" && void end("stopped", "no process was left", killAfterMs) });
   const files = createFiles(() => homeDirectory());
   const methods = new Map<string, Method>([...serverMethods(), ...processes.methods, ...files]);
-  const rpc = createRpc({
-    methods, isToken,
-    onUnauthorized: ({ peer }) => log(`[Server] Unauthorized request on ${peer.id}`),
-  });
+  const rpc = createRpc({ methods, isToken, onUnauthorized: noteRefusal });
+  const refused = new WeakSet<Caller>();
 
   let lifetime = describeVerdict(judgePlace(placeOf("self", world), facts));
   listenToSignals();
@@ -237,13 +238,17 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   function accept(peerSocket: Socket): void {
     const connection = createConnection(`c${++connectionCount}`, peerSocket);
-    const strangers = [...connections].filter(({ caller }) => !caller.known);
+    // Node 18 accepts all that wait in one turn, before the first that was destroyed has closed
+    const strangers = [...connections].filter(({ caller, socket: { destroyed } }) => !caller.known && !destroyed);
     if (strangers.length >= maxStrangers) strangers[0]!.socket.destroy();
     connections.add(connection);
     log("[Server] New connection from: @");
     const timer = setTimeout(() => connection.caller.known || peerSocket.destroy(), strangerMs).unref();
     peerSocket.on("data", (chunk) => {
-      for (const event of connection.decoder.push(chunk)) take(connection, event);
+      for (const event of connection.decoder.push(chunk)) {
+        if (!connection.caller.known && connection.answeredBytes > strangerAnswerBytes) return closeConnection(connection);
+        take(connection, event);
+      }
       throttle(connection);
     });
     peerSocket.on("end", () => {
@@ -301,7 +306,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     };
     const connection: Connection = {
       id, socket: peerSocket, decoder: createFrameDecoder({ maxBodyBytes: strangerBodyBytes }), caller: { peer, authenticated: false, known: false },
-      pending: 0, corked: false, halfClosed: false,
+      pending: 0, answeredBytes: 0, corked: false, halfClosed: false,
     };
     return connection;
   }
@@ -310,6 +315,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   function write(connection: Connection, body: string): boolean {
     const { socket: peerSocket } = connection;
     if (peerSocket.destroyed || peerSocket.writableEnded) return true;
+    connection.answeredBytes += body.length;
     if (!connection.corked) {
       connection.corked = true;
       peerSocket.cork();
@@ -348,11 +354,17 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   function authenticate(params: Params, caller: Caller): unknown {
     if (!isToken(stringParam(params, "token"))) {
-      log(`[Server] Unauthorized request on ${caller.peer.id}`);
+      noteRefusal(caller);
       throw new Failure("Unauthorized: invalid or missing auth token", { code: errorCodes.unauthorized });
     }
     caller.authenticated = caller.known = true;
     return { authenticated: true };
+  }
+
+  /** The first of a connection stands for all: one frame may have a thousand. */
+  function noteRefusal(caller: Caller): void {
+    if (!refused.has(caller)) log(`[Server] Unauthorized request on ${caller.peer.id}`);
+    refused.add(caller);
   }
 
   function capabilities(): Record<string, unknown> {

@@ -2,8 +2,8 @@
 
 import { connectOwned } from "./control.ts";
 import { durationWords, sizeWords, timeWords } from "./doctor.ts";
+import { cleanText } from "./failure.ts";
 import type { Lifetime } from "./lifetime.ts";
-import { cleanText } from "./log.ts";
 import type { ChildSummary } from "./processes.ts";
 import type { Places } from "./socket.ts";
 
@@ -32,7 +32,7 @@ export async function printStatus(places: Places, json: boolean, say: (text: str
   const { client, auth } = await connectOwned(places);
   try {
     const status = (await client.request("server.status", {}, auth, answerMs)) as Status;
-    return say(json ? `${JSON.stringify(status)}\n` : statusWords(status));
+    return say(json ? `${cleanText(JSON.stringify(status))}\n` : statusWords(status));
   } finally {
     client.close();
   }
