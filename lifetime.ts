@@ -149,13 +149,14 @@ function runCommand(command: string[], timeoutMs: number, uid: number): Promise<
     }, timeoutMs);
     const finish = (code: number | null): void => {
       clearTimeout(timer);
-      child.stdout.destroy();
-      child.stderr.destroy();
+      child.stdout?.destroy();
+      child.stderr?.destroy();
       // 247 colours its messages even into a pipe
       done({ ...result, code, stderr: result.stderr.replace(/\x1b\[[0-9;]*m/g, "").trim() });
     };
-    child.stdout.setEncoding("utf8").on("data", (text: string) => (result.stdout += text));
-    child.stderr.setEncoding("utf8").on("data", (text: string) => (result.stderr += text));
+    // not there when there were no descriptors
+    child.stdout?.setEncoding("utf8").on("data", (text: string) => (result.stdout += text));
+    child.stderr?.setEncoding("utf8").on("data", (text: string) => (result.stderr += text));
     child.once("error", (error: NodeJS.ErrnoException) => {
       result.problem = error.code === "ENOENT" ? "is not installed" : reasonOf(error);
       finish(null);
@@ -202,8 +203,8 @@ export async function probeHost(world: World, { pid = "self" as number | "self",
     killed: "no", policy: "no logind", stopDelayUs: defaultStopDelayUs, linger: "unknown", scope: "unknown",
   };
   if (!facts.systemd) return { ...facts, linger: "no", scope: "no", scopeProblem: "this host was not booted with systemd" };
-  const deadline = Date.now() + probeMs;
-  const run = (...command: string[]): Promise<CommandResult> => world.run(command, Math.max(deadline - Date.now(), 50));
+  const deadline = performance.now() + probeMs;
+  const run = (...command: string[]): Promise<CommandResult> => world.run(command, Math.max(Math.round(deadline - performance.now()), 50));
   const { place } = facts;
   await Promise.all([
     (async () => {
@@ -434,9 +435,9 @@ export async function switchLingerOn(facts: Facts, world: World): Promise<void> 
   }
   facts.linger = "yes";
   facts.lingerSwitchedOn = true;
-  const deadline = Date.now() + probeMs;
-  while (facts.scope === "no" && Date.now() < deadline) {
-    Object.assign(facts, await probeScope((...command) => world.run(command, Math.max(deadline - Date.now(), 50))));
+  const deadline = performance.now() + probeMs;
+  while (facts.scope === "no" && performance.now() < deadline) {
+    Object.assign(facts, await probeScope((...command) => world.run(command, Math.max(Math.round(deadline - performance.now()), 50))));
     if (facts.scope === "no") await new Promise((done) => setTimeout(done, 50));
     else delete facts.scopeProblem;
   }
@@ -506,6 +507,8 @@ async function launchOnce(
     stdio[descriptor] = logDescriptor;
   }
   const child = spawn(command[0]!, command.slice(1), { detached: true, cwd: "/", env: managerEnvironment(facts.uid), stdio });
+  // without descriptors it has no pipes either
+  if (!child.stdio) return { problem: await new Promise((done) => child.once("error", (error) => done(`Cannot run "${command[0]}": ${reasonOf(error)}`))) };
   const give = child.stdio[3] as NodeJS.WritableStream;
   const take = child.stdio[4] as NodeJS.ReadableStream;
   let text = "";
