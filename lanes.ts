@@ -46,6 +46,8 @@ interface Lane {
 export interface Lanes {
   /** Some mount is of a kind that may not answer. */
   hasFarMounts(): boolean;
+  /** Threads wait for such a mount: exit(3) would wait for them. */
+  areHeld(): boolean;
   /**
    * Runs what waits for a path's file system, when it is its turn.
    *
@@ -59,6 +61,7 @@ export function createLanes(): Lanes {
   const own = { small: createLane(4), large: createLane(1) };
   let far = new Map<string, Lane>();
   let readAt = -Infinity;
+  let held = 0;
 
   function hasFarMounts(): boolean {
     if (performance.now() - readAt < mountsMs) return far.size > 0;
@@ -107,7 +110,9 @@ export function createLanes(): Lanes {
       const start = async (): Promise<void> => {
         if (peer !== undefined && peer.unsentBytes > maxUnsentBytes) return whenTaken(peer, () => queue(lane, start));
         lane.count++;
+        held += Number(lane.mount !== undefined);
         await action().then(resolve, reject);
+        held -= Number(lane.mount !== undefined);
         lane.failures.delete(fail);
         setImmediate(() => { // when the answer has been written
           lane.count--;
@@ -119,7 +124,7 @@ export function createLanes(): Lanes {
     });
   }
 
-  return { hasFarMounts, run };
+  return { hasFarMounts, areHeld: () => held > 0, run };
 }
 
 function createLane(width: number, mount?: string, id = ""): Lane {

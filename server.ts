@@ -284,7 +284,8 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     const message = `Cannot accept a connection: ${maxOpenFiles - 1} files are open, the limit is ${maxOpenFiles}`;
     noteShortage("EMFILE", message);
     const failure = new Failure(message, { data: { errno: "EMFILE" }, hint: "close other connections, end processes, or raise the limit: ulimit -n" });
-    peerSocket.on("error", () => {}).end(encodeFrame(errorAnswer(failure), "native"), () => peerSocket.destroy());
+    peerSocket.on("error", () => {}).on("end", () => peerSocket.destroy()).resume().write(encodeFrame(errorAnswer(failure), "native"));
+    closeConnection({ socket: peerSocket });
   }
 
   /** In the log once, not thousands of times. */
@@ -483,7 +484,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   }
 
   /** Lets the peer have what was written, but does not wait for one that does not read, or does not end its side. */
-  function closeConnection({ socket: peerSocket }: Connection): void {
+  function closeConnection({ socket: peerSocket }: Pick<Connection, "socket">): void {
     peerSocket.end();
     setTimeout(() => peerSocket.destroy(), 500).unref();
   }
@@ -504,6 +505,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     retireName(socket.bound, socket);
     listener.close();
     log(`[Server] Ended, with ${killed} processes`);
+    if (lanes.areHeld()) process.kill(process.pid, "SIGKILL");
     finish(0);
   }
 
