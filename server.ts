@@ -306,11 +306,12 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     if (connection.caller.known) connection.decoder.maxBodyBytes = maxBodyBytes;
     if (answer === undefined) return;
     if (typeof answer === "string") return void write(connection, answer);
+    const { length } = event.body; // it is not to be held until the answer comes
     connection.pending++;
-    connection.pendingBytes += event.body.length;
+    connection.pendingBytes += length;
     void answer.then((text) => {
       connection.pending--;
-      connection.pendingBytes -= event.body.length;
+      connection.pendingBytes -= length;
       if (text !== undefined) write(connection, text);
       endWhenAnswered(connection);
       throttle(connection);

@@ -222,8 +222,8 @@ asRoot("no space for `files.write`", "ENOSPC in words, the old content stays, no
 
 // Memory
 
-limit("`node --max-old-space-size=96`, and clients that ask for as much as they can", "it answers pings, and each request; what is held is bounded", (site) => withWires(site, async (open) => {
-  const { pid } = await serveBy(site, [], { flags: ["--max-old-space-size=96"] });
+limit("`node --max-old-space-size=64`, and clients that ask for as much as they can", "it answers pings, and each request; what is held is bounded", (site) => withWires(site, async (open) => {
+  const { pid } = await serveBy(site, [], { flags: ["--max-old-space-size=64"] });
   const big = join(site.directory, "big");
   const directory = join(site.directory, "many");
   writeFileSync(big, Buffer.alloc(12 << 20, "a"));
@@ -238,10 +238,15 @@ limit("`node --max-old-space-size=96`, and clients that ask for as much as they 
   const pingMs = await pingDuring(open(), async () => {
     await Promise.all([
       ...[...Array(6)].map(async () => assert.is((await wire.request("files.read", reading)).content.length, 12 << 20)),
-      ...[...Array(12)].map(async () => assert.is((await wire.request("files.list", { path: directory })).entries.length, 10_000)),
+      ...[...Array(30)].map(async () => assert.is((await wire.request("files.list", { path: directory })).entries.length, 10_000)),
       ...[...Array(6).keys()].map(async (i) => assert.is((await wire.request("files.write", { path: join(site.directory, `w${i}`), content: "a".repeat(15 << 20) })).written, 15 << 20)),
     ]);
   });
+  // requests that are large, and take their time
+  await wire.request("process.spawn", { id: "deaf", command: "/bin/sh", args: ["-c", "trap '' TERM; echo; sleep 60 & wait; wait"] });
+  await wire.message(({ processId }) => processId === "deaf");
+  const waited = await Promise.all([...Array(8)].map(() => wire.request("process.killAndWait", { id: "deaf", timeoutMs: 300, escalate: false, padding: "a".repeat(15 << 20) })));
+  assert.equal(waited.map(({ died }) => died), Array(8).fill(false));
   for (let i = 0; i < 24; i++) await wire.request("process.spawn", { id: `p${i}`, command: "/bin/sh", args: ["-c", "head -c 17000000 /dev/zero; exec sleep 60"] });
   deaf.connection.destroy();
   wire.messages.length = 0;
