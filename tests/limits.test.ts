@@ -256,7 +256,7 @@ limit("`node --max-old-space-size=64`, and clients that ask for as much as they 
     const { processes } = await listed.request("process.list");
     dropped = processes.reduce((sum: number, { firstSeq }: any) => sum + firstSeq - 1, 0);
     const { processes: summary } = await listed.request("server.status");
-    if (summary.every(({ bytes }: any) => bytes >= 17_000_000)) break;
+    if (summary.every(({ id, bytes }: any) => id === "deaf" || bytes >= 17_000_000)) break;
     assert.ok(performance.now() < end, "the output of all processes came in time");
   }
   assert.ok(dropped > 3000, `${dropped} messages were dropped: of 24 times 16 MiB at most 256 MiB are held`);
