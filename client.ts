@@ -174,7 +174,7 @@ export function createClient(socket: Duplex, path: string): Client {
 
 function lost(path: string, noise: Buffer | undefined, refusal: string | undefined): Failure {
   const details = { code: errorCodes.noDaemon, exit: exitCodes.unavailable };
-  if (noise === undefined || noise.length === 0) return new Failure(refusal ?? `The connection to "${path}" ended before the answer came`, details);
+  if (noise === undefined || noise.length === 0) return new Failure(refusal || `The connection to "${path}" ended before the answer came`, details);
   const shown = JSON.stringify(noise.toString("utf8", 0, 200));
   return new Failure(`The connection to "${path}" ended before a frame came: it began with ${noise.length} bytes that are not the daemon's: ${shown}`, {
     ...details, hint: "a start-up file of the login shell prints them: --doctor on the host tells which",

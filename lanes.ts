@@ -18,7 +18,7 @@ import { safely } from "./socket.ts";
 /** Libuv's threads: more than four dead mounts hold. Each costs 20 kB. */
 export const poolThreads = "16";
 /** File systems behind which there is another machine, or a program. */
-const farTypes = /^(fuse|nfs|cifs|smb|9p|afs|ceph|virtiofs|lustre|gpfs|gfs|ocfs|beegfs|glusterfs|autofs)/;
+const farTypes = /^(fuse|nfs|cifs|smb|9p|afs|auto|ceph|virtio|lustre|gpfs|gfs|ocfs|beegfs)/;
 /** How long requests may take before their mount is asked, and how long it may take to answer. */
 const askMs = 4000;
 /** A new mount is seen within this time. */
@@ -68,10 +68,10 @@ export function createLanes(): Lanes {
     readAt = performance.now();
     const found = new Map<string, Lane>();
     // "36 35 98:0 / /mnt rw,noatime master:1 - ext3 /dev/root rw": the later ones cover the earlier
-    for (const [, id = "", path = "", type = ""] of (safely(() => readFileSync("/proc/self/mountinfo", "utf8")) ?? "").matchAll(/^(\d+) \S+ \S+ \S+ (\S+) .*? - (\S+)/gm)) {
+    for (const [, id = "", path = "", type = ""] of (safely(() => readFileSync("/proc/self/mountinfo", "utf8")) || "").matchAll(/^(\d+) \S+ \S+ \S+ (\S+) .*? - (\S+)/gm)) {
       const mount = path.replace(/\\(\d{3})/g, (_, digits: string) => String.fromCharCode(parseInt(digits, 8)));
       const known = far.get(mount);
-      if (farTypes.test(type)) found.set(mount, known?.id === id ? known : createLane(2, mount, id));
+      if (farTypes.test(type)) found.set(mount, known && known.id === id ? known : createLane(2, mount, id));
       else found.delete(mount);
     }
     far = found;
@@ -108,11 +108,11 @@ export function createLanes(): Lanes {
     return new Promise<T>((resolve, reject) => {
       const fail = (): void => reject(silence(lane, path));
       const start = async (): Promise<void> => {
-        if (peer !== undefined && peer.unsentBytes > maxUnsentBytes) return whenTaken(peer, () => queue(lane, start));
+        if (peer && peer.unsentBytes > maxUnsentBytes) return whenTaken(peer, () => queue(lane, start));
         lane.count++;
-        held += Number(lane.mount !== undefined);
+        if (lane.mount) held++;
         await action().then(resolve, reject);
-        held -= Number(lane.mount !== undefined);
+        if (lane.mount) held--;
         lane.failures.delete(fail);
         setImmediate(() => { // when the answer has been written
           lane.count--;
@@ -171,7 +171,7 @@ function watch(lane: Lane): void {
 function silence({ mount, silentSince }: Lane, path: string): Failure {
   const seconds = Math.round((performance.now() - silentSince!) / 1000);
   return new Failure(`Cannot use "${path}": the file system of "${mount}" has not answered for ${seconds} s`, {
-    data: { errno: "ETIMEDOUT" }, hint: "wait until it answers, or have it unmounted: umount -l",
+    data: { errno: "ETIMEDOUT" },
   });
 }
 

@@ -326,7 +326,7 @@ export function createProcesses(world: World): Processes {
     while (totalBytes > limits.keepBytes) {
       let most: Child | undefined;
       for (const child of children.values()) {
-        if (child.messages.size > 1 && !isReadFirst(child) && child.heldBytes >= (most?.heldBytes ?? 0)) most = child;
+        if (child.messages.size > 1 && !isReadFirst(child) && (!most || child.heldBytes > most.heldBytes)) most = child;
       }
       if (most === undefined) return;
       dropOldest(most);

@@ -56,7 +56,7 @@ const killAfterSignalMs = 1000;
 /** How long another's publication is waited for: it takes a millisecond. */
 const lockMs = 1000;
 /** What the host may be short of is logged at most so often, for each errno. */
-const shortages = ["EMFILE", "ENFILE", "EAGAIN", "ENOMEM", "ENOSPC", "EDQUOT", "ETIMEDOUT"];
+const shortages = /^E(MFILE|NFILE|AGAIN|NOMEM|NOSPC|DQUOT|TIMEDOUT)$/;
 const shortageMs = 60_000;
 /** SIGTERM, SIGCONT and SIGHUP of systemd come within a millisecond, in any order. */
 const signalsMs = 50;
@@ -115,7 +115,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   let graceTimer: NodeJS.Timeout | undefined;
   let looking: Promise<void> | undefined;
   let lastProblem = "";
-  const shortageNotes = new Map<unknown, number>();
+  const shortageNotes = new Map<unknown, number>(); // until when nothing is said of an errno
   let finish: (code: number) => void;
   const ended = new Promise<number>((done) => (finish = done));
 
@@ -283,16 +283,16 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   function refuse(peerSocket: Socket): void {
     const message = `Cannot accept a connection: ${maxOpenFiles - 1} files are open, the limit is ${maxOpenFiles}`;
     noteShortage("EMFILE", message);
-    const failure = new Failure(message, { data: { errno: "EMFILE" }, hint: "close other connections, end processes, or raise the limit: ulimit -n" });
+    const failure = new Failure(message, { data: { errno: "EMFILE" } });
     peerSocket.on("error", () => {}).on("end", () => peerSocket.destroy()).resume().write(encodeFrame(errorAnswer(failure), "native"));
     closeConnection({ socket: peerSocket });
   }
 
   /** In the log once, not thousands of times. */
   function noteShortage(errno: unknown, words: string): void {
-    const last = shortageNotes.get(errno) ?? -Infinity;
-    if (!shortages.includes(String(errno)) || performance.now() - last < shortageMs) return;
-    shortageNotes.set(errno, performance.now());
+    const now = performance.now();
+    if (!shortages.test(String(errno)) || now < (shortageNotes.get(errno) || 0)) return;
+    shortageNotes.set(errno, now + shortageMs);
     log(`[Server] The host is short of something: ${words}`);
   }
 
@@ -406,7 +406,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   function status(): Record<string, unknown> {
     return {
-      ...capabilities(), pid: process.pid, uptimeMs: Math.round(performance.now() - bornAt), rssBytes: safely(() => process.memoryUsage().rss), connections: connections.size,
+      ...capabilities(), pid: process.pid, uptimeMs: Math.round(performance.now() - bornAt), rssBytes: process.memoryUsage().rss, connections: connections.size,
       processes: processes.summary(), log: places.log, socket: places.socket, phase, logoutsOutlived: logouts.outlived(),
       limits: { maxBodyBytes, strangerBodyBytes, maxStrangers, maxTokens, openFiles: safely(() => readdirSync("/proc/self/fd").length), ...openFileLimit(world) },
     };
