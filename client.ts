@@ -114,11 +114,12 @@ export function createClient(socket: Duplex, path: string): Client {
   let lastId = 0;
   let ended = false;
   let noise: Buffer | undefined = Buffer.alloc(0); // until the first frame
+  let refusal: string | undefined; // why the connection is about to be closed
 
   const closed = new Promise<void>((done) => {
     socket.on("close", () => {
       ended = true;
-      for (const { reject } of waiting.values()) reject(lost(path, noise));
+      for (const { reject } of waiting.values()) reject(lost(path, noise, refusal));
       waiting.clear();
       done();
     });
@@ -144,6 +145,7 @@ export function createClient(socket: Duplex, path: string): Client {
   function take(message: Message): void {
     const entry = typeof message.id === "number" && !("type" in message) ? waiting.get(message.id) : undefined;
     if (!entry) {
+      if (message.id === null) refusal = (message.error as Error | undefined)?.message;
       if (listener) listener(message);
       else kept.push(message);
       return;
@@ -162,7 +164,7 @@ export function createClient(socket: Duplex, path: string): Client {
       for (const message of kept.splice(0)) next(message);
     },
     request(method, params, auth, timeoutMs = 0) {
-      if (ended) return Promise.reject(lost(path, noise));
+      if (ended) return Promise.reject(lost(path, noise, refusal));
       const id = ++lastId;
       return new Promise((resolve, reject) => {
         const timer = timeoutMs === 0 ? undefined : setTimeout(() => {
@@ -179,9 +181,9 @@ export function createClient(socket: Duplex, path: string): Client {
   };
 }
 
-function lost(path: string, noise: Buffer | undefined): Failure {
+function lost(path: string, noise: Buffer | undefined, refusal: string | undefined): Failure {
   const details = { code: errorCodes.noDaemon, exit: exitCodes.unavailable };
-  if (!noise || noise.length === 0) return new Failure(`The connection to "${path}" ended before the answer came`, details);
+  if (!noise || noise.length === 0) return new Failure(refusal || `The connection to "${path}" ended before the answer came`, details);
   const shown = JSON.stringify(noise.toString("utf8", 0, 200));
   return new Failure(`The connection to "${path}" ended before a frame came: it began with ${noise.length} bytes that are not the daemon's: ${shown}`, {
     ...details, hint: "a start-up file of the login shell prints them: --doctor on the host tells which",

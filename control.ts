@@ -187,7 +187,7 @@ async function withClaim<T>(options: StartOptions, join: () => Promise<T | false
   const { places } = options;
   makeRunDirectory(dirname(places.socket));
   makeRunDirectory(places.directory);
-  for (const deadline = Date.now() + startMs; ; ) {
+  for (const deadline = performance.now() + startMs; ; ) {
     let found = await join();
     if (found) return found;
     const claim = tryClaim(places.claim);
@@ -202,7 +202,7 @@ async function withClaim<T>(options: StartOptions, join: () => Promise<T | false
         claim.release();
       }
     }
-    if (Date.now() > deadline) throw busy(places, claim.heldBy);
+    if (performance.now() > deadline) throw busy(places, claim.heldBy);
     await sleep(50);
   }
 }
@@ -232,8 +232,8 @@ async function reachServer(places: Places): Promise<Reached | undefined> {
   for (;;) {
     const outcome = await lookForServer(places);
     if (!(outcome instanceof Failure)) return outcome;
-    deadline ??= Date.now() + (callDaemons(places).length > 0 ? recallMs : publicationMs);
-    if (Date.now() > deadline) throw outcome;
+    deadline ??= performance.now() + (callDaemons(places).length > 0 ? recallMs : publicationMs);
+    if (performance.now() > deadline) throw outcome;
     await sleep(20);
   }
 }
@@ -251,7 +251,7 @@ async function recallServer(places: Places): Promise<Reached | undefined> {
   await clearDead(places);
   const [pid] = callDaemons(places);
   if (!pid) return undefined;
-  for (const deadline = Date.now() + answerMs; Date.now() < deadline; await sleep(20)) {
+  for (const deadline = performance.now() + answerMs; performance.now() < deadline; await sleep(20)) {
     const reached = await reachServer(places);
     if (reached || daemonsOf(places).length === 0) return reached; // none is left: it was ending
   }
@@ -344,7 +344,7 @@ export function notAnswering(path: string, record: DaemonRecord | undefined, why
 }
 
 async function isGoneWithin(record: DaemonRecord, timeoutMs: number): Promise<boolean> {
-  for (const deadline = Date.now() + timeoutMs; !(await isGone(record)); await sleep(20)) if (Date.now() > deadline) return false;
+  for (const deadline = performance.now() + timeoutMs; !(await isGone(record)); await sleep(20)) if (performance.now() > deadline) return false;
   return true;
 }
 
@@ -568,7 +568,7 @@ async function killServer(places: Places, record: DaemonRecord): Promise<Stopped
 async function endBySignal(find: () => Identity[]): Promise<boolean> {
   for (const [signal, waitMs] of [["SIGTERM", termMs], ["SIGKILL", killMs]] as const) {
     for (const identity of find()) signalIfSame(identity, signal);
-    for (const deadline = Date.now() + waitMs; Date.now() < deadline; await sleep(20)) if (find().length === 0) return true;
+    for (const deadline = performance.now() + waitMs; performance.now() < deadline; await sleep(20)) if (find().length === 0) return true;
   }
   return false;
 }

@@ -79,6 +79,8 @@ export function errnoOf(error: unknown): string | undefined {
 export function reasonOf(error: unknown): string {
   const errno = errnoOf(error);
   if (!errno) return error instanceof Error ? error.message : String(error);
+  // fork(2), of limits whose names it does not tell; on a pids cgroup's too
+  if (errno === "EAGAIN" && /^spawn/.test((error as NodeJS.ErrnoException).syscall || "")) return "the user has as many processes as may be, see ulimit -u and TasksMax= (EAGAIN)";
   const number = (error as { errno?: unknown }).errno;
   const words = typeof number === "number" ? getSystemErrorMap().get(number)?.[1] : undefined;
   // Deno and Bun leave errno out now and then; the message then begins "ENOENT: no such file or directory, open …"

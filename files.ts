@@ -3,7 +3,7 @@
  *
  * `~` and `~/x` mean the user's home, and a relative path begins there too: the daemon's own directory means nothing to a client.
  * Symbolic links are followed. Only regular files are opened: a FIFO would hang, and to open a device can set it going. Nothing here
- * blocks the event loop; a file system that does not answer holds a thread of libuv's pool.
+ * blocks the event loop; a file system that does not answer is left to lanes.ts.
  */
 
 import { Buffer } from "node:buffer";
@@ -15,6 +15,8 @@ import type { FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { errnoOf, Failure, osFailure, reasonOf } from "./failure.ts";
 import { maxBodyBytes } from "./frame.ts";
+import { createLanes } from "./lanes.ts";
+import type { Lanes } from "./lanes.ts";
 import { booleanParam, integerParam, invalidParam, optionalStringParam, stringParam } from "./rpc.ts";
 import type { Method, Methods, Params } from "./rpc.ts";
 
@@ -51,15 +53,19 @@ interface Entry {
  * Makes the methods, by full name.
  *
  * @param home Finds the user's home directory. Called only where a path needs it; it may throw a Failure.
+ * @param lanes Shared with processes.ts, so that each learns from the other what does not answer.
  */
-export function createFiles(home: () => string): Methods {
-  const at = (params: Params) => resolvePath(stringParam(params, "path"), home);
+export function createFiles(home: () => string, lanes = createLanes()): Methods {
+  const on = (run: (path: string, params: Params) => Promise<object>, sizeOf?: (params: Params) => "small" | "large"): Method => (params, caller) => {
+    const path = resolvePath(stringParam(params, "path"), home);
+    return lanes.run(path, () => run(path, params), sizeOf?.(params), sizeOf && caller?.peer);
+  };
   return new Map<string, Method>([
-    ["files.stat", (params) => statPath(at(params))],
-    ["files.list", (params) => listDirectory(at(params), booleanParam(params, "includeHidden", false))],
-    ["files.read", (params) => readFile(at(params), params)],
-    ["files.write", (params) => writeFile(at(params), params)],
-    ["files.validate", (params) => validatePath(at(params))],
+    ["files.stat", on(statPath)],
+    ["files.list", on((path, params) => listDirectory(path, booleanParam(params, "includeHidden", false), lanes), () => "large")],
+    ["files.read", on(readFile, ({ maxBytes }) => (Number(maxBytes) > defaultReadBytes ? "large" : "small"))],
+    ["files.write", on(writeFile)],
+    ["files.validate", on(validatePath)],
   ]);
 }
 
@@ -106,7 +112,7 @@ function describeMode(mode: number): string {
 }
 
 /** A name that is not UTF-8 is listed with U+FFFD in it, and cannot be opened by that: JSON has no other bytes. */
-async function listDirectory(path: string, includeHidden: boolean): Promise<object> {
+async function listDirectory(path: string, includeHidden: boolean, lanes: Lanes): Promise<object> {
   const found: [key: string, entry: Entry][] = [];
   const prefix = path.endsWith("/") ? path : `${path}/`;
   let bytes = 0;
@@ -116,7 +122,7 @@ async function listDirectory(path: string, includeHidden: boolean): Promise<obje
       if (name.startsWith(".") && !includeHidden) continue;
       const isSymlink = entry.isSymbolicLink();
       const full = prefix + name;
-      const isDir = isSymlink ? (await stat(full).catch(() => undefined))?.isDirectory() === true : entry.isDirectory();
+      const isDir = isSymlink ? (await lanes.run(full, () => stat(full)).catch(() => undefined))?.isDirectory() === true : entry.isDirectory();
       found.push([sortKey(name), { name, path: full, isDir, ...(isSymlink ? { isSymlink } : {}) }]);
       if ((bytes += name.length + full.length) > maxBodyBytes) {
         throw new Failure(`Cannot list "${path}": the names in it have more than ${maxBodyBytes} bytes, an answer has at most that many`);

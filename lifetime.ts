@@ -133,12 +133,13 @@ function runCommand(command: string[], timeoutMs: number, uid: number): Promise<
     }, timeoutMs);
     const finish = (code: number | null): void => {
       clearTimeout(timer);
-      child.stdout.destroy();
-      child.stderr.destroy();
+      child.stdout?.destroy();
+      child.stderr?.destroy();
       done({ ...result, code, stderr: withoutColours(result.stderr) });
     };
-    child.stdout.setEncoding("utf8").on("data", (text: string) => (result.stdout += text));
-    child.stderr.setEncoding("utf8").on("data", (text: string) => (result.stderr += text));
+    // not there when there were no descriptors
+    child.stdout?.setEncoding("utf8").on("data", (text: string) => (result.stdout += text));
+    child.stderr?.setEncoding("utf8").on("data", (text: string) => (result.stderr += text));
     child.once("error", (error: NodeJS.ErrnoException) => {
       result.problem = error.code === "ENOENT" ? "is not installed" : reasonOf(error);
       finish(null);
@@ -190,8 +191,8 @@ export async function probeHost(world: World, { pid = "self" as number | "self",
     killed: "no", policy: "no logind", stopDelayUs: defaultStopDelayUs, linger: "unknown", scope: "unknown",
   };
   if (!facts.systemd) return { ...facts, linger: "no", scope: "no", scopeProblem: "this host was not booted with systemd" };
-  const deadline = Date.now() + probeMs;
-  const run = (...command: string[]): Promise<CommandResult> => world.run(command, Math.max(deadline - Date.now(), 50));
+  const deadline = performance.now() + probeMs;
+  const run = (...command: string[]): Promise<CommandResult> => world.run(command, Math.max(Math.round(deadline - performance.now()), 50));
   const { place } = facts;
   await Promise.all([
     (async () => {
@@ -422,9 +423,9 @@ export async function switchLingerOn(facts: Facts, world: World): Promise<void> 
   }
   facts.linger = "yes";
   facts.lingerSwitchedOn = true;
-  const deadline = Date.now() + probeMs;
-  while (facts.scope === "no" && Date.now() < deadline) {
-    Object.assign(facts, await probeScope((...command) => world.run(command, Math.max(deadline - Date.now(), 50))));
+  const deadline = performance.now() + probeMs;
+  while (facts.scope === "no" && performance.now() < deadline) {
+    Object.assign(facts, await probeScope((...command) => world.run(command, Math.max(Math.round(deadline - performance.now()), 50))));
     if (facts.scope === "no") await sleep(50);
     else delete facts.scopeProblem;
   }
@@ -496,6 +497,8 @@ async function launchOnce(
   }
   const child = spawn(command[0]!, command.slice(1), { detached: true, cwd: "/", env: managerEnvironment(facts.uid), stdio });
   closeSync(nothing);
+  // without descriptors it has no pipes either
+  if (!child.stdio) return { problem: await new Promise((done) => child.once("error", (error) => done(`Cannot run "${command[0]}": ${reasonOf(error)}`))) };
   const give = child.stdio[3] as NodeJS.WritableStream;
   const take = child.stdio[4] as NodeJS.ReadableStream;
   let text = "";

@@ -27,6 +27,8 @@ import { constants as osConstants, userInfo } from "node:os";
 import { basename } from "node:path";
 import { cleanText, errnoOf, errorCodes, Failure, osFailure } from "./failure.ts";
 import { decodeBase64, resolvePath } from "./files.ts";
+import { createLanes } from "./lanes.ts";
+import type { Lanes } from "./lanes.ts";
 import { booleanParam, integerParam, invalidParam, optionalStringParam, stringListParam, stringMapParam, stringParam } from "./rpc.ts";
 import type { Caller, Method, Methods, Params, Peer } from "./rpc.ts";
 import { homeDirectory, livingProcesses, safely, sleep } from "./socket.ts";
@@ -45,8 +47,9 @@ export const defaultLimits = {
   stallMs: 10_000,
   /** From a child's end to its exit message, when a grandchild holds its pipes. */
   exitGraceMs: 5_000,
-  /** Output of ended children: so long, and so much of all together. Then those that ended first keep only their exit. */
+  /** Output of ended children is held for so long. Then they keep only their exit. */
   keepMs: 15 * 60_000,
+  /** Held of all children together: output, and what waits for a stdin. First, the output goes of those that ended first; then, of the one that has most. */
   keepBytes: 256 << 20,
   /** Ended children that keep only their exit. */
   keepExits: 1000,
@@ -56,6 +59,8 @@ export const defaultLimits = {
 
 /** A message that nobody has seen yet grows to this size, so that output in small pieces does not cost 400 bytes for each. */
 const joinBytes = 4096;
+/** What a message costs beside its output. */
+const messageCost = 400;
 /** What a child leaves in its pipes is read as it ends, whatever the reader's pace: some 200 KiB each. A grandchild may write on. */
 const lastReadBytes = 4 << 20;
 /** How often the end of a group is looked for, which nothing announces. */
@@ -77,6 +82,8 @@ export interface World {
   /** No child is alive any more. */
   onAllExited?(): void;
   limits?: Partial<typeof defaultLimits>;
+  /** For what a start looks at. */
+  lanes?: Lanes;
 }
 
 /** One child, for server.status. */
@@ -125,7 +132,9 @@ interface Child {
   /** What it was given of that which rots. */
   readonly env: { path: string | null; home: string | null; sshAuthSock: string | null };
   readonly pid: number;
+  /** By the clock on the wall, which may jump; and by performance.now(). */
   readonly startedAt: number;
+  readonly bornAt: number;
   /** Until the exit message. */
   handle: ChildProcess | undefined;
 
@@ -176,6 +185,7 @@ interface Link {
 
 export function createProcesses(world: World): Processes {
   const limits = { ...defaultLimits, ...world.limits };
+  const lanes = world.lanes ?? createLanes();
   const children = new Map<string, Child>();
   /** Settled when the child is there, or is not going to be. */
   const starting = new Map<string, Promise<void>>();
@@ -188,6 +198,9 @@ export function createProcesses(world: World): Processes {
   const home = () => safely(() => homeDirectory(world.env)) || "/";
   const environment = createEnvironment(world, home, limits.loginPathMs);
   let isEnding = false;
+  /** Of all children: output with what its messages cost, and what waits for a stdin. */
+  let totalBytes = 0;
+  let totalQueued = 0;
 
   const methods: Methods = new Map<string, Method>([
     ["process.spawn", spawnChild],
@@ -244,7 +257,8 @@ export function createProcesses(world: World): Processes {
 
   async function startChild({ id, command, args, cwd, env }: Request): Promise<Child> {
     const used = await environment.make(env, !command.includes("/"));
-    const directory = cwd !== undefined ? resolvePath(cwd, home, "cwd") : (await isDirectory(home())) ? home() : "/";
+    const directory = cwd !== undefined ? resolvePath(cwd, home, "cwd") : (await isDirectory(home(), lanes)) ? home() : "/";
+    if (lanes.hasFarMounts()) await requireAnswers(command, directory, used.PATH ?? "", lanes);
     if (isEnding) throw new Failure(`Cannot start "${shorten(command)}": the daemon is ending`);
     let handle: ChildProcess;
     try {
@@ -255,7 +269,7 @@ export function createProcesses(world: World): Processes {
     const child: Child = {
       id, command, cwd: directory, args: args.join("").length > maxListedArgs ? undefined : args,
       env: { path: used.PATH ?? null, home: used.HOME ?? null, sshAuthSock: used.SSH_AUTH_SOCK ?? null },
-      pid: handle.pid!, startedAt: Date.now(), handle,
+      pid: handle.pid!, startedAt: Date.now(), bornAt: performance.now(), handle,
       messages: new Map(), firstSeq: 1, lastSeq: 0, toldSeq: 0, heldBytes: 0, outputBytes: 0, link: undefined, nextSeq: 1,
       stdin: "open", stdinApplied: 0, stdinQueued: 0,
       exit: undefined, exitTimer: undefined, lastRead: 0, isOver: false, keepTimer: undefined, killed: undefined, survivors: new Set(),
@@ -276,16 +290,19 @@ export function createProcesses(world: World): Processes {
     if (child.isOver) return;
     child.outputBytes += chunk.length;
     child.heldBytes += chunk.length;
+    totalBytes += chunk.length;
     const last = child.lastSeq > child.toldSeq ? child.messages.get(child.lastSeq) : undefined;
     if (last?.stream === stream && last.data.length < joinBytes && last.data.length + chunk.length <= limits.messageBytes) {
       last.data = Buffer.concat([last.data, chunk]);
     } else {
       for (let at = 0; at < chunk.length; at += limits.messageBytes) {
         child.messages.set(++child.lastSeq, { stream, data: chunk.subarray(at, at + limits.messageBytes) });
+        totalBytes += messageCost;
       }
     }
     while (sendNext(child));
     trim(child);
+    trimAll();
     if (child.exit) child.lastRead += chunk.length;
     setFlow(child); // each time: node itself resumes the pipes of a child that has ended
   }
@@ -293,8 +310,27 @@ export function createProcesses(world: World): Processes {
   /** What a reader has yet to be sent stays while it is being read: its pipes stand still, so that this is little. */
   function trim(child: Child): void {
     while (child.heldBytes > limits.replayBytes || child.messages.size > limits.replayMessages) {
-      if (child.nextSeq === child.firstSeq && child.link?.isStalled === false) return;
+      if (isReadFirst(child)) return;
       dropOldest(child);
+    }
+  }
+
+  function isReadFirst(child: Child): boolean {
+    return child.nextSeq === child.firstSeq && child.link?.isStalled === false;
+  }
+
+  function trimAll(): void {
+    for (const first of kept) {
+      if (totalBytes <= limits.keepBytes) return;
+      dropOutput(first);
+    }
+    while (totalBytes > limits.keepBytes) {
+      let most: Child | undefined;
+      for (const child of children.values()) {
+        if (child.messages.size > 1 && !isReadFirst(child) && (!most || child.heldBytes > most.heldBytes)) most = child;
+      }
+      if (most === undefined) return;
+      dropOldest(most);
     }
   }
 
@@ -302,7 +338,9 @@ export function createProcesses(world: World): Processes {
     if (child.link && child.nextSeq === child.firstSeq) detach(child, "backpressure");
     const message = child.messages.get(child.firstSeq)!;
     child.messages.delete(child.firstSeq++);
-    if (message.stream !== "exit") child.heldBytes -= message.data.length;
+    if (message.stream === "exit") return;
+    child.heldBytes -= message.data.length;
+    totalBytes -= message.data.length + messageCost;
   }
 
   function sendNext(child: Child): boolean {
@@ -425,12 +463,16 @@ export function createProcesses(world: World): Processes {
     const fresh = bytes.subarray(child.stdinApplied - offset);
     if (fresh.length > 0) {
       refuseClosedStdin(child);
-      if (child.stdinQueued + fresh.length > limits.stdinBytes) {
+      if (child.stdinQueued + fresh.length > limits.stdinBytes || totalQueued + fresh.length > limits.keepBytes) {
         throw new Failure("stdin backpressure: queue full", { code: errorCodes.stdinFull, data: { applied: child.stdinApplied } });
       }
       child.stdinApplied += fresh.length;
       child.stdinQueued += fresh.length;
-      child.handle!.stdin!.write(fresh, () => (child.stdinQueued -= fresh.length));
+      totalQueued += fresh.length;
+      child.handle!.stdin!.write(fresh, () => {
+        child.stdinQueued -= fresh.length;
+        totalQueued -= fresh.length;
+      });
     }
     const endsNow = isEnd && child.stdin === "open";
     if (endsNow) {
@@ -481,7 +523,7 @@ export function createProcesses(world: World): Processes {
       if (errnoOf(error) === "ESRCH") return false;
       throw osFailure(`send ${signal} to process "${shorten(child.id)}"`, error);
     }
-    if (["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGKILL"].includes(signal)) child.killed = { by, at: Date.now() };
+    if (["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGKILL"].includes(signal)) child.killed = { by, at: performance.now() };
     return true;
   }
 
@@ -502,7 +544,7 @@ export function createProcesses(world: World): Processes {
     for (const pipe of [handle?.stdin, handle?.stdout, handle?.stderr]) pipe?.destroy(); // a grandchild may hold the other ends
     child.handle = undefined;
     if (child.stdin === "open") child.stdin = "broken";
-    const killedBy = killed && Date.now() - killed.at < killedByMs ? { killedBy: killed.by } : {};
+    const killedBy = killed && performance.now() - killed.at < killedByMs ? { killedBy: killed.by } : {};
     child.messages.set(++child.lastSeq, { stream: "exit", ...exit, ...killedBy });
     while (sendNext(child));
     keep(child);
@@ -513,13 +555,7 @@ export function createProcesses(world: World): Processes {
   function keep(child: Child): void {
     kept.add(child);
     child.keepTimer = setTimeout(dropOutput, limits.keepMs, child).unref();
-    let bytes = 0;
-    for (const { heldBytes } of kept) bytes += heldBytes;
-    for (const first of kept) {
-      if (bytes <= limits.keepBytes) break;
-      bytes -= first.heldBytes;
-      dropOutput(first);
-    }
+    trimAll();
   }
 
   function dropOutput(child: Child): void {
@@ -533,6 +569,7 @@ export function createProcesses(world: World): Processes {
   function forget(child: Child, by: string): void {
     clearTimeout(child.keepTimer);
     detach(child, by);
+    while (child.messages.size > 0) dropOldest(child);
     kept.delete(child);
     exits.delete(child);
     children.delete(child.id);
@@ -552,8 +589,8 @@ export function createProcesses(world: World): Processes {
   }
 
   function summary(): ChildSummary[] {
-    return [...children.values()].map(({ id, pid, command, isOver, outputBytes, startedAt }) => {
-      return { id, pid, command, running: !isOver, bytes: outputBytes, ageMs: Date.now() - startedAt };
+    return [...children.values()].map(({ id, pid, command, isOver, outputBytes, bornAt }) => {
+      return { id, pid, command, running: !isOver, bytes: outputBytes, ageMs: Math.round(performance.now() - bornAt) };
     });
   }
 
@@ -602,8 +639,20 @@ function shorten(text: string): string {
   return cleanText(text, 100);
 }
 
-async function isDirectory(path: string): Promise<boolean> {
-  return (await stat(path).catch(() => undefined))?.isDirectory() === true;
+async function isDirectory(path: string, lanes: Lanes): Promise<boolean> {
+  return (await lanes.run(path, () => stat(path)).catch(() => undefined))?.isDirectory() === true;
+}
+
+/** To spawn is to wait, with the whole event loop, for chdir(2) and execve(2): the mounts that they will meet must answer. */
+async function requireAnswers(command: string, cwd: string, path: string, lanes: Lanes): Promise<void> {
+  const isThere = (file: string, mode: number): Promise<boolean> => lanes.run(file, () => access(file, mode)).then(() => true, (error: unknown) => {
+    if (error instanceof Failure) throw error;
+    return false;
+  });
+  await isThere(cwd, constants.X_OK);
+  for (const directory of command.includes("/") ? [""] : path.split(":")) {
+    if (await isThere(resolvePath(directory === "" ? command : `${directory}/${command}`, () => cwd), constants.X_OK)) return;
+  }
 }
 
 /** Starts a process that leads its own group. Descriptors other than 0 to 2 are not inherited: node opens its own with O_CLOEXEC. */
@@ -722,7 +771,7 @@ function askLoginShell(shell: string, env: NodeJS.ProcessEnv, limitMs: number, c
   return new Promise((resolve) => {
     const handle = spawn(shell, [...options, command], { cwd: "/", env, detached: true, stdio: ["ignore", "pipe", "ignore"] });
     const finish = (path?: string) => {
-      handle.stdout!.destroy();
+      handle.stdout?.destroy(); // not there when there were no descriptors
       resolve(path || undefined);
     };
     const giveUp = (signal: NodeJS.Signals) => {
@@ -737,7 +786,7 @@ function askLoginShell(shell: string, env: NodeJS.ProcessEnv, limitMs: number, c
       finish();
     });
     let text = "";
-    handle.stdout!.on("error", () => {}).on("data", (chunk: Buffer) => {
+    handle.stdout?.on("error", () => {}).on("data", (chunk: Buffer) => {
       text += chunk.toString("latin1");
       const [before, path, after] = text.split(mark);
       if (after !== undefined) finish(Buffer.from(path!, "latin1").toString());

@@ -30,10 +30,10 @@ export interface Peer {
   send(message: object): boolean;
   /** Bytes handed to send() and not yet taken by the kernel. */
   readonly unsentBytes: number;
-  /** Calls `listener` each time a peer that had fallen behind has caught up. */
-  onDrain(listener: () => void): void;
-  /** Calls `listener` once, when the connection has closed. */
-  onClose(listener: () => void): void;
+  /** Calls `listener` each time a peer that had fallen behind has caught up. Returns a function that takes it back. */
+  onDrain(listener: () => void): () => void;
+  /** Calls `listener` once, when the connection has closed. Returns a function that takes it back. */
+  onClose(listener: () => void): () => void;
 }
 
 /** The `params` of a request: an object, or nothing (an empty object). By-position params are refused. */
@@ -59,6 +59,8 @@ export interface RpcOptions {
   isToken: (token: string) => boolean;
   /** Called for each request that is refused for want of a good token, batched ones and notifications too. */
   onUnauthorized?: (caller: Caller) => void;
+  /** Called for each request that a method refuses or fails. */
+  onFailure?: (failure: Failure) => void;
 }
 
 export interface Rpc {
@@ -80,7 +82,7 @@ type Answer = string | undefined;
 /** Bytes left in a frame beyond the reserved ones. The answers of a batch share one, first come, first served. */
 interface Room { bytes: number }
 
-export function createRpc({ methods, isToken, onUnauthorized }: RpcOptions): Rpc {
+export function createRpc({ methods, isToken, onUnauthorized, onFailure }: RpcOptions): Rpc {
   const decoder = new TextDecoder("utf-8", { fatal: true });
 
   function handle(body: Uint8Array, caller: Caller): Answer | Promise<Answer> {
@@ -108,7 +110,10 @@ export function createRpc({ methods, isToken, onUnauthorized }: RpcOptions): Rpc
     const id = isId(request.id) ? request.id : null;
     const silent = request.id === undefined && request.jsonrpc === "2.0" && typeof request.method === "string";
     const succeed = (result: unknown) => (silent ? undefined : encodeResult(id, result, room));
-    const fail = (error: unknown) => (silent ? undefined : encodeError(id, error, room));
+    const fail = (error: unknown) => {
+      if (error instanceof Failure) onFailure?.(error);
+      return silent ? undefined : encodeError(id, error, room);
+    };
     try {
       checkAuth(request, caller);
       checkVersionAndId(request);
@@ -142,6 +147,11 @@ export function createRpc({ methods, isToken, onUnauthorized }: RpcOptions): Rpc
   }
 
   return { handle };
+}
+
+/** Answers what was no request, or is not going to be read. */
+export function errorAnswer(failure: Failure): string {
+  return encodeError(null, failure);
 }
 
 /** Answers a frame that was not read because its body is over the limit. */

@@ -14,21 +14,23 @@
 
 import { createHash, randomBytes, timingSafeEqual } from "node:crypto";
 import { lutimesSync, readdirSync } from "node:fs";
+import { stat } from "node:fs/promises";
 import { createServer } from "node:net";
 import type { Server, Socket } from "node:net";
 import { dirname } from "node:path";
 import { proveAnswering } from "./client.ts";
-import { errorCodes, exitCodes, Failure } from "./failure.ts";
+import { errorCodes, exitCodes, Failure, reasonOf } from "./failure.ts";
 import { createFiles } from "./files.ts";
 import { createFrameDecoder, encodeFrame, maxBodyBytes, strangerBodyBytes } from "./frame.ts";
 import type { FrameDecoder, FrameEvent } from "./frame.ts";
 import { describeVerdict, judgePlace, judgeSignals, placeOf, realWorld } from "./lifetime.ts";
 import type { Facts, Lifetime, World } from "./lifetime.ts";
+import { createLanes, poolThreads } from "./lanes.ts";
 import { createLog } from "./log.ts";
 import type { Log } from "./log.ts";
 import { watchLogouts } from "./logouts.ts";
 import { createProcesses } from "./processes.ts";
-import { booleanParam, createRpc, integerParam, optionalStringParam, oversizeAnswer, stringParam } from "./rpc.ts";
+import { booleanParam, createRpc, errorAnswer, integerParam, optionalStringParam, oversizeAnswer, stringParam } from "./rpc.ts";
 import type { Caller, Method, Params, Peer } from "./rpc.ts";
 import {
   claimSoon, homeDirectory, identify, isSame, listenBeside, livenessOf, lookAt, makeRunDirectory, notASocket, publishSocket, readRecord, retireName, safely, writeRecord,
@@ -55,6 +57,9 @@ const killAfterMs = 3000;
 const killAfterSignalMs = 1000;
 /** How long another's publication is waited for: it takes a millisecond. */
 const lockMs = 1000;
+/** What the host may be short of is logged at most so often, for each errno. */
+const shortages = /^E(MFILE|NFILE|AGAIN|NOMEM|NOSPC|DQUOT|TIMEDOUT)$/;
+const shortageMs = 60_000;
 /** SIGTERM, SIGCONT and SIGHUP of systemd come within a millisecond, in any order. */
 const signalsMs = 50;
 
@@ -75,9 +80,10 @@ interface Connection {
   socket: Socket;
   decoder: FrameDecoder;
   caller: Caller;
-  /** Requests under way. */
+  /** Requests under way, and the bytes of their frames. */
   pending: number;
   answeredBytes: number;
+  pendingBytes: number;
   corked: boolean;
   /** The peer has sent all it will. */
   halfClosed: boolean;
@@ -98,22 +104,30 @@ export interface Daemon {
  */
 export async function startDaemon({ places, tokenHashes, facts, command, version, over }: Handover, world = realWorld()): Promise<Daemon> {
   const log: Log = createLog(places.log);
+  await startThreads();
+  const { maxOpenFiles = Infinity } = openFileLimit(world);
   const lockPath = `${places.record}.lock`;
   const instance = randomBytes(16).toString("hex");
   const connections = new Set<Connection>();
   const startedAt = Date.now();
+  const bornAt = performance.now();
   let phase: "starting" | "serving" | "retired" | "ending" = "starting";
   let connectionCount = 0;
   let graceTimer: NodeJS.Timeout | undefined;
   let looking: Promise<void> | undefined;
   let lastProblem = "";
+  const shortageNotes = new Map<unknown, number>(); // until when nothing is said of an errno
   let finish: (code: number) => void;
   const ended = new Promise<number>((done) => (finish = done));
 
-  const processes = createProcesses({ env: process.env, log, onAllExited: () => phase === "retired" && void end("stopped", "no process was left", killAfterMs) });
-  const files = createFiles(() => homeDirectory());
+  const lanes = createLanes();
+  const processes = createProcesses({ env: process.env, log, lanes, onAllExited: () => phase === "retired" && void end("stopped", "no process was left", killAfterMs) });
+  const files = createFiles(() => homeDirectory(), lanes);
   const methods = new Map<string, Method>([...serverMethods(), ...processes.methods, ...files]);
-  const rpc = createRpc({ methods, isToken, onUnauthorized: noteRefusal });
+  const rpc = createRpc({
+    methods, isToken, onUnauthorized: noteRefusal,
+    onFailure: ({ data, cause, message }) => noteShortage(data?.errno, cause === undefined ? message : reasonOf(cause)),
+  });
   const refused = new WeakSet<Caller>();
 
   let lifetime = describeVerdict(judgePlace(placeOf("self", world), facts));
@@ -237,6 +251,8 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   }
 
   function accept(peerSocket: Socket): void {
+    // The last descriptor is kept free to say so. libuv takes and closes what comes when there is none, without a word.
+    if ((peerSocket as { _handle?: { fd?: number } })._handle?.fd! >= maxOpenFiles - 1) return refuse(peerSocket);
     const connection = createConnection(`c${++connectionCount}`, peerSocket);
     // Node 18 accepts all that wait in one turn, before the first that was destroyed has closed
     const strangers = [...connections].filter(({ caller, socket: { destroyed } }) => !caller.known && !destroyed);
@@ -265,6 +281,22 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     });
   }
 
+  function refuse(peerSocket: Socket): void {
+    const message = `Cannot accept a connection: ${maxOpenFiles - 1} files are open, the limit is ${maxOpenFiles}`;
+    noteShortage("EMFILE", message);
+    const failure = new Failure(message, { data: { errno: "EMFILE" } });
+    peerSocket.on("error", () => {}).on("end", () => peerSocket.destroy()).resume().write(encodeFrame(errorAnswer(failure), "native"));
+    closeConnection({ socket: peerSocket });
+  }
+
+  /** In the log once, not thousands of times. */
+  function noteShortage(errno: unknown, words: string): void {
+    const now = performance.now();
+    if (!shortages.test(String(errno)) || now < (shortageNotes.get(errno) || 0)) return;
+    shortageNotes.set(errno, now + shortageMs);
+    log(`[Server] The host is short of something: ${words}`);
+  }
+
   function take(connection: Connection, event: FrameEvent): void {
     if ("oversizeBytes" in event) {
       write(connection, oversizeAnswer(event.oversizeBytes, connection.decoder.maxBodyBytes));
@@ -275,9 +307,12 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     if (connection.caller.known) connection.decoder.maxBodyBytes = maxBodyBytes;
     if (!answer) return;
     if (typeof answer === "string") return void write(connection, answer);
+    const { length } = event.body; // it is not to be held until the answer comes
     connection.pending++;
+    connection.pendingBytes += length;
     void answer.then((text) => {
       connection.pending--;
+      connection.pendingBytes -= length;
       if (text !== undefined) write(connection, text);
       endWhenAnswered(connection);
       throttle(connection);
@@ -289,8 +324,8 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   }
 
   /** Reads on only while the peer takes its answers. */
-  function throttle({ socket: peerSocket, pending }: Connection): void {
-    if (peerSocket.writableLength > maxUnsentBytes || pending > maxPending) peerSocket.pause();
+  function throttle({ socket: peerSocket, pending, pendingBytes }: Connection): void {
+    if (peerSocket.writableLength > maxUnsentBytes || pending > maxPending || pendingBytes > maxBodyBytes) peerSocket.pause();
     else if (peerSocket.isPaused()) peerSocket.resume();
   }
 
@@ -301,12 +336,12 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
       get unsentBytes() {
         return peerSocket.writableLength;
       },
-      onDrain: (listener) => void peerSocket.on("drain", listener),
-      onClose: (listener) => void peerSocket.on("close", listener),
+      onDrain: (listener) => (peerSocket.on("drain", listener), () => void peerSocket.off("drain", listener)),
+      onClose: (listener) => (peerSocket.on("close", listener), () => void peerSocket.off("close", listener)),
     };
     const connection: Connection = {
       id, socket: peerSocket, decoder: createFrameDecoder({ maxBodyBytes: strangerBodyBytes }), caller: { peer, authenticated: false, known: false },
-      pending: 0, answeredBytes: 0, corked: false, halfClosed: false,
+      pending: 0, pendingBytes: 0, answeredBytes: 0, corked: false, halfClosed: false,
     };
     return connection;
   }
@@ -376,7 +411,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   function status(): Record<string, unknown> {
     return {
-      ...capabilities(), pid: process.pid, uptimeMs: Date.now() - startedAt, rssBytes: process.memoryUsage().rss, connections: connections.size,
+      ...capabilities(), pid: process.pid, uptimeMs: Math.round(performance.now() - bornAt), rssBytes: process.memoryUsage().rss, connections: connections.size,
       processes: processes.summary(), log: places.log, socket: places.socket, phase, logoutsOutlived: logouts.outlived(),
       limits: { maxBodyBytes, strangerBodyBytes, maxStrangers, maxTokens, openFiles: safely(() => readdirSync("/proc/self/fd").length), ...openFileLimit(world) },
     };
@@ -455,7 +490,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   }
 
   /** Lets the peer have what was written, but does not wait for one that does not read, or does not end its side. */
-  function closeConnection({ socket: peerSocket }: Connection): void {
+  function closeConnection({ socket: peerSocket }: Pick<Connection, "socket">): void {
     peerSocket.end();
     setTimeout(() => peerSocket.destroy(), 500).unref();
   }
@@ -476,6 +511,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     retireName(socket.bound, socket);
     listener.close();
     log(`[Server] Ended, with ${killed} processes`);
+    if (lanes.areHeld()) process.kill(process.pid, "SIGKILL");
     finish(0);
   }
 
@@ -485,13 +521,13 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     for (const signal of ["SIGTERM", "SIGINT", "SIGCONT", "SIGHUP"] as const) {
       process.on(signal, () => {
         log(`[Server] Received ${signal}`);
-        seen.set(signal, Date.now());
+        seen.set(signal, performance.now());
         if (signal === "SIGCONT") setTimeout(() => void check(), signalsMs); // unless it came with SIGTERM
         if (signal === "SIGCONT" || signal === "SIGHUP") return;
         if (phase === "starting") return void (phase = "ending"); // publish() refuses then, and the start is undone
         if (phase === "ending") return void processes.endAll({ graceMs: 0 });
         setTimeout(() => {
-          const { reason, detail } = judgeSignals(new Set([...seen].filter(([, at]) => Date.now() - at < 1000).map(([name]) => name)));
+          const { reason, detail } = judgeSignals(new Set([...seen].filter(([, at]) => performance.now() - at < 1000).map(([name]) => name)));
           void end(reason, detail, killAfterSignalMs);
         }, signalsMs);
       });
@@ -503,6 +539,17 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
       void saveRecord().then(() => finish(exitCodes.failed));
     });
   }
+}
+
+/**
+ * Has libuv make its threads now, and more than 4 of them. It would make them when they are first needed, and abort when the user may have no more by
+ * then (ulimit -u). Children do not inherit the number.
+ */
+async function startThreads(): Promise<void> {
+  const { UV_THREADPOOL_SIZE: given } = process.env;
+  process.env.UV_THREADPOOL_SIZE ??= poolThreads;
+  await stat("/");
+  if (given === undefined) delete process.env.UV_THREADPOOL_SIZE;
 }
 
 function openFileLimit(world: World): { maxOpenFiles?: number } {

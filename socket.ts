@@ -409,10 +409,10 @@ function linkClaim(path: string): Claim | undefined {
 
 /** Claims, waiting at most `waitMs` for another holder; undefined when that was not enough. For the short claims of publication. */
 export async function claimSoon(path: string, waitMs: number): Promise<Claim | undefined> {
-  for (const deadline = Date.now() + waitMs; ; await sleep(5)) {
+  for (const deadline = performance.now() + waitMs; ; await sleep(5)) {
     const claim = tryClaim(path);
     if ("release" in claim) return claim;
-    if (Date.now() >= deadline) return undefined;
+    if (performance.now() >= deadline) return undefined;
   }
 }
 
@@ -567,14 +567,14 @@ export async function readToken(path: string, waitMs = 1000): Promise<string> {
         exit: exitCodes.noPermission, hint: `chmod 600 ${path}`,
       });
     }
-    const deadline = Date.now() + waitMs;
+    const deadline = performance.now() + waitMs;
     for (let bytes = 0; bytes <= 4096; ) {
       const buffer = Buffer.alloc(4097);
       const read = readSome(descriptor, buffer);
       if (read > 0) {
         bytes += read;
         chunks.push(buffer.subarray(0, read));
-      } else if (!stats.isFile() && Date.now() < deadline && (read < 0 || bytes === 0)) {
+      } else if (!stats.isFile() && performance.now() < deadline && (read < 0 || bytes === 0)) {
         await sleep(10);
       } else break;
     }

@@ -591,7 +591,7 @@ output("of ended processes is dropped oldest first when it is much, and of their
     await exited(peer, id);
   }
   assert.equal(call("list", {}).processes.map(({ id, firstSeq }: Reply) => `${id}${firstSeq}`), ["b2", "c2", "d1", "e1"]);
-}, { keepBytes: 2000, keepExits: 2 }));
+}, { keepBytes: 2800, keepExits: 2 }));
 output.run();
 
 const reattach = suite("process.reattach");

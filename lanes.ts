@@ -1,0 +1,184 @@
+/**
+ * Lanes: what waits for the host's file systems, bounded, so that one that does not answer holds up nothing else.
+ *
+ *     a path ─▶ a mount of NFS, FUSE or the like   2 requests at once, and it is asked with statfs(2) whether it answers at all
+ *               else a read or a list              4 at once, large ones 1; and not for a connection that does not take what it has
+ *               else                               no lane
+ *
+ * A system call on a mount that has died returns when it comes back, or never: until then it holds a thread. So the client is told, the thread is
+ * left to it, and the next ones are refused. What must not block at all, the event loop, is not let near such a mount: see processes.ts.
+ */
+
+import { readFileSync } from "node:fs";
+import { readlink, statfs } from "node:fs/promises";
+import { Failure } from "./failure.ts";
+import type { Peer } from "./rpc.ts";
+import { safely } from "./socket.ts";
+
+/** Libuv's threads: more than four dead mounts hold. Each costs 20 kB. */
+export const poolThreads = "16";
+/** File systems behind which there is another machine, or a program. */
+const farTypes = /^(fuse|nfs|cifs|smb|9p|afs|auto|ceph|virtio|lustre|gpfs|gfs|ocfs|beegfs)/;
+/** How long requests may take before their mount is asked, and how long it may take to answer. */
+const askMs = 4000;
+/** A new mount is seen within this time. */
+const mountsMs = 1000;
+/** As many links as the kernel follows (path_resolution(7)). */
+const maxLinks = 40;
+/** A connection that has this much unread is not read for. */
+const maxUnsentBytes = 16 << 20;
+
+interface Lane {
+  /** Where it is mounted, and its id; a lane of our own has none. */
+  mount: string | undefined;
+  id: string;
+  width: number;
+  /** Requests under way, and waiting for their turn. */
+  count: number;
+  waiting: (() => void)[];
+  /** Ends a request, under way or not: the mount is silent. */
+  failures: Set<() => void>;
+  isWatched: boolean;
+  /** When it was asked, and did not answer: performance.now(). */
+  silentSince: number | undefined;
+}
+
+export interface Lanes {
+  /** Some mount is of a kind that may not answer. */
+  hasFarMounts(): boolean;
+  /** Threads wait for such a mount: exit(3) would wait for them. */
+  areHeld(): boolean;
+  /**
+   * Runs what waits for a path's file system, when it is its turn.
+   *
+   * @param size Leaves what is not far away without a lane when it is left out.
+   * @throws {Failure} The mount does not answer. What was under way may yet be carried out.
+   */
+  run<T>(path: string, action: () => Promise<T>, size?: "small" | "large", peer?: Peer): Promise<T>;
+}
+
+export function createLanes(): Lanes {
+  const own = { small: createLane(4), large: createLane(1) };
+  let far = new Map<string, Lane>();
+  let readAt = -Infinity;
+  let held = 0;
+
+  function hasFarMounts(): boolean {
+    if (performance.now() - readAt < mountsMs) return far.size > 0;
+    readAt = performance.now();
+    const found = new Map<string, Lane>();
+    // "36 35 98:0 / /mnt rw,noatime master:1 - ext3 /dev/root rw": the later ones cover the earlier
+    for (const [, id = "", path = "", type = ""] of (safely(() => readFileSync("/proc/self/mountinfo", "utf8")) || "").matchAll(/^(\d+) \S+ \S+ \S+ (\S+) .*? - (\S+)/gm)) {
+      const mount = path.replace(/\\(\d{3})/g, (_, digits: string) => String.fromCharCode(parseInt(digits, 8)));
+      const known = far.get(mount);
+      if (farTypes.test(type)) found.set(mount, known && known.id === id ? known : createLane(2, mount, id));
+      else found.delete(mount);
+    }
+    far = found;
+    return far.size > 0;
+  }
+
+  /** Follows a path link by link, but never into a far mount: even to look at it is to wait for it. */
+  async function farLaneOf(path: string): Promise<Lane | undefined> {
+    if (!hasFarMounts()) return undefined;
+    let at = "";
+    const rest = path.split("/");
+    for (let links = 0; rest.length > 0; ) {
+      const name = rest.shift()!;
+      if (name === "" || name === ".") continue;
+      const next = name === ".." ? at.slice(0, Math.max(at.lastIndexOf("/"), 0)) : `${at}/${name}`;
+      const lane = far.get(next);
+      if (lane !== undefined) return lane;
+      const link = name === ".." || links === maxLinks ? undefined : await readlink(next).catch(() => undefined);
+      if (link === undefined) {
+        at = next;
+        continue;
+      }
+      links++;
+      rest.unshift(...link.split("/"));
+      if (link.startsWith("/")) at = "";
+    }
+    return far.get("/");
+  }
+
+  async function run<T>(path: string, action: () => Promise<T>, size?: "small" | "large", peer?: Peer): Promise<T> {
+    const lane = (await farLaneOf(path)) ?? (size && own[size]);
+    if (lane === undefined) return action();
+    if (lane.silentSince !== undefined) throw silence(lane, path);
+    return new Promise<T>((resolve, reject) => {
+      const fail = (): void => reject(silence(lane, path));
+      const start = async (): Promise<void> => {
+        if (peer && peer.unsentBytes > maxUnsentBytes) return whenTaken(peer, () => queue(lane, start));
+        lane.count++;
+        if (lane.mount) held++;
+        await action().then(resolve, reject);
+        if (lane.mount) held--;
+        lane.failures.delete(fail);
+        setImmediate(() => { // when the answer has been written
+          lane.count--;
+          pump(lane);
+        });
+      };
+      lane.failures.add(fail);
+      queue(lane, start);
+    });
+  }
+
+  return { hasFarMounts, areHeld: () => held > 0, run };
+}
+
+function createLane(width: number, mount?: string, id = ""): Lane {
+  return { mount, id, width, count: 0, waiting: [], failures: new Set(), isWatched: false, silentSince: undefined };
+}
+
+function queue(lane: Lane, start: () => void): void {
+  lane.waiting.push(start);
+  pump(lane);
+  watch(lane);
+}
+
+function pump(lane: Lane): void {
+  while (lane.count < lane.width && lane.waiting.length > 0) lane.waiting.shift()!();
+}
+
+/** As long as requests are under way. What is slow answers, what is dead does not. */
+function watch(lane: Lane): void {
+  const { mount, failures } = lane;
+  if (mount === undefined || lane.isWatched) return;
+  lane.isWatched = true;
+  setTimeout(async () => {
+    if (failures.size > 0) {
+      const askedAt = performance.now();
+      const timer = setTimeout(() => {
+        lane.silentSince = askedAt;
+        lane.waiting = [];
+        for (const fail of failures) fail();
+        failures.clear();
+      }, askMs);
+      try {
+        await statfs(mount);
+      } catch {
+        // an error is an answer, too (and before 18.15 node cannot ask)
+      }
+      clearTimeout(timer);
+      lane.silentSince = undefined;
+    }
+    lane.isWatched = false;
+    if (failures.size > 0) watch(lane);
+  }, askMs).unref();
+}
+
+function silence({ mount, silentSince }: Lane, path: string): Failure {
+  const seconds = Math.round((performance.now() - silentSince!) / 1000);
+  return new Failure(`Cannot use "${path}": the file system of "${mount}" has not answered for ${seconds} s`, {
+    data: { errno: "ETIMEDOUT" },
+  });
+}
+
+/** Calls back when a connection has taken what it was sent, or is gone. */
+function whenTaken(peer: Peer, callback: () => void): void {
+  const stop = [peer.onDrain, peer.onClose].map((listen) => listen(() => {
+    for (const end of stop) end();
+    callback();
+  }));
+}
