@@ -17,7 +17,7 @@ import { Duplex } from "node:stream";
 import { connectClient, createClient } from "./client.ts";
 import type { Client, Message } from "./client.ts";
 import { connectOwned, startServer } from "./control.ts";
-import { errorCodes, Failure } from "./failure.ts";
+import { cannot, errorCodes, Failure } from "./failure.ts";
 import { daemonCommand } from "./program.ts";
 import { hashToken, makeRunDirectory, ownToken, placesOf, sleep } from "./socket.ts";
 import { version } from "./version.ts";
@@ -202,7 +202,7 @@ async function openSocket({ socket, token }: ConnectOptions, timeoutMs: number):
 
 function openCommand({ command, token, onStderr }: ConnectOptions): Channel {
   const [program, ...args] = command!;
-  if (!program) throw new Failure("Cannot connect: command is empty, it must have a program");
+  if (!program) throw cannot("connect: command is empty, it must have a program");
   const child = spawn(program, args, { stdio: ["pipe", "pipe", "pipe"] });
   let stderr = "";
   child.stderr.setEncoding("utf8").on("data", (text: string) => {
@@ -215,9 +215,9 @@ function openCommand({ command, token, onStderr }: ConnectOptions): Channel {
   });
   const name = command!.join(" ");
   const explain = async (failure: Failure): Promise<Failure> => {
-    if (failure.code !== errorCodes.noDaemon || failure.data?.reason !== undefined) return failure;
+    if (failure.code !== errorCodes.noDaemon || failure.data.reason) return failure;
     const words = await Promise.race([ended, new Promise<string>((done) => setTimeout(done, 1000, failure.message))]);
-    return new Failure(`Cannot connect over "${name}": ${words}${stderr.trim() === "" ? "" : `: ${stderr.trim()}`}`, {
+    return cannot(`connect over "${name}": ${words}${stderr.trim() === "" ? "" : `: ${stderr.trim()}`}`, {
       code: errorCodes.noDaemon, cause: failure, hint: failure.hint,
     });
   };
@@ -303,7 +303,7 @@ export function createConnection(client: Client, capabilities: Record<string, un
     async function start(method: string, params: Record<string, unknown>): Promise<void> {
       const from = lastSeq; // it may be further when the answer is looked at: messages came along with it
       const answer = (await connection.request(method, params)) as Message & { firstSeq?: number };
-      if (answer.found === false) throw new Failure(`Cannot reattach: no process has the id "${id}"`, { data: { reason: "not-found" }, hint: "--call process.list" });
+      if (answer.found === false) throw cannot(`reattach: no process has the id "${id}"`, { data: { reason: "not-found" }, hint: "--call process.list" });
       missed += Math.max((answer.firstSeq || 0) - from - 1, 0);
       if (answer.running === false && answer.lastSeq === from) finish(answer); // all of it had been seen: nothing follows
     }

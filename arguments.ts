@@ -1,6 +1,6 @@
 /** The command line: its help, its options, and their reading. */
 
-import { exitCodes, Failure } from "./failure.ts";
+import { cannot, exitCodes, Failure } from "./failure.ts";
 
 export const help = `holdfast: a remote server that is still there when you come back
 
@@ -88,5 +88,5 @@ export function parseArguments(args: string[]): CommandLine {
 
 /** A mistake in the command line: exit code 64. */
 export function usage(what: string): Failure {
-  return new Failure(`Cannot read the command line: ${what}`, { exit: exitCodes.usage, hint: "see --help" });
+  return cannot(`read the command line: ${what}`, { exit: exitCodes.usage, hint: "see --help" });
 }

@@ -15,7 +15,7 @@
  * One function, so that it has its own text, even when it was read from stdin: a function's toString() is its source.
  *
  * The names are left whole, whitespace and syntax are not: written out it would be a quarter larger. Each function begins a line, and no line is
- * much over 160 characters. `--readable` writes `dist/holdfast.readable.js` as well, the same program with all its whitespace.
+ * much over 250 characters. `--readable` writes `dist/holdfast.readable.js` as well, the same program with all its whitespace.
  *
  * The hash stands in the file itself, and is that of the file with zeros in its place: `sed "s/$hash/$(printf %064d 0)/" holdfast.js | sha256sum`.
  * Two builds of the same sources are the same bytes.
@@ -23,7 +23,7 @@
 import { build } from "esbuild";
 import { createHash } from "node:crypto";
 import { spawnSync } from "node:child_process";
-import { chmodSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 
@@ -82,11 +82,18 @@ const nodeNames = new Map();
 const codes = Object.fromEntries([...readFileSync(`${root}failure.ts`, "utf8").matchAll(/^export const (exitCodes|errorCodes) = (\{[^}]*\}) as const;$/gm)].map(
   ([, table, body]) => [table, Object.fromEntries([...body.matchAll(/(\w+): (-?\d+)/g)].map(([, name, code]) => [name, code]))],
 ));
+/** Numbers that have a name in one module; their value stands for it then. */
+const numbers = /^const (\w+) = (\d[\d_]*(?: << \d+)?);$/gm;
+const declared = readdirSync(root).filter((name) => name.endsWith(".ts")).flatMap((name) => [...readFileSync(root + name, "utf8").matchAll(numbers)]);
+const constants = Object.fromEntries(declared.filter(([line], at) => declared.findIndex(([other]) => other.split(" ")[1] === line.split(" ")[1]) === at).map(([, name, value]) => {
+  const [number, shift = 0] = value.replaceAll("_", "").split(" << ").map(Number);
+  return [name, String(number * 2 ** shift)];
+}).filter(([name], _, all) => declared.filter(([, other]) => other === name).length === 1));
 const nodeImports = {
   name: "node imports",
   setup: ({ onLoad }) => onLoad({ filter: /\.ts$/ }, ({ path }) => ({
     loader: "ts",
-    contents: withoutDynamicImports(withCodes(readFileSync(path, "utf8"))).replace(/^import \{([^}]*)\} from "(node:[\w/]+)";$/gm, (_, list, module) => {
+    contents: withoutDynamicImports(withCodes(readFileSync(path, "utf8"))).replace(numbers, (line, name) => (name in constants ? "" : line)).replace(/^import \{([^}]*)\} from "(node:[\w/]+)";$/gm, (_, list, module) => {
       const names = list.split(",").map((name) => name.trim()).filter((name) => name !== "");
       for (const name of names) {
         if ((nodeNames.get(name) ?? module) !== module) throw new Error(`"${name}" is imported from ${module} and from ${nodeNames.get(name)}`);
@@ -122,8 +129,8 @@ function nodePrelude() {
 }
 
 mkdirSync(options.out, { recursive: true });
-const modules = await bundle({ minifyWhitespace: true, minifySyntax: true, lineLimit: 160 });
-const text = head + prologue + nodePrelude() + modules + "}" + tail;
+const modules = await bundle({ minifyWhitespace: true, minifySyntax: true, lineLimit: 250 });
+const text = head + prologue.replace(/^ +/gm, "") + nodePrelude() + modules + "}" + tail;
 const hash = createHash("sha256").update(text).digest("hex");
 write("holdfast.js", text.replace(unhashed, hash), 0o755);
 if (options.readable) write("holdfast.readable.js", head + prologue + nodePrelude() + await bundle({}) + "}" + tail, 0o755);
@@ -144,7 +151,7 @@ async function bundle(form) {
     charset: "ascii", // with one that is not, V8 holds two bytes for each character of the whole text
     external: ["node:*"],
     plugins: [nodeImports],
-    define: { "import.meta.main": "undefined", "import.meta.filename": "undefined" },
+    define: { "import.meta.main": "undefined", "import.meta.filename": "undefined", ...constants },
     logLevel: "warning",
     ...form,
   });

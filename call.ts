@@ -5,7 +5,7 @@ import { createConnection } from "./api.ts";
 import type { Output, RemoteProcess } from "./api.ts";
 import type { Client } from "./client.ts";
 import { connectOwned } from "./control.ts";
-import { cleanText, errnoOf, errorCodes, exitCodes, Failure, osFailure } from "./failure.ts";
+import { cannot, cleanText, errnoOf, errorCodes, exitCodes, Failure, osFailure } from "./failure.ts";
 import { isObject } from "./rpc.ts";
 import { safely } from "./socket.ts";
 import type { Places } from "./socket.ts";
@@ -43,7 +43,7 @@ export async function call(places: Places, method: string, paramsText: string | 
 function parseParams(text: string): Record<string, unknown> {
   const params = safely((): unknown => JSON.parse(text));
   if (isObject(params)) return params;
-  throw new Failure(`Cannot read PARAMS: it is ${JSON.stringify(text.slice(0, 50))}, a JSON object is needed`, {
+  throw cannot(`read PARAMS: it is ${JSON.stringify(text.slice(0, 50))}, a JSON object is needed`, {
     exit: exitCodes.usage, hint: `quote it for the shell: '{"id":"a"}'`,
   });
 }

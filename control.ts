@@ -5,20 +5,20 @@
  * provably dead and ours; probe, choose, launch, verify. Whoever finds the start claimed waits and joins the winner.
  */
 
-import { readFileSync, readlinkSync, statSync } from "node:fs";
+import { readlinkSync, statSync } from "node:fs";
 import type { Socket } from "node:net";
 import { dirname } from "node:path";
 import { connectClient, createClient, proveAnswering, tryConnect } from "./client.ts";
 import type { Client, ConnectFailure } from "./client.ts";
 import { absenceFailure, explainAbsence, timeWords } from "./doctor.ts";
-import { errnoOf, errorCodes, exitCodes, Failure, osFailure, reasonOf } from "./failure.ts";
+import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, Failure, osFailure, reasonOf } from "./failure.ts";
 import {
   chooseLaunch, describeVerdict, judgePlace, launchDaemon, moveIntoScope, placeOf, probeHost, realWorld, switchLingerOn,
 } from "./lifetime.ts";
 import type { Facts, Launch, Lifetime, World } from "./lifetime.ts";
 import type { Daemon, Handover } from "./server.ts";
 import {
-  argumentsOf, claimSoon, identify, isLeftBy, isSame, livenessOf, livingProcesses, lookAt, makeRunDirectory, notASocket, openLog, readRecord, readToken, retireName, safely,
+  argumentsOf, claimSoon, identify, isLeftBy, isSame, livenessOf, livingProcesses, lookAt, makeRunDirectory, notASocket, openLog, readRecord, readText, readToken, retireName, safely,
   sleep, tryClaim, writeRecord,
 } from "./socket.ts";
 import type { DaemonRecord, Identity, Places } from "./socket.ts";
@@ -72,7 +72,7 @@ export async function startServer(options: StartOptions, world = realWorld()): P
     if (launched) return launched;
     const joined = await joinServer(options, world); // another one published first
     if (joined) return joined;
-    throw new Failure(`Cannot start: another daemon published "${options.places.socket}" and does not answer`, { exit: exitCodes.busy });
+    throw cannot(`start: another daemon published "${options.places.socket}" and does not answer`, { exit: exitCodes.busy });
   });
 }
 
@@ -90,8 +90,8 @@ export async function startHere(
     const reached = await reachServer(places);
     reached?.client.close();
     if (!reached) return false;
-    throw new Failure(`Cannot start in the foreground: a daemon (pid ${reached.record.pid}) answers at "${places.socket}"`, {
-      exit: exitCodes.busy, hint: `end it with --stop, or choose another place with --socket`,
+    throw cannot(`start in the foreground: a daemon (pid ${reached.record.pid}) answers at "${places.socket}"`, {
+      exit: exitCodes.busy, hint: `end it with --stop, or ${elsewhere}`,
     });
   };
   return withClaim(options, busyHere, async () => {
@@ -170,14 +170,14 @@ export async function connectOwned(places: Places, tokenFile?: string): Promise<
   try {
     client = await connectClient(places.socket, answerMs);
   } catch (error) {
-    const errno = (error as Failure).data?.errno;
+    const errno = (error as Failure).data.errno;
     throw absenceFailure(explainAbsence(places, errno ? { error: (error as Failure).cause as NodeJS.ErrnoException } : { timedOut: true }));
   }
   if (tokenFile) return { client, auth: await readToken(tokenFile) };
   const { record, problem } = readRecord(places.record);
   if (record) return { client, auth: record.key };
   client.close();
-  throw new Failure(`Cannot authenticate: ${problem?.message || `there is no record "${places.record}"`}`, {
+  throw cannot(`authenticate: ${problem?.message || `there is no record "${places.record}"`}`, {
     exit: exitCodes.noPermission, hint: "give a token with --token-file",
   });
 }
@@ -209,7 +209,7 @@ async function withClaim<T>(options: StartOptions, join: () => Promise<T | false
 
 function busy(places: Places, holder: Identity | undefined): Failure {
   const who = holder ? `process ${holder.pid} on ${holder.host}` : "a file that is no claim of ours";
-  return new Failure(`Cannot start: another start is under way: "${places.claim}" is held by ${who}`, {
+  return cannot(`start: another start is under way: "${places.claim}" is held by ${who}`, {
     exit: exitCodes.busy, hint: holder ? "try again in a moment" : `rm '${places.claim}'`,
   });
 }
@@ -255,7 +255,7 @@ async function recallServer(places: Places): Promise<Reached | undefined> {
     const reached = await reachServer(places);
     if (reached || daemonsOf(places).length === 0) return reached; // none is left: it was ending
   }
-  throw new Failure(`Cannot use the socket "${places.socket}": process ${pid} serves it, and has not published it again within ${answerMs / 1000} s`, {
+  throw cannot(`use the socket "${places.socket}": process ${pid} serves it, and has not published it again within ${answerMs / 1000} s`, {
     exit: exitCodes.busy, hint: `see why in its log, or end it: kill ${pid}`,
   });
 }
@@ -272,7 +272,7 @@ function callDaemons(places: Places): number[] {
 /** The daemons of our user that were launched for a socket, in our own namespaces: elsewhere the path is another one. */
 function daemonsOf(places: Places): number[] {
   // the kernel's list of bound sockets, where a deleted one still has its name, spares a look at each process of the host
-  if (safely(() => readFileSync("/proc/net/unix", "utf8"))?.includes(` ${dirname(places.socket)}/`) === false) return [];
+  if (readText("/proc/net/unix")?.includes(` ${dirname(places.socket)}/`) === false) return [];
   const own = ["pid", "mnt"].map((name) => safely(() => readlinkSync(`/proc/self/ns/${name}`)));
   return livingProcesses().map(({ pid }) => pid).filter((pid) => safely(() =>
     argumentsOf(pid).slice(-3).join(" ") === `--launched --socket ${places.socket}` && statSync(`/proc/${pid}`).uid === process.getuid!()
@@ -291,18 +291,18 @@ async function lookForServer(places: Places): Promise<Reached | Failure | undefi
     if ("socket" in outcome) {
       if (record && isSame(socket, record.socket)) return { client: createClient(outcome.socket, socket), record };
       outcome.socket.destroy();
-      return new Failure(`Cannot use the socket "${socket}": a server answers there, but ${describeFound(places)}`, {
-        exit: exitCodes.noPermission, hint: "choose another place with --socket, or end that server",
+      return cannot(`use the socket "${socket}": a server answers there, but ${describeFound(places)}`, {
+        exit: exitCodes.noPermission, hint: `${elsewhere}, or end that server`,
       });
     }
     if (errnoOf(outcome.error) === "EACCES") {
-      throw osFailure(`connect to "${socket}"`, outcome.error, { exit: exitCodes.noPermission, hint: `it belongs to user ${there.uid}: choose another place with --socket` });
+      throw osFailure(`connect to "${socket}"`, outcome.error, { exit: exitCodes.noPermission, hint: `it belongs to user ${there.uid}: ${elsewhere}` });
     }
     if (errnoOf(outcome.error) === "EAGAIN") throw notAnswering(socket, record); // its backlog is full: unix(7)
     if (errnoOf(outcome.error) !== "ECONNREFUSED" && errnoOf(outcome.error) !== "ENOENT") throw osFailure(`connect to "${socket}"`, outcome.error);
     if (record && record.host !== identify().host) throw ofOtherHost(socket, record); // whose sockets refuse here, alive or not
     if (!record || !isLeftBy(record, socket)) {
-      return new Failure(`Cannot use the socket "${socket}": nothing listens there, and it is not provably ours: ${describeFound(places)}`, {
+      return cannot(`use the socket "${socket}": nothing listens there, and it is not provably ours: ${describeFound(places)}`, {
         exit: exitCodes.cannotCreate, hint: `rm '${socket}'`,
       });
     }
@@ -325,8 +325,8 @@ async function lookForServer(places: Places): Promise<Reached | Failure | undefi
 }
 
 function ofOtherHost(socket: string, { host }: DaemonRecord): Failure {
-  return new Failure(`Cannot use "${socket}": its daemon was started on host "${host}", this is "${identify().host}"`, {
-    exit: exitCodes.unavailable, hint: `log in to ${host}, or choose another place with --socket`,
+  return cannot(`use "${socket}": its daemon was started on host "${host}", this is "${identify().host}"`, {
+    exit: exitCodes.unavailable, hint: `log in to ${host}, or ${elsewhere}`,
   });
 }
 
@@ -371,10 +371,10 @@ async function joinServer(options: StartOptions, world: World): Promise<Started 
     try {
       return await joinReached(reached, options, world);
     } catch (error) {
-      if (!(error instanceof Failure) || (error.data?.ending !== true && error.code !== errorCodes.noDaemon)) throw error;
+      if (!(error instanceof Failure) || (!error.data.ending && error.code !== errorCodes.noDaemon)) throw error;
       // it was ending as we came; or it was told to stop, closed all connections, and can be revived
-      if (await isGoneWithin(reached.record, error.data?.ending === true ? deathMs : 100)) return false;
-      if (attempt === 3 || error.data?.timedOut === true) throw notAnswering(options.places.socket, reached.record, error.message);
+      if (await isGoneWithin(reached.record, error.data.ending ? deathMs : 100)) return false;
+      if (attempt === 3 || error.data.timedOut) throw notAnswering(options.places.socket, reached.record, error.message);
     } finally {
       reached.client.close();
     }
@@ -466,11 +466,11 @@ function handoverOf(options: StartOptions, facts: Facts, old: DaemonRecord | und
 /** A real request over the socket, and the place where the process really is. */
 async function verify(places: Places, started: { pid: number; instance: string }, facts: Facts, world: World): Promise<{ lifetime: Lifetime; version: string }> {
   const { record, problem } = readRecord(places.record);
-  if (record?.instance !== started.instance) throw new Failure(`Cannot verify the start: ${problem?.message || `"${places.record}" is not this daemon's record`}`);
+  if (record?.instance !== started.instance) throw cannot(`verify the start: ${problem?.message || `"${places.record}" is not this daemon's record`}`);
   const client = await connectClient(places.socket, answerMs);
   try {
     const { instanceId, version } = (await client.request("server.capabilities", {}, record.key, answerMs)) as { instanceId: string; version: string };
-    if (instanceId !== started.instance) throw new Failure(`Cannot verify the start: instance ${instanceId} answers, ${started.instance} was started`);
+    if (instanceId !== started.instance) throw cannot(`verify the start: instance ${instanceId} answers, ${started.instance} was started`);
     return { lifetime: describeVerdict(judgePlace(placeOf(started.pid, world), facts)), version };
   } finally {
     client.close();
@@ -489,7 +489,7 @@ async function reachStarting(places: Places): Promise<Reached | undefined> {
   // where the claim cannot even be made, no start is under way
   const claim = await claimSoon(places.claim, startMs).catch(() => ({ release: () => {} }));
   if (!claim) {
-    throw new Failure(`Cannot stop: a start is under way: "${places.claim}" is held`, { exit: exitCodes.busy, hint: "try again in a moment" });
+    throw cannot(`stop: a start is under way: "${places.claim}" is held`, { exit: exitCodes.busy, hint: "try again in a moment" });
   }
   try {
     return await recallServer(places);
@@ -516,7 +516,7 @@ export async function stopServer(places: Places, options: { graceMs: number; ifI
     reached = (await reachServer(places)) || (await reachStarting(places));
   } catch (error) {
     const { record } = readRecord(places.record);
-    if ((error as Failure).data?.reason === "not-answering" && record && !options.ifIdle) return killServer(places, record);
+    if ((error as Failure).data.reason === "not-answering" && record && !options.ifIdle) return killServer(places, record);
     if (record && record.host !== identify().host) return { word: "none", count: 0, note: (error as Failure).message };
     throw error;
   }
@@ -530,11 +530,11 @@ export async function stopServer(places: Places, options: { graceMs: number; ifI
     count = ((await client.request("server.shutdown", options, record.key, answerMs)) as { processes: number }).processes;
   } catch (error) {
     const failure = error as Failure;
-    if (failure.data?.processes !== undefined) throw new Failure(failure.message, { exit: exitCodes.busy });
+    if (failure.data.processes) throw new Failure(failure.message, { exit: exitCodes.busy });
     if (failure.code !== errorCodes.noDaemon) throw failure;
     if (await isGoneWithin(record, 100)) return { word: "stopped", count: 0 };
     // another --stop was quicker, and it closed all connections
-    if (failure.data?.timedOut !== true && attempt < 3) return stopServer(places, options, attempt + 1);
+    if (!failure.data.timedOut && attempt < 3) return stopServer(places, options, attempt + 1);
     if (options.ifIdle) throw notAnswering(places.socket, record);
     return killServer(places, record);
   } finally {
@@ -552,12 +552,12 @@ export async function stopServer(places: Places, options: { graceMs: number; ifI
 async function killServer(places: Places, record: DaemonRecord): Promise<Stopped> {
   const life = livenessOf(record);
   if (life.state === "unknown") {
-    throw new Failure(`Cannot stop the daemon (pid ${record.pid}): it does not answer, and ${life.why}`, { exit: exitCodes.unavailable });
+    throw cannot(`stop the daemon (pid ${record.pid}): it does not answer, and ${life.why}`, { exit: exitCodes.unavailable });
   }
   const isAlive = (identity: Identity): boolean => livenessOf(identity).state === "alive";
   const children = life.state === "alive" ? childrenOf(record.pid) : [];
   let processes = familyOf(children).map((pid) => identify(pid));
-  if (!(await endBySignal(() => [record].filter(isAlive)))) throw new Failure(`Cannot stop the daemon (pid ${record.pid}): it is still there after SIGKILL`);
+  if (!(await endBySignal(() => [record].filter(isAlive)))) throw cannot(`stop the daemon (pid ${record.pid}): it is still there after SIGKILL`);
   // looked for again each time: they may start others meanwhile
   await endBySignal(() => (processes = familyOf(processes.filter(isAlive).map(({ pid }) => pid)).map((pid) => identify(pid))));
   await clearDead(places, true);

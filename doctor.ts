@@ -1,14 +1,14 @@
 /** What is wrong and what mends it: from the record, the kernel and the probes to a reason and words. */
 
-import { accessSync, constants, readdirSync, statfsSync, statSync } from "node:fs";
+import { accessSync, constants, statfsSync, statSync } from "node:fs";
 import { userInfo } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { createClient, tryConnect } from "./client.ts";
 import type { ConnectFailure } from "./client.ts";
-import { cleanText, errnoOf, errorCodes, exitCodes, Failure, reasonOf } from "./failure.ts";
-import { chooseLaunch, probeHost, realWorld } from "./lifetime.ts";
+import { cannot, capture, cleanText, elsewhere, errnoOf, errorCodes, exitCodes, Failure, reasonOf } from "./failure.ts";
+import { chooseLaunch, probeHost, readLimit, realWorld } from "./lifetime.ts";
 import type { Facts, Lifetime, Trilean, World } from "./lifetime.ts";
-import { homeDirectory, identify, kindOf, livenessOf, lookAt, maxPathBytes, readRecord, safely } from "./socket.ts";
+import { homeDirectory, identify, kindOf, livenessOf, lookAt, maxPathBytes, namesIn, readRecord, safely } from "./socket.ts";
 import type { DaemonRecord, Places } from "./socket.ts";
 
 /** Why there is no daemon to talk to. The words of the wire: `data.reason` of error -32010. */
@@ -40,14 +40,14 @@ export function explainAbsence(places: Places, outcome?: ConnectFailure): Explan
   const errno = outcome && "error" in outcome ? errnoOf(outcome.error) : undefined;
   if (errno === "EACCES" || errno === "EPERM") return explain("permission", `the socket "${places.socket}" may not be used: ${reasonOf(outcome && "error" in outcome ? outcome.error : "")}${ownerWords(places)}`, `choose your own with --socket`);
   if (problem) {
-    return explain(problem.exit === exitCodes.noPermission ? "permission" : "not-answering", problem.message, `choose another place with --socket, or remove "${places.record}"`);
+    return explain(problem.exit === exitCodes.noPermission ? "permission" : "not-answering", problem.message, `${elsewhere}, or remove "${places.record}"`);
   }
   if (!record) {
     return explain("never-started", `no daemon has been started at "${places.socket}": there is no record of one`, serve);
   }
   const daemon = `the daemon (pid ${record.pid}, started ${timeWords(record.startedAt)})`;
   if (record.host !== identify().host) {
-    return explain("other-host", `${daemon} was started on host "${record.host}", this is "${identify().host}"`, `ssh ${record.host} …, or choose another place with --socket`);
+    return explain("other-host", `${daemon} was started on host "${record.host}", this is "${identify().host}"`, `ssh ${record.host} …, or ${elsewhere}`);
   }
   const life = livenessOf(record);
   const { ended, stoppingAt } = record;
@@ -92,7 +92,7 @@ function ownerWords(places: Places): string {
 
 /** The explanation as an error: -32010 to a client, exit code 69 to a shell. */
 export function absenceFailure({ reason, message, hint }: Explanation): Failure {
-  return new Failure(`Cannot reach a daemon: ${message}`, { code: errorCodes.noDaemon, exit: reason === "permission" ? exitCodes.noPermission : exitCodes.unavailable, hint, data: { reason } });
+  return cannot(`reach a daemon: ${message}`, { code: errorCodes.noDaemon, exit: reason === "permission" ? exitCodes.noPermission : exitCodes.unavailable, hint, data: { reason } });
 }
 
 /** How this program was called, as it can be pasted. */
@@ -192,7 +192,7 @@ function policyFile(world: World): string {
   const byName = new Map<string, string>();
   for (const base of ["/usr/lib", "/run", "/etc"]) {
     const directory = `${base}/systemd/logind.conf.d`;
-    for (const name of safely(() => readdirSync(directory)) || []) if (name.endsWith(".conf")) byName.set(name, `${directory}/${name}`);
+    for (const name of namesIn(directory)) if (name.endsWith(".conf")) byName.set(name, `${directory}/${name}`);
   }
   const files = ["/usr/lib/systemd/logind.conf", "/etc/systemd/logind.conf", ...[...byName].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, path]) => path)];
   const setters = files.filter((path) => /^\s*Kill(UserProcesses|OnlyUsers|ExcludeUsers)=/m.test(world.readFile(path) || ""));
@@ -270,16 +270,14 @@ const fewOpenFiles = 1024;
 const fewProcesses = 256;
 
 function examineLimits(world: World): Finding {
-  const limits = world.readFile("/proc/self/limits") || "";
-  const limit = (name: string): number => Number(new RegExp(`^${name}\\s+(\\d+)`, "m").exec(limits)?.[1] || Infinity);
-  const [openFiles, processes] = [limit("Max open files"), limit("Max processes")];
-  const inotify = (name: string): string => world.readFile(`/proc/sys/fs/inotify/${name}`)?.trim() || "unknown";
+  const [openFiles, processes] = [readLimit("Max open files", world), readLimit("Max processes", world)];
+  const inotify = (name: string): string => (world.readFile(`/proc/sys/fs/inotify/${name}`) || "unknown").trim();
   const words = (count: number): string => (count === Infinity ? "any number of" : String(count));
   const isLittle = openFiles < fewOpenFiles;
   return finding(
     isLittle || processes < fewProcesses ? "warning" : "ok", "limits",
     `${words(openFiles)} open files, ${words(processes)} processes, ${inotify("max_user_watches")} inotify watches, ${inotify("max_user_instances")} instances`,
-    isLittle ? `ulimit -n ${/^Max open files\s+\d+\s+(\d+)/m.exec(limits)?.[1] || fewOpenFiles}` : undefined,
+    isLittle ? `ulimit -n ${capture(/^Max open files\s+\d+\s+(\d+)/m, world.readFile("/proc/self/limits")) || fewOpenFiles}` : undefined,
   );
 }
 

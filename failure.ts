@@ -48,13 +48,21 @@ export class Failure extends Error {
   declare readonly exit: number;
   declare readonly code: number;
   declare readonly hint: string | undefined;
-  declare readonly data: Record<string, unknown> | undefined;
+  declare readonly data: Record<string, unknown>;
 
   constructor(message: string, details: FailureDetails = {}) {
-    const { exit = exitCodes.failed, code = errorCodes.internal, hint, data, cause } = details;
+    const { exit = exitCodes.failed, code = errorCodes.internal, hint, data = {}, cause } = details;
     super(message, { cause });
     Object.assign(this, { exit, code, hint, data });
   }
+}
+
+/** The hint of whatever is wrong with a place. */
+export const elsewhere = "choose another place with --socket";
+
+/** @param what Completes "Cannot …": `read "/etc/x": it is a directory, a file is needed`. */
+export function cannot(what: string, details?: FailureDetails): Failure {
+  return new Failure(`Cannot ${what}`, details);
 }
 
 /**
@@ -62,11 +70,12 @@ export class Failure extends Error {
  *
  * @param doing Completes "Cannot …", with the path in quotes: `read "/etc/x"`.
  * @param error What a node:fs, node:net or node:child_process call threw or emitted.
- * @returns A Failure whose `data.errno` is the error's name, such as "ENOENT", when it has one.
+ * @returns A Failure whose `data.errno` is the error's name, such as "ENOENT", when it has one. A Failure is returned as it is.
  */
 export function osFailure(doing: string, error: unknown, details: FailureDetails = {}): Failure {
+  if (error instanceof Failure) return error;
   const errno = errnoOf(error);
-  return new Failure(`Cannot ${doing}: ${reasonOf(error)}`, { ...details, cause: error, data: errno ? { errno, ...details.data } : details.data });
+  return cannot(`${doing}: ${reasonOf(error)}`, { ...details, cause: error, data: errno ? { errno, ...details.data } : details.data });
 }
 
 /** Names the errno of an operating system's error: "ENOENT"; undefined when the error is of another kind. */
@@ -85,8 +94,13 @@ export function reasonOf(error: unknown): string {
   const words = typeof number === "number" ? getSystemErrorMap().get(number)?.[1] : undefined;
   // Deno and Bun leave errno out now and then; the message then begins "ENOENT: no such file or directory, open …"
   const message = (error as Error).message || "";
-  const found = words || /^E[A-Z0-9]+: ([^,]+)/.exec(message)?.[1] || message;
+  const found = words || capture(/^E[A-Z0-9]+: ([^,]+)/, message) || message;
   return found === "" ? errno : `${found} (${errno})`;
+}
+
+/** The first group of the first match. */
+export function capture(pattern: RegExp, text: string | undefined): string | undefined {
+  return (pattern.exec(text || "") || [])[1];
 }
 
 /**

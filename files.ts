@@ -13,7 +13,7 @@ import type { Stats } from "node:fs";
 import { lstat, mkdir, open, opendir, readlink, realpath, rename, stat, unlink } from "node:fs/promises";
 import type { FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { errnoOf, Failure, osFailure, reasonOf } from "./failure.ts";
+import { cannot, errnoOf, Failure, osFailure, reasonOf } from "./failure.ts";
 import { maxBodyBytes } from "./frame.ts";
 import { createLanes } from "./lanes.ts";
 import type { Lanes } from "./lanes.ts";
@@ -125,7 +125,7 @@ async function listDirectory(path: string, includeHidden: boolean, lanes: Lanes)
       const isDir = isSymlink ? (await lanes.run(full, () => stat(full)).catch(() => undefined))?.isDirectory() === true : entry.isDirectory();
       found.push([sortKey(name), { name, path: full, isDir, ...(isSymlink ? { isSymlink } : {}) }]);
       if ((bytes += name.length + full.length) > maxBodyBytes) {
-        throw new Failure(`Cannot list "${path}": the names in it have more than ${maxBodyBytes} bytes, an answer has at most that many`);
+        throw cannot(`list "${path}": the names in it have more than ${maxBodyBytes} bytes, an answer has at most that many`);
       }
     }
   });
@@ -207,7 +207,7 @@ function decodeText(bytes: Buffer, path: string, stream: boolean): string {
     return new TextDecoder("utf-8", options).decode(bytes, { stream }) || new TextDecoder("utf-8", options).decode(bytes);
   } catch (error) {
     const data = { errno: "EILSEQ" };
-    throw new Failure(`Cannot read "${path}" as utf8: it is not UTF-8`, { data, hint: 'read it with encoding "base64"', cause: error });
+    throw cannot(`read "${path}" as utf8: it is not UTF-8`, { data, hint: 'read it with encoding "base64"', cause: error });
   }
 }
 
@@ -324,7 +324,7 @@ function requireRegularFile({ mode }: Stats, doing: string): void {
 }
 
 function notRegularFile(what: string, doing: string, errno: string): Failure {
-  return new Failure(`Cannot ${doing}: it is ${what}, it must be a regular file`, { data: { errno } });
+  return cannot(`${doing}: it is ${what}, it must be a regular file`, { data: { errno } });
 }
 
 function typeOf(mode: number): (typeof fileTypes)[number] | undefined {
@@ -344,6 +344,6 @@ async function during<T>(doing: string, action: () => Promise<T>): Promise<T> {
   try {
     return await action();
   } catch (error) {
-    throw error instanceof Failure ? error : osFailure(doing, error);
+    throw osFailure(doing, error);
   }
 }

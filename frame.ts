@@ -9,7 +9,7 @@
  */
 
 import { Buffer } from "node:buffer";
-import { Failure } from "./failure.ts";
+import { cannot } from "./failure.ts";
 
 /** 2^24 - 1: so the first byte of a native frame is 0x00, which no JSON text begins with. */
 export const maxBodyBytes = 16_777_215;
@@ -63,7 +63,7 @@ export interface FrameDecoder {
 export function encodeFrame(body: string | Uint8Array, framing: Framing): Buffer {
   const bodyBytes = typeof body === "string" ? Buffer.byteLength(body) : body.length;
   if (bodyBytes > maxBodyBytes) {
-    throw new Failure(`Cannot encode frame: its body has ${bodyBytes} bytes, at most ${maxBodyBytes} are accepted`);
+    throw cannot(`encode frame: its body has ${bodyBytes} bytes, at most ${maxBodyBytes} are accepted`);
   }
   const start = framing === "native" ? headerBytes : 0;
   const frame = Buffer.allocUnsafe(framing === "native" ? headerBytes + bodyBytes : bodyBytes + 1);

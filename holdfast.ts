@@ -10,7 +10,7 @@ import { help, parseArguments, usage } from "./arguments.ts";
 import type { CommandLine } from "./arguments.ts";
 import type { BridgeWorld } from "./bridge.ts";
 import type { Started, StartOptions } from "./control.ts";
-import { cleanText, exitCodes, Failure } from "./failure.ts";
+import { cannot, cleanText, exitCodes, Failure } from "./failure.ts";
 import type { ReadyMessage, Warning } from "./lifetime.ts";
 import { hashToken, makeRunDirectory, ownToken, placesOf, readToken } from "./socket.ts";
 import type { Places } from "./socket.ts";
@@ -20,7 +20,7 @@ export const connect: typeof api.connect = async (options) => (await import("./a
 export const serve: typeof api.serve = async (options) => (await import("./api.ts")).serve(options);
 
 async function main(): Promise<number> {
-  if (process.platform === "win32") throw new Failure("Cannot run on Windows: holdfast needs Unix sockets, process groups and signals");
+  if (process.platform === "win32") throw cannot("run on Windows: holdfast needs Unix sockets, process groups and signals");
   const { mode, options, words } = parseArguments(process.argv.slice(2));
   const text = (name: string): string | undefined => options[name] as string | undefined;
   if (mode === "help") return say(help);

@@ -9,11 +9,10 @@
  * left to it, and the next ones are refused. What must not block at all, the event loop, is not let near such a mount: see processes.ts.
  */
 
-import { readFileSync } from "node:fs";
 import { readlink, statfs } from "node:fs/promises";
-import { Failure } from "./failure.ts";
+import { cannot, Failure } from "./failure.ts";
 import type { Peer } from "./rpc.ts";
-import { safely } from "./socket.ts";
+import { readText } from "./socket.ts";
 
 /** Libuv's threads: more than four dead mounts hold. Each costs 20 kB. */
 export const poolThreads = "16";
@@ -68,7 +67,7 @@ export function createLanes(): Lanes {
     readAt = performance.now();
     const found = new Map<string, Lane>();
     // "36 35 98:0 / /mnt rw,noatime master:1 - ext3 /dev/root rw": the later ones cover the earlier
-    for (const [, id = "", path = "", type = ""] of (safely(() => readFileSync("/proc/self/mountinfo", "utf8")) || "").matchAll(/^(\d+) \S+ \S+ \S+ (\S+) .*? - (\S+)/gm)) {
+    for (const [, id = "", path = "", type = ""] of (readText("/proc/self/mountinfo") || "").matchAll(/^(\d+) \S+ \S+ \S+ (\S+) .*? - (\S+)/gm)) {
       const mount = path.replace(/\\(\d{3})/g, (_, digits: string) => String.fromCharCode(parseInt(digits, 8)));
       const known = far.get(mount);
       if (farTypes.test(type)) found.set(mount, known && known.id === id ? known : createLane(2, mount, id));
@@ -90,7 +89,7 @@ export function createLanes(): Lanes {
       const lane = far.get(next);
       if (lane !== undefined) return lane;
       const link = name === ".." || links === maxLinks ? undefined : await readlink(next).catch(() => undefined);
-      if (link === undefined) {
+      if (!link) {
         at = next;
         continue;
       }
@@ -103,7 +102,7 @@ export function createLanes(): Lanes {
 
   async function run<T>(path: string, action: () => Promise<T>, size?: "small" | "large", peer?: Peer): Promise<T> {
     const lane = (await farLaneOf(path)) ?? (size && own[size]);
-    if (lane === undefined) return action();
+    if (!lane) return action();
     if (lane.silentSince !== undefined) throw silence(lane, path);
     return new Promise<T>((resolve, reject) => {
       const fail = (): void => reject(silence(lane, path));
@@ -144,7 +143,7 @@ function pump(lane: Lane): void {
 /** As long as requests are under way. What is slow answers, what is dead does not. */
 function watch(lane: Lane): void {
   const { mount, failures } = lane;
-  if (mount === undefined || lane.isWatched) return;
+  if (!mount || lane.isWatched) return;
   lane.isWatched = true;
   setTimeout(async () => {
     if (failures.size > 0) {
@@ -170,7 +169,7 @@ function watch(lane: Lane): void {
 
 function silence({ mount, silentSince }: Lane, path: string): Failure {
   const seconds = Math.round((performance.now() - silentSince!) / 1000);
-  return new Failure(`Cannot use "${path}": the file system of "${mount}" has not answered for ${seconds} s`, {
+  return cannot(`use "${path}": the file system of "${mount}" has not answered for ${seconds} s`, {
     data: { errno: "ETIMEDOUT" },
   });
 }

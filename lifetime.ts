@@ -9,10 +9,10 @@
  */
 
 import { spawn } from "node:child_process";
-import { closeSync, existsSync, fstatSync, openSync, readdirSync, readFileSync } from "node:fs";
+import { closeSync, existsSync, fstatSync, openSync, readFileSync } from "node:fs";
 import { userInfo } from "node:os";
-import { Failure, reasonOf } from "./failure.ts";
-import { safely, sleep } from "./socket.ts";
+import { cannot, capture, Failure, reasonOf } from "./failure.ts";
+import { namesIn, readText, safely, sleep } from "./socket.ts";
 
 /** All probes together, side by side. */
 const probeMs = 2000;
@@ -112,13 +112,14 @@ export function realWorld(): World {
   return { uid, user, run: (command, timeoutMs) => runCommand(command, timeoutMs, uid), readFile: readText, exists: existsSync };
 }
 
-function readText(path: string): string | undefined {
-  return safely(() => readFileSync(path, "utf8"));
-}
-
 /** The environment in which systemd's user tools find our own user manager, whoever's session this is (su keeps the other's). */
 function managerEnvironment(uid: number): NodeJS.ProcessEnv {
   return { ...process.env, XDG_RUNTIME_DIR: `/run/user/${uid}` };
+}
+
+/** A soft limit of this process, by its name in /proc/self/limits; infinity where it is none. */
+export function readLimit(name: string, world: World): number {
+  return Number(capture(new RegExp(`^${name}\\s+(\\d+)`, "m"), world.readFile("/proc/self/limits")) || Infinity);
 }
 
 /** Runs a command to its end, bounded in time, with nothing to ask a person on. Never rejects. */
@@ -208,7 +209,7 @@ export async function probeHost(world: World, { pid = "self" as number | "self",
     })(),
     (async () => void (facts.linger = await probeLinger(world, run)))(),
     (async () => {
-      const version = /^systemd (\d+)/.exec((await run("systemd-run", "--version")).stdout)?.[1];
+      const version = capture(/^systemd (\d+)/, (await run("systemd-run", "--version")).stdout);
       if (version) facts.systemdVersion = Number(version);
     })(),
     (async () => {
@@ -220,7 +221,7 @@ export async function probeHost(world: World, { pid = "self" as number | "self",
   if (tryScope || judgePlace(place, facts).survives !== "yes") Object.assign(facts, await probeScope(run));
   if (facts.scope === "no") {
     const { stdout } = await run("systemctl", "show", "-p", "LoadState,ActiveState", `user@${facts.uid}.service`);
-    const state = /LoadState=masked/.test(stdout) ? "masked" : /ActiveState=(\w+)/.exec(stdout)?.[1];
+    const state = /LoadState=masked/.test(stdout) ? "masked" : capture(/ActiveState=(\w+)/, stdout);
     if (state) facts.manager = state;
   }
   return facts;
@@ -251,7 +252,7 @@ async function probePolicy(run: Run): Promise<Policy> {
 export function parsePolicy(text: string): Policy {
   const [kill, only, exclude, delay] = text.split("\n");
   const list = (line: string | undefined): string[] => [...(line || "").matchAll(/"((?:[^"\\]|\\.)*)"/g)].map((match) => match[1]!);
-  const delayUs = /^t (\d+)$/.exec(delay || "")?.[1];
+  const delayUs = capture(/^t (\d+)$/, delay);
   return {
     ...(kill === "b true" || kill === "b false" ? { killUserProcesses: kill === "b true", only: list(only), exclude: list(exclude) } : {}),
     // 2^64 - 1 is systemd's infinity
@@ -463,11 +464,11 @@ export async function launchDaemon(start: DaemonStart, facts: Facts, only: Launc
   }
   const outcome = await launchOnce(start.command, start, facts, logDescriptor, undefined);
   if ("pid" in outcome) return outcome;
-  throw new Failure(`Cannot start the daemon: ${outcome.problem}`, { hint: `see the log "${start.log}"` });
+  throw cannot(`start the daemon: ${outcome.problem}`, { hint: `see the log "${start.log}"` });
 }
 
 function cannotScope(facts: Facts): Failure {
-  return new Failure(`Cannot start in a scope: ${facts.scopeProblem}`, { hint: "leave --lifetime out: it then takes the best place that the host allows" });
+  return cannot(`start in a scope: ${facts.scopeProblem}`, { hint: "leave --lifetime out: it then takes the best place that the host allows" });
 }
 
 /**
@@ -540,8 +541,8 @@ async function launchOnce(
  * 15; whatever is beyond would stay open in the daemon, and keep a caller waiting who waits for the end of a pipe.
  */
 function inheritedDescriptors(): number[] {
-  const isInherited = (name: string): boolean => (parseInt(/^flags:\s+(\d+)/m.exec(readText(`/proc/self/fdinfo/${name}`) || "")?.[1] || "2000000", 8) & 0o2000000) === 0; // O_CLOEXEC
-  return (safely(() => readdirSync("/proc/self/fdinfo")) || []).filter((name) => Number(name) > 4 && isInherited(name)).map(Number);
+  const isInherited = (name: string): boolean => (parseInt(capture(/^flags:\s+(\d+)/m, readText(`/proc/self/fdinfo/${name}`)) || "2000000", 8) & 0o2000000) === 0; // O_CLOEXEC
+  return namesIn("/proc/self/fdinfo").filter((name) => Number(name) > 4 && isInherited(name)).map(Number);
 }
 
 /** What a program that ended early wrote to the log, which is its stderr: the reason, in its own words. */

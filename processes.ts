@@ -25,7 +25,7 @@ import { access, stat } from "node:fs/promises";
 import { connect } from "node:net";
 import { constants as osConstants, userInfo } from "node:os";
 import { basename } from "node:path";
-import { cleanText, errnoOf, errorCodes, Failure, osFailure } from "./failure.ts";
+import { cannot, cleanText, errnoOf, errorCodes, Failure, osFailure } from "./failure.ts";
 import { decodeBase64, resolvePath } from "./files.ts";
 import { createLanes } from "./lanes.ts";
 import type { Lanes } from "./lanes.ts";
@@ -148,7 +148,7 @@ interface Child {
   outputBytes: number;
 
   /** The connection of its reader, and the reader's place. */
-  link: Link | undefined;
+  link?: Link | undefined;
   nextSeq: number;
 
   stdin: "open" | "ended" | "broken";
@@ -156,14 +156,14 @@ interface Child {
   stdinQueued: number;
 
   /** How the child itself ended. Its pipes may still be open. */
-  exit: Exit | undefined;
-  exitTimer: NodeJS.Timeout | undefined;
+  exit?: Exit;
+  exitTimer?: NodeJS.Timeout;
   /** Bytes read since then. */
   lastRead: number;
   /** The exit message is in the buffer, and nothing comes after it. */
   isOver: boolean;
-  keepTimer: NodeJS.Timeout | undefined;
-  killed: { by: "client" | "shutdown"; at: number } | undefined;
+  keepTimer?: NodeJS.Timeout;
+  killed?: { by: "client" | "shutdown"; at: number };
   /** Members of its group alive after it: "pid start-time". */
   survivors: Set<string>;
 }
@@ -219,7 +219,7 @@ export function createProcesses(world: World): Processes {
         const child = children.get(id);
         if (child) return run(child, params, caller);
         if (absent !== undefined) return absent;
-        throw new Failure(`Cannot find process "${shorten(id)}": no process has this id`, { code: errorCodes.invalidParams });
+        throw cannot(`find process "${shorten(id)}": no process has this id`, { code: errorCodes.invalidParams });
       };
       return starting.get(id)?.then(act) ?? act();
     };
@@ -236,7 +236,7 @@ export function createProcesses(world: World): Processes {
     const { id } = request;
     const old = children.get(id);
     if (starting.has(id) || (old && (!old.isOver || (old.link && !old.link.isStalled)))) {
-      throw new Failure(`Cannot start process "${shorten(id)}": a process with this id is alive`, { code: errorCodes.invalidParams });
+      throw cannot(`start process "${shorten(id)}": a process with this id is alive`, { code: errorCodes.invalidParams });
     }
     const link = linkOf(peer); // now: it may close while we wait
     let settle!: () => void;
@@ -259,7 +259,7 @@ export function createProcesses(world: World): Processes {
     const used = await environment.make(env, !command.includes("/"));
     const directory = cwd !== undefined ? resolvePath(cwd, home, "cwd") : (await isDirectory(home(), lanes)) ? home() : "/";
     if (lanes.hasFarMounts()) await requireAnswers(command, directory, used.PATH ?? "", lanes);
-    if (isEnding) throw new Failure(`Cannot start "${shorten(command)}": the daemon is ending`);
+    if (isEnding) throw cannot(`start "${shorten(command)}": the daemon is ending`);
     let handle: ChildProcess;
     try {
       handle = await openProcess(command, args, directory, used);
@@ -270,9 +270,8 @@ export function createProcesses(world: World): Processes {
       id, command, cwd: directory, args: args.join("").length > maxListedArgs ? undefined : args,
       env: { path: used.PATH ?? null, home: used.HOME ?? null, sshAuthSock: used.SSH_AUTH_SOCK ?? null },
       pid: handle.pid!, startedAt: Date.now(), bornAt: performance.now(), handle,
-      messages: new Map(), firstSeq: 1, lastSeq: 0, toldSeq: 0, heldBytes: 0, outputBytes: 0, link: undefined, nextSeq: 1,
-      stdin: "open", stdinApplied: 0, stdinQueued: 0,
-      exit: undefined, exitTimer: undefined, lastRead: 0, isOver: false, keepTimer: undefined, killed: undefined, survivors: new Set(),
+      messages: new Map(), firstSeq: 1, lastSeq: 0, toldSeq: 0, heldBytes: 0, outputBytes: 0, nextSeq: 1,
+      stdin: "open", stdinApplied: 0, stdinQueued: 0, lastRead: 0, isOver: false, survivors: new Set(),
     };
     for (const stream of ["stdout", "stderr"] as const) {
       handle[stream]!.on("data", (chunk: Buffer) => hold(child, stream, chunk)).on("error", () => {}); // "close" follows
@@ -615,7 +614,7 @@ function refuseClosedStdin({ id, exit, stdin, stdinApplied }: Child): void {
   const closed = stdin === "ended" ? "it was ended by an earlier write" : "the process has closed it";
   const why = exit ? "the process has ended" : closed;
   const data = { errno: "EPIPE", applied: stdinApplied };
-  throw new Failure(`Cannot write to stdin of process "${shorten(id)}": ${why}`, { data });
+  throw cannot(`write to stdin of process "${shorten(id)}": ${why}`, { data });
 }
 
 /** "SIGTERM" or "TERM" or 15; TERM when it is absent. */
@@ -677,7 +676,7 @@ async function startFailure(command: string, cwd: string, path: string, error: u
   const isThere = command.includes("/") && (await stat(resolvePath(command, () => cwd)).catch(() => undefined)) !== undefined;
   const absent = command.includes("/") ? "no such file" : `no such command in PATH "${path}"`;
   const why = isThere ? "the interpreter that its first line names does not exist" : absent;
-  return new Failure(`Cannot start "${name}": ${why} (ENOENT)`, { data: { errno: "ENOENT" }, cause: error });
+  return cannot(`start "${name}": ${why} (ENOENT)`, { data: { errno: "ENOENT" }, cause: error });
 }
 
 /** Waits for the whole group of each: grandchildren are to end, too. */

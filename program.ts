@@ -1,8 +1,8 @@
 /** This program as a file, and the command that runs it again as a daemon. */
 
-import { readFileSync, statSync } from "node:fs";
+import { statSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { makeRunDirectory, safely, writeOwnFile } from "./socket.ts";
+import { makeRunDirectory, readText, safely, writeOwnFile } from "./socket.ts";
 import type { Places } from "./socket.ts";
 import { build, sourceFile } from "./version.ts";
 
@@ -26,7 +26,7 @@ function defaultFlags(): string[] {
 /** What stands between runtime and script. Deno does not tell it, and Bun takes a "-" for a flag: there the kernel is asked. */
 function ownFlags(): string[] {
   if (!("Deno" in globalThis) && !("Bun" in globalThis)) return process.execArgv.filter((flag) => !flag.startsWith("--input-type"));
-  const words = safely(() => readFileSync("/proc/self/cmdline", "utf8").split("\0").slice(0, -1)) || [];
+  const words = (readText("/proc/self/cmdline") || "").split("\0").slice(0, -1);
   const scriptAt = words.length - process.argv.slice(2).length - 1;
   return scriptAt > 0 ? words.slice(1, scriptAt) : defaultFlags();
 }
@@ -39,7 +39,7 @@ function programFile(places: Places, isImported: boolean): string {
   // .cjs: whatever package.json stands above the run directory
   const copy = join(places.directory, "holdfast.cjs");
   const text = build.text();
-  if (safely(() => readFileSync(copy, "utf8")) !== text) {
+  if (readText(copy) !== text) {
     makeRunDirectory(places.directory);
     writeOwnFile(copy, text);
   }

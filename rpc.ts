@@ -8,7 +8,7 @@
  */
 
 import { Buffer } from "node:buffer";
-import { errnoOf, errorCodes, Failure, reasonOf } from "./failure.ts";
+import { cannot, errnoOf, errorCodes, Failure, reasonOf } from "./failure.ts";
 import { maxBodyBytes } from "./frame.ts";
 
 /** Requests in one batch. They run side by side, so this bounds what one frame can set going. */
@@ -238,7 +238,7 @@ function checkVersionAndId(request: Request): void {
 function checkParams(params: unknown): Params {
   if (params === undefined) return {};
   if (isObject(params)) return params;
-  throw new Failure(`Cannot use params: they are ${describe(params)}, they must be an object`, { code: errorCodes.invalidParams });
+  throw cannot(`use params: they are ${describe(params)}, they must be an object`, { code: errorCodes.invalidParams });
 }
 
 /** JSON.parse rounds a larger number, or makes infinity of it: the answer would have an id that nobody waits for. */

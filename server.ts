@@ -19,12 +19,12 @@ import { createServer } from "node:net";
 import type { Server, Socket } from "node:net";
 import { dirname } from "node:path";
 import { proveAnswering } from "./client.ts";
-import { errorCodes, exitCodes, Failure, reasonOf } from "./failure.ts";
+import { cannot, errorCodes, exitCodes, Failure, reasonOf } from "./failure.ts";
 import { createFiles } from "./files.ts";
 import { createFrameDecoder, encodeFrame, maxBodyBytes, strangerBodyBytes } from "./frame.ts";
 import type { FrameDecoder, FrameEvent } from "./frame.ts";
-import { describeVerdict, judgePlace, judgeSignals, placeOf, realWorld } from "./lifetime.ts";
-import type { Facts, Lifetime, World } from "./lifetime.ts";
+import { describeVerdict, judgePlace, judgeSignals, placeOf, readLimit, realWorld } from "./lifetime.ts";
+import type { Facts, Lifetime } from "./lifetime.ts";
 import { createLanes, poolThreads } from "./lanes.ts";
 import { createLog } from "./log.ts";
 import type { Log } from "./log.ts";
@@ -105,7 +105,7 @@ export interface Daemon {
 export async function startDaemon({ places, tokenHashes, facts, command, version, over }: Handover, world = realWorld()): Promise<Daemon> {
   const log: Log = createLog(places.log);
   await startThreads();
-  const { maxOpenFiles = Infinity } = openFileLimit(world);
+  const maxOpenFiles = readLimit("Max open files", world);
   const lockPath = `${places.record}.lock`;
   const instance = randomBytes(16).toString("hex");
   const connections = new Set<Connection>();
@@ -126,7 +126,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   const methods = new Map<string, Method>([...serverMethods(), ...processes.methods, ...files]);
   const rpc = createRpc({
     methods, isToken, onUnauthorized: noteRefusal,
-    onFailure: ({ data, cause, message }) => noteShortage(data?.errno, cause === undefined ? message : reasonOf(cause)),
+    onFailure: ({ data, cause, message }) => noteShortage(data.errno, cause === undefined ? message : reasonOf(cause)),
   });
   const refused = new WeakSet<Caller>();
 
@@ -157,10 +157,10 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   /** Only one publishes at a time, and only over a name that is free: what is there may be a daemon that was quicker. */
   async function publish(replace: boolean): Promise<void> {
     await withPublication(() => {
-      if (phase !== "starting" && phase !== "serving") throw new Failure(`Cannot publish the socket "${places.socket}": the daemon was told to end`);
+      if (phase !== "starting" && phase !== "serving") throw cannot(`publish the socket "${places.socket}": the daemon was told to end`);
       const there = lookAt(places.socket);
       if (there.kind === "socket" && !replace && !isSame(places.socket, socket)) {
-        throw new Failure(`Cannot publish the socket "${places.socket}": another daemon has just done so`, { exit: exitCodes.busy });
+        throw cannot(`publish the socket "${places.socket}": another daemon has just done so`, { exit: exitCodes.busy });
       }
       if (there.kind === "other") throw notASocket(places.socket, there.what);
       record.socket = { path: places.socket, ...socket };
@@ -171,7 +171,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   async function withPublication(action: () => void): Promise<void> {
     const claim = await claimSoon(lockPath, lockMs);
-    if (!claim) throw new Failure(`Cannot publish the socket "${places.socket}": "${lockPath}" is held by another`, { exit: exitCodes.busy });
+    if (!claim) throw cannot(`publish the socket "${places.socket}": "${lockPath}" is held by another`, { exit: exitCodes.busy });
     try {
       action();
     } finally {
@@ -413,7 +413,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     return {
       ...capabilities(), pid: process.pid, uptimeMs: Math.round(performance.now() - bornAt), rssBytes: process.memoryUsage().rss, connections: connections.size,
       processes: processes.summary(), log: places.log, socket: places.socket, phase, logoutsOutlived: logouts.outlived(),
-      limits: { maxBodyBytes, strangerBodyBytes, maxStrangers, maxTokens, openFiles: safely(() => readdirSync("/proc/self/fd").length), ...openFileLimit(world) },
+      limits: { maxBodyBytes, strangerBodyBytes, maxStrangers, maxTokens, openFiles: safely(() => readdirSync("/proc/self/fd").length), maxOpenFiles },
     };
   }
 
@@ -421,7 +421,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     const graceMs = integerParam(params, "graceMs", { min: 0, max: 86_400_000, default: defaultGraceMs });
     const alive = processes.liveCount();
     if (booleanParam(params, "ifIdle", false) && alive > 0) {
-      throw new Failure(`Cannot stop: ${alive} ${alive === 1 ? "process is" : "processes are"} alive, and it was to be stopped only if idle`, { data: { processes: alive } });
+      throw cannot(`stop: ${alive} ${alive === 1 ? "process is" : "processes are"} alive, and it was to be stopped only if idle`, { data: { processes: alive } });
     }
     setImmediate(() => void retire(graceMs)); // once the answer is written
     return { ok: true, processes: alive };
@@ -429,11 +429,11 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   /** For the owner of the record: one more token, a new verdict; and a retired daemon serves again. */
   async function admit(params: Params): Promise<unknown> {
-    if (!isKey(stringParam(params, "key"))) throw new Failure("Cannot admit: the key is not that of this daemon's record", { code: errorCodes.unauthorized });
-    if (phase === "ending") throw new Failure("Cannot admit: the daemon is ending", { data: { ending: true } });
+    if (!isKey(stringParam(params, "key"))) throw cannot("admit: the key is not that of this daemon's record", { code: errorCodes.unauthorized });
+    if (phase === "ending") throw cannot("admit: the daemon is ending", { data: { ending: true } });
     const hash = optionalStringParam(params, "tokenHash");
     if (hash !== undefined) {
-      if (!/^[0-9a-f]{64}$/.test(hash)) throw new Failure("Cannot admit: tokenHash must be 64 hex digits", { code: errorCodes.invalidParams });
+      if (!/^[0-9a-f]{64}$/.test(hash)) throw cannot("admit: tokenHash must be 64 hex digits", { code: errorCodes.invalidParams });
       record.tokenHashes = [...record.tokenHashes.filter((known) => known !== hash), hash].slice(-maxTokens);
     }
     if (params.facts !== undefined) {
@@ -550,11 +550,6 @@ async function startThreads(): Promise<void> {
   process.env.UV_THREADPOOL_SIZE ??= poolThreads;
   await stat("/");
   if (given === undefined) delete process.env.UV_THREADPOOL_SIZE;
-}
-
-function openFileLimit(world: World): { maxOpenFiles?: number } {
-  const soft = /^Max open files\s+(\d+)/m.exec(world.readFile("/proc/self/limits") || "")?.[1];
-  return { maxOpenFiles: soft === undefined ? undefined : Number(soft) };
 }
 
 /** JSON.stringify looks at each character of a string: for 32 KiB of output that is most of its cost (46 us of 77; this takes 16). Base64 needs no look. */

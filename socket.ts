@@ -20,7 +20,7 @@ import type { Stats } from "node:fs";
 import { hostname, userInfo } from "node:os";
 import { basename, dirname, isAbsolute, join, resolve } from "node:path";
 import type { Server } from "node:net";
-import { errnoOf, exitCodes, Failure, osFailure } from "./failure.ts";
+import { cannot, elsewhere, errnoOf, exitCodes, Failure, osFailure } from "./failure.ts";
 
 /** sun_path holds 108 bytes with its closing zero (unix(7)); 104 on macOS. Node listens on a truncated name without an error. */
 export const maxPathBytes = process.platform === "darwin" ? 103 : 107;
@@ -107,7 +107,7 @@ export function homeDirectory(env: NodeJS.ProcessEnv = process.env): string {
   try {
     return userInfo().homedir;
   } catch (error) {
-    throw new Failure(`Cannot find the home directory: HOME is not set, and user ${process.getuid!()} is not in the passwd database`, {
+    throw cannot(`find the home directory: HOME is not set, and user ${process.getuid!()} is not in the passwd database`, {
       exit: exitCodes.cannotCreate, hint: "set HOME, or give the paths with --socket and --log", cause: error,
     });
   }
@@ -122,7 +122,7 @@ export function placesOf(options: { socket?: string | undefined; log?: string | 
   const socket = options.socket === undefined ? join(defaultDirectory(), "rpc.sock") : resolve(options.socket);
   const length = Buffer.byteLength(socket);
   if (length > maxPathBytes) {
-    throw new Failure(`Cannot listen on "${socket}": the path has ${length} bytes, a Unix socket path has at most ${maxPathBytes}`, {
+    throw cannot(`listen on "${socket}": the path has ${length} bytes, a Unix socket path has at most ${maxPathBytes}`, {
       exit: exitCodes.cannotCreate, hint: "choose a shorter one with --socket",
     });
   }
@@ -158,7 +158,7 @@ export function makeRunDirectory(directory: string): void {
     if (directory === safely(() => defaultDirectory())) chmodSync(directory, 0o700);
   } catch (error) {
     throw osFailure(`make the run directory "${directory}"`, error, {
-      exit: exitCodes.cannotCreate, hint: "choose another place with --socket, in a directory that you may write to",
+      exit: exitCodes.cannotCreate, hint: `${elsewhere}, in a directory that you may write to`,
     });
   }
 }
@@ -242,7 +242,7 @@ export interface LivingProcess {
 
 /** All processes that can be seen; zombies have ended, also those that nobody reaps. None where there is no /proc. */
 export function livingProcesses(): LivingProcess[] {
-  return (safely(() => readdirSync("/proc")) || []).flatMap((name) => {
+  return namesIn("/proc").flatMap((name) => {
     const fields = /^\d/.test(name) && safely(() => fieldsOf(readFileSync(`/proc/${name}/stat`, "latin1")));
     if (!fields) return [];
     const [parent, group, session] = fields.slice(1, 4).map(Number) as [number, number, number];
@@ -263,9 +263,9 @@ export function readRecord(path: string): FoundRecord {
     const text = readOwnFile(path, maxRecordBytes);
     const value = safely((): unknown => JSON.parse(text));
     if (isRecord(value)) return { record: value };
-    return { problem: new Failure(`Cannot ${doing}: ${value === undefined ? `it holds ${text.length} bytes that are not JSON` : "its JSON is not a holdfast record"}`) };
+    return { problem: cannot(`${doing}: ${value === undefined ? `it holds ${text.length} bytes that are not JSON` : "its JSON is not a holdfast record"}`) };
   } catch (error) {
-    return errnoOf(error) === "ENOENT" ? {} : { problem: error instanceof Failure ? error : osFailure(doing, error) };
+    return errnoOf(error) === "ENOENT" ? {} : { problem: osFailure(doing, error) };
   }
 }
 
@@ -273,7 +273,7 @@ function isRecord(value: unknown): value is DaemonRecord {
   const record = Object(value) as DaemonRecord;
   const socket = Object(record.socket) as DaemonRecord["socket"];
   const { startTime, bootId, pidNamespace, host, version, instance, key, log, tokenHashes, command, stoppingAt = 0 } = record;
-  const { at, detail } = record.ended === undefined ? { at: 0, detail: "" } : Object(record.ended);
+  const { at, detail } = !record.ended ? { at: 0, detail: "" } : Object(record.ended);
   return Array.isArray(tokenHashes) && tokenHashes.every((hash) => /^[0-9a-f]{64}$/.test(hash)) && Array.isArray(command)
     && [startTime, bootId, pidNamespace, host, version, instance, key, log, detail, socket.path, socket.bound, ...command].every((item) => typeof item === "string")
     && [record.startedAt, stoppingAt, at].every((time) => Math.abs(time) <= 8.64e15 && typeof time === "number") // what Date can take, and say
@@ -316,7 +316,7 @@ function readOwnFile(path: string, maxBytes: number): string {
   const descriptor = openOwnFile(path, constants.O_RDONLY);
   try {
     const { size } = fstatSync(descriptor);
-    if (size > maxBytes) throw new Failure(`Cannot read "${path}": it has ${size} bytes, at most ${maxBytes} are read`);
+    if (size > maxBytes) throw cannot(`read "${path}": it has ${size} bytes, at most ${maxBytes} are read`);
     return readFileSync(descriptor, "utf8");
   } finally {
     closeSync(descriptor);
@@ -326,7 +326,7 @@ function readOwnFile(path: string, maxBytes: number): string {
 /** Opens a file that must be ours: regular, of our user, not writable by others; never through a symbolic link. A FIFO planted there hangs nobody. */
 function openOwnFile(path: string, flags: number): number {
   const refuse = (found: string): never => {
-    throw new Failure(`Cannot use "${path}": ${found}`, { exit: exitCodes.noPermission, hint: "remove it, or choose another place with --socket or --log" });
+    throw cannot(`use "${path}": ${found}`, { exit: exitCodes.noPermission, hint: `remove it, or ${elsewhere} or --log` });
   };
   let descriptor: number;
   try {
@@ -353,7 +353,7 @@ export function openLog(path: string): number {
   try {
     return openOwnFile(path, constants.O_WRONLY | constants.O_APPEND | constants.O_CREAT);
   } catch (error) {
-    throw error instanceof Failure ? error : osFailure(`open the log "${path}"`, error, { exit: exitCodes.cannotCreate, hint: "choose another file with --log" });
+    throw osFailure(`open the log "${path}"`, error, { exit: exitCodes.cannotCreate, hint: "choose another file with --log" });
   }
 }
 
@@ -401,7 +401,7 @@ function linkClaim(path: string): Claim | undefined {
     return { release: () => removeClaim(path, id) };
   } catch (error) {
     if (errnoOf(error) === "EEXIST") return undefined;
-    throw osFailure(`claim "${path}"`, error, { exit: exitCodes.cannotCreate, hint: "choose another place with --socket, in a directory that you may write to" });
+    throw osFailure(`claim "${path}"`, error, { exit: exitCodes.cannotCreate, hint: `${elsewhere}, in a directory that you may write to` });
   } finally {
     safely(() => unlinkSync(temporary));
   }
@@ -449,8 +449,8 @@ export function lookAt(path: string): SocketName {
 }
 
 export function notASocket(path: string, what: string): Failure {
-  return new Failure(`Cannot publish the socket "${path}": there is ${what}, the path must be free or have an old socket of ours`, {
-    exit: exitCodes.cannotCreate, hint: "remove it if it is not needed, or choose another place with --socket",
+  return cannot(`publish the socket "${path}": there is ${what}, the path must be free or have an old socket of ours`, {
+    exit: exitCodes.cannotCreate, hint: `remove it if it is not needed, or ${elsewhere}`,
   });
 }
 
@@ -487,7 +487,7 @@ export async function listenBeside(server: Server, path: string): Promise<BoundS
       return { bound, dev, ino };
     } catch (error) {
       if (errnoOf(error) === "EADDRINUSE" && attempt < 10) continue; // somebody drew the same name
-      throw osFailure(`listen on "${path}"`, error, { exit: exitCodes.cannotCreate, hint: "choose another place with --socket" });
+      throw osFailure(`listen on "${path}"`, error, { exit: exitCodes.cannotCreate, hint: elsewhere });
     } finally {
       process.umask(umask);
     }
@@ -557,36 +557,32 @@ export function hashToken(token: string): string {
 export async function readToken(path: string, waitMs = 1000): Promise<string> {
   const hint = "write a token of your own to a file (0600) and name it with --token-file, or leave the option out";
   const doing = `read the token file "${path}"`;
-  const chunks: Buffer[] = [];
+  const bytes = Buffer.alloc(4097);
+  let length = 0;
   let descriptor: number | undefined;
   try {
     descriptor = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
     const stats = fstatSync(descriptor);
     if (stats.isFile() && (stats.mode & 0o002) !== 0) {
-      throw new Failure(`Cannot ${doing}: its mode is ${(stats.mode & 0o777).toString(8)}, others must not be able to write to it`, {
+      throw cannot(`${doing}: its mode is ${(stats.mode & 0o777).toString(8)}, others must not be able to write to it`, {
         exit: exitCodes.noPermission, hint: `chmod 600 ${path}`,
       });
     }
     const deadline = performance.now() + waitMs;
-    for (let bytes = 0; bytes <= 4096; ) {
-      const buffer = Buffer.alloc(4097);
-      const read = readSome(descriptor, buffer);
-      if (read > 0) {
-        bytes += read;
-        chunks.push(buffer.subarray(0, read));
-      } else if (!stats.isFile() && performance.now() < deadline && (read < 0 || bytes === 0)) {
-        await sleep(10);
-      } else break;
+    while (length < bytes.length) {
+      const read = readSome(descriptor, bytes.subarray(length));
+      if (read > 0) length += read;
+      else if (!stats.isFile() && performance.now() < deadline && (read < 0 || length === 0)) await sleep(10);
+      else break;
     }
   } catch (error) {
-    if (error instanceof Failure) throw error;
     throw osFailure(doing, error, { exit: errnoOf(error) === "EACCES" ? exitCodes.noPermission : exitCodes.failed, hint });
   } finally {
     if (descriptor !== undefined) closeSync(descriptor);
   }
-  const token = (Buffer.concat(chunks).toString("utf8").split("\n")[0] || "").trim();
+  const token = bytes.toString("utf8", 0, length).split("\n")[0]!.trim();
   const found = token === "" ? "it is empty, a token is needed" : Buffer.byteLength(token) > 4095 ? "its first line has over 4095 bytes" : undefined;
-  if (found) throw new Failure(`Cannot ${doing}: ${found}`, { exit: exitCodes.noPermission, hint });
+  if (found) throw cannot(`${doing}: ${found}`, { exit: exitCodes.noPermission, hint });
   return token;
 }
 
@@ -606,11 +602,21 @@ export function ownToken(path: string): string {
     const token = readOwnFile(path, 4096).split("\n")[0]!.trim(); // as readToken() does for those who are to use it
     if (token !== "") return token;
   } catch (error) {
-    if (errnoOf(error) !== "ENOENT") throw error instanceof Failure ? error : osFailure(`read the token file "${path}"`, error);
+    if (errnoOf(error) !== "ENOENT") throw osFailure(`read the token file "${path}"`, error);
   }
   const token = randomBytes(32).toString("hex");
   writeOwnFile(path, token + "\n");
   return token;
+}
+
+/** A file's text; undefined when it cannot be read. */
+export function readText(path: string): string | undefined {
+  return safely(() => readFileSync(path, "utf8"));
+}
+
+/** The names in a directory; none when it cannot be read. */
+export function namesIn(directory: string): string[] {
+  return safely(() => readdirSync(directory)) || [];
 }
 
 export function sleep(ms: number): Promise<void> {
