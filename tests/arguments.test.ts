@@ -82,7 +82,7 @@ const bad: [line: string[], what: string][] = [
   [["--call", "server.ping", "--Json"], '"--Json" is not an option'],
   [["--call", "server.ping", "-5"], '"-5" is not an option'],
   [["--call", "server.ping", "--"], '"--" is not an option'],
-  [["--call", "-\nlog", "/s"], '"-\nlog" is not an option'],
+  [["--call", "-\u2028log", "/s"], '"-\u2028log" is not an option'],
   [["--stop", "--now", "--grace", "5"], "--now and --grace exclude each other"],
 ];
 for (const [line, what] of bad) {
