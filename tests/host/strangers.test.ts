@@ -117,7 +117,7 @@ function attemptsOn({ socket, inside, directory, record, log }: Victim, isShared
     ["remove, rename and replace the socket", `rm -f ${socket}; mv ${socket} ~/mine; mv -T ${socket} ${socket}.x; touch ~/own; mv -f ~/own ${socket}; ln -sf /dev/null ${socket}; exit 1`, /Operation not permitted|Permission denied/],
     ["remove and rename record, claim, lock and directory", `rm -rf ${record} ${directory}; mv ${directory} ${directory}.x; exit 1`, denied],
     ["make it readable: chmod, chown, setfacl", `chmod 777 ${socket} ${directory} ${record}; chown mallory ${socket}; exit 1`, denied],
-    ["hard links to socket and record", `cd; ln ${record} r && cat r; ln ${socket} s && node -e '${dialer}' ~/s; exit 1`, /Operation not permitted|Permission denied|EACCES/],
+    ["hard links to socket and record", `cd ${isShared ? "/tmp" : "~"}; ln ${record} r.$$ && cat r.$$; ln ${socket} s.$$ && node -e '${dialer}' $PWD/s.$$; exit 1`, /Operation not permitted|Permission denied|EACCES/],
     ["plant claim, lock, record and temporary files", `for n in claim lock record record.lock token log; do touch ${directory}/${name}.$n; mkdir ${directory}/${name}.$n; mkfifo ${directory}/${name}.$n; done; exit 1`, denied],
     ["signals: TERM, KILL, STOP, CONT, HUP, USR1", `for s in TERM KILL STOP CONT HUP USR1; do kill -$s ${inside}; kill -$s -${inside}; done; exit 1`, /Operation not permitted/],
     ["/proc/<pid>: environ, mem, maps, fd, cwd, root, io", `cd /proc/${inside}; head -c 1 environ; head -c 1 mem; cat maps; ls fd; readlink cwd root exe; cat io; exit 1`, denied],
