@@ -130,7 +130,10 @@ function createLine(kind: string, framing: Line["framing"], input: Readable, out
     write: (bytes) => void (output.writable && output.write(bytes)),
     next: async () => {
       await line.until("another message", () => others.length > 0);
-      return others.shift();
+      const message = others.shift();
+      const { error } = [message].flat()[0] ?? {};
+      if (error?.code === -32010) throw new Lost(`${name}: ${error.message}`);
+      return message;
     },
     onStream: (id, listener) => void streams.set(id, listener),
     until: (what, isSo, timeoutMs = answerMs) => new Promise((done, fail) => {

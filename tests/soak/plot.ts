@@ -8,7 +8,7 @@ const left = 70;
 const right = 150;
 const panelHeight = 110;
 const panelGap = 34;
-const top = 76;
+const top = 90;
 
 interface Series {
   name: string;
@@ -47,7 +47,8 @@ export function plotSoak({ seed, samples, lives, problems, flatness }: {
 <style>svg{background:#fff}text{fill:#24292f}.faint{fill:#6e7781}.axis{stroke:#d0d7de}.end{stroke:#cf222e;stroke-dasharray:4 3;stroke-opacity:.6}
 @media(prefers-color-scheme:dark){svg{background:#0d1117}text{fill:#e6edf3}.faint{fill:#8d96a0}.axis{stroke:#3d444d}}</style>
 <text x="12" y="24" font-size="16" font-weight="bold">holdfast under mixed work for ${(seconds / 60).toFixed(1)} minutes, seed ${seed}: ${problems.length === 0 ? "nothing was wrong" : `${problems.length} wrong`}</text>
-<text x="12" y="44" class="faint">middle third of the rests → last third: ${escape(caption)}. Dashed: the daemon was ended on purpose, and another began.</text>
+<text x="12" y="44" class="faint">middle third of the rests → last third: ${escape(caption)}</text>
+<text x="12" y="58" class="faint">dashed: the daemon was ended on purpose, and another began</text>
 ${panels.map(([title, lines], index) => plotPanel(title, lines, top + index * (panelHeight + panelGap), seconds, x)).join("\n")}
 ${ends.join("\n")}
 </svg>

@@ -93,6 +93,7 @@ export async function openLine(worker: Worker, { bridge = chance(worker, 0.2), f
     return line;
   } catch (error) {
     line.cut();
+    if (error instanceof Refused && error.code === -32001) throw new Lost(error.message); // another daemon, which has not been given this token yet
     throw error;
   }
 }
@@ -112,7 +113,9 @@ async function withLine(worker: Worker, use: (line: Line) => Promise<void>, way?
     line.cut();
     throw error;
   }
-  if (line.bridge !== undefined) expect(line.bridge.exitCode === 0, () => `the bridge ended with ${line.bridge!.exitCode ?? line.bridge!.signalCode}, its client had closed stdin`);
+  const code = line.bridge === undefined ? 0 : line.bridge.exitCode;
+  if (code === 69) throw new Lost("the bridge has lost the daemon as its client closed stdin");
+  expect(code === 0, () => `the bridge ended with ${code ?? line.bridge!.signalCode}, its client had closed stdin`);
 }
 
 /** Ends a line without a word. */
