@@ -118,7 +118,7 @@ function managerEnvironment(uid: number): NodeJS.ProcessEnv {
 }
 
 /** A soft limit of this process, by its name in /proc/self/limits; infinity where it is none. */
-export function readLimit(name: string, world: World): number {
+export function readLimit(name: string, world: Pick<World, "readFile">): number {
   return Number(capture(new RegExp(`^${name}\\s+(\\d+)`, "m"), world.readFile("/proc/self/limits")) || Infinity);
 }
 
@@ -541,8 +541,9 @@ async function launchOnce(
  * 15; whatever is beyond would stay open in the daemon, and keep a caller waiting who waits for the end of a pipe.
  */
 function inheritedDescriptors(): number[] {
-  const isInherited = (name: string): boolean => (parseInt(capture(/^flags:\s+(\d+)/m, readText(`/proc/self/fdinfo/${name}`)) || "2000000", 8) & 0o2000000) === 0; // O_CLOEXEC
-  return namesIn("/proc/self/fdinfo").filter((name) => Number(name) > 4 && isInherited(name)).map(Number);
+  const isInherited = (descriptor: number): boolean => (parseInt(capture(/^flags:\s+(\d+)/m, readText(`/proc/self/fdinfo/${descriptor}`)) || "2000000", 8) & 0o2000000) === 0; // O_CLOEXEC
+  const limit = readLimit("Max open files", { readFile: readText }); // dup2(2) takes none beyond it
+  return namesIn("/proc/self/fdinfo").map(Number).filter((descriptor) => descriptor > 4 && descriptor < limit && isInherited(descriptor));
 }
 
 /** What a program that ended early wrote to the log, which is its stderr: the reason, in its own words. */
