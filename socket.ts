@@ -273,7 +273,7 @@ function isRecord(value: unknown): value is DaemonRecord {
   const record = Object(value) as DaemonRecord;
   const socket = Object(record.socket) as DaemonRecord["socket"];
   const { startTime, bootId, pidNamespace, host, version, instance, key, log, tokenHashes, command, stoppingAt = 0 } = record;
-  const { at, detail } = !record.ended ? { at: 0, detail: "" } : Object(record.ended);
+  const { at, detail } = record.ended === undefined ? { at: 0, detail: "" } : Object(record.ended);
   return Array.isArray(tokenHashes) && tokenHashes.every((hash) => /^[0-9a-f]{64}$/.test(hash)) && Array.isArray(command)
     && [startTime, bootId, pidNamespace, host, version, instance, key, log, detail, socket.path, socket.bound, ...command].every((item) => typeof item === "string")
     && [record.startedAt, stoppingAt, at].every((time) => Math.abs(time) <= 8.64e15 && typeof time === "number") // what Date can take, and say

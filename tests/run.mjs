@@ -3,7 +3,7 @@
  *
  * Each `tests/*.test.ts` (unit: modules and the daemon) and `tests/host/*.test.ts` (over ssh, on booted hosts) is bundled and
  * run in a process group of its own, with a time limit: 60 s, or what a first line `// time limit: 240 s` says. Unit files
- * run two at a time, and then the host files, which mostly wait. One whose first line ends in `; beside the others` mostly waits, too, and runs from
+ * run two at a time, and beside them the host files, which mostly wait, one by one, and then two at a time. One whose first line ends in `; beside the others` mostly waits, too, and runs from
  * the beginning, in addition. `--suite` boots the hosts from a Debian suite instead of this machine's files.
  *
  * A file passes when it exits with 0 and its summary has passed = total > 0 (uvu exits with 0 when a hook throws and when a
@@ -54,8 +54,8 @@ const totals = { passed: 0, failed: 0, skipped: 0 };
 process.once("exit", removeBundles);
 const beside = inTurn(units.filter(isBeside));
 const others = units.filter((file) => !isBeside(file));
-await Promise.all([inTurn(others), inTurn(others)]);
-await Promise.all([inTurn(hosts), inTurn(hosts)]); // they mostly wait
+const two = Promise.all([inTurn(others), inTurn(others)]);
+await Promise.all([inTurn(hosts), two.then(() => inTurn(hosts))]);
 await beside;
 if (options.all && table.length > 0) console.log(["| done to it | promised | happened |", "| --- | --- | --- |", ...table, ""].join("\n"));
 console.log(`${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped`);
