@@ -29,6 +29,8 @@ export interface Line {
   readonly framing: "native" | "lines";
   /** The --bridge, where it is one. */
   readonly bridge: ChildProcess | undefined;
+  /** What the bridge says on stderr. */
+  words: string;
   /** Put into each request unless it is undefined. */
   auth: string | undefined;
   /** @param now Called with the result before any message after it is looked at. */
@@ -62,8 +64,9 @@ export function openSocketLine(path: string, framing: Line["framing"]): Promise<
 
 export function openBridgeLine(command: string[], env: NodeJS.ProcessEnv, framing: Line["framing"]): Line {
   const bridge = spawn(command[0]!, command.slice(1), { env, cwd: "/" });
-  bridge.stderr.resume();
-  return createLine("bridge", framing, bridge.stdout, bridge.stdin, () => bridge.kill("SIGKILL"), bridge);
+  const line = createLine("bridge", framing, bridge.stdout, bridge.stdin, () => bridge.kill("SIGKILL"), bridge);
+  bridge.stderr.on("data", (chunk: Buffer) => (line.words = (line.words + chunk).slice(-1000)));
+  return line;
 }
 
 function createLine(kind: string, framing: Line["framing"], input: Readable, output: Writable, kill: () => void, bridge: ChildProcess | undefined): Line {
@@ -102,7 +105,7 @@ function createLine(kind: string, framing: Line["framing"], input: Readable, out
   }
 
   const line: Line = {
-    name, framing, bridge, auth: undefined, closed,
+    name, framing, bridge, words: "", auth: undefined, closed,
     get isClosed() {
       return isClosed;
     },

@@ -122,8 +122,8 @@ export const leastCheckpoints = 7;
  * Compares the middle third of the checkpoints with the last one. The first is warming up: code that is compiled late, caches, arenas of malloc.
  *
  * A leak grows with the operations, slack does not: so the bounds are the slack that was measured without a leak, four times over. Between the
- * two thirds of 12 soaks the heap grew by 90 KiB at most (code and type feedback), the buffers by nothing, the resident memory by 10 MiB (what
- * malloc has free and keeps: up to 220 MiB, where 8 are in use).
+ * two thirds of a soak the heap grew by 90 KiB at most (code and type feedback), the buffers by nothing, the resident memory by 10 MiB (what
+ * malloc has free and keeps: up to 220 MiB, where 8 are in use; without the tide of the warm-up it grew by 39 MiB once).
  */
 export function judgeFlatness(checkpoints: Checkpoint[]): Flatness[] {
   if (checkpoints.length < leastCheckpoints) return [];

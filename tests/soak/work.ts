@@ -114,8 +114,9 @@ async function withLine(worker: Worker, use: (line: Line) => Promise<void>, way?
     throw error;
   }
   const code = line.bridge === undefined ? 0 : line.bridge.exitCode;
-  if (code === 69) throw new Lost("the bridge has lost the daemon as its client closed stdin");
-  expect(code === 0, () => `the bridge ended with ${code ?? line.bridge!.signalCode}, its client had closed stdin`);
+  const words = `the bridge ended with ${code ?? line.bridge!.signalCode} as its client closed stdin: ${line.words}`;
+  if (code === 69 || / closed the connection: /.test(line.words)) throw new Lost(words); // the daemon was stopped, or stopped and revived, just before
+  expect(code === 0, () => words);
 }
 
 /** Ends a line without a word. */
