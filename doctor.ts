@@ -226,7 +226,7 @@ function examinePlan(facts: Facts, mayLinger: Trilean): Finding {
   if (!warning) return finding(state, "plan", `${evidence}${restartWords(facts, launch)}`);
   const command = warning.hint.replace(/^as an administrator: /, "");
   const administrator = command !== warning.hint || (mayLinger === "no" && command.startsWith("loginctl"));
-  return finding(state === "ok" ? "warning" : state, "plan", `${evidence}: ${warning.message}`, command, administrator);
+  return finding(state === "ok" ? "warning" : state, "plan", `${evidence}: ${warning.message}`, command, administrator || undefined);
 }
 
 /** From 257 on a restarted logind forgets sessions that are closing, and stops what stayed in them 10 s later. */

@@ -110,7 +110,7 @@ export function createLanes(): Lanes {
         if (peer && peer.unsentBytes > maxUnsentBytes) return whenTaken(peer, () => queue(lane, start));
         lane.count++;
         if (lane.mount) held++;
-        await action().then(resolve, reject);
+        await Promise.resolve().then(action).then(resolve, reject); // it may also throw
         if (lane.mount) held--;
         lane.failures.delete(fail);
         setImmediate(() => { // when the answer has been written

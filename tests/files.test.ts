@@ -164,6 +164,12 @@ list("sorts by bytes, leaves hidden names out, and marks directories and links",
   const all = await call("list", { path: `${directory}/`, includeHidden: true });
   assert.equal(all.entries[0], { name: ".hidden", path: `${directory}/.hidden`, isDir: false });
 }));
+// what was thrown before the list began had nobody to catch it, and ended the daemon
+list("refuses an includeHidden that is neither true nor false", () => withDirectory(async (directory, call) => {
+  const error = await call("list", { path: directory, includeHidden: [] }).catch((reason: unknown) => reason);
+  assert.ok(error instanceof Failure);
+  assert.is(error.code, -32602);
+}));
 list("lists the root with single slashes", () => withDirectory(async (_, call) => {
   const { entries } = await call("list", { path: "/" });
   assert.ok(entries.some(({ path, isDir }: { path: string; isDir: boolean }) => path === "/tmp" && isDir));
