@@ -109,11 +109,12 @@ async function runFile(file) {
     return { ...judge({ source, output: "", problem: "cannot be bundled" }), output: error.message, ms: Date.now() - start };
   }
   const limitMs = Number(/^\/\/ time limit: (\d+) s\b/.exec(firstLineOf(file))?.[1] ?? defaultLimitMs / 1000) * (options.all ? 10_000 : 1000);
-  const { FORCE_COLOR, NODE_TEST_CONTEXT, ...env } = process.env;
+  // certificates beside its own take each start of node three times its time, and only the installation of the runtimes may need them
+  const { FORCE_COLOR, NODE_TEST_CONTEXT, NODE_EXTRA_CA_CERTS, ...env } = process.env;
   const child = spawn(process.execPath, ["--enable-source-maps", bundle], {
     detached: true, // a process group that can be ended as one
     stdio: ["ignore", "pipe", "pipe"],
-    env: { ...env, NO_COLOR: "1", HOLDFAST_TEST_ALL: options.all ? "1" : "" },
+    env: { ...env, NO_COLOR: "1", HOLDFAST_TEST_ALL: options.all ? "1" : "", HOLDFAST_TEST_CERTIFICATES: NODE_EXTRA_CA_CERTS },
   });
   running.add(child.pid);
   let output = "";

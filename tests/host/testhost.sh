@@ -118,10 +118,10 @@ boot() {
   while read -r line; do [ -z "$line" ] || options+=("--bind=$line"); done <<<"$HOST_BINDS"
   # Two machines started from one cgroup would share one tree of units.
   for line in $(cgroup_roots); do echo 0 >"$line/holdfast-host-$id/cgroup.procs"; done
-  # A console that is a pipe, or a stdin that is, makes nspawn hang or quit.
+  # A console that is a pipe, or a stdin that is, makes nspawn hang or quit. root has a home of its own, without this machine's start-up files.
   exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 \
     systemd-nspawn --quiet --register=no --keep-unit --machine="holdfast-host-$id" --directory="$root" --boot --console=interactive \
-    --private-network "${options[@]}" </dev/null >"$dir/boot.log" 2>&1
+    --private-network --tmpfs=/root:mode=0700 "${options[@]}" </dev/null >"$dir/boot.log" 2>&1
 }
 
 # ---- outside

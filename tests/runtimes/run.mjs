@@ -38,7 +38,9 @@ function install() {
   mkdirSync(partial, { recursive: true });
   copyFileSync(`${here}package.json`, join(partial, "package.json"));
   // no scripts: Node is in the packages as it is; the binaries of deno and bun are in packages of their own, for each platform
-  const npm = spawnSync("npm", ["install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"], { cwd: partial, stdio: ["ignore", "inherit", "inherit"] });
+  const npm = spawnSync("npm", ["install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"], {
+    cwd: partial, stdio: ["ignore", "inherit", "inherit"], env: { NODE_EXTRA_CA_CERTS: process.env.HOLDFAST_TEST_CERTIFICATES, ...process.env },
+  });
   if (npm.status !== 0) process.exit(1);
   try {
     renameSync(partial, directory);
