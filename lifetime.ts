@@ -456,10 +456,13 @@ export async function launchDaemon(start: DaemonStart, facts: Facts, only: Launc
   if (only === "scope" && facts.scope === "no") throw cannotScope(facts);
   const logDescriptor = start.openLog();
   if ((only || chooseLaunch(facts).launch) === "scope") {
-    const outcome = await launchOnce(scopeCommand(start.command, facts), start, facts, logDescriptor, scopeLaunchMs);
-    if ("pid" in outcome) return outcome;
-    facts.scope = "no";
-    facts.scopeProblem = outcome.problem;
+    for (const deadline = performance.now() + probeMs; facts.scope !== "no"; await sleep(50)) {
+      const outcome = await launchOnce(scopeCommand(start.command, facts), start, facts, logDescriptor, scopeLaunchMs);
+      facts.scopeProblem = "pid" in outcome ? undefined : outcome.problem;
+      if ("pid" in outcome) return outcome;
+      // lingering that comes while the user manager stops, after a last logout, has it started again
+      if (facts.linger !== "yes" || performance.now() > deadline) facts.scope = "no";
+    }
     if (only === "scope") throw cannotScope(facts);
   }
   const outcome = await launchOnce(start.command, start, facts, logDescriptor, undefined);

@@ -1,9 +1,12 @@
 /** lifetime.ts with plain values: every row of the table of places, with facts as they were measured on real hosts. */
 
+import { mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import {
-  chooseLaunch, describeVerdict, judgePlace, judgePolicy, judgeSignals, parsePlace, parsePolicy, placeOf, probeHost, scopeCommand, switchLingerOn,
+  chooseLaunch, describeVerdict, judgePlace, judgePolicy, judgeSignals, launchDaemon, parsePlace, parsePolicy, placeOf, probeHost, scopeCommand, switchLingerOn,
 } from "../lifetime.ts";
 import type { CommandResult, Facts, Place, World } from "../lifetime.ts";
 
@@ -229,6 +232,41 @@ command("uses what the version at hand has: an unknown property or option would 
   assert.is(of(262), of(254));
 });
 
+const launch = suite("launchDaemon()");
+
+/** By a systemd-run that fails so often, as it does while the user manager is starting, and then runs the command. */
+for (const [linger, failures, tries, left] of [
+  ["yes", 1, 2, undefined], ["yes", 3, 4, undefined], ["no", 1, 1, /ended with exit code 1: Failed to connect to bus$/], ["yes", 1000, undefined, /Failed to connect to bus$/],
+] as const) {
+  const name = left === undefined ? `makes the scope at try ${tries}` : "detaches";
+  launch(`${name}, when the user manager refuses ${failures} times, and lingering is ${linger === "yes" ? "on" : "off"}`, async () => {
+    const directory = mkdtempSync(join(tmpdir(), "holdfast-launch-"));
+    const { PATH } = process.env;
+    try {
+      const [log, tried] = [join(directory, "log"), join(directory, "tried")];
+      writeFileSync(join(directory, "systemd-run"), `#!/bin/sh
+echo >>'${tried}'
+if [ "$(wc -l <'${tried}')" -le ${failures} ]; then echo Failed to connect to bus >&2; exit 1; fi
+while [ "$1" != -- ]; do shift; done
+shift
+exec "$@"
+`, { mode: 0o755 });
+      process.env.PATH = `${directory}:${PATH}`;
+      const facts = factsOf({ linger, uid: process.getuid!() });
+      const command = ["/bin/sh", "-c", `cat <&3 >'${directory}/taken'; echo '{"ok":true,"pid":'$$',"instance":"i"}' >&4`];
+      const { instance } = await launchDaemon({ command, handover: () => "handed over", log, openLog: () => openSync(log, "a") }, facts, undefined);
+      assert.equal([instance, readFileSync(join(directory, "taken"), "utf8")], ["i", "handed over"]);
+      if (tries !== undefined) assert.is(readFileSync(tried, "utf8").length, tries);
+      else assert.ok(readFileSync(tried, "utf8").length > 3);
+      if (left === undefined) assert.equal([facts.scope, facts.scopeProblem], ["yes", undefined]);
+      else assert.match(facts.scopeProblem!, left);
+    } finally {
+      process.env.PATH = PATH;
+      rmSync(directory, { recursive: true });
+    }
+  });
+}
+
 const signals = suite("judgeSignals()");
 for (const [seen, reason] of [
   [["SIGTERM"], "terminated"], [["SIGINT"], "terminated"], [["SIGTERM", "SIGHUP"], "terminated"],
@@ -241,4 +279,4 @@ for (const [seen, reason] of [
   });
 }
 
-for (const test of [parse, policy, choose, probe, linger, command, signals]) test.run();
+for (const test of [parse, policy, choose, probe, linger, command, launch, signals]) test.run();
