@@ -14,8 +14,8 @@ import { cannot, Failure } from "./failure.ts";
 import type { Peer } from "./rpc.ts";
 import { readText } from "./socket.ts";
 
-/** Libuv's threads: more than four dead mounts hold. Each costs 20 kB. */
-export const poolThreads = "16";
+/** Libuv's threads: more than two dead mounts hold. Each costs 20 kB. */
+export const poolThreads = "8";
 /** File systems behind which there is another machine, or a program. */
 const farTypes = /^(fuse|nfs|cifs|smb|9p|afs|auto|ceph|virtio|lustre|gpfs|gfs|ocfs|beegfs)/;
 /** How long requests may take before their mount is asked, and how long it may take to answer. */

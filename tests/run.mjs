@@ -3,8 +3,8 @@
  *
  * Each `tests/*.test.ts` (unit: modules and the daemon) and `tests/host/*.test.ts` (over ssh, on booted hosts) is bundled and
  * run in a process group of its own, with a time limit: 60 s, or what a first line `// time limit: 240 s` says. Unit files
- * run two at a time, and beside them the host files, which mostly wait, one by one, and then two at a time. One whose first line ends in `; beside the others` mostly waits, too, and runs from
- * the beginning, in addition. `--suite` boots the hosts from a Debian suite instead of this machine's files.
+ * run two at a time, and beside them the host files, one by one, and two at a time when the others are done. One whose first line ends in
+ * `; beside the others` mostly waits, and runs from the beginning, in addition. `--suite` boots the hosts from a Debian suite instead of this machine's files.
  *
  * A file passes when it exits with 0 and its summary has passed = total > 0 (uvu exits with 0 when a hook throws and when a
  * test throws a non-error), and runs each suite it makes. Tests that cannot run here are counted, never silent: by uvu's
