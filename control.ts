@@ -510,7 +510,7 @@ export interface Stopped {
  *
  * @throws {Failure} It could not be stopped; or it is not idle (exit code 75).
  */
-export async function stopServer(places: Places, options: { graceMs: number; ifIdle: boolean }, attempt = 1): Promise<Stopped> {
+export async function stopServer(places: Places, options: { graceMs: number | undefined; ifIdle: boolean }, attempt = 1): Promise<Stopped> {
   let reached: Reached | undefined;
   try {
     reached = (await reachServer(places)) || (await reachStarting(places));
@@ -540,7 +540,7 @@ export async function stopServer(places: Places, options: { graceMs: number; ifI
   } finally {
     client.close();
   }
-  if (count > 0 && options.graceMs > 0) {
+  if (count > 0 && options.graceMs !== 0) {
     for (let i = 0; i < 100 && isSame(places.socket, record.socket); i++) await sleep(20);
   } else if (!(await isGoneWithin(record, deathMs))) {
     return killServer(places, record);

@@ -132,9 +132,9 @@ async function command(places: Places): Promise<string[]> {
 // --stop
 
 async function stop(places: Places, options: CommandLine["options"]): Promise<number> {
-  const seconds = options.now ? 0 : !options.grace ? 10 : Number(options.grace);
-  if (!(seconds >= 0 && seconds <= 86_400)) throw usage(`--grace is "${options.grace}", it must be from 0 to 86400 seconds`);
-  const { word, count, note: words } = await (await import("./control.ts")).stopServer(places, { graceMs: Math.round(seconds * 1000), ifIdle: options["if-idle"] === true });
+  const seconds = options.now ? 0 : options.grace && Number(options.grace); // the daemon has a grace of its own
+  if (seconds !== undefined && !(Number(seconds) >= 0 && Number(seconds) <= 86_400)) throw usage(`--grace is "${options.grace}", it must be from 0 to 86400 seconds`);
+  const { word, count, note: words } = await (await import("./control.ts")).stopServer(places, { graceMs: seconds === undefined ? undefined : Math.round(Number(seconds) * 1000), ifIdle: options["if-idle"] === true });
   say(options.json ? `${JSON.stringify({ word, count })}\n` : `${word} ${count}\n`);
   if (words !== undefined) note(words);
   return exitCodes.done;
