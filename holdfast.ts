@@ -184,7 +184,7 @@ function run(): void {
       process.stdout.write("", () => process.exit(code));
     },
     (error: unknown) => {
-      fail(error instanceof Failure ? error : new Failure(`Internal error: ${(error as Error).stack || error}`));
+      fail(error instanceof Failure ? error : new Failure(`Internal error: ${String((error as Error).stack || error).replace(/\n\s*/g, "; ")}`));
       process.exit(error instanceof Failure ? error.exit : exitCodes.failed);
     },
   );
