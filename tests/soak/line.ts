@@ -135,7 +135,7 @@ function createLine(kind: string, framing: Line["framing"], input: Readable, out
       await line.until("another message", () => others.length > 0);
       const message = others.shift();
       const { error } = [message].flat()[0] ?? {};
-      if (error?.code === -32010) throw new Lost(`${name}: ${error.message}`);
+      if (error?.code === -32010 || message?.event === "lost") throw new Lost(`${name}: ${(error ?? message).message}`);
       return message;
     },
     onStream: (id, listener) => void streams.set(id, listener),
