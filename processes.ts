@@ -254,13 +254,14 @@ export function createProcesses(world: World): Processes {
   async function startChild({ id, command, args, cwd, env }: Request): Promise<Child> {
     const used = await environment.make(env, !command.includes("/"));
     const directory = cwd !== undefined ? resolvePath(cwd, home, "cwd") : (await isDirectory(home(), lanes)) ? home() : "/";
-    if (lanes.hasFarMounts()) await requireAnswers(command, directory, used.PATH ?? "", lanes);
+    const path = used.PATH ?? "";
+    if (lanes.hasFarMounts()) await requireAnswers(command, directory, path, lanes);
     if (isEnding) throw cannot(`start "${shorten(command)}": the daemon is ending`);
     let handle: ChildProcess;
     try {
       handle = await openProcess(command, args, directory, used);
     } catch (error) {
-      throw await startFailure(command, directory, used.PATH || "", error);
+      throw await startFailure(command, directory, path, error);
     }
     const child: Child = {
       id, command, cwd: directory, args: args.join("").length > maxListedArgs ? undefined : args,

@@ -82,8 +82,9 @@ interface Connection {
   caller: Caller;
   /** Requests under way, and the bytes of their frames. */
   pending: number;
-  answeredBytes: number;
   pendingBytes: number;
+  /** Of all answers, ever. */
+  answeredBytes: number;
   corked: boolean;
   /** The peer has sent all it will. */
   halfClosed: boolean;

@@ -258,7 +258,7 @@ export async function until(what: string, check: () => unknown, timeoutMs = 5000
 }
 
 /** Fields of /proc/<pid>/stat from the third on: state, parent, process group, session, … */
-export function statOf(pid: number): string[] | undefined {
+export function statOf(pid: number | string): string[] | undefined {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
     return stat.slice(stat.lastIndexOf(")") + 2).split(" ");

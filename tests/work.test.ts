@@ -9,6 +9,7 @@ import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { builtFile, eventually, holdfast, isAlive, openBridge, openSocket, outcomeOf, request, sideBySide, withDaemon } from "./daemon.ts";
+import { createFractions } from "./fuzz/random.ts";
 import type { Outcome, TestDaemon, Wire } from "./daemon.ts";
 
 const MiB = 1 << 20;
@@ -42,16 +43,6 @@ function assertBytes(actual: Buffer, expected: Buffer, what: string): void {
   while (actual[at] === expected[at]) at++;
   const around = (bytes: Buffer) => JSON.stringify(bytes.toString("latin1", Math.max(0, at - 20), at + 40));
   assert.unreachable(`${what}: ${actual.length} bytes, expected ${expected.length}; they differ at ${at}: ${around(actual)}, expected ${around(expected)}`);
-}
-
-/** The numbers 0 to 1, the same in every run: mulberry32. */
-function createRandom(seed: number): () => number {
-  return () => {
-    seed = (seed + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(seed ^ (seed >>> 15), seed | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
 }
 
 async function closeBridge(bridge: ChildProcessWithoutNullStreams): Promise<void> {
@@ -157,7 +148,7 @@ function takeUp(wire: Wire, id: string, ledger: Ledger): Promise<any> {
 }
 
 test("a bridge is killed 100 times, in the middle of output and of stdin: each byte arrives once, or is in a gap that is named", () => withDaemon(async (daemon) => {
-  const random = createRandom(20_261_122);
+  const random = createFractions(20_261_122);
   const received = join(daemon.directory, "received");
   const sent = numberedLines(firstLine, 6_000_000); // 51.5 MiB: as much as there is time for
   let sentBytes = 0;

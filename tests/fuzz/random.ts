@@ -14,6 +14,12 @@ export function createRandom(seed: number): Random {
   };
 }
 
+/** Numbers from 0 to below 1, the same ones for the same seed. */
+export function createFractions(seed: number): () => number {
+  const random = createRandom(seed);
+  return () => random(2 ** 32) / 2 ** 32;
+}
+
 export function pick<T>(random: Random, from: ArrayLike<T>): T {
   return from[random(from.length)]!;
 }

@@ -2,6 +2,7 @@
 
 import { lstatSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { join } from "node:path";
+import { statOf } from "../daemon.ts";
 
 /** Of /proc/<pid>/stat, in clock ticks: 100 a second on every Linux that node runs on. */
 const ticksPerSecond = 100;
@@ -37,16 +38,6 @@ export interface Rest {
 /** A look from both sides, with all work at rest. */
 export interface Checkpoint extends Sample, Rest {
   operations: number;
-}
-
-/** Fields of /proc/<pid>/stat from the third on; undefined where there is no such process. */
-export function statOf(pid: number | string): string[] | undefined {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
-    return stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-  } catch {
-    return undefined;
-  }
 }
 
 /** Pids of all that run here. */

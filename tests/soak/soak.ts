@@ -17,6 +17,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { builtFile, isAlive, sleep, until } from "../daemon.ts";
+import { createFractions } from "../fuzz/random.ts";
 import { Lost, openBridgeLine, Wrong } from "./line.ts";
 import { plotSoak } from "./plot.ts";
 import { allPids, cpuOf, descriptorKinds, judgeFlatness, leastCheckpoints, sampleOf } from "./sample.ts";
@@ -108,7 +109,7 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
   const interrupted = new Map<string, number>();
   const startedAt = performance.now();
   const at = (): number => (performance.now() - startedAt) / 1000;
-  const random = createRandom(seed);
+  const random = createFractions(seed);
 
   let count = 0;
   let killed = 0;
@@ -147,7 +148,7 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
     isDisturbed: () => isDisturbing,
   };
   const [director, ...workers] = Array.from({ length: 1 + workerCount }, (_, index): Worker => ({
-    site, name: `w${index}`, random: createRandom(seed * 31 + index), ids: Array.from({ length: idsPerWorker }, (_, id) => `w${index}-${id}`), turn: 0,
+    site, name: `w${index}`, random: createFractions(seed * 31 + index), ids: Array.from({ length: idsPerWorker }, (_, id) => `w${index}-${id}`), turn: 0,
   })) as [Worker, ...Worker[]];
   const chosen = operations.filter(({ name }) => only === undefined || only.includes(name));
 
@@ -518,13 +519,3 @@ function textOf(path: string): string {
 
 const commandOf = (pid: number): string => textOf(`/proc/${pid}/cmdline`);
 const describeProcess = (pid: number): string => `${pid} ${commandOf(pid).replaceAll("\0", " ").slice(0, 200)}`;
-
-/** mulberry32. */
-function createRandom(seed: number): () => number {
-  return () => {
-    seed = (seed + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(seed ^ (seed >>> 15), seed | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
-}

@@ -4,13 +4,12 @@ import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, rmSync, unlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { isAlive, outcomeOf, sleep } from "../daemon.ts";
+import { isAlive, outcomeOf, sleep, statOf } from "../daemon.ts";
 import type { Outcome } from "../daemon.ts";
 import { Lost, openBridgeLine, openSocketLine, Refused, Wrong } from "./line.ts";
 import type { Line } from "./line.ts";
 import { createTrack, lineCount, linesOf, seqOf } from "./lines.ts";
 import type { Track } from "./lines.ts";
-import { statOf } from "./sample.ts";
 
 /** A daemon, from its start to its end. */
 export interface Life {
