@@ -12,7 +12,7 @@
  *       …modules…                                 side by side
  *     })(require, module)
  *
- * One function, so that it has its own text, even when it was read from stdin: a function's toString() is its source.
+ * One function, so that it has its own text, even when it was read from stdin: a function's toString() is its source. The lines for a shell are not in it.
  *
  * The names are left whole, whitespace and syntax are not: written out it would be a quarter larger. Each function begins a line, and no line is
  * much over 250 characters. `--readable` writes `dist/holdfast.readable.js` as well, the same program with all its whitespace.
@@ -57,7 +57,7 @@ const __build = {
   sha256: "${unhashed}",
   main: require.main === module || /(^|\\/)(\\[stdin\\]|\\[eval\\d*\\]|\\$deno\\$stdin\\.\\w+)$/.test(__place()) || isScript(),
   file: module.filename || undefined,
-  text: () => ${JSON.stringify(head)} + holdfast.toString() + ${JSON.stringify(tail)},
+  text: () => ";(" + holdfast.toString() + ${JSON.stringify(tail)},
 };
 function isScript() {
   try {

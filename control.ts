@@ -3,8 +3,12 @@
  *
  * A start, in order: join what answers; else claim the start; look again, also for a daemon that has lost all its names; clear away what is
  * provably dead and ours; probe, choose, launch, verify. Whoever finds the start claimed waits and joins the winner.
+ *
+ * Node's own start is most of it, so where nothing seems to be, the daemon's process is spawned as soon as the start is claimed. It boots while all
+ * the rest goes on, and waits for its handover. The host is measured meanwhile.
  */
 
+import { randomBytes } from "node:crypto";
 import { readlinkSync, statSync } from "node:fs";
 import type { Socket } from "node:net";
 import { dirname } from "node:path";
@@ -13,13 +17,13 @@ import type { Client, ConnectFailure } from "./client.ts";
 import { absenceFailure, explainAbsence, timeWords } from "./doctor.ts";
 import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, Failure, osFailure, reasonOf } from "./failure.ts";
 import {
-  chooseLaunch, describeVerdict, judgePlace, launchDaemon, moveIntoScope, placeOf, probeHost, realWorld, switchLingerOn,
+  chooseLaunch, describeVerdict, judgePlace, launchDaemon, moveRunning, placeOf, probeHost, realWorld, spawnDaemon, switchLingerOn, waitingDaemons,
 } from "./lifetime.ts";
-import type { Facts, Launch, Lifetime, World } from "./lifetime.ts";
+import type { DaemonProcess, Facts, Launch, Lifetime, World } from "./lifetime.ts";
 import type { Daemon, Handover } from "./server.ts";
 import {
-  argumentsOf, claimSoon, identify, isLeftBy, isSame, livenessOf, livingProcesses, lookAt, makeRunDirectory, notASocket, openLog, readRecord, readText, readToken, retireName, safely,
-  sleep, tryClaim, writeRecord,
+  argumentsOf, claimSoon, identify, isLeftBy, isSame, livenessOf, livingProcesses, lookAt, makeRunDirectory, notASocket, now, readRecord, readText,
+  readToken, retireName, safely, sleep, tryClaim, writeRecord,
 } from "./socket.ts";
 import type { DaemonRecord, Identity, Places } from "./socket.ts";
 
@@ -67,8 +71,9 @@ export interface Started {
  * @throws {Failure} Why neither is possible, with the exit code of the table.
  */
 export async function startServer(options: StartOptions, world = realWorld()): Promise<Started> {
-  return withClaim(options, async () => !options.replace && joinServer(options, world), async () => {
-    const launched = await launch(options, world);
+  const prepare = (): Prepared => ({ daemon: spawnDaemon(options.command, options.places.log), facts: probeHost(world) });
+  return withClaim(options, async () => !options.replace && joinServer(options, world), prepare, async (prepared) => {
+    const launched = await launch(options, world, prepared);
     if (launched) return launched;
     const joined = await joinServer(options, world); // another one published first
     if (joined) return joined;
@@ -94,11 +99,11 @@ export async function startHere(
       exit: exitCodes.busy, hint: `end it with --stop, or ${elsewhere}`,
     });
   };
-  return withClaim(options, busyHere, async () => {
+  return withClaim(options, busyHere, () => undefined, async () => {
     await clearDead(places);
     const facts = await probeHost(world);
     if (options.enableLinger) await switchLingerOn(facts, world);
-    const { record, lifetime, ended } = await startDaemon(handoverOf(options, facts, undefined), world);
+    const { record, lifetime, ended } = await startDaemon({ ...handoverOf(options), facts }, world);
     return { started: { pid: record.pid, instance: record.instance, lifetime, facts, how: "started", version: options.version }, ended };
   });
 }
@@ -182,29 +187,46 @@ export async function connectOwned(places: Places, tokenFile?: string): Promise<
   });
 }
 
-/** Runs `join` until it succeeds, or `start` with the start claimed. */
-async function withClaim<T>(options: StartOptions, join: () => Promise<T | false>, start: () => Promise<T>): Promise<T> {
+/** What a start is ahead with. */
+interface Prepared {
+  daemon: DaemonProcess;
+  facts: Promise<Facts>;
+}
+
+/** Runs `join` until it succeeds, or `start` with the start claimed; where that is likely, `prepare` first of all. */
+async function withClaim<T>(
+  options: StartOptions, join: () => Promise<T | false>, prepare: () => Prepared | undefined, start: (prepared: Prepared | undefined) => Promise<T>,
+): Promise<T> {
   const { places } = options;
-  makeRunDirectory(dirname(places.socket));
-  makeRunDirectory(places.directory);
-  for (const deadline = performance.now() + startMs; ; ) {
-    let found = await join();
+  for (const directory of new Set([dirname(places.socket), places.directory])) makeRunDirectory(directory);
+  for (const deadline = now() + startMs; ; ) {
+    const vacant = isVacant(places);
+    let found = !vacant && (await join());
     if (found) return found;
     const claim = tryClaim(places.claim);
     if ("release" in claim) {
+      let prepared: Prepared | undefined;
       try {
+        if (vacant) prepared = prepare();
         found = await join(); // the one that held the claim may have started it meanwhile
         const lost = found ? undefined : await recallServer(places);
         if (lost) found = await join();
         lost?.client.close();
-        return found ? found : await start();
+        return found ? found : await start(prepared);
       } finally {
+        prepared?.daemon.discard();
         claim.release();
       }
     }
-    if (performance.now() > deadline) throw busy(places, claim.heldBy);
+    if (now() > deadline) throw busy(places, claim.heldBy);
     await sleep(50);
   }
+}
+
+/** There is no name, and whoever had it has ended: nothing to join, as it seems. */
+function isVacant({ socket, record: path }: Places): boolean {
+  const { record, problem } = readRecord(path);
+  return !problem && (!record || record.ended !== undefined) && safely(() => lookAt(socket))?.kind === "absent";
 }
 
 function busy(places: Places, holder: Identity | undefined): Failure {
@@ -232,8 +254,8 @@ async function reachServer(places: Places): Promise<Reached | undefined> {
   for (;;) {
     const outcome = await lookForServer(places);
     if (!(outcome instanceof Failure)) return outcome;
-    deadline ??= performance.now() + (callDaemons(places).length > 0 ? recallMs : publicationMs);
-    if (performance.now() > deadline) throw outcome;
+    deadline ??= now() + (callDaemons(places).length > 0 ? recallMs : publicationMs);
+    if (now() > deadline) throw outcome;
     await sleep(20);
   }
 }
@@ -251,7 +273,7 @@ async function recallServer(places: Places): Promise<Reached | undefined> {
   await clearDead(places);
   const [pid] = callDaemons(places);
   if (!pid) return undefined;
-  for (const deadline = performance.now() + answerMs; performance.now() < deadline; await sleep(20)) {
+  for (const deadline = now() + answerMs; now() < deadline; await sleep(20)) {
     const reached = await reachServer(places);
     if (reached || daemonsOf(places).length === 0) return reached; // none is left: it was ending
   }
@@ -274,7 +296,7 @@ function daemonsOf(places: Places): number[] {
   // the kernel's list of bound sockets, where a deleted one still has its name, spares a look at each process of the host
   if (readText("/proc/net/unix")?.includes(` ${dirname(places.socket)}/`) === false) return [];
   const own = ["pid", "mnt"].map((name) => safely(() => readlinkSync(`/proc/self/ns/${name}`)));
-  return livingProcesses().map(({ pid }) => pid).filter((pid) => safely(() =>
+  return livingProcesses().map(({ pid }) => pid).filter((pid) => !waitingDaemons.has(pid) && safely(() =>
     argumentsOf(pid).slice(-3).join(" ") === `--launched --socket ${places.socket}` && statSync(`/proc/${pid}`).uid === process.getuid!()
       && ["pid", "mnt"].every((name, i) => readlinkSync(`/proc/${pid}/ns/${name}`) === own[i])));
 }
@@ -344,7 +366,7 @@ export function notAnswering(path: string, record: DaemonRecord | undefined, why
 }
 
 async function isGoneWithin(record: DaemonRecord, timeoutMs: number): Promise<boolean> {
-  for (const deadline = performance.now() + timeoutMs; !(await isGone(record)); await sleep(20)) if (performance.now() > deadline) return false;
+  for (const deadline = now() + timeoutMs; !(await isGone(record)); await sleep(20)) if (now() > deadline) return false;
   return true;
 }
 
@@ -405,9 +427,7 @@ interface Admitted {
 async function mend(pid: number, facts: Facts, options: StartOptions, world: World): Promise<void> {
   if (options.enableLinger) await switchLingerOn(facts, world);
   if (options.launch === "detach" || chooseLaunch(facts).launch !== "scope") return;
-  const problem = await moveIntoScope([pid, ...familyOf(childrenOf(pid))], world);
-  if (problem) facts.scopeProblem = `the running daemon could not be moved: ${problem}`;
-  facts.place = placeOf(pid, world);
+  await moveRunning([pid, ...familyOf(childrenOf(pid))], facts, world);
 }
 
 /**
@@ -434,19 +454,21 @@ async function clearDead(places: Places, stopped = false): Promise<void> {
 }
 
 /** @returns Undefined when another daemon published before ours. */
-async function launch(options: StartOptions, world: World): Promise<Started | undefined> {
+async function launch(options: StartOptions, world: World, prepared: Prepared | undefined): Promise<Started | undefined> {
   const { places } = options;
   const old = options.replace ? await reachServer(places) : undefined;
   if (!old) await clearDead(places);
-  const facts = await probeHost(world);
+  const probing = prepared?.facts || probeHost(world);
+  const ready = handoverOf(options, old?.record);
+  const facts = await probing;
   if (options.enableLinger) {
     options.progress("asking for lingering");
     await switchLingerOn(facts, world);
   }
-  const handover = (measured: Facts): string => JSON.stringify(handoverOf(options, measured, old?.record));
+  const handover = (measured: Facts): string => JSON.stringify({ ...ready, facts: measured });
   let started;
   try {
-    started = await launchDaemon({ command: options.command, handover, log: places.log, openLog: () => openLog(places.log) }, facts, options.launch === "auto" ? undefined : options.launch);
+    started = await launchDaemon({ command: options.command, handover, log: places.log }, facts, options.launch === "auto" ? undefined : options.launch, world, prepared?.daemon);
   } catch (error) {
     old?.client.close();
     if (error instanceof Failure && error.exit === exitCodes.busy) return undefined;
@@ -456,10 +478,9 @@ async function launch(options: StartOptions, world: World): Promise<Started | un
   return { ...started, ...(await verify(places, started, facts, world)), facts, how: "started" };
 }
 
-function handoverOf(options: StartOptions, facts: Facts, old: DaemonRecord | undefined): Handover {
+function handoverOf({ places, tokenHashes, command, version }: StartOptions, old?: DaemonRecord): Omit<Handover, "facts"> {
   return {
-    places: options.places, tokenHashes: [...(old?.tokenHashes || []), ...options.tokenHashes], facts, command: options.command, version: options.version,
-    over: Boolean(old),
+    places, tokenHashes: [...(old?.tokenHashes || []), ...tokenHashes], command, version, over: Boolean(old), instance: randomBytes(16).toString("hex"), key: randomBytes(32).toString("hex"),
   };
 }
 
@@ -568,7 +589,7 @@ async function killServer(places: Places, record: DaemonRecord): Promise<Stopped
 async function endBySignal(find: () => Identity[]): Promise<boolean> {
   for (const [signal, waitMs] of [["SIGTERM", termMs], ["SIGKILL", killMs]] as const) {
     for (const identity of find()) signalIfSame(identity, signal);
-    for (const deadline = performance.now() + waitMs; performance.now() < deadline; await sleep(20)) if (find().length === 0) return true;
+    for (const deadline = now() + waitMs; now() < deadline; await sleep(20)) if (find().length === 0) return true;
   }
   return false;
 }

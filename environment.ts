@@ -5,7 +5,7 @@ import { randomBytes } from "node:crypto";
 import { connect } from "node:net";
 import { userInfo } from "node:os";
 import { cleanText, errnoOf } from "./failure.ts";
-import { safely } from "./socket.ts";
+import { now, safely } from "./socket.ts";
 
 /** One look at the SSH agent serves the spawns of so long: a forwarded one is on the user's machine. An agent that hangs is not dead. */
 const agentCheckMs = 5000;
@@ -50,10 +50,10 @@ export function createEnvironment({ env, log }: { env: NodeJS.ProcessEnv; log(li
 
   async function readLoginPath(): Promise<void> {
     const shell = env.SHELL || safely(() => userInfo().shell) || "/bin/sh";
-    const start = performance.now();
+    const start = now();
     loginPath = await askLoginShell(shell, base(), loginPathMs, closed.signal).catch(() => undefined);
     const outcome = loginPath ? "has said its PATH" : "does not say its PATH: the daemon's is used";
-    log(`[Process] The login shell ${cleanText(shell, 100)} ${outcome} (${Math.round(performance.now() - start)} ms)`);
+    log(`[Process] The login shell ${cleanText(shell, 100)} ${outcome} (${Math.round(now() - start)} ms)`);
   }
 
   function isAgentDead(path: string): Promise<boolean> {

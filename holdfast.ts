@@ -47,8 +47,9 @@ async function serveHost(places: Places, options: CommandLine["options"]): Promi
   // first of all, and once: it may be a pipe
   const given = options["token-file"] === undefined ? undefined : await readToken(options["token-file"] as string);
   if (given === undefined) makeRunDirectory(places.directory);
+  const token = given || ownToken(places.token);
   const start: StartOptions = {
-    places, tokenHashes: [hashToken(given || ownToken(places.token))], launch: launch === "foreground" ? "detach" : launch,
+    places, get tokenHashes() { return [hashToken(token)]; }, launch: launch === "foreground" ? "detach" : launch,
     enableLinger: options["enable-linger"] === true, replace: options.replace === true, command: await command(places), version: version(),
     progress: (line) => process.stderr.isTTY && process.stderr.write(`holdfast: ${line} …\n`),
   };
@@ -77,9 +78,11 @@ async function launched(): Promise<number> {
     }
   };
   try {
-    const handover = JSON.parse(readFileSync(3, "utf8"));
+    (await import("./server.ts")).prepareDaemon();
+    const handover = readFileSync(3, "utf8");
     closeSync(3);
-    const { record, ended } = await (await import("./server.ts")).startDaemon(handover);
+    if (handover === "") return exitCodes.done; // it is not wanted
+    const { record, ended } = await (await import("./server.ts")).startDaemon(JSON.parse(handover));
     report({ ok: true, pid: process.pid, instance: record.instance });
     return await ended;
   } catch (error) {

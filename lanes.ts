@@ -1,21 +1,20 @@
 /**
  * Lanes: what waits for the host's file systems, bounded, so that one that does not answer holds up nothing else.
  *
- *     a path ─▶ a mount of NFS, FUSE or the like   2 requests at once, and it is asked with statfs(2) whether it answers at all
+ *     a path ─▶ a mount of NFS, FUSE or the like   1 request at once, and stat(1) asks whether it answers at all
  *               else a read or a list              4 at once, large ones 1; and not for a connection that does not take what it has
  *               else                               no lane
  *
- * A system call on a mount that has died returns when it comes back, or never: until then it holds a thread. So the client is told, the thread is
+ * A system call on a mount that has died returns when it comes back, or never: until then it holds one of libuv's 4 threads. So the client is told, the thread is
  * left to it, and the next ones are refused. What must not block at all, the event loop, is not let near such a mount: see processes.ts.
  */
 
-import { readlink, statfs } from "node:fs/promises";
+import { spawn } from "node:child_process";
+import { readlink } from "node:fs/promises";
 import { cannot, Failure } from "./failure.ts";
 import type { Peer } from "./rpc.ts";
-import { readText } from "./socket.ts";
+import { now, readText, safely } from "./socket.ts";
 
-/** Libuv's threads: more than two dead mounts hold. Each costs 20 kB. */
-export const poolThreads = "8";
 /** File systems behind which there is another machine, or a program. */
 const farTypes = /^(fuse|nfs|cifs|smb|9p|afs|auto|ceph|virtio|lustre|gpfs|gfs|ocfs|beegfs)/;
 /** How long requests may take before their mount is asked, and how long it may take to answer. */
@@ -38,7 +37,7 @@ interface Lane {
   /** Ends a request, under way or not: the mount is silent. */
   failures: Set<() => void>;
   isWatched: boolean;
-  /** When it was asked, and did not answer: performance.now(). */
+  /** When it was asked, and did not answer: now(). */
   silentSince: number | undefined;
 }
 
@@ -63,14 +62,14 @@ export function createLanes(): Lanes {
   let held = 0;
 
   function hasFarMounts(): boolean {
-    if (performance.now() - readAt < mountsMs) return far.size > 0;
-    readAt = performance.now();
+    if (now() - readAt < mountsMs) return far.size > 0;
+    readAt = now();
     const found = new Map<string, Lane>();
     // "36 35 98:0 / /mnt rw,noatime master:1 - ext3 /dev/root rw": the later ones cover the earlier
     for (const [, id = "", path = "", type = ""] of (readText("/proc/self/mountinfo") || "").matchAll(/^(\d+) \S+ \S+ \S+ (\S+) .*? - (\S+)/gm)) {
       const mount = path.replace(/\\(\d{3})/g, (_, digits: string) => String.fromCharCode(parseInt(digits, 8)));
       const known = far.get(mount);
-      if (farTypes.test(type)) found.set(mount, known && known.id === id ? known : createLane(2, mount, id));
+      if (farTypes.test(type)) found.set(mount, known && known.id === id ? known : createLane(1, mount, id));
       else found.delete(mount);
     }
     far = found;
@@ -147,18 +146,18 @@ function watch(lane: Lane): void {
   lane.isWatched = true;
   setTimeout(async () => {
     if (failures.size > 0) {
-      const askedAt = performance.now();
+      const askedAt = now();
       const timer = setTimeout(() => {
         lane.silentSince = askedAt;
         lane.waiting = [];
         for (const fail of failures) fail();
         failures.clear();
       }, askMs);
-      try {
-        await statfs(mount);
-      } catch {
-        // an error is an answer, too (and before 18.15 node cannot ask)
-      }
+      // by a process of its own: a thread would be held, too. Where there is no stat(1), the mount has the time that is left
+      await new Promise((done) => {
+        const later = (): void => void setTimeout(done, 2 * askMs);
+        if (!safely(() => spawn("stat", ["-f", mount], { cwd: "/", stdio: "ignore" }).once("exit", done).once("error", later))) later();
+      });
       clearTimeout(timer);
       lane.silentSince = undefined;
     }
@@ -168,7 +167,7 @@ function watch(lane: Lane): void {
 }
 
 function silence({ mount, silentSince }: Lane, path: string): Failure {
-  const seconds = Math.round((performance.now() - silentSince!) / 1000);
+  const seconds = Math.round((now() - silentSince!) / 1000);
   return cannot(`use "${path}": the file system of "${mount}" has not answered for ${seconds} s`, {
     data: { errno: "ETIMEDOUT" },
   });

@@ -10,14 +10,17 @@
 
 import { spawn } from "node:child_process";
 import { closeSync, existsSync, fstatSync, openSync, readFileSync } from "node:fs";
+import type { Socket } from "node:net";
 import { userInfo } from "node:os";
 import { cannot, capture, Failure, reasonOf } from "./failure.ts";
-import { namesIn, readText, safely, sleep } from "./socket.ts";
+import { namesIn, now, openLog, readText, safely, sleep } from "./socket.ts";
 
 /** All probes together, side by side. */
 const probeMs = 2000;
 /** systemd-run hangs for ever on a wedged user manager; a start is over 10 times quicker on the slowest host measured. */
 const scopeLaunchMs = 5000;
+/** A scope that was asked for is there within a few ms. */
+const moveMs = 1000;
 /** For a runtime that is slow to start, once it runs. */
 const daemonStartMs = 20_000;
 /** UserStopDelaySec=, when it cannot be read (logind.conf(5)). */
@@ -39,6 +42,7 @@ export interface Facts {
   user: string;
   /** Booted with systemd: /run/systemd/system exists (sd_booted(3)). */
   systemd: boolean;
+  /** 0 where it cannot be told; not asked for where no scope comes into question. */
   systemdVersion?: number;
   /** Where this process is. */
   place: Place;
@@ -180,11 +184,10 @@ export function placeOf(pid: number | "self", world: Pick<World, "readFile" | "e
 }
 
 /**
- * Measures the host, in at most 2 s: all side by side, but for the trial of a scope. That one waits for the others, and is left out where
- * staying survives anyway: it takes as long as the rest together, and on a wedged user manager all of the 2 s.
+ * Measures the host, in at most 2 s, all side by side.
  *
  * @param pid The process whose place counts: this one, or a running daemon.
- * @param tryScope Tries the scope in any case (--doctor).
+ * @param tryScope Makes a scope around nothing, too (--doctor). A launch makes its own, which proves more.
  */
 export async function probeHost(world: World, { pid = "self" as number | "self", tryScope = false } = {}): Promise<Facts> {
   const facts: Facts = {
@@ -192,8 +195,8 @@ export async function probeHost(world: World, { pid = "self" as number | "self",
     killed: "no", policy: "no logind", stopDelayUs: defaultStopDelayUs, linger: "unknown", scope: "unknown",
   };
   if (!facts.systemd) return { ...facts, linger: "no", scope: "no", scopeProblem: "this host was not booted with systemd" };
-  const deadline = performance.now() + probeMs;
-  const run = (...command: string[]): Promise<CommandResult> => world.run(command, Math.max(Math.round(deadline - performance.now()), 50));
+  const deadline = now() + probeMs;
+  const run = (...command: string[]): Promise<CommandResult> => world.run(command, Math.max(Math.round(deadline - now()), 50));
   const { place } = facts;
   await Promise.all([
     (async () => {
@@ -208,23 +211,31 @@ export async function probeHost(world: World, { pid = "self" as number | "self",
       [facts.killed, facts.policy] = judgePolicy(policy, name, owner);
     })(),
     (async () => void (facts.linger = await probeLinger(world, run)))(),
-    (async () => {
-      const version = capture(/^systemd (\d+)/, (await run("systemd-run", "--version")).stdout);
-      if (version) facts.systemdVersion = Number(version);
-    })(),
+    tryScope || place.kind === "user-manager" ? noteVersion(facts, world) : undefined,
     (async () => {
       if (place.kind !== "unit") return;
       const { code, stdout } = await run("systemctl", "show", "-p", "KillMode", "--value", "--", place.unit);
       if (code === 0 && stdout.trim() !== "") facts.killMode = stdout.trim();
     })(),
   ]);
-  if (tryScope || judgePlace(place, facts).survives !== "yes") Object.assign(facts, await probeScope(run));
-  if (facts.scope === "no") {
-    const { stdout } = await run("systemctl", "show", "-p", "LoadState,ActiveState", `user@${facts.uid}.service`);
-    const state = /LoadState=masked/.test(stdout) ? "masked" : capture(/ActiveState=(\w+)/, stdout);
-    if (state) facts.manager = state;
-  }
+  if (tryScope) await noteScope(facts, world, await tryScopeOfNothing(run));
   return facts;
+}
+
+async function noteVersion(facts: Facts, world: World): Promise<void> {
+  const version = capture(/^systemd (\d+)/, (await world.run(["systemd-run", "--version"], probeMs)).stdout);
+  facts.systemdVersion = Number(version || 0);
+}
+
+/** @param problem Why no scope could be made; undefined when one was. */
+async function noteScope(facts: Facts, world: World, problem: string | undefined): Promise<void> {
+  facts.scope = problem === undefined ? "yes" : "no";
+  delete facts.scopeProblem;
+  if (problem === undefined) return;
+  facts.scopeProblem = problem;
+  const { stdout } = await world.run(["systemctl", "show", "-p", "LoadState,ActiveState", `user@${facts.uid}.service`], probeMs);
+  const state = /LoadState=masked/.test(stdout) ? "masked" : capture(/ActiveState=(\w+)/, stdout);
+  if (state) facts.manager = state;
 }
 
 type Run = (...command: string[]) => Promise<CommandResult>;
@@ -276,8 +287,9 @@ async function nameOf(uid: number, world: World, run: Run): Promise<string> {
   return line.split(":")[0] || String(uid);
 }
 
-/** loginctl knows a user that is logged in or lingering; for others, and without loginctl, the file says it on all versions. */
+/** The file says it on all versions, and sooner. Where it is not there, loginctl knows a user that is logged in or lingering. */
 async function probeLinger(world: World, run: Run): Promise<Trilean> {
+  if (lingerFile(world.user, world) === "yes") return "yes";
   const { code, stdout } = await run("loginctl", "show-user", String(world.uid), "-p", "Linger", "--value");
   const value = stdout.trim();
   return code === 0 && (value === "yes" || value === "no") ? value : lingerFile(world.user, world);
@@ -288,12 +300,10 @@ function lingerFile(user: string, world: World): Trilean {
   return world.exists("/var/lib/systemd") ? "no" : "unknown"; // logind makes the directory with the first lingering user
 }
 
-/** Makes a scope around nothing: the only proof that one can be made. */
-async function probeScope(run: Run): Promise<Pick<Facts, "scope" | "scopeProblem">> {
+async function tryScopeOfNothing(run: Run): Promise<string | undefined> {
   const { code, stderr, problem } = await run("systemd-run", "--user", "--scope", "--quiet", "--collect", "--", "true");
-  if (code === 0) return { scope: "yes" };
   // with the system bus down it fails without a word
-  return { scope: "no", scopeProblem: `systemd-run --user --scope ${problem || `failed: ${stderr || `exit code ${code}, without a reason`}`}` };
+  return code === 0 ? undefined : `systemd-run --user --scope ${problem || `failed: ${stderr || `exit code ${code}, without a reason`}`}`;
 }
 
 /**
@@ -381,7 +391,7 @@ function enableLinger(facts: Facts): string {
 
 /** Lingering starts a user manager that is merely not there; not one that is masked, and one that hangs is there already. */
 function managerCanBeStarted(facts: Facts): boolean {
-  return facts.linger !== "yes" && (!facts.manager || facts.manager === "inactive") && facts.scopeProblem?.includes("not installed") !== true;
+  return facts.linger !== "yes" && (!facts.manager || facts.manager === "inactive") && !/not installed|ENOENT/.test(facts.scopeProblem || "");
 }
 
 /** root is named too: it is exempt only while the list is empty. */
@@ -424,12 +434,6 @@ export async function switchLingerOn(facts: Facts, world: World): Promise<void> 
   }
   facts.linger = "yes";
   facts.lingerSwitchedOn = true;
-  const deadline = performance.now() + probeMs;
-  while (facts.scope === "no" && performance.now() < deadline) {
-    Object.assign(facts, await probeScope((...command) => world.run(command, Math.max(Math.round(deadline - performance.now()), 50))));
-    if (facts.scope === "no") await sleep(50);
-    else delete facts.scopeProblem;
-  }
 }
 
 /** What to start, and what to hand over to it. */
@@ -439,39 +443,64 @@ export interface DaemonStart {
   /** JSON, through descriptor 3: tokens never stand in arguments or the environment. */
   handover: (facts: Facts) => string;
   log: string;
-  /** Called when it is sure that something is launched. */
-  openLog(): number;
 }
 
 /** The daemon's one line on descriptor 4. */
 export type ReadyMessage = { ok: true; instance: string; pid: number } | { ok: false; exit: number; message: string; hint?: string };
 
-/**
- * Launches a daemon and waits for its word. A scope that cannot be made is told in `facts`, and the next best place is taken.
- *
- * @param only Takes this launch and no other (--lifetime).
- * @throws {Failure} The daemon's own reason why it cannot start.
- */
-export async function launchDaemon(start: DaemonStart, facts: Facts, only: Launch | undefined): Promise<{ pid: number; instance: string }> {
-  if (only === "scope" && facts.scope === "no") throw cannotScope(facts);
-  const logDescriptor = start.openLog();
-  if ((only || chooseLaunch(facts).launch) === "scope") {
-    for (const deadline = performance.now() + probeMs; facts.scope !== "no"; await sleep(50)) {
-      const outcome = await launchOnce(scopeCommand(start.command, facts), start, facts, logDescriptor, scopeLaunchMs);
-      facts.scopeProblem = "pid" in outcome ? undefined : outcome.problem;
-      if ("pid" in outcome) return outcome;
-      // lingering that comes while the user manager stops, after a last logout, has it started again
-      if (facts.linger !== "yes" || performance.now() > deadline) facts.scope = "no";
-    }
-    if (only === "scope") throw cannotScope(facts);
-  }
-  const outcome = await launchOnce(start.command, start, facts, logDescriptor, undefined);
-  if ("pid" in outcome) return outcome;
-  throw cannot(`start the daemon: ${outcome.problem}`, { hint: `see the log "${start.log}"` });
+/** What a launch came to: the daemon answered; or why there is none. */
+type Outcome = { pid: number; instance: string } | { problem: string };
+
+/** A process that is to be the daemon. It boots, and then waits for what it is to serve; without that it ends, and has done nothing. */
+export interface DaemonProcess {
+  /** 0 where it could not be spawned. */
+  pid: number;
+  /**
+   * Hands over, and waits for the daemon's word.
+   *
+   * @param executeMs How long a program that executes the daemon in its own place may take for that.
+   * @throws {Failure} The daemon's own refusal: another place would not mend it.
+   */
+  begin(handover: string, executeMs?: number): Promise<Outcome>;
+  discard(): void;
 }
 
-function cannotScope(facts: Facts): Failure {
-  return cannot(`start in a scope: ${facts.scopeProblem}`, { hint: "leave --lifetime out: it then takes the best place that the host allows" });
+/**
+ * Launches a daemon and waits for its word: moves it into a scope, or has systemd-run make one around another, which needs no bus of the user's
+ * (dbus-user-session). A scope that cannot be made is told in `facts`, and the next best place is taken.
+ *
+ * @param only Takes this launch and no other (--lifetime).
+ * @param daemon Has been spawned already, while the host was measured.
+ * @throws {Failure} The daemon's own reason why it cannot start.
+ */
+export async function launchDaemon(
+  { command, log, handover }: DaemonStart, facts: Facts, only: Launch | undefined, world: World, daemon = spawnDaemon(command, log),
+): Promise<{ pid: number; instance: string }> {
+  if ((only || chooseLaunch(facts).launch) === "scope") {
+    let scoped: Outcome | undefined;
+    await makeScope(facts, world, async () => {
+      const { problem, isSilent } = await moveIntoScope([daemon.pid], facts, world);
+      if (problem === undefined || isSilent) return problem;
+      scoped = await spawnDaemon(scopeCommand(command, facts), log).begin(handover(facts), scopeLaunchMs);
+      return "pid" in scoped ? undefined : scoped.problem;
+    });
+    if (scoped && "pid" in scoped) return daemon.discard(), scoped;
+    if (only === "scope" && facts.scope === "no") {
+      throw cannot(`start in a scope: ${facts.scopeProblem}`, { hint: "leave --lifetime out: it then takes the best place that the host allows" });
+    }
+  }
+  const outcome = await daemon.begin(handover(facts));
+  if ("pid" in outcome) return outcome;
+  throw cannot(`start the daemon: ${outcome.problem}`, { hint: `see the log "${log}"` });
+}
+
+/** Tries again for a while where the user is lingering: when that came as the user manager stopped, after a last logout, it is started again. */
+async function makeScope(facts: Facts, world: World, attempt: () => Promise<string | undefined>): Promise<void> {
+  if (facts.scope === "no") return;
+  const deadline = now() + probeMs;
+  let problem = await attempt();
+  for (; problem !== undefined && facts.linger === "yes" && now() < deadline; problem = await attempt()) await sleep(50);
+  await noteScope(facts, world, problem);
 }
 
 /**
@@ -487,56 +516,69 @@ export function scopeCommand(command: string[], facts: Facts): string[] {
   ];
 }
 
-/** Either the daemon answered, or it could not be launched this way. The daemon's own refusal is thrown: another place would not mend it. */
-async function launchOnce(
-  command: string[], start: DaemonStart, facts: Facts, logDescriptor: number, executeMs: number | undefined,
-): Promise<{ pid: number; instance: string } | { problem: string }> {
+/** Processes that wait for their handover: no daemons yet. */
+export const waitingDaemons = new Set<number>();
+
+/** Spawns a daemon in a session of its own, with nothing of the caller's descriptors. */
+export function spawnDaemon(command: string[], log: string): DaemonProcess {
+  const [program] = command as [string];
+  const logDescriptor = openLog(log);
   const logged = fstatSync(logDescriptor).size;
-  // a session of its own (a scope does not leave the terminal), and nothing of the caller's descriptors
-  const stdio: ("ignore" | "pipe" | number)[] = ["ignore", logDescriptor, logDescriptor, "pipe", "pipe"];
   const nothing = openSync("/dev/null", "r"); // the daemon's own processes get it, too
+  const stdio: ("ignore" | "pipe" | number)[] = ["ignore", logDescriptor, logDescriptor, "pipe", "pipe"];
   for (const descriptor of inheritedDescriptors()) {
     while (stdio.length < descriptor) stdio.push("ignore"); // of those above 2, that one is left as it is: closed
     stdio[descriptor] = nothing;
   }
-  const child = spawn(command[0]!, command.slice(1), { detached: true, cwd: "/", env: managerEnvironment(facts.uid), stdio });
+  const child = spawn(program, command.slice(1), { detached: true, cwd: "/", env: managerEnvironment(process.getuid!()), stdio });
   closeSync(nothing);
-  // without descriptors it has no pipes either
-  if (!child.stdio) return { problem: await new Promise((done) => child.once("error", (error) => done(`Cannot run "${command[0]}": ${reasonOf(error)}`))) };
-  const give = child.stdio[3] as NodeJS.WritableStream;
-  const take = child.stdio[4] as NodeJS.ReadableStream;
+  closeSync(logDescriptor);
+  const { pid = 0 } = child;
+  waitingDaemons.add(pid);
+  const [, , , give, take] = (child.stdio || []) as unknown as Socket[]; // without descriptors it has no pipes either
   let text = "";
-  let timers: NodeJS.Timeout[] = [];
-  const ended = new Promise<string>((done) => {
-    child.once("error", (error) => done(`Cannot run "${command[0]}": ${reasonOf(error)}`));
-    child.once("exit", (code, signal) => done(`"${command[0]}" ended ${signal === null ? `with exit code ${code}` : `by ${signal}`}`));
-    // The pipe's end says the same of a daemon whose exit has not been reaped yet; exit comes at once after it.
-    const stuck = (words: string, unless: () => boolean) => () => {
-      if (unless()) return;
-      child.kill("SIGKILL"); // our own child, not yet reaped: the pid cannot be another's
-      done(words);
-    };
-    const executed = (): boolean => executeMs === undefined || !(readText(`/proc/${child.pid}/cmdline`) || "").startsWith(command[0]!);
-    if (executeMs !== undefined) timers.push(setTimeout(stuck(`${command[0]} did not answer within ${executeMs / 1000} s`, executed), executeMs));
-    timers.push(setTimeout(stuck(`it did not report within ${daemonStartMs / 1000} s`, () => false), daemonStartMs));
+  let settle: (outcome: string) => void;
+  const settled = new Promise<string>((done) => (settle = done));
+  child.once("error", (error) => settle(`Cannot run "${program}": ${reasonOf(error)}`));
+  child.once("exit", (code, signal) => {
+    waitingDaemons.delete(pid);
+    settle(`"${program}" ended ${signal === null ? `with exit code ${code}` : `by ${signal}`}`);
   });
-  const line = new Promise<string>((done) => {
-    take.setEncoding("utf8").on("data", (chunk: string) => {
-      text += chunk;
-      if (text.includes("\n")) done("line");
-    });
+  give?.on("error", () => {}); // it ended before it took the handover: "exit" tells
+  // The pipe's end says the same of a daemon whose exit has not been reaped yet; exit comes at once after it.
+  take?.setEncoding("utf8").on("data", (chunk: string) => {
+    text += chunk;
+    if (text.includes("\n")) settle("");
   });
-  give.on("error", () => {}); // it ended before it took the handover: "exit" tells
-  give.end(start.handover(facts));
-  const outcome = await Promise.race([ended, line]);
-  for (const timer of timers) clearTimeout(timer);
-  child.unref();
-  (give as unknown as { destroy(): void }).destroy();
-  (take as unknown as { destroy(): void }).destroy();
-  if (!text.includes("\n")) return { problem: `${outcome}${said(start, logged)}` };
-  const ready = JSON.parse(text) as ReadyMessage;
-  if (ready.ok) return ready;
-  throw new Failure(ready.message, ready);
+  /** Its end is what tells one that waits that it is not wanted. */
+  const discard = (): void => {
+    child.unref();
+    give?.destroy();
+    take?.destroy();
+  };
+
+  return {
+    pid,
+    discard,
+    async begin(handover, executeMs) {
+      const stuck = (ms: number, words: string, isStuck = () => true) => setTimeout(() => {
+        if (!isStuck()) return;
+        child.kill("SIGKILL"); // our own child, not yet reaped: the pid cannot be another's
+        settle(words);
+      }, ms);
+      const timers = [stuck(daemonStartMs, `it did not report within ${daemonStartMs / 1000} s`)];
+      if (executeMs) timers.push(stuck(executeMs, `${program} did not answer within ${executeMs / 1000} s`, () => (readText(`/proc/${pid}/cmdline`) || "").startsWith(program)));
+      waitingDaemons.delete(pid);
+      give?.end(handover);
+      const problem = await settled;
+      timers.forEach(clearTimeout);
+      discard();
+      if (problem !== "") return { problem: `${problem}${said(log, logged)}` };
+      const ready = JSON.parse(text) as ReadyMessage;
+      if (ready.ok) return ready;
+      throw new Failure(ready.message, ready);
+    },
+  };
 }
 
 /**
@@ -550,31 +592,46 @@ function inheritedDescriptors(): number[] {
 }
 
 /** What a program that ended early wrote to the log, which is its stderr: the reason, in its own words. */
-function said(start: DaemonStart, from: number): string {
-  const text = safely(() => readFileSync(start.log).toString("utf8", from, from + 2000)) || "";
+function said(log: string, from: number): string {
+  const text = safely(() => readFileSync(log).toString("utf8", from, from + 2000)) || "";
   const lines = withoutColours(text).split("\n").filter((line) => line !== "" && !/^\d{4}-\d\d-\d\dT/.test(line)); // not those of a daemon that is to be replaced
   return lines.length === 0 ? "" : `: ${lines.slice(0, 5).join("; ")}`;
 }
 
 /**
- * Moves a running daemon, as it is, into a scope of its own under the user manager (StartTransientUnit with its pid).
+ * Moves a running daemon, as it is, into a scope of its own under the user manager (StartTransientUnit with its pid). What it has opened, its parent and
+ * its environment stay. OOMPolicy and TimeoutStopUSec as in scopeCommand().
  *
  * @param pids The daemon's first, then those of its processes.
- * @returns Why it could not; undefined when it was moved.
+ * @returns Why it could not, and whether that is that nobody answered; no problem when it was moved.
  */
-export async function moveIntoScope(pids: number[], world: World): Promise<string | undefined> {
+async function moveIntoScope(pids: number[], facts: Facts, world: World): Promise<{ problem?: string; isSilent?: boolean }> {
+  const { systemdVersion } = facts;
   const pid = pids[0]!;
   const name = `holdfast-${pid}-${Date.now().toString(36)}.scope`;
-  const { code, stderr, problem } = await world.run([
+  const properties = [
+    ["PIDs", "au", String(pids.length), ...pids.map(String)], ["TimeoutStopUSec", "t", "10000000"], ["CollectMode", "s", "inactive-or-failed"],
+    ...(systemdVersion === undefined || systemdVersion >= 252 ? [["OOMPolicy", "s", "continue"]] : []),
+  ];
+  const call = world.run([
     "busctl", "--user", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager", "StartTransientUnit",
-    "ssa(sv)a(sa(sv))", name, "fail", "2", "PIDs", "au", String(pids.length), ...pids.map(String), "TimeoutStopUSec", "t", "10000000", "0",
+    "ssa(sv)a(sa(sv))", name, "fail", String(properties.length), ...properties.flat(), "0",
   ], probeMs);
-  if (code !== 0) return problem ? `busctl ${problem}` : stderr;
-  for (let i = 0; i < 50; i++) {
-    if (placeOf(pid, world).kind === "user-manager") return undefined;
-    await sleep(20);
-  }
-  return "the user manager took the call, but the daemon has not moved";
+  if (systemdVersion === undefined) await noteVersion(facts, world); // meanwhile
+  const { code, stderr, problem } = await call;
+  if (code !== 0 && problem === undefined && systemdVersion === undefined && facts.systemdVersion! < 252) return moveIntoScope(pids, facts, world);
+  if (code !== 0) return { problem: problem ? `busctl ${problem}` : stderr, isSilent: problem !== undefined && problem !== "is not installed" };
+  for (const deadline = now() + moveMs; now() < deadline; await sleep(2)) if (placeOf(pid, world).kind === "user-manager") return {};
+  return { problem: "the user manager took the call, but the daemon has not moved" };
+}
+
+/** Moves a running daemon that stays where it would be killed, and notes in `facts` how that went. */
+export async function moveRunning(pids: number[], facts: Facts, world: World): Promise<void> {
+  await makeScope(facts, world, async () => {
+    const { problem } = await moveIntoScope(pids, facts, world);
+    return problem && `the running daemon could not be moved: ${problem}`;
+  });
+  facts.place = placeOf(pids[0]!, world);
 }
 
 /** Which signals came together with SIGTERM, and so who ended the daemon (logind and the user manager send SIGCONT after SIGTERM). */

@@ -30,7 +30,7 @@ import { createLanes } from "./lanes.ts";
 import type { Lanes } from "./lanes.ts";
 import { booleanParam, integerParam, invalidParam, optionalStringParam, stringListParam, stringMapParam, stringParam } from "./rpc.ts";
 import type { Caller, Method, Methods, Params, Peer } from "./rpc.ts";
-import { homeDirectory, livingProcesses, safely, sleep } from "./socket.ts";
+import { homeDirectory, livingProcesses, now, safely, sleep } from "./socket.ts";
 
 export const defaultLimits = {
   /** Raw bytes in one stream message. */
@@ -128,7 +128,7 @@ interface Child {
   /** What it was given of that which rots. */
   readonly env: { path: string | null; home: string | null; sshAuthSock: string | null };
   readonly pid: number;
-  /** By the clock on the wall, which may jump; and by performance.now(). */
+  /** By the clock on the wall, which may jump; and by now(). */
   readonly startedAt: number;
   readonly bornAt: number;
   /** Until the exit message. */
@@ -266,7 +266,7 @@ export function createProcesses(world: World): Processes {
     const child: Child = {
       id, command, cwd: directory, args: args.join("").length > maxListedArgs ? undefined : args,
       env: { path: used.PATH ?? null, home: used.HOME ?? null, sshAuthSock: used.SSH_AUTH_SOCK ?? null },
-      pid: handle.pid!, startedAt: Date.now(), bornAt: performance.now(), handle,
+      pid: handle.pid!, startedAt: Date.now(), bornAt: now(), handle,
       messages: new Map(), firstSeq: 1, lastSeq: 0, toldSeq: 0, heldBytes: 0, outputBytes: 0, nextSeq: 1,
       stdin: "open", stdinApplied: 0, stdinQueued: 0, lastRead: 0, isOver: false, survivors: new Set(),
     };
@@ -519,7 +519,7 @@ export function createProcesses(world: World): Processes {
       if (errnoOf(error) === "ESRCH") return false;
       throw osFailure(`send ${signal} to process "${shorten(child.id)}"`, error);
     }
-    if (["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGKILL"].includes(signal)) child.killed = { by, at: performance.now() };
+    if (["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGKILL"].includes(signal)) child.killed = { by, at: now() };
     return true;
   }
 
@@ -540,7 +540,7 @@ export function createProcesses(world: World): Processes {
     for (const pipe of [handle?.stdin, handle?.stdout, handle?.stderr]) pipe?.destroy(); // a grandchild may hold the other ends
     child.handle = undefined;
     if (child.stdin === "open") child.stdin = "broken";
-    const killedBy = killed && performance.now() - killed.at < killedByMs ? { killedBy: killed.by } : {};
+    const killedBy = killed && now() - killed.at < killedByMs ? { killedBy: killed.by } : {};
     child.messages.set(++child.lastSeq, { stream: "exit", ...exit, ...killedBy });
     while (sendNext(child));
     keep(child);
@@ -586,7 +586,7 @@ export function createProcesses(world: World): Processes {
 
   function summary(): ChildSummary[] {
     return [...children.values()].map(({ id, pid, command, isOver, outputBytes, bornAt }) => {
-      return { id, pid, command, running: !isOver, bytes: outputBytes, ageMs: Math.round(performance.now() - bornAt) };
+      return { id, pid, command, running: !isOver, bytes: outputBytes, ageMs: Math.round(now() - bornAt) };
     });
   }
 
@@ -678,8 +678,8 @@ async function startFailure(command: string, cwd: string, path: string, error: u
 
 /** Waits for the whole group of each: grandchildren are to end, too. */
 async function haveEnded(children: Child[], withinMs: number): Promise<boolean> {
-  for (const end = performance.now() + withinMs; children.some(isGroupAlive); ) {
-    const leftMs = end - performance.now();
+  for (const end = now() + withinMs; children.some(isGroupAlive); ) {
+    const leftMs = end - now();
     if (leftMs <= 0) return false;
     await sleep(Math.min(pollMs, leftMs));
   }

@@ -19,13 +19,16 @@ export function daemonCommand(places: Places, isImported = false): string[] {
   return [process.execPath, ...flags, programFile(places, isImported), "--serve", "--launched", "--socket", places.socket];
 }
 
+/** Node's default is 4 threads for V8, of 20 kB each; what a daemon does takes none of them (bench/README.md). */
+const leanFlag = "--v8-pool-size=1";
+
 function defaultFlags(): string[] {
-  return "Deno" in globalThis ? ["run", "--allow-all"] : [];
+  return "Deno" in globalThis ? ["run", "--allow-all"] : "Bun" in globalThis ? [] : [leanFlag];
 }
 
 /** What stands between runtime and script. Deno does not tell it, and Bun takes a "-" for a flag: there the kernel is asked. */
 function ownFlags(): string[] {
-  if (!("Deno" in globalThis) && !("Bun" in globalThis)) return process.execArgv.filter((flag) => !flag.startsWith("--input-type"));
+  if (!("Deno" in globalThis) && !("Bun" in globalThis)) return [leanFlag, ...process.execArgv.filter((flag) => flag !== leanFlag && !flag.startsWith("--input-type"))];
   const words = (readText("/proc/self/cmdline") || "").split("\0").slice(0, -1);
   const scriptAt = words.length - process.argv.slice(2).length - 1;
   return scriptAt > 0 ? words.slice(1, scriptAt) : defaultFlags();

@@ -12,9 +12,8 @@
  * them and makes them again: a --serve that finds none of them, but its process, sends that and joins.
  */
 
-import { createHash, randomBytes, timingSafeEqual } from "node:crypto";
-import { lutimesSync, readdirSync } from "node:fs";
-import { stat } from "node:fs/promises";
+import { createHash, timingSafeEqual } from "node:crypto";
+import { lutimesSync, readdirSync, stat as statSoon } from "node:fs";
 import { createServer } from "node:net";
 import type { Server, Socket } from "node:net";
 import { dirname } from "node:path";
@@ -25,7 +24,7 @@ import { createFrameDecoder, encodeFrame, maxBodyBytes, strangerBodyBytes } from
 import type { FrameDecoder, FrameEvent } from "./frame.ts";
 import { describeVerdict, judgePlace, judgeSignals, placeOf, readLimit, realWorld } from "./lifetime.ts";
 import type { Facts, Lifetime } from "./lifetime.ts";
-import { createLanes, poolThreads } from "./lanes.ts";
+import { createLanes } from "./lanes.ts";
 import { createLog } from "./log.ts";
 import type { Log } from "./log.ts";
 import { watchLogouts } from "./logouts.ts";
@@ -33,7 +32,8 @@ import { createProcesses } from "./processes.ts";
 import { booleanParam, createRpc, errorAnswer, integerParam, optionalStringParam, oversizeAnswer, stringParam } from "./rpc.ts";
 import type { Caller, Method, Params, Peer } from "./rpc.ts";
 import {
-  claimSoon, homeDirectory, identify, isSame, listenBeside, livenessOf, lookAt, makeRunDirectory, notASocket, publishSocket, readRecord, retireName, safely, writeRecord,
+  claimSoon, homeDirectory, identify, isSame, listenBeside, livenessOf, lookAt, makeRunDirectory, notASocket, now, publishSocket, readRecord,
+  retireName, safely, writeRecord,
 } from "./socket.ts";
 import type { DaemonRecord, EndReason, Places } from "./socket.ts";
 
@@ -60,6 +60,8 @@ const lockMs = 1000;
 /** What the host may be short of is logged at most so often, for each errno. */
 const shortages = /^E(MFILE|NFILE|AGAIN|NOMEM|NOSPC|DQUOT|TIMEDOUT)$/;
 const shortageMs = 60_000;
+/** What can wait until the launcher has its answer. */
+const soonMs = 20;
 /** SIGTERM, SIGCONT and SIGHUP of systemd come within a millisecond, in any order. */
 const signalsMs = 50;
 
@@ -73,6 +75,9 @@ export interface Handover {
   version: string;
   /** Takes the public name over from the daemon that has it. */
   over: boolean;
+  /** Of the record. Made by the launcher, which waits anyway: node:crypto takes as long to load as all else that a daemon does to start. */
+  instance: string;
+  key: string;
 }
 
 interface Connection {
@@ -103,15 +108,14 @@ export interface Daemon {
  * @returns When its socket is published.
  * @throws {Failure} Why it cannot start, with exit code 73 or 75. Nothing is left behind.
  */
-export async function startDaemon({ places, tokenHashes, facts, command, version, over }: Handover, world = realWorld()): Promise<Daemon> {
+export async function startDaemon({ places, tokenHashes, facts, command, version, over, instance, key }: Handover, world = realWorld()): Promise<Daemon> {
   const log: Log = createLog(places.log);
-  await startThreads();
+  prepareDaemon(); // in the foreground nobody has
   const maxOpenFiles = readLimit("Max open files", world);
   const lockPath = `${places.record}.lock`;
-  const instance = randomBytes(16).toString("hex");
   const connections = new Set<Connection>();
   const startedAt = Date.now();
-  const bornAt = performance.now();
+  const bornAt = now();
   let phase: "starting" | "serving" | "retired" | "ending" = "starting";
   let connectionCount = 0;
   let graceTimer: NodeJS.Timeout | undefined;
@@ -136,7 +140,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   let listener = createListener();
   let socket = await listenBeside(listener, places.socket);
   const record: DaemonRecord = {
-    ...identify(), version, instance, key: randomBytes(32).toString("hex"), tokenHashes: tokenHashes.slice(-maxTokens),
+    ...identify(), version, instance, key, tokenHashes: tokenHashes.slice(-maxTokens),
     socket: { path: places.socket, ...socket }, log: places.log, startedAt, command, lifetime,
   };
   try {
@@ -150,6 +154,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   phase = "serving";
   const logouts = watchLogouts(facts.uid, facts.stopDelayUs === "infinity" ? 0 : facts.stopDelayUs / 1000);
   const checkTimer = setInterval(() => void check(), checkMs);
+  setTimeout(() => createHash("sha256"), soonMs); // loads node:crypto: after the launcher's question, before the first token
   log(`Remote server listening on ${places.socket} (pid ${process.pid}, instance ${instance}, ${lifetime.where}; survives logout: ${lifetime.words})`);
   return { record, lifetime, ended };
 
@@ -225,8 +230,8 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     } else if (!hasRecord()) {
       await saveRecord();
     }
-    const now = new Date();
-    for (const name of [places.socket, socket.bound]) if (isSame(name, socket)) safely(() => lutimesSync(name, now, now));
+    const date = new Date();
+    for (const name of [places.socket, socket.bound]) if (isSame(name, socket)) safely(() => lutimesSync(name, date, date));
     return phase !== "serving" || isSame(places.socket, socket) ? undefined : `is ${there.kind === "other" ? there.what : "another's socket"} now`;
   }
 
@@ -292,9 +297,8 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   /** In the log once, not thousands of times. */
   function noteShortage(errno: unknown, words: string): void {
-    const now = performance.now();
-    if (!shortages.test(String(errno)) || now < (shortageNotes.get(errno) || 0)) return;
-    shortageNotes.set(errno, now + shortageMs);
+    if (!shortages.test(String(errno)) || now() < (shortageNotes.get(errno) || 0)) return;
+    shortageNotes.set(errno, now() + shortageMs);
     log(`[Server] The host is short of something: ${words}`);
   }
 
@@ -367,14 +371,18 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   /** Compares with every hash, each in constant time. The record's key is its owner's token. */
   function isToken(token: string): boolean {
-    const hash = sha256(token);
-    let found = isKey(token);
+    if (isKey(token)) return true;
+    const hash = createHash("sha256").update(token).digest();
+    let found = false;
     for (const known of record.tokenHashes) found = timingSafeEqual(hash, Buffer.from(known, "hex")) || found;
     return found;
   }
 
-  function isKey(key: string): boolean {
-    return timingSafeEqual(sha256(key), sha256(record.key));
+  /** In constant time, without node:crypto: the launcher asks as its first question. */
+  function isKey(given: string): boolean {
+    let difference = given.length ^ key.length;
+    for (let i = 0; i < key.length; i++) difference |= given.charCodeAt(i) ^ key.charCodeAt(i);
+    return difference === 0;
   }
 
   function serverMethods(): [string, Method][] {
@@ -412,7 +420,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   function status(): Record<string, unknown> {
     return {
-      ...capabilities(), pid: process.pid, uptimeMs: Math.round(performance.now() - bornAt), rssBytes: process.memoryUsage().rss, connections: connections.size,
+      ...capabilities(), pid: process.pid, uptimeMs: Math.round(now() - bornAt), rssBytes: process.memoryUsage().rss, connections: connections.size,
       processes: processes.summary(), log: places.log, socket: places.socket, phase, logoutsOutlived: logouts.outlived(),
       limits: { maxBodyBytes, strangerBodyBytes, maxStrangers, maxTokens, openFiles: safely(() => readdirSync("/proc/self/fd").length), maxOpenFiles },
     };
@@ -522,13 +530,13 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     for (const signal of ["SIGTERM", "SIGINT", "SIGCONT", "SIGHUP"] as const) {
       process.on(signal, () => {
         log(`[Server] Received ${signal}`);
-        seen.set(signal, performance.now());
+        seen.set(signal, now());
         if (signal === "SIGCONT") setTimeout(() => void check(), signalsMs); // unless it came with SIGTERM
         if (signal === "SIGCONT" || signal === "SIGHUP") return;
         if (phase === "starting") return void (phase = "ending"); // publish() refuses then, and the start is undone
         if (phase === "ending") return void processes.endAll({ graceMs: 0 });
         setTimeout(() => {
-          const { reason, detail } = judgeSignals(new Set([...seen].filter(([, at]) => performance.now() - at < 1000).map(([name]) => name)));
+          const { reason, detail } = judgeSignals(new Set([...seen].filter(([, at]) => now() - at < 1000).map(([name]) => name)));
           void end(reason, detail, killAfterSignalMs);
         }, signalsMs);
       });
@@ -543,14 +551,12 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 }
 
 /**
- * Has libuv make its threads now, and more than 4 of them. It would make them when they are first needed, and abort when the user may have no more by
- * then (ulimit -u). Children do not inherit the number.
+ * What a daemon can do before it knows what it is to serve: node:net is loaded, and libuv makes its threads. It would make them when they are first
+ * needed, and abort when the user may have no more by then (ulimit -u).
  */
-async function startThreads(): Promise<void> {
-  const { UV_THREADPOOL_SIZE: given } = process.env;
-  process.env.UV_THREADPOOL_SIZE ??= poolThreads;
-  await stat("/");
-  if (given === undefined) delete process.env.UV_THREADPOOL_SIZE;
+export function prepareDaemon(): void {
+  createServer();
+  statSoon("/", () => {});
 }
 
 /** JSON.stringify looks at each character of a string: for 32 KiB of output that is most of its cost (46 us of 77; this takes 16). Base64 needs no look. */
@@ -558,9 +564,5 @@ function encodeMessage(message: object): string {
   const { type, data } = message as { type?: string; data?: unknown };
   if (type !== "stream" || typeof data !== "string") return JSON.stringify(message);
   return `${JSON.stringify({ ...message, data: undefined }).slice(0, -1)},"data":"${data}"}`;
-}
-
-function sha256(text: string): Buffer {
-  return createHash("sha256").update(text).digest();
 }
 

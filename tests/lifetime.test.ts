@@ -1,12 +1,12 @@
 /** lifetime.ts with plain values: every row of the table of places, with facts as they were measured on real hosts. */
 
-import { mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import {
-  chooseLaunch, describeVerdict, judgePlace, judgePolicy, judgeSignals, launchDaemon, parsePlace, parsePolicy, placeOf, probeHost, scopeCommand, switchLingerOn,
+  chooseLaunch, describeVerdict, judgePlace, judgePolicy, judgeSignals, launchDaemon, parsePlace, parsePolicy, placeOf, probeHost, realWorld, scopeCommand, switchLingerOn,
 } from "../lifetime.ts";
 import type { CommandResult, Facts, Place, World } from "../lifetime.ts";
 
@@ -155,15 +155,19 @@ function worldOf(answers: Record<string, Partial<CommandResult>>, files: Record<
 const properties = (kill: boolean) => ({ stdout: `b ${kill}\nas 0\nas 0\nt 10000000\n` });
 const probe = suite("probeHost()");
 
-probe("measures a whole host", async () => {
+probe("measures a whole host; what only a scope needs where it is asked to, or is under a user manager", async () => {
   const world = worldOf({
     "busctl --system get-property": properties(true), "loginctl show-user 1000": { stdout: "yes\n" }, "systemd-run --version": { stdout: "systemd 252 (252.39-1)\n" },
     "systemd-run --user": {},
   });
-  assert.equal(await probeHost(world), { ...factsOf({ linger: "yes" }), scope: "yes" });
+  assert.equal(await probeHost(world, { tryScope: true }), { ...factsOf({ linger: "yes" }), scope: "yes" });
+  const { systemdVersion: _, ...withoutScope } = factsOf({ linger: "yes" });
+  assert.equal(await probeHost(world), { ...withoutScope, scope: "unknown" });
+  const managed = { "systemd-run --version": { stdout: "systemd 255 (255.4)\n" } };
+  assert.is((await probeHost(worldOf(managed, { "/proc/self/cgroup": "0::/user.slice/user-1000.slice/user@1000.service/app.slice/a.scope\n" }))).systemdVersion, 255);
 });
 
-probe("does not try a scope where staying survives, unless it is asked to", async () => {
+probe("does not try a scope, unless it is asked to", async () => {
   const answers = { "busctl --system get-property": properties(false), "loginctl show-user 1000": { stdout: "no\n" } };
   const world = worldOf(answers);
   assert.is((await probeHost(world)).scope, "unknown");
@@ -185,7 +189,7 @@ probe("takes the owner of the session, not our user, and that owner's policy", a
 });
 
 probe("tells why a scope cannot be made, in systemd's words", async () => {
-  const of = async (answer: Partial<CommandResult>) => (await probeHost(worldOf({ "busctl --system": properties(true), "systemd-run --user": answer }))).scopeProblem;
+  const of = async (answer: Partial<CommandResult>) => (await probeHost(worldOf({ "busctl --system": properties(true), "systemd-run --user": answer }), { tryScope: true })).scopeProblem;
   assert.match((await of({ code: 1, stderr: "Failed to connect to bus: No medium found" })) ?? "", /failed: Failed to connect to bus: No medium found$/);
   assert.match((await of({ code: 1 })) ?? "", /exit code 1, without a reason$/);
   assert.match((await of({ code: null, problem: "did not answer within 2000 ms" })) ?? "", /did not answer within 2000 ms$/);
@@ -212,13 +216,6 @@ linger("keeps the refusal in its words", async () => {
   assert.equal([facts.linger, facts.lingerRefused], ["no", "Could not enable linger: Access denied"]);
   await switchLingerOn(facts, worldOf({}));
   assert.is(facts.lingerRefused, "loginctl is not installed");
-});
-
-linger("waits for the user manager that it starts", async () => {
-  const world = worldOf({ "loginctl --no-ask-password": {}, "systemd-run --user": {} });
-  const facts = factsOf({ scope: "no", scopeProblem: "no bus" });
-  await switchLingerOn(facts, world);
-  assert.equal([facts.scope, facts.scopeProblem, chooseLaunch(facts).launch], ["yes", undefined, "scope"]);
 });
 
 const command = suite("scopeCommand()");
@@ -254,7 +251,7 @@ exec "$@"
       process.env.PATH = `${directory}:${PATH}`;
       const facts = factsOf({ linger, uid: process.getuid!() });
       const command = ["/bin/sh", "-c", `cat <&3 >'${directory}/taken'; echo '{"ok":true,"pid":'$$',"instance":"i"}' >&4`];
-      const { instance } = await launchDaemon({ command, handover: () => "handed over", log, openLog: () => openSync(log, "a") }, facts, undefined);
+      const { instance } = await launchDaemon({ command, handover: () => "handed over", log }, facts, undefined, realWorld());
       assert.equal([instance, readFileSync(join(directory, "taken"), "utf8")], ["i", "handed over"]);
       if (tries !== undefined) assert.is(readFileSync(tried, "utf8").length, tries);
       else assert.ok(readFileSync(tried, "utf8").length > 3);

@@ -25,7 +25,7 @@ export async function run({ rounds, progress, host }) {
       if (code !== 0) throw new Error(`the loop on the host ended with ${code}: ${stderr}`);
       return JSON.parse(stdout);
     });
-    if (killUserProcesses !== / in run-\S+\.scope /.test(there.line)) throw new Error(`not where it was to be: ${there.line}`);
+    if (killUserProcesses !== / in holdfast-\S+\.scope /.test(there.line)) throw new Error(`not where it was to be: ${there.line}`);
     rows.push(row(`\`--serve\` to "listening", ${words}`, there.serve, there, goal));
   }
   return { rows, notes: [] };

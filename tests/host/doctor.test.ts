@@ -64,7 +64,7 @@ hosts("finds nothing wrong with a healthy host", () =>
 
     assert.is((await host.ssh("dev", "./server --serve")).code, 0);
     const { findings } = await examine(host);
-    assert.match(findings.daemon!.evidence, /^pid \d+, version .*, up \d+ s, in run-.*\.scope under your user manager; survives logout: yes$/);
+    assert.match(findings.daemon!.evidence, /^pid \d+, version .*, up \d+ s, in holdfast-.*\.scope under your user manager; survives logout: yes$/);
     assert.match(findings.directory!.evidence, /: user \d+, mode 700, local file system/);
   }));
 

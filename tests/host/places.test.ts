@@ -95,9 +95,15 @@ places("from a service per connection, as dropbear and sshd@ are, ends with it, 
     await checkWay(host, { user: "eve", run: by("eve"), args: "--enable-linger", says: /under your user manager; survives logout: yes\)/, warns: /disable-linger eve/, lives: true });
   }));
 
-places("without systemd-run ends with its session, and says so", () =>
-  withHost(quick({ users: ["dev+linger"], pre: "rm $root/usr/bin/systemd-run" }), (host) =>
-    checkWay(host, { says: /detached in the session; survives logout: no\)/, warns: /systemd-run --user --scope is not installed/, lives: false })));
+places("without systemd-run takes its scope from the user's bus, without that bus from systemd-run", async () => {
+  for (const gone of ["bin/systemd-run", "lib/systemd/user/dbus.socket"]) {
+    await withHost(quick({ users: ["dev+linger"], pre: `rm $root/usr/${gone}` }), (host) => checkWay(host, { says: /under your user manager; survives logout: yes\)/, lives: true }));
+  }
+});
+
+places("with neither systemd-run nor busctl ends with its session, and says so", () =>
+  withHost(quick({ users: ["dev+linger"], pre: "rm $root/usr/bin/systemd-run $root/usr/bin/busctl" }), (host) =>
+    checkWay(host, { says: /detached in the session; survives logout: no\)/, warns: /Cannot run "systemd-run": no such file/, lives: false })));
 
 places("without busctl asks loginctl", () =>
   withHost(quick({ pre: "rm $root/usr/bin/busctl" }), (host) =>
