@@ -78,6 +78,18 @@ export function encodeFrame(body: string | Uint8Array, framing: Framing): Buffer
   return frame;
 }
 
+/** Encodes one body that is in pieces already, without newlines and not over the limit, as a frame in pieces. */
+export function framePieces(pieces: Buffer[], framing: Framing): Buffer[] {
+  if (framing === "lines") return [...pieces, Buffer.from("\n")];
+  const header = Buffer.alloc(headerBytes);
+  header.writeUInt32BE(lengthOf(pieces));
+  return [header, ...pieces];
+}
+
+export function lengthOf(pieces: Buffer[]): number {
+  return pieces.reduce((sum, { length }) => sum + length, 0);
+}
+
 /**
  * Decodes the frames of one connection.
  *

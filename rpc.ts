@@ -9,7 +9,7 @@
 
 import { Buffer } from "node:buffer";
 import { cannot, errnoOf, errorCodes, Failure, reasonOf } from "./failure.ts";
-import { maxBodyBytes } from "./frame.ts";
+import { lengthOf, maxBodyBytes } from "./frame.ts";
 
 /** Requests in one batch. They run side by side, so this bounds what one frame can set going. */
 export const maxBatchLength = 1000;
@@ -48,6 +48,15 @@ export interface Caller {
   known: boolean;
 }
 
+/** A result that is JSON already, without newlines: a large one is made, and sent, piece by piece, so that others have their turn. */
+export class JsonPieces {
+  readonly pieces: Buffer[];
+
+  constructor(pieces: Buffer[]) {
+    this.pieces = pieces;
+  }
+}
+
 /** Returns the result or a promise of it; undefined answers null. Throws a Failure to answer an error of its own making. */
 export type Method = (params: Params, caller: Caller) => unknown;
 export type Methods = ReadonlyMap<string, Method>;
@@ -70,15 +79,15 @@ export interface Rpc {
    * Every method in it has been called, in order, when this returns; a promise comes back only if one of them returned one.
    *
    * @param body As it came in a frame, not yet checked in any way.
-   * @returns The answer's JSON, at most maxBodyBytes; undefined when there is nothing to answer. Never throws or rejects
+   * @returns The answer's JSON, at most maxBodyBytes, in pieces or as one; undefined when there is nothing to answer. Never throws or rejects
    * for what a peer sends.
    */
-  handle(body: Uint8Array, caller: Caller): string | undefined | Promise<string | undefined>;
+  handle(body: Uint8Array, caller: Caller): Answer | Promise<Answer>;
 }
 
 type Id = string | number | null;
 type Request = Record<string, unknown>;
-type Answer = string | undefined;
+export type Answer = string | Buffer[] | undefined;
 /** Bytes left in a frame beyond the reserved ones. The answers of a batch share one, first come, first served. */
 interface Room { bytes: number }
 
@@ -225,7 +234,7 @@ function valueOf(params: Params, name: string): unknown {
 }
 
 function joinAnswers(answers: Answer[]): Answer {
-  const given = answers.filter((answer) => answer);
+  const given = answers.filter((answer) => answer !== undefined).map((answer) => (typeof answer === "string" ? answer : String(Buffer.concat(answer!))));
   return given.length === 0 ? undefined : `[${given.join(",")}]`;
 }
 
@@ -258,7 +267,8 @@ function unknownMethod(what: string, name: string): Failure {
   return new Failure(`${what}: ${cut(name)}`, { code: errorCodes.unknownMethod });
 }
 
-function encodeResult(id: Id, result: unknown, room?: Room): string {
+function encodeResult(id: Id, result: unknown, room?: Room): string | Buffer[] {
+  if (result instanceof JsonPieces) return fit(id, [Buffer.from(`{"jsonrpc":"2.0","id":${JSON.stringify(id)},"result":`), ...result.pieces, Buffer.from("}")], room);
   return fit(id, JSON.stringify({ jsonrpc: "2.0", id, result: result ?? null }), room);
 }
 
@@ -280,12 +290,12 @@ function errorObject(error: unknown): { code: number; message: string; data?: ob
 }
 
 /** Takes an answer's bytes from the room; where they do not fit, a short error goes in its place. */
-function fit(id: Id, text: string, room: Room = { bytes: maxBodyBytes - reservedBytes }): string {
-  const bytes = Buffer.byteLength(text);
+function fit<T extends string | Buffer[]>(id: Id, answer: T, room: Room = { bytes: maxBodyBytes - reservedBytes }): T | string {
+  const bytes = typeof answer === "string" ? Buffer.byteLength(answer) : lengthOf(answer as Buffer[]);
   const bytesBeyond = Math.max(0, bytes - reservedBytes);
   if (bytesBeyond <= room.bytes) {
     room.bytes -= bytesBeyond;
-    return text;
+    return answer;
   }
   const message = `Cannot send answer: it has ${bytes} bytes, its frame has room for ${room.bytes + reservedBytes}`;
   return JSON.stringify({ jsonrpc: "2.0", id, error: { code: errorCodes.internal, message } });

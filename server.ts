@@ -20,7 +20,7 @@ import { dirname } from "node:path";
 import { proveAnswering } from "./client.ts";
 import { cannot, errorCodes, exitCodes, Failure, reasonOf } from "./failure.ts";
 import { createFiles } from "./files.ts";
-import { createFrameDecoder, encodeFrame, maxBodyBytes, strangerBodyBytes } from "./frame.ts";
+import { createFrameDecoder, encodeFrame, framePieces, maxBodyBytes, strangerBodyBytes } from "./frame.ts";
 import type { FrameDecoder, FrameEvent } from "./frame.ts";
 import { describeVerdict, judgePlace, judgeSignals, placeOf, readLimit, realWorld } from "./lifetime.ts";
 import type { Facts, Lifetime } from "./lifetime.ts";
@@ -311,7 +311,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     const answer = rpc.handle(event.body, connection.caller);
     if (connection.caller.known) connection.decoder.maxBodyBytes = maxBodyBytes;
     if (!answer) return;
-    if (typeof answer === "string") return void write(connection, answer);
+    if (!(answer instanceof Promise)) return void write(connection, answer);
     const { length } = event.body; // it is not to be held until the answer comes
     connection.pending++;
     connection.pendingBytes += length;
@@ -352,7 +352,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   }
 
   /** What is written within one tick leaves in one system call. */
-  function write(connection: Connection, body: string): boolean {
+  function write(connection: Connection, body: string | Buffer[]): boolean {
     const { socket: peerSocket } = connection;
     if (peerSocket.destroyed || peerSocket.writableEnded) return true;
     connection.answeredBytes += body.length;
@@ -364,7 +364,9 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
         peerSocket.uncork();
       });
     }
-    return peerSocket.write(encodeFrame(body, connection.decoder.framing || "native"));
+    const framing = connection.decoder.framing || "native";
+    if (typeof body === "string") return peerSocket.write(encodeFrame(body, framing));
+    return framePieces(body, framing).map((piece) => peerSocket.write(piece)).pop()!;
   }
 
   // Methods

@@ -10,6 +10,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { Failure } from "../failure.ts";
 import { createFiles, decodeBase64, resolvePath } from "../files.ts";
+import { JsonPieces } from "../rpc.ts";
 
 const isRoot = process.getuid?.() === 0;
 
@@ -17,7 +18,10 @@ const isRoot = process.getuid?.() === 0;
 async function withDirectory(run: (directory: string, call: (name: string, params: object) => Promise<any>) => unknown): Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-files-"));
   const methods = createFiles(() => directory);
-  const call = async (name: string, params: object) => methods.get(`files.${name}`)!(params as Record<string, unknown>, undefined as never);
+  const call = async (name: string, params: object): Promise<any> => {
+    const result: any = await methods.get(`files.${name}`)!(params as Record<string, unknown>, undefined as never);
+    return result instanceof JsonPieces ? JSON.parse(String(Buffer.concat(result.pieces))) : result;
+  };
   const open = openDescriptors();
   try {
     await run(directory, call);
@@ -164,6 +168,19 @@ list("sorts by bytes, leaves hidden names out, and marks directories and links",
   const all = await call("list", { path: `${directory}/`, includeHidden: true });
   assert.equal(all.entries[0], { name: ".hidden", path: `${directory}/.hidden`, isDir: false });
 }));
+for (const count of [0, 1, 511, 512, 513, 1024, 5000]) {
+  list(`has ${count} entries in order, and others have their turn meanwhile`, () => withDirectory(async (directory, call) => {
+    const names = Array.from({ length: count }, (_, i) => `${(i * 7919) % 5003}-é`);
+    for (const name of names) writeFileSync(join(directory, name), "");
+    let turns = 0;
+    const watch = (): void => void (turns++, immediate = setImmediate(watch));
+    let immediate = setImmediate(watch);
+    const { entries } = await call("list", { path: directory });
+    clearImmediate(immediate);
+    assert.equal(entries.map(({ name }: { name: string }) => name), [...names].sort((a, b) => Buffer.compare(Buffer.from(a), Buffer.from(b))));
+    assert.ok(turns >= (2 * count) / 512, `${turns} turns`);
+  }));
+}
 // what was thrown before the list began had nobody to catch it, and ended the daemon
 list("refuses an includeHidden that is neither true nor false", () => withDirectory(async (directory, call) => {
   const error = await call("list", { path: directory, includeHidden: [] }).catch((reason: unknown) => reason);

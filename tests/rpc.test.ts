@@ -316,7 +316,20 @@ handle("counts an answer's bytes, not its characters", async () => {
   const answer = JSON.parse((await ask(encode({ id: 7, method: "test.echo", params: { a: "€".repeat(5_000_000) } })))!);
   assert.is(answer.result.a.length, 5_000_000);
   const { handle } = rpc.createRpc({ methods: new Map([["test.euros", () => "€".repeat(6_000_000)]]), isToken: () => true });
-  checkAnswer(await handle(bytes(encode({ id: 7, method: "test.euros" })), caller()), tooLarge(7, 18_000_036, maxBodyBytes));
+  checkAnswer(textOf(await handle(bytes(encode({ id: 7, method: "test.euros" })), caller())), tooLarge(7, 18_000_036, maxBodyBytes));
+});
+
+handle("sends a result that is JSON in pieces as pieces; in a batch as one, silently not at all, and never more than a frame", async () => {
+  const make = (length: number) => new rpc.JsonPieces(['{"a":[', `"${"€".repeat(length)}"`, "]}"].map((text) => Buffer.from(text)));
+  const { handle } = rpc.createRpc({ methods: new Map([["test.pieces", ({ length }) => make(length as number)]]), isToken: () => true });
+  const answerTo = async (request: object) => handle(bytes(encode(request)), caller());
+  const request = { id: "x", method: "test.pieces", params: { length: 2 } };
+  const answer = await answerTo(request);
+  assert.equal((answer as Buffer[]).map(String), ['{"jsonrpc":"2.0","id":"x","result":', '{"a":[', '"€€"', "]}", "}"]);
+  const batch = await handle(bytes(`[${encode(request)},${encode({ ...request, id: 2 })}]`), caller());
+  assert.equal(JSON.parse(batch as string), ["x", 2].map((id) => ({ jsonrpc: "2.0", id, result: { a: ["€€"] } })));
+  assert.is(await answerTo({ ...request, id: undefined }), undefined);
+  checkAnswer(textOf(await answerTo({ ...request, id: 2, params: { length: 6_000_000 } })), tooLarge(2, 18_000_044, maxBodyBytes));
 });
 
 handle("keeps the largest batch of errors within a frame, and its small answers", async () => {
@@ -514,7 +527,12 @@ function create(): rpc.Rpc {
 }
 
 function ask(body: string | Uint8Array, who: Caller = caller()): string | undefined | Promise<string | undefined> {
-  return shared.handle(typeof body === "string" ? bytes(body) : body, who);
+  const answer = shared.handle(typeof body === "string" ? bytes(body) : body, who);
+  return answer instanceof Promise ? answer.then(textOf) : textOf(answer);
+}
+
+function textOf(answer: rpc.Answer): string | undefined {
+  return typeof answer === "object" ? String(Buffer.concat(answer)) : answer;
 }
 
 function bytes(body: string): Uint8Array {

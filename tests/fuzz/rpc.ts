@@ -100,7 +100,8 @@ function checkBodies([body, ...rest]: Buffer[], caller: Caller, state: State): v
   refused = 0;
   const expected = expectAnswers(body, state, token, (name, params) => methods[name]![1](params, state), methodNames);
   const answer = tested.handle(body, caller);
-  const check = (text: string | undefined): void | Promise<void> => {
+  const check = (given: rpc.Answer): void | Promise<void> => {
+    const text = typeof given === "object" ? String(Buffer.concat(given)) : given;
     const problem = answersProblem(text, expected);
     demand(problem === undefined, `${problem}`, body, text, expected);
     if (calls.length > 0 || expectedCalls.length > 0) demand(JSON.stringify(calls) === JSON.stringify(expectedCalls), "Other calls were made", body, calls, expectedCalls);
@@ -109,7 +110,7 @@ function checkBodies([body, ...rest]: Buffer[], caller: Caller, state: State): v
     demand(Reflect.ownKeys(Object.prototype).length === ownMembers, "Object.prototype has changed", body);
     return checkBodies(rest, caller, state);
   };
-  return typeof answer === "object" ? answer.then(check) : check(answer);
+  return answer instanceof Promise ? answer.then(check) : check(answer);
 }
 
 function randomBody(random: Random): Buffer {
