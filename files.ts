@@ -29,7 +29,7 @@ const minTextBytes = 4;
 /** As many links as the kernel follows (path_resolution(7)). */
 const maxLinks = 40;
 /** Entries that are read, sorted or encoded at once, some 0.5 ms: between two such steps others have their turn. */
-const listStep = 512;
+const listStep = 128;
 
 /** Type bits, letter in ls(1), words. What is none of these is a regular file. */
 const fileTypes = [
@@ -48,8 +48,8 @@ interface Entry {
   isDir: boolean;
   isSymlink?: true;
 }
-/** Entries in the order of their keys. */
-type Run = [key: string, entry: Entry][];
+/** Entries in order: of each its key, NUL, which sorts before all else, and its JSON. As strings, of which V8 has less to tidy up. */
+type Run = string[];
 
 /**
  * Makes the methods, by full name.
@@ -126,19 +126,20 @@ async function listDirectory(path: string, includeHidden: boolean, lanes: Lanes)
       const isSymlink = entry.isSymbolicLink();
       const full = prefix + name;
       const isDir = isSymlink ? (await lanes.run(full, () => stat(full)).catch(() => undefined))?.isDirectory() === true : entry.isDirectory();
-      if (run.push([sortKey(name), { name, path: full, isDir, ...(isSymlink ? { isSymlink } : {}) }]) === listStep) runs.push(run.sort(inOrder)), (run = []);
+      const found: Entry = { name, path: full, isDir, ...(isSymlink ? { isSymlink } : {}) };
+      if (run.push(`${sortKey(name)}\0${JSON.stringify(found)}`) === listStep) runs.push(run.sort()), (run = []);
       if ((bytes += name.length + full.length) > maxBodyBytes) {
         throw cannot(`list "${path}": the names in it have more than ${maxBodyBytes} bytes, an answer has at most that many`);
       }
     }
   });
-  runs.push(run.sort(inOrder));
+  runs.push(run.sort());
   while (runs.length > 1) runs.push(await merge(runs.shift()!, runs.shift()!));
   const [all] = runs as [Run];
   const pieces = [Buffer.from('{"entries":[')];
   for (let at = 0; at < all.length; at += listStep) {
     if (at > 0) await othersTurn();
-    pieces.push(Buffer.from((at > 0 ? "," : "") + JSON.stringify(all.slice(at, at + listStep).map(([, entry]) => entry)).slice(1, -1)));
+    pieces.push(Buffer.from((at > 0 ? "," : "") + all.slice(at, at + listStep).map((text) => text.slice(text.indexOf("\0") + 1)).join()));
   }
   return new JsonPieces([...pieces, Buffer.from("]}")]);
 }
@@ -146,14 +147,10 @@ async function listDirectory(path: string, includeHidden: boolean, lanes: Lanes)
 async function merge(a: Run, b: Run): Promise<Run> {
   const merged: Run = [];
   for (let i = 0, j = 0; i < a.length || j < b.length; ) {
-    merged.push(j === b.length || (i < a.length && inOrder(a[i]!, b[j]!) < 0) ? a[i++]! : b[j++]!);
+    merged.push(j === b.length || (i < a.length && a[i]! < b[j]!) ? a[i++]! : b[j++]!);
     if (merged.length % listStep === 0) await othersTurn();
   }
   return merged;
-}
-
-function inOrder([a]: Run[number], [b]: Run[number]): number {
-  return a < b ? -1 : 1;
 }
 
 function othersTurn(): Promise<void> {

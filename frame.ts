@@ -58,10 +58,13 @@ export interface FrameDecoder {
  * Encodes one body as a frame, in one allocation.
  *
  * @param body JSON. In lines framing its newlines become spaces: in JSON they can only be white space.
+ * @param ascii What else the body has, at its end: base64 need not be looked at.
  * @throws {Failure} The body is over maxBodyBytes, in either framing.
  */
-export function encodeFrame(body: string | Uint8Array, framing: Framing): Buffer {
-  const bodyBytes = typeof body === "string" ? Buffer.byteLength(body) : body.length;
+export function encodeFrame(body: string | Uint8Array, framing: Framing, ...ascii: string[]): Buffer {
+  let bodyBytes = typeof body === "string" ? Buffer.byteLength(body) : body.length;
+  const asciiAt = bodyBytes;
+  for (const text of ascii) bodyBytes += text.length;
   if (bodyBytes > maxBodyBytes) {
     throw cannot(`encode frame: its body has ${bodyBytes} bytes, at most ${maxBodyBytes} are accepted`);
   }
@@ -69,6 +72,7 @@ export function encodeFrame(body: string | Uint8Array, framing: Framing): Buffer
   const frame = Buffer.allocUnsafe(framing === "native" ? headerBytes + bodyBytes : bodyBytes + 1);
   if (typeof body === "string") frame.write(body, start);
   else frame.set(body, start);
+  for (let i = 0, at = start + asciiAt; i < ascii.length; i++) at += frame.write(ascii[i]!, at, "latin1");
   if (framing === "native") {
     frame.writeUInt32BE(bodyBytes);
   } else {

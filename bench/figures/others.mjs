@@ -11,21 +11,21 @@ const worker = fileURLToPath(new URL("../peers/other.mjs", import.meta.url));
 export const title = "Others";
 
 export function run({ rounds, progress, scale }) {
-  return withDaemon(async ({ socket, directory }) => {
+  return withDaemon(({ socket, directory }) => withDaemon(async (idle) => {
     const wide = `${directory}/wide`;
     const entries = scale(100_000);
     progress(`making a directory of ${entries} entries`);
     mkdirSync(wide);
     for (let i = 0; i < entries; i++) writeFileSync(`${wide}/entry-${i}`, "");
-    const rowsOf = { idle: [], taken: [], listed: [], both: [] };
+    const rowsOf = { idle: [], taken: [], listed: [], both: [], apart: [] };
     for (let round = 0; round < rounds(5); round++) {
       for (const what of Object.keys(rowsOf)) {
         progress(`round ${round + 1} of ${rounds(5)}: ${what}`);
-        const pinger = fork(worker, ["ping", socket, token]);
+        const pinger = fork(worker, ["ping", what === "apart" ? idle.socket : socket, token]);
         await word(pinger);
         const busy = [];
-        if (what === "taken" || what === "both") busy.push(fork(worker, ["take", socket, token, String(scale(2 ** 30))]));
-        if (what === "listed" || what === "both") busy.push(fork(worker, ["list", socket, token, wide]));
+        if (what === "taken" || what === "both" || what === "apart") busy.push(fork(worker, ["take", socket, token, String(scale(2 ** 30))]));
+        if (what === "listed" || what === "both" || what === "apart") busy.push(fork(worker, ["list", socket, token, wide]));
         const taken = busy[0] === undefined || what === "listed" ? sleepFor(scale(4000)) : word(busy[0]);
         await taken;
         pinger.send("enough");
@@ -42,10 +42,11 @@ export function run({ rounds, progress, scale }) {
         { label: "… more, while 1 GiB is taken", unit: "ms", ours: more("taken"), goal: { most: 5 } },
         { label: "… more, while 100 000 entries are listed", unit: "ms", ours: more("listed"), goal: { most: 5 } },
         { label: "… more, while both", unit: "ms", ours: more("both"), goal: { most: 5 } },
+        { label: "… more, while both, to another daemon that has nothing to do: the machine's own part", unit: "ms", ours: more("apart") },
       ],
       notes: [],
     };
-  });
+  }));
 }
 
 function word(child) {

@@ -2,8 +2,9 @@
 
 import { createReadStream, readFileSync, writeFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
+import { createRequire } from "node:module";
 import { openClient, createDecoder } from "../wire.mjs";
-import { token, withDaemon } from "../daemon.mjs";
+import { program, token, withDaemon } from "../daemon.mjs";
 import { sideBySide } from "../measure.mjs";
 
 const size = (16 << 20) - 65536; // the replay buffer holds 16 MiB of output, so that nothing of this is dropped
@@ -20,11 +21,13 @@ export function run({ rounds, progress }) {
 
     const client = await openClient(socket, token);
     const frames = [];
-    const reattach = () => new Promise((done, fail) => {
-      const take = receiver(done);
-      client.onMessage = take;
-      client.request("process.reattach", { id: "a", fromSeq: 0 }).catch(fail);
-    });
+    const there = await createRequire(import.meta.url)(program).connect({ socket, token });
+    const reattach = async () => {
+      let bytes = 0;
+      const process = await there.reattach("a", { onOutput: ({ data }) => (bytes += data.length) });
+      await process.exit;
+      if (bytes !== size) throw new Error(`${bytes} bytes came, not ${size}`);
+    };
     const bytesOf = await new Promise((done) => {
       const parts = [];
       client.onBody = (body) => {
@@ -56,6 +59,7 @@ export function run({ rounds, progress }) {
     }, progress, { warmup: 3 });
     if (readFileSync(`${directory}/bytes`).length !== size) throw new Error("the file was cut");
     client.socket.destroy();
+    there.close();
     return {
       rows: [
         { label: "reattach and replay 16 MiB", unit: "ms", ours: found.reattach, peer: "the same frames from a file, decoded", theirs: found.frames, goal: { most: 3 } },
