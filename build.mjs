@@ -15,7 +15,7 @@
  * One function, so that it has its own text, even when it was read from stdin: a function's toString() is its source. The lines for a shell are not in it.
  *
  * The names are left whole, whitespace and syntax are not: written out it would be a quarter larger. Each function begins a line, and no line is
- * much over 250 characters. `--readable` writes `dist/holdfast.readable.js` as well, the same program with all its whitespace.
+ * much over 500 characters. `--readable` writes `dist/holdfast.readable.js` as well, the same program with all its whitespace.
  *
  * The hash stands in the file itself, and is that of the file with zeros in its place: `sed "s/$hash/$(printf %064d 0)/" holdfast.js | sha256sum`.
  * Two builds of the same sources are the same bytes.
@@ -82,18 +82,23 @@ const nodeNames = new Map();
 const codes = Object.fromEntries([...readFileSync(`${root}failure.ts`, "utf8").matchAll(/^export const (exitCodes|errorCodes) = (\{[^}]*\}) as const;$/gm)].map(
   ([, table, body]) => [table, Object.fromEntries([...body.matchAll(/(\w+): (-?\d+)/g)].map(([, name, code]) => [name, code]))],
 ));
-/** Numbers that have a name in one module; their value stands for it then. Not those of server.ts, which tests change in the built file. */
+/** Numbers that have a name in a module, and nowhere another value: it stands for them then. Not those that tests change, or look for, in the built file. */
+const named = ["checkMs", "strangerMs", "maxStrangers", "strangerAnswerBytes"];
 const numbers = /^const (\w+) = (\d[\d_]*(?: << \d+)?);$/gm;
-const declared = readdirSync(root).filter((name) => name.endsWith(".ts") && name !== "server.ts").flatMap((name) => [...readFileSync(root + name, "utf8").matchAll(numbers)]);
-const constants = Object.fromEntries(declared.filter(([line], at) => declared.findIndex(([other]) => other.split(" ")[1] === line.split(" ")[1]) === at).map(([, name, value]) => {
-  const [number, shift = 0] = value.replaceAll("_", "").split(" << ").map(Number);
-  return [name, String(number * 2 ** shift)];
-}).filter(([name], _, all) => declared.filter(([, other]) => other === name).length === 1));
+const constants = {};
+for (const name of readdirSync(root).filter((name) => name.endsWith(".ts"))) {
+  for (const [, constant, text] of readFileSync(root + name, "utf8").matchAll(numbers)) {
+    const [number, shift = 0] = text.replaceAll("_", "").split(" << ").map(Number);
+    const value = String(number * 2 ** shift);
+    constants[constant] = (constants[constant] ?? value) === value && !named.includes(constant) ? value : "";
+  }
+}
+for (const name of Object.keys(constants)) if (constants[name] === "") delete constants[name];
 const nodeImports = {
   name: "node imports",
   setup: ({ onLoad }) => onLoad({ filter: /\.ts$/ }, ({ path }) => ({
     loader: "ts",
-    contents: withoutDynamicImports(withCodes(readFileSync(path, "utf8"))).replace(numbers, (line, name) => (name in constants && !path.endsWith("/server.ts") ? "" : line)).replace(/^import \{([^}]*)\} from "(node:[\w/]+)";$/gm, (_, list, module) => {
+    contents: withoutDynamicImports(withCodes(readFileSync(path, "utf8"))).replace(numbers, (line, name) => (name in constants ? "" : line)).replace(/^import \{([^}]*)\} from "(node:[\w/]+)";$/gm, (_, list, module) => {
       const names = list.split(",").map((name) => name.trim()).filter((name) => name !== "");
       for (const name of names) {
         if ((nodeNames.get(name) ?? module) !== module) throw new Error(`"${name}" is imported from ${module} and from ${nodeNames.get(name)}`);
@@ -129,7 +134,7 @@ function nodePrelude() {
 }
 
 mkdirSync(options.out, { recursive: true });
-const modules = await bundle({ minifyWhitespace: true, minifySyntax: true, lineLimit: 250 });
+const modules = await bundle({ minifyWhitespace: true, minifySyntax: true, lineLimit: 500 });
 const text = head + prologue.replace(/^ +/gm, "") + nodePrelude() + modules + "}" + tail;
 const hash = createHash("sha256").update(text).digest("hex");
 write("holdfast.js", text.replace(unhashed, hash), 0o755);
@@ -151,7 +156,7 @@ async function bundle(form) {
     charset: "ascii", // with one that is not, V8 holds two bytes for each character of the whole text
     external: ["node:*"],
     plugins: [nodeImports],
-    define: { "import.meta.main": "undefined", "import.meta.filename": "undefined", ...constants },
+    define: { "Number.MAX_SAFE_INTEGER": "9007199254740991", "import.meta.main": "undefined", "import.meta.filename": "undefined", ...constants },
     logLevel: "warning",
     ...form,
   });

@@ -71,7 +71,8 @@ export interface Started {
  * @throws {Failure} Why neither is possible, with the exit code of the table.
  */
 export async function startServer(options: StartOptions, world = realWorld()): Promise<Started> {
-  const prepare = (): Prepared => ({ daemon: spawnDaemon(options.command, options.places.log), facts: probeHost(world) });
+  const prepare = (): Prepared | undefined => options.launch === "scope" ? undefined // which may not be possible
+    : { daemon: spawnDaemon(options.command, options.places.log), facts: probeHost(world) };
   return withClaim(options, async () => !options.replace && joinServer(options, world), prepare, async (prepared) => {
     const launched = await launch(options, world, prepared);
     if (launched) return launched;

@@ -295,7 +295,8 @@ async function replaceFile(target: string, bytes: Buffer, mode: number | undefin
       await handle.writeFile(bytes);
       const isOwned = !old || (await handle.chown(old.uid, old.gid).then(() => true, () => false));
       const kept = old && old.mode & (isOwned ? 0o7777 : 0o777); // set-uid of another user is not ours to give
-      if ((mode ?? kept) !== undefined) await handle.chmod((mode ?? kept)!); // after chown, which clears set-uid
+      const wanted = mode === undefined ? kept : mode;
+      if (wanted !== undefined) await handle.chmod(wanted); // after chown, which clears set-uid
       await handle.sync();
     } finally {
       await handle.close();

@@ -470,12 +470,14 @@ export interface DaemonProcess {
  * (dbus-user-session). A scope that cannot be made is told in `facts`, and the next best place is taken.
  *
  * @param only Takes this launch and no other (--lifetime).
- * @param daemon Has been spawned already, while the host was measured.
+ * @param prepared Has been spawned already, while the host was measured.
  * @throws {Failure} The daemon's own reason why it cannot start.
  */
 export async function launchDaemon(
-  { command, log, handover }: DaemonStart, facts: Facts, only: Launch | undefined, world: World, daemon = spawnDaemon(command, log),
+  { command, log, handover }: DaemonStart, facts: Facts, only: Launch | undefined, world: World, prepared?: DaemonProcess,
 ): Promise<{ pid: number; instance: string }> {
+  if (only === "scope" && facts.scope === "no") throw cannotScope(facts);
+  const daemon = prepared || spawnDaemon(command, log);
   if ((only || chooseLaunch(facts).launch) === "scope") {
     let scoped: Outcome | undefined;
     await makeScope(facts, world, async () => {
@@ -485,13 +487,15 @@ export async function launchDaemon(
       return "pid" in scoped ? undefined : scoped.problem;
     });
     if (scoped && "pid" in scoped) return daemon.discard(), scoped;
-    if (only === "scope" && facts.scope === "no") {
-      throw cannot(`start in a scope: ${facts.scopeProblem}`, { hint: "leave --lifetime out: it then takes the best place that the host allows" });
-    }
+    if (only === "scope" && (facts.scope as Trilean) === "no") throw daemon.discard(), cannotScope(facts);
   }
   const outcome = await daemon.begin(handover(facts));
   if ("pid" in outcome) return outcome;
   throw cannot(`start the daemon: ${outcome.problem}`, { hint: `see the log "${log}"` });
+}
+
+function cannotScope(facts: Facts): Failure {
+  return cannot(`start in a scope: ${facts.scopeProblem}`, { hint: "leave --lifetime out: it then takes the best place that the host allows" });
 }
 
 /** Tries again for a while where the user is lingering: when that came as the user manager stopped, after a last logout, it is started again. */

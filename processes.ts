@@ -181,7 +181,7 @@ interface Link {
 
 export function createProcesses(world: World): Processes {
   const limits = { ...defaultLimits, ...world.limits };
-  const lanes = world.lanes ?? createLanes();
+  const lanes = world.lanes || createLanes();
   const children = new Map<string, Child>();
   /** Settled when the child is there, or is not going to be. */
   const starting = new Map<string, Promise<void>>();
@@ -217,7 +217,8 @@ export function createProcesses(world: World): Processes {
         if (absent !== undefined) return absent;
         throw cannot(`find process "${shorten(id)}": no process has this id`, { code: errorCodes.invalidParams });
       };
-      return starting.get(id)?.then(act) ?? act();
+      const start = starting.get(id);
+      return start ? start.then(act) : act();
     };
   }
 
@@ -254,7 +255,7 @@ export function createProcesses(world: World): Processes {
   async function startChild({ id, command, args, cwd, env }: Request): Promise<Child> {
     const used = await environment.make(env, !command.includes("/"));
     const directory = cwd !== undefined ? resolvePath(cwd, home, "cwd") : (await isDirectory(home(), lanes)) ? home() : "/";
-    const path = used.PATH ?? "";
+    const path = used.PATH || "";
     if (lanes.hasFarMounts()) await requireAnswers(command, directory, path, lanes);
     if (isEnding) throw cannot(`start "${shorten(command)}": the daemon is ending`);
     let handle: ChildProcess;
@@ -265,7 +266,7 @@ export function createProcesses(world: World): Processes {
     }
     const child: Child = {
       id, command, cwd: directory, args: args.join("").length > maxListedArgs ? undefined : args,
-      env: { path: used.PATH ?? null, home: used.HOME ?? null, sshAuthSock: used.SSH_AUTH_SOCK ?? null },
+      env: { path: path || null, home: used.HOME || null, sshAuthSock: used.SSH_AUTH_SOCK || null },
       pid: handle.pid!, startedAt: Date.now(), bornAt: now(), handle,
       messages: new Map(), firstSeq: 1, lastSeq: 0, toldSeq: 0, heldBytes: 0, outputBytes: 0, nextSeq: 1,
       stdin: "open", stdinApplied: 0, stdinQueued: 0, lastRead: 0, isOver: false, survivors: new Set(),

@@ -182,28 +182,28 @@ export function stringParam(params: Params, name: string, options: { empty?: boo
 
 /** Reads a string, empty or not; undefined when it is absent. */
 export function optionalStringParam(params: Params, name: string): string | undefined {
-  const value = valueOf(params, name) ?? undefined;
+  const value = valueOf(params, name);
   if (value === undefined || typeof value === "string") return value;
   throw invalidParam(name, value, "a string");
 }
 
 /** Reads an integer from `min` to `max`. Without a default it must be there. */
 export function integerParam(params: Params, name: string, range: { min: number; max: number; default?: number }): number {
-  const value = valueOf(params, name) ?? range.default;
+  const value = valueOf(params, name, range.default);
   if (typeof value === "number" && Number.isInteger(value) && value >= range.min && value <= range.max) return value;
   throw invalidParam(name, value, `an integer from ${range.min} to ${range.max}`);
 }
 
 /** Reads true or false. */
 export function booleanParam(params: Params, name: string, absent: boolean): boolean {
-  const value = valueOf(params, name) ?? absent;
+  const value = valueOf(params, name, absent);
   if (typeof value === "boolean") return value;
   throw invalidParam(name, value, "true or false");
 }
 
 /** Reads an array of strings; an empty one when it is absent. */
 export function stringListParam(params: Params, name: string): string[] {
-  const value = valueOf(params, name) ?? [];
+  const value = valueOf(params, name, []);
   if (!Array.isArray(value)) throw invalidParam(name, value, "an array of strings");
   return value.map((item: unknown, at) => {
     if (typeof item === "string") return item;
@@ -213,7 +213,7 @@ export function stringListParam(params: Params, name: string): string[] {
 
 /** Reads an object whose values are strings. The one returned has no prototype: any name in it is just a name. */
 export function stringMapParam(params: Params, name: string): Record<string, string> {
-  const value = valueOf(params, name) ?? {};
+  const value = valueOf(params, name, {});
   if (!isObject(value)) throw invalidParam(name, value, "an object with string values");
   const map: Record<string, string> = Object.create(null);
   for (const [key, item] of Object.entries(value)) {
@@ -229,8 +229,8 @@ export function invalidParam(name: string, value: unknown, must: string): Failur
   return new Failure(message, { code: errorCodes.invalidParams });
 }
 
-function valueOf(params: Params, name: string): unknown {
-  return Object.hasOwn(params, name) ? params[name] : undefined;
+function valueOf(params: Params, name: string, absent?: unknown): unknown {
+  return Object.hasOwn(params, name) && params[name] !== null ? params[name] : absent;
 }
 
 function joinAnswers(answers: Answer[]): Answer {

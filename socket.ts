@@ -199,7 +199,8 @@ export function livenessOf(identity: Identity | DaemonRecord, proc: Proc = realP
   let isOther = false;
   try {
     startTime = startTimeOf(proc, identity.pid);
-    isOther = startTime !== identity.startTime || ("command" in identity && !argumentsOf(identity.pid, proc).some((word) => /^--?serve$/.test(word)));
+    const words = "command" in identity ? argumentsOf(identity.pid, proc) : []; // one that is just ending has none, and may still listen
+    isOther = startTime !== identity.startTime || (words.length > 0 && !words.some((word) => /^--?serve$/.test(word)));
   } catch (error) {
     if (errnoOf(error) !== "ENOENT" && errnoOf(error) !== "ESRCH") return { state: "unknown", why: `/proc/${identity.pid} cannot be read` };
   }
@@ -226,10 +227,14 @@ function startTimeOf(proc: Proc, pid: number): string | undefined {
   return fieldsOf(proc.read(`/proc/${pid}/stat`))?.[19];
 }
 
-/** What /proc/<pid>/stat says from field 3 on; undefined for a zombie. The command in field 2 may hold spaces and parentheses: proc(5). */
+/**
+ * What /proc/<pid>/stat says from field 3 on; undefined for a zombie. The command in field 2 may hold spaces and parentheses: proc(5).
+ *
+ * One whose other threads have not ended yet (field 20) is none: its sockets still listen.
+ */
 function fieldsOf(stat: string): string[] | undefined {
   const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-  return fields[0] === "Z" || fields[0] === "X" ? undefined : fields;
+  return /[ZX]/.test(fields[0]!) && Number(fields[17]) < 2 ? undefined : fields;
 }
 
 export interface LivingProcess {

@@ -107,17 +107,18 @@ places("are made 0700, with the directories above, whatever the umask", () => wi
 
 const identity = suite("livenessOf()");
 
-const statText = (pid: number, command: string, state: string, start: string): string =>
-  `${pid} (${command}) ${state} 1 ${pid} ${pid} 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 11 0 ${start} 1234 567 18446744073709551615\n`;
+const statText = (pid: number, command: string, state: string, start: string, threads: number): string =>
+  `${pid} (${command}) ${state} 1 ${pid} ${pid} 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 ${threads} 0 ${start} 1234 567 18446744073709551615\n`;
 
 /** A host with one process, 77. */
-function procOf({ command = "node", state = "S", start = "5000", boot = "boot-1", namespace = "pid:[1]", host = "h", error = "ENOENT" } = {}): Proc {
+function procOf({ command = "node", state = "S", threads = 1, start = "5000", words = "node\0holdfast.js\0--serve\0", boot = "boot-1", namespace = "pid:[1]", host = "h", error = "ENOENT" } = {}): Proc {
   return {
     host,
     link: () => namespace,
     read: (path) => {
       if (path === "/proc/sys/kernel/random/boot_id") return `${boot}\n`;
-      if (path === "/proc/77/stat" && state !== "") return statText(77, command, state, start);
+      if (path === "/proc/77/stat" && state !== "") return statText(77, command, state, start, threads);
+      if (path === "/proc/77/cmdline") return words;
       throw Object.assign(new Error(), { code: path === "/proc/77/stat" ? error : "ENOENT" });
     },
   };
@@ -130,6 +131,7 @@ const fates: [what: string, proc: Parameters<typeof procOf>[0], state: string][]
   ["one that was stopped", { state: "T" }, "alive"],
   ["one in uninterruptible sleep", { state: "D" }, "alive"],
   ["a zombie", { state: "Z" }, "dead"],
+  ["one whose other threads have yet to end", { state: "Z", threads: 2 }, "alive"],
   ["one that is gone", { state: "" }, "dead"],
   ["one that goes as it is read", { state: "", error: "ESRCH" }, "dead"],
   ["one that may not be read", { state: "", error: "EACCES" }, "unknown"],
@@ -151,6 +153,12 @@ for (const [what, proc, state] of fates) {
     assert.is(found.state, state);
     assert.ok(found.why.length > 8);
     if (state === "alive") assert.equal(identify(77, procOf(proc)), process77);
+  });
+}
+
+for (const [what, words, state] of [["serves", "node\0holdfast.js\0--serve\0", "alive"], ["is just ending, and has no words any more", "", "alive"], ["does something else", "vi\0", "dead"]] as const) {
+  identity(`is "${state}" for a daemon's process that ${what}`, () => {
+    assert.is(livenessOf({ ...process77, command: [] } as unknown as DaemonRecord, procOf({ words })).state, state);
   });
 }
 
