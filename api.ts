@@ -216,7 +216,7 @@ function openCommand({ command, token, onStderr }: ConnectOptions): Channel {
   const name = command!.join(" ");
   const explain = async (failure: Failure): Promise<Failure> => {
     if (failure.code !== errorCodes.noDaemon || failure.data.reason) return failure;
-    const words = await Promise.race([ended, new Promise<string>((done) => setTimeout(done, 1000, failure.message))]);
+    const words = await Promise.race([ended, sleep(1000).then(() => failure.message)]);
     return cannot(`connect over "${name}": ${words}${stderr.trim() === "" ? "" : `: ${stderr.trim()}`}`, {
       code: errorCodes.noDaemon, cause: failure, hint: failure.hint,
     });

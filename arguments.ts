@@ -77,7 +77,7 @@ export function parseArguments(args: string[]): CommandLine {
       options[name] = value || true;
     }
   }
-  if (mode === undefined) throw usage("no mode is given, exactly one is needed: --serve, --bridge, --stop, --status, --doctor, --call, --version or --help");
+  if (mode === undefined) throw usage(`no mode is given, exactly one is needed: --${modeNames.join(", --")}`);
   for (const name of Object.keys(options)) if (!optionTable[name]![0].split(" ").includes(mode)) throw usage(`--${name} does not go with --${mode}`);
   const odd = words.find((word) => mode !== "call" || /^-[^]/.test(word)); // "-" is PARAMS from stdin
   if (odd !== undefined) throw usage(`"${odd}" is not an option`);

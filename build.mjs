@@ -15,12 +15,12 @@
  * One function, so that it has its own text, even when it was read from stdin: a function's toString() is its source. The lines for a shell are not in it.
  *
  * The names are left whole, whitespace and syntax are not: written out it would be a quarter larger. Each function begins a line, and no line is
- * much over 500 characters. `--readable` writes `dist/holdfast.readable.js` as well, the same program with all its whitespace.
+ * much over 1000 characters. `--readable` writes `dist/holdfast.readable.js` as well, the same program with all its whitespace.
  *
  * The hash stands in the file itself, and is that of the file with zeros in its place: `sed "s/$hash/$(printf %064d 0)/" holdfast.js | sha256sum`.
  * Two builds of the same sources are the same bytes.
  */
-import { build } from "esbuild";
+import { build, transform } from "esbuild";
 import { createHash } from "node:crypto";
 import { spawnSync } from "node:child_process";
 import { chmodSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
@@ -134,8 +134,9 @@ function nodePrelude() {
 }
 
 mkdirSync(options.out, { recursive: true });
-const modules = await bundle({ minifyWhitespace: true, minifySyntax: true, lineLimit: 500 });
-const text = head + prologue.replace(/^ +/gm, "") + nodePrelude() + modules + "}" + tail;
+const modules = await bundle({ minifyWhitespace: true, minifySyntax: true, lineLimit: 1000 });
+const { code: prelude } = await transform(`${prologue}${nodePrelude()}}`, { minifyWhitespace: true, minifySyntax: true, lineLimit: 1000 });
+const text = head + prelude.replace(/\}\s*$/, "\n") + modules + "}" + tail;
 const hash = createHash("sha256").update(text).digest("hex");
 write("holdfast.js", text.replace(unhashed, hash), 0o755);
 if (options.readable) write("holdfast.readable.js", head + prologue + nodePrelude() + await bundle({}) + "}" + tail, 0o755);

@@ -183,7 +183,7 @@ export async function connectOwned(places: Places, tokenFile?: string): Promise<
   const { record, problem } = readRecord(places.record);
   if (record) return { client, auth: record.key };
   client.close();
-  throw cannot(`authenticate: ${problem?.message || `there is no record "${places.record}"`}`, {
+  throw cannot(`authenticate: ${problem ? problem.message : `there is no record "${places.record}"`}`, {
     exit: exitCodes.noPermission, hint: "give a token with --token-file",
   });
 }
@@ -318,11 +318,12 @@ async function lookForServer(places: Places): Promise<Reached | Failure | undefi
         exit: exitCodes.noPermission, hint: `${elsewhere}, or end that server`,
       });
     }
-    if (errnoOf(outcome.error) === "EACCES") {
+    const errno = errnoOf(outcome.error);
+    if (errno === "EACCES") {
       throw osFailure(`connect to "${socket}"`, outcome.error, { exit: exitCodes.noPermission, hint: `it belongs to user ${there.uid}: ${elsewhere}` });
     }
-    if (errnoOf(outcome.error) === "EAGAIN") throw notAnswering(socket, record); // its backlog is full: unix(7)
-    if (errnoOf(outcome.error) !== "ECONNREFUSED" && errnoOf(outcome.error) !== "ENOENT") throw osFailure(`connect to "${socket}"`, outcome.error);
+    if (errno === "EAGAIN") throw notAnswering(socket, record); // its backlog is full: unix(7)
+    if (errno !== "ECONNREFUSED" && errno !== "ENOENT") throw osFailure(`connect to "${socket}"`, outcome.error);
     if (record && record.host !== identify().host) throw ofOtherHost(socket, record); // whose sockets refuse here, alive or not
     if (!record || !isLeftBy(record, socket)) {
       return cannot(`use the socket "${socket}": nothing listens there, and it is not provably ours: ${describeFound(places)}`, {
@@ -355,10 +356,10 @@ function ofOtherHost(socket: string, { host }: DaemonRecord): Failure {
 
 function describeFound({ record: path }: Places): string {
   const { record, problem } = readRecord(path);
-  return problem?.message || (record ? `the record "${path}" is of another socket` : `there is no record "${path}"`);
+  return problem ? problem.message : (record ? `the record "${path}" is of another socket` : `there is no record "${path}"`);
 }
 
-export function notAnswering(path: string, record: DaemonRecord | undefined, why = `no answer within ${answerMs / 1000} s`): Failure {
+function notAnswering(path: string, record: DaemonRecord | undefined, why = `no answer within ${answerMs / 1000} s`): Failure {
   const who = record ? `The daemon (pid ${record.pid})` : "The daemon";
   return new Failure(`${who} at "${path}" is not answering: ${why}. It is not known to be dead, and was left alone`, {
     exit: exitCodes.unavailable, code: errorCodes.noDaemon, hint: "try again; or end it with --stop, and its processes with it",
@@ -414,7 +415,7 @@ async function joinReached({ client, record }: Reached, options: StartOptions, w
   const facts = await probeHost(world, isHere ? { pid: record.pid } : {});
   if (isHere) await mend(record.pid, facts, options, world);
   const { pid, instanceId, version, lifetime } = !answer || isHere ? await admit({ facts }) : answer;
-  return { pid, instance: instanceId, lifetime, facts, how: answer?.revived ? "revived" : "joined", version };
+  return { pid, instance: instanceId, lifetime, facts, how: answer && answer.revived ? "revived" : "joined", version };
 }
 
 interface Admitted {
@@ -445,7 +446,7 @@ async function clearDead(places: Places, stopped = false): Promise<void> {
     if (!record || !(await isGone(record))) return;
     for (const name of [places.socket, record.socket.bound]) {
       const there = isLeftBy(record, name) && (await refuses(name)) ? lookAt(name) : undefined;
-      if (there?.kind === "socket") retireName(name, there);
+      if (there && there.kind === "socket") retireName(name, there);
     }
     if (!stopped || record.ended?.reason === "stopped") return;
     writeRecord(places.record, { ...record, ended: { at: Date.now(), reason: "stopped", detail: "noted by --stop: it was gone, or did not answer" } });
@@ -459,8 +460,8 @@ async function launch(options: StartOptions, world: World, prepared: Prepared | 
   const { places } = options;
   const old = options.replace ? await reachServer(places) : undefined;
   if (!old) await clearDead(places);
-  const probing = prepared?.facts || probeHost(world);
-  const ready = handoverOf(options, old?.record);
+  const probing = prepared ? prepared.facts : probeHost(world);
+  const ready = handoverOf(options, old && old.record);
   const facts = await probing;
   if (options.enableLinger) {
     options.progress("asking for lingering");
@@ -469,7 +470,7 @@ async function launch(options: StartOptions, world: World, prepared: Prepared | 
   const handover = (measured: Facts): string => JSON.stringify({ ...ready, facts: measured });
   let started;
   try {
-    started = await launchDaemon({ command: options.command, handover, log: places.log }, facts, options.launch === "auto" ? undefined : options.launch, world, prepared?.daemon);
+    started = await launchDaemon({ command: options.command, handover, log: places.log }, facts, options.launch === "auto" ? undefined : options.launch, world, prepared && prepared.daemon);
   } catch (error) {
     old?.client.close();
     if (error instanceof Failure && error.exit === exitCodes.busy) return undefined;
@@ -481,14 +482,14 @@ async function launch(options: StartOptions, world: World, prepared: Prepared | 
 
 function handoverOf({ places, tokenHashes, command, version }: StartOptions, old?: DaemonRecord): Omit<Handover, "facts"> {
   return {
-    places, tokenHashes: [...(old?.tokenHashes || []), ...tokenHashes], command, version, over: Boolean(old), instance: randomBytes(16).toString("hex"), key: randomBytes(32).toString("hex"),
+    places, tokenHashes: [...(old ? old.tokenHashes : []), ...tokenHashes], command, version, over: Boolean(old), instance: randomBytes(16).toString("hex"), key: randomBytes(32).toString("hex"),
   };
 }
 
 /** A real request over the socket, and the place where the process really is. */
 async function verify(places: Places, started: { pid: number; instance: string }, facts: Facts, world: World): Promise<{ lifetime: Lifetime; version: string }> {
   const { record, problem } = readRecord(places.record);
-  if (record?.instance !== started.instance) throw cannot(`verify the start: ${problem?.message || `"${places.record}" is not this daemon's record`}`);
+  if (!record || record.instance !== started.instance) throw cannot(`verify the start: ${problem ? problem.message : `"${places.record}" is not this daemon's record`}`);
   const client = await connectClient(places.socket, answerMs);
   try {
     const { instanceId, version } = (await client.request("server.capabilities", {}, record.key, answerMs)) as { instanceId: string; version: string };

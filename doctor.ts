@@ -51,23 +51,21 @@ export function explainAbsence(places: Places, outcome?: ConnectFailure): Explan
   }
   const life = livenessOf(record);
   const { ended, stoppingAt } = record;
-  if (life.state === "alive" && (stoppingAt || ended?.reason === "stopped")) {
+  if (life.state === "alive" && (stoppingAt || (ended && ended.reason === "stopped"))) {
     return explain("stopped", `${daemon} was told to stop${stoppingAt ? `, and ends ${timeWords(stoppingAt).replace(/ \(.*/, "")}` : ""}`, serve);
   }
   if (ended && life.state !== "alive") {
+    const { reason, detail } = ended;
     const at = timeWords(ended.at);
-    switch (ended.reason) {
-      case "stopped":
-      case "replaced":
-        return explain("stopped", `${daemon} was stopped on purpose ${at}`, serve);
-      case "terminated":
-        return explain("stopped", `${daemon} was ended ${at} by ${ended.detail}`, serve);
+    switch (reason) {
       case "killed-at-logout":
-        return explain("killed-at-logout", `${daemon} was ended by systemd-logind ${at}, as the session ended that it was started in`, `${serve} --enable-linger`, true);
+        return explain(reason, `${daemon} was ended by systemd-logind ${at}, as the session ended that it was started in`, `${serve} --enable-linger`, true);
       case "user-manager-stopped":
-        return explain("user-manager-stopped", `${daemon} was ended ${at}, as systemd stopped the user manager after the last logout`, `${serve} --enable-linger`, true);
+        return explain(reason, `${daemon} was ended ${at}, as systemd stopped the user manager after the last logout`, `${serve} --enable-linger`, true);
       case "crashed":
-        return explain("crashed", `${daemon} ended ${at} by an error of its own: ${ended.detail}; its log is "${record.log}"`, serve, true);
+        return explain(reason, `${daemon} ended ${at} by an error of its own: ${detail}; its log is "${record.log}"`, serve, true);
+      default:
+        return explain("stopped", `${daemon} was ${reason === "terminated" ? `ended ${at} by ${detail}` : `stopped on purpose ${at}`}`, serve);
     }
   }
   if (life.state === "dead") {
@@ -293,7 +291,7 @@ async function examineDaemon(places: Places): Promise<Finding> {
       const { lifetime, version } = (await client.request("server.capabilities", {}, record.key, 2000)) as { lifetime: Lifetime; version: string };
       const { where, words, warnings: [warning] } = lifetime;
       const evidence = `pid ${record.pid}, version ${version}, up ${durationWords(Date.now() - record.startedAt)}, ${where}; survives logout: ${words}`;
-      return finding(warning ? "warning" : "ok", "daemon", evidence, warning?.hint);
+      return finding(warning ? "warning" : "ok", "daemon", evidence, warning && warning.hint);
     } catch {
       failure = { timedOut: true };
     } finally {

@@ -80,7 +80,7 @@ export function osFailure(doing: string, error: unknown, details: FailureDetails
 
 /** Names the errno of an operating system's error: "ENOENT"; undefined when the error is of another kind. */
 export function errnoOf(error: unknown): string | undefined {
-  const code = (error as { code?: unknown } | null)?.code;
+  const code = (Object(error) as { code?: unknown }).code;
   return typeof code === "string" && /^E[A-Z0-9]+$/.test(code) ? code : undefined;
 }
 

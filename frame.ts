@@ -34,9 +34,7 @@ export type FrameEvent =
    * A body over the limit, reported once. When `fatal` it is over maxSkippedBytes too and not read past: the decoder takes
    * nothing more. The size is the header's, or what was read of the line, a "\r" counted.
    */
-  | { oversizeBytes: number; fatal: boolean }
-  /** The stream ended inside a native frame, at least this many bytes early. Reported by end() only. */
-  | { missingBytes: number };
+  | { oversizeBytes: number; fatal: boolean };
 
 export interface FrameDecoder {
   /** What the first byte decided; undefined until it came. */
@@ -142,11 +140,6 @@ export function createFrameDecoder(options: { maxBodyBytes?: number } = {}): Fra
     events.push({ oversizeBytes: bodyBytes, fatal: lost });
   }
 
-  function endNative(events: FrameEvent[]): void {
-    if (headerRead === headerBytes && !judged) judgeNative(events);
-    if (headerRead > 0) events.push({ missingBytes: headerRead < headerBytes ? headerBytes - headerRead : bodyBytes - bodyRead });
-  }
-
   function pushLines(chunk: Buffer, events: FrameEvent[]): void {
     for (let at = 0; at < chunk.length && !lost; ) {
       const found = chunk.indexOf(newline, at);
@@ -187,8 +180,8 @@ export function createFrameDecoder(options: { maxBodyBytes?: number } = {}): Fra
     end() {
       const events: FrameEvent[] = [];
       if (lost) return events;
-      if (framing === "native") endNative(events);
-      else endLine(Buffer.alloc(0), events);
+      if (framing !== "native") endLine(Buffer.alloc(0), events);
+      else if (headerRead === headerBytes && !judged) judgeNative(events);
       return events;
     },
   };

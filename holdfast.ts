@@ -40,8 +40,8 @@ async function main(): Promise<number> {
 // --serve
 
 async function serveHost(places: Places, options: CommandLine["options"]): Promise<number> {
-  const launch = options.lifetime || "auto";
-  if (launch !== "auto" && launch !== "scope" && launch !== "detach" && launch !== "foreground") {
+  const launch = (options.lifetime || "auto") as "auto" | "scope" | "detach" | "foreground";
+  if (!["auto", "scope", "detach", "foreground"].includes(launch)) {
     throw usage(`--lifetime is "${launch}", it must be auto, scope, detach or foreground`);
   }
   // first of all, and once: it may be a pipe
@@ -135,9 +135,9 @@ async function command(places: Places): Promise<string[]> {
 // --stop
 
 async function stop(places: Places, options: CommandLine["options"]): Promise<number> {
-  const seconds = options.now ? 0 : options.grace && Number(options.grace); // the daemon has a grace of its own
-  if (seconds !== undefined && !(Number(seconds) >= 0 && Number(seconds) <= 86_400)) throw usage(`--grace is "${options.grace}", it must be from 0 to 86400 seconds`);
-  const { word, count, note: words } = await (await import("./control.ts")).stopServer(places, { graceMs: seconds === undefined ? undefined : Math.round(Number(seconds) * 1000), ifIdle: options["if-idle"] === true });
+  const graceMs = options.now ? 0 : options.grace ? Math.round(Number(options.grace) * 1000) : undefined; // the daemon has a grace of its own
+  if (graceMs !== undefined && !(graceMs >= 0 && graceMs <= 86_400_000)) throw usage(`--grace is "${options.grace}", it must be from 0 to 86400 seconds`);
+  const { word, count, note: words } = await (await import("./control.ts")).stopServer(places, { graceMs, ifIdle: options["if-idle"] === true });
   say(options.json ? `${JSON.stringify({ word, count })}\n` : `${word} ${count}\n`);
   if (words !== undefined) note(words);
   return exitCodes.done;
@@ -147,7 +147,8 @@ async function stop(places: Places, options: CommandLine["options"]): Promise<nu
 
 function versionFacts(): Record<string, unknown> {
   const runtime = "Bun" in globalThis ? "bun" : "Deno" in globalThis ? "deno" : "node";
-  return { version: version(), sha256: build?.sha256, runtime, runtimeVersion: process.versions[runtime], file: build?.file || process.argv[1] };
+  const { sha256, file = process.argv[1] } = build || {};
+  return { version: version(), sha256, runtime, runtimeVersion: process.versions[runtime], file };
 }
 
 function say(text: string): number {

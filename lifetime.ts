@@ -17,8 +17,8 @@ import { namesIn, now, openLog, readText, safely, sleep } from "./socket.ts";
 
 /** All probes together, side by side. */
 const probeMs = 2000;
-/** systemd-run hangs for ever on a wedged user manager; a start is over 10 times quicker on the slowest host measured. */
-const scopeLaunchMs = 5000;
+/** systemd-run hangs for ever on a wedged user manager; with a daemon in it, it is over 10 times quicker on the slowest host measured. */
+const scopeLaunchMs = 10_000;
 /** A scope that was asked for is there within a few ms. */
 const moveMs = 1000;
 /** For a runtime that is slow to start, once it runs. */
@@ -138,13 +138,12 @@ function runCommand(command: string[], timeoutMs: number, uid: number): Promise<
     }, timeoutMs);
     const finish = (code: number | null): void => {
       clearTimeout(timer);
-      child.stdout?.destroy();
-      child.stderr?.destroy();
+      for (const pipe of pipes) pipe.destroy();
       done({ ...result, code, stderr: withoutColours(result.stderr) });
     };
-    // not there when there were no descriptors
-    child.stdout?.setEncoding("utf8").on("data", (text: string) => (result.stdout += text));
-    child.stderr?.setEncoding("utf8").on("data", (text: string) => (result.stderr += text));
+    // none when there were no descriptors
+    const pipes = [child.stdout, child.stderr].filter((pipe) => pipe);
+    pipes.forEach((pipe, i) => pipe.setEncoding("utf8").on("data", (text: string) => (result[i === 0 ? "stdout" : "stderr"] += text)));
     child.once("error", (error: NodeJS.ErrnoException) => {
       result.problem = error.code === "ENOENT" ? "is not installed" : reasonOf(error);
       finish(null);
@@ -458,10 +457,9 @@ export interface DaemonProcess {
   /**
    * Hands over, and waits for the daemon's word.
    *
-   * @param executeMs How long a program that executes the daemon in its own place may take for that.
    * @throws {Failure} The daemon's own refusal: another place would not mend it.
    */
-  begin(handover: string, executeMs?: number): Promise<Outcome>;
+  begin(handover: string, limitMs?: number): Promise<Outcome>;
   discard(): void;
 }
 
@@ -481,8 +479,8 @@ export async function launchDaemon(
   if ((only || chooseLaunch(facts).launch) === "scope") {
     let scoped: Outcome | undefined;
     await makeScope(facts, world, async () => {
-      const { problem, isSilent } = await moveIntoScope([daemon.pid], facts, world);
-      if (problem === undefined || isSilent) return problem;
+      const problem = await moveIntoScope([daemon.pid], facts, world);
+      if (!problem || problem.includes("did not answer")) return problem;
       scoped = await spawnDaemon(scopeCommand(command, facts), log).begin(handover(facts), scopeLaunchMs);
       return "pid" in scoped ? undefined : scoped.problem;
     });
@@ -564,18 +562,15 @@ export function spawnDaemon(command: string[], log: string): DaemonProcess {
   return {
     pid,
     discard,
-    async begin(handover, executeMs) {
-      const stuck = (ms: number, words: string, isStuck = () => true) => setTimeout(() => {
-        if (!isStuck()) return;
+    async begin(handover, limitMs = daemonStartMs) {
+      const timer = setTimeout(() => {
         child.kill("SIGKILL"); // our own child, not yet reaped: the pid cannot be another's
-        settle(words);
-      }, ms);
-      const timers = [stuck(daemonStartMs, `it did not report within ${daemonStartMs / 1000} s`)];
-      if (executeMs) timers.push(stuck(executeMs, `${program} did not answer within ${executeMs / 1000} s`, () => (readText(`/proc/${pid}/cmdline`) || "").startsWith(program)));
+        settle(`"${program}" did not answer within ${limitMs / 1000} s`);
+      }, limitMs);
       waitingDaemons.delete(pid);
       give?.end(handover);
       const problem = await settled;
-      timers.forEach(clearTimeout);
+      clearTimeout(timer);
       discard();
       if (problem !== "") return { problem: `${problem}${said(log, logged)}` };
       const ready = JSON.parse(text) as ReadyMessage;
@@ -607,9 +602,9 @@ function said(log: string, from: number): string {
  * its environment stay. OOMPolicy and TimeoutStopUSec as in scopeCommand().
  *
  * @param pids The daemon's first, then those of its processes.
- * @returns Why it could not, and whether that is that nobody answered; no problem when it was moved.
+ * @returns Why it could not; undefined when it was moved.
  */
-async function moveIntoScope(pids: number[], facts: Facts, world: World): Promise<{ problem?: string; isSilent?: boolean }> {
+async function moveIntoScope(pids: number[], facts: Facts, world: World): Promise<string | undefined> {
   const { systemdVersion } = facts;
   const pid = pids[0]!;
   const name = `holdfast-${pid}-${Date.now().toString(36)}.scope`;
@@ -624,15 +619,15 @@ async function moveIntoScope(pids: number[], facts: Facts, world: World): Promis
   if (systemdVersion === undefined) await noteVersion(facts, world); // meanwhile
   const { code, stderr, problem } = await call;
   if (code !== 0 && problem === undefined && systemdVersion === undefined && facts.systemdVersion! < 252) return moveIntoScope(pids, facts, world);
-  if (code !== 0) return { problem: problem ? `busctl ${problem}` : stderr, isSilent: problem !== undefined && problem !== "is not installed" };
-  for (const deadline = now() + moveMs; now() < deadline; await sleep(2)) if (placeOf(pid, world).kind === "user-manager") return {};
-  return { problem: "the user manager took the call, but the daemon has not moved" };
+  if (code !== 0) return problem ? `busctl ${problem}` : stderr;
+  for (const deadline = now() + moveMs; now() < deadline; await sleep(2)) if (placeOf(pid, world).kind === "user-manager") return undefined;
+  return "the user manager took the call, but the daemon has not moved";
 }
 
 /** Moves a running daemon that stays where it would be killed, and notes in `facts` how that went. */
 export async function moveRunning(pids: number[], facts: Facts, world: World): Promise<void> {
   await makeScope(facts, world, async () => {
-    const { problem } = await moveIntoScope(pids, facts, world);
+    const problem = await moveIntoScope(pids, facts, world);
     return problem && `the running daemon could not be moved: ${problem}`;
   });
   facts.place = placeOf(pids[0]!, world);

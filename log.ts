@@ -35,5 +35,5 @@ export function createLog(path: string): Log {
 
 function isOpenAt(path: string, descriptor: number): boolean {
   const [named, open] = [safely(() => lstatSync(path)), fstatSync(descriptor)];
-  return named?.ino === open.ino && named.dev === open.dev;
+  return named !== undefined && named.ino === open.ino && named.dev === open.dev;
 }

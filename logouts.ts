@@ -1,7 +1,7 @@
 /** Counts the logouts that the daemon has outlived: what --serve promised, proven. */
 
-import { readFileSync, watch } from "node:fs";
-import type { FSWatcher } from "node:fs";
+import { watch } from "node:fs";
+import { readText, safely } from "./socket.ts";
 
 /** Beyond the stop delay of the user manager, for what is to end by then to have ended. */
 const marginMs = 2000;
@@ -21,33 +21,24 @@ export function watchLogouts(uid: number, stopDelayMs: number, directory = "/run
   let count = 0;
   let loggedIn = isLoggedIn(directory, uid);
   let timer: NodeJS.Timeout | undefined;
-  let watcher: FSWatcher;
-  try {
-    watcher = watch(directory, { persistent: false }, (_event, name) => {
-      if (name !== null && name !== String(uid)) return;
-      const now = isLoggedIn(directory, uid);
-      if (now === loggedIn) return;
-      loggedIn = now;
-      clearTimeout(timer);
-      if (!now) timer = setTimeout(() => void count++, stopDelayMs + marginMs).unref();
-    });
-    watcher.on("error", () => {}); // the directory went away: nothing more is counted
-  } catch {
-    return { outlived: () => undefined, close: () => {} };
-  }
+  const watcher = safely(() => watch(directory, { persistent: false }, (_event, name) => {
+    if (name !== null && name !== String(uid)) return;
+    const now = isLoggedIn(directory, uid);
+    if (now === loggedIn) return;
+    loggedIn = now;
+    clearTimeout(timer);
+    if (!now) timer = setTimeout(() => void count++, stopDelayMs + marginMs).unref();
+  }).on("error", () => {})); // the directory went away: nothing more is counted
   return {
-    outlived: () => count,
+    outlived: () => watcher && count,
     close() {
       clearTimeout(timer);
-      watcher.close();
+      if (watcher) watcher.close();
     },
   };
 }
 
+/** No file: offline. */
 function isLoggedIn(directory: string, uid: number): boolean {
-  try {
-    return /^STATE=(active|online)$/m.test(readFileSync(`${directory}/${uid}`, "utf8"));
-  } catch {
-    return false; // no file: offline
-  }
+  return /^STATE=(active|online)$/m.test(readText(`${directory}/${uid}`) || "");
 }

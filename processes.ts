@@ -289,7 +289,7 @@ export function createProcesses(world: World): Processes {
     child.heldBytes += chunk.length;
     totalBytes += chunk.length;
     const last = child.lastSeq > child.toldSeq ? child.messages.get(child.lastSeq) : undefined;
-    if (last?.stream === stream && last.data.length < joinBytes && last.data.length + chunk.length <= limits.messageBytes) {
+    if (last && last.stream === stream && last.data.length < joinBytes && last.data.length + chunk.length <= limits.messageBytes) {
       last.data = Buffer.concat([last.data, chunk]);
     } else {
       for (let at = 0; at < chunk.length; at += limits.messageBytes) {
@@ -603,7 +603,7 @@ function encodeMessage(processId: string, seq: number, message: Message): object
 function describeChild(child: Child): object {
   const { id, command, args, pid, cwd, isOver, exit, firstSeq, lastSeq, stdinApplied, startedAt, link, env } = child;
   child.toldSeq = lastSeq;
-  const state = { running: !isOver, ...(isOver ? exit : {}), firstSeq, lastSeq, stdinApplied, startedAt, attached: link?.peer.id || null };
+  const state = { running: !isOver, ...(isOver ? exit : {}), firstSeq, lastSeq, stdinApplied, startedAt, attached: link ? link.peer.id : null };
   return { id, command, args, pid, cwd, ...state, env };
 }
 
@@ -642,13 +642,13 @@ async function isDirectory(path: string, lanes: Lanes): Promise<boolean> {
 
 /** To spawn is to wait, with the whole event loop, for chdir(2) and execve(2): the mounts that they will meet must answer. */
 async function requireAnswers(command: string, cwd: string, path: string, lanes: Lanes): Promise<void> {
-  const isThere = (file: string, mode: number): Promise<boolean> => lanes.run(file, () => access(file, mode)).then(() => true, (error: unknown) => {
+  const isThere = (file: string): Promise<boolean> => lanes.run(file, () => access(file, constants.X_OK)).then(() => true, (error: unknown) => {
     if (error instanceof Failure) throw error;
     return false;
   });
-  await isThere(cwd, constants.X_OK);
+  await isThere(cwd);
   for (const directory of command.includes("/") ? [""] : path.split(":")) {
-    if (await isThere(resolvePath(directory === "" ? command : `${directory}/${command}`, () => cwd), constants.X_OK)) return;
+    if (await isThere(resolvePath(directory === "" ? command : `${directory}/${command}`, () => cwd))) return;
   }
 }
 

@@ -38,10 +38,9 @@ function programFile(places: Places, isImported: boolean): string {
   const script = isImported ? undefined : process.argv[1];
   const known = [script, build ? build.file : join(dirname(sourceFile!), "holdfast.ts")].find((path) => path && isOnDisk(path));
   if (known) return known;
-  if (!build) throw new Error("Internal error: the sources have no file");
   // .cjs: whatever package.json stands above the run directory
   const copy = join(places.directory, "holdfast.cjs");
-  const text = build.text();
+  const text = build!.text(); // the sources are on disk
   if (readText(copy) !== text) {
     makeRunDirectory(places.directory);
     writeOwnFile(copy, text);

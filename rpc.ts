@@ -140,7 +140,7 @@ export function createRpc({ methods, isToken, onUnauthorized, onFailure }: RpcOp
     if (typeof auth === "string" && isToken(auth)) caller.known = true;
     else if (method !== authenticateMethod && !(isMissing && caller.authenticated)) {
       onUnauthorized?.(caller);
-      throw new Failure("Unauthorized: invalid or missing auth token", { code: errorCodes.unauthorized });
+      throw unauthorized();
     }
   }
 
@@ -156,11 +156,6 @@ export function createRpc({ methods, isToken, onUnauthorized, onFailure }: RpcOp
   }
 
   return { handle };
-}
-
-/** Answers what was no request, or is not going to be read. */
-export function errorAnswer(failure: Failure): string {
-  return encodeError(null, failure);
 }
 
 /** Answers a frame that was not read because its body is over the limit. */
@@ -259,6 +254,10 @@ export function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
+export function unauthorized(): Failure {
+  return new Failure("Unauthorized: invalid or missing auth token", { code: errorCodes.unauthorized });
+}
+
 function invalidRequest(why: string): Failure {
   return new Failure(`Invalid request: ${why}`, { code: errorCodes.invalidRequest });
 }
@@ -272,7 +271,8 @@ function encodeResult(id: Id, result: unknown, room?: Room): string | Buffer[] {
   return fit(id, JSON.stringify({ jsonrpc: "2.0", id, result: result ?? null }), room);
 }
 
-function encodeError(id: Id, error: unknown, room?: Room): string {
+/** @param id Null where there was no request, or it is not going to be read. */
+export function encodeError(id: Id, error: unknown, room?: Room): string {
   return fit(id, JSON.stringify({ jsonrpc: "2.0", id, error: errorObject(error) }), room);
 }
 

@@ -8,7 +8,7 @@
  * A retired daemon has no public name and no connections, but still listens under the name it was bound to: there a --serve that comes in
  * time finds it, with its processes. What a method does is left to processes.ts and files.ts, how a request is read to rpc.ts.
  *
- * Names, record and directory may be deleted at any time. Every 25 s, and on SIGCONT (harmless to whoever else gets it), the daemon looks after
+ * Names, record and directory may be deleted at any time. Every 30 s, and on SIGCONT (harmless to whoever else gets it), the daemon looks after
  * them and makes them again: a --serve that finds none of them, but its process, sends that and joins.
  */
 
@@ -29,7 +29,7 @@ import { createLog } from "./log.ts";
 import type { Log } from "./log.ts";
 import { watchLogouts } from "./logouts.ts";
 import { createProcesses } from "./processes.ts";
-import { booleanParam, createRpc, errorAnswer, integerParam, optionalStringParam, oversizeAnswer, stringParam } from "./rpc.ts";
+import { booleanParam, createRpc, encodeError, integerParam, optionalStringParam, oversizeAnswer, stringParam, unauthorized } from "./rpc.ts";
 import type { Caller, Method, Params, Peer } from "./rpc.ts";
 import {
   claimSoon, homeDirectory, identify, isSame, listenBeside, livenessOf, lookAt, makeRunDirectory, notASocket, now, publishSocket, readRecord,
@@ -48,8 +48,8 @@ const strangerAnswerBytes = 64 << 10;
 const maxUnsentBytes = 16 << 20;
 /** Requests of one connection under way at once; more wait in its socket. */
 const maxPending = 1000;
-/** How often the public name is looked after: it may be deleted, and /tmp is cleaned by age. Under 30 s, 3 wake-ups a minute at most. */
-const checkMs = 25_000;
+/** How often the public name is looked after: it may be deleted, and /tmp is cleaned by age. */
+const checkMs = 30_000;
 /** How long processes may go on after a --stop, before TERM; a --serve meanwhile finds them (--grace). */
 const defaultGraceMs = 10_000;
 /** From TERM to KILL for processes when the daemon is stopped; and when it was told to end by SIGTERM: it must be gone within 2 s. */
@@ -200,7 +200,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   /** The record of another daemon, where ours was. */
   function successor(): DaemonRecord | undefined {
     const { record: found } = readRecord(places.record);
-    return found?.instance === instance ? undefined : found;
+    return found && found.instance === instance ? undefined : found;
   }
 
   /** Makes sure that the names lead here and the record is there, and that those who clean /tmp by age see that they are in use. */
@@ -245,7 +245,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   function hasRecord(): boolean {
     const { record: found } = readRecord(places.record);
-    return found?.instance === instance && found.socket.ino === socket.ino;
+    return found !== undefined && found.instance === instance && found.socket.ino === socket.ino;
   }
 
   // Connections
@@ -291,7 +291,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     const message = `Cannot accept a connection: ${maxOpenFiles - 1} files are open, the limit is ${maxOpenFiles}`;
     noteShortage("EMFILE", message);
     const failure = new Failure(message, { data: { errno: "EMFILE" } });
-    peerSocket.on("error", () => {}).on("end", () => peerSocket.destroy()).resume().write(encodeFrame(errorAnswer(failure), "native"));
+    peerSocket.on("error", () => {}).on("end", () => peerSocket.destroy()).resume().write(encodeFrame(encodeError(null, failure), "native"));
     closeConnection({ socket: peerSocket });
   }
 
@@ -409,7 +409,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   function authenticate(params: Params, caller: Caller): unknown {
     if (!isToken(stringParam(params, "token"))) {
       noteRefusal(caller);
-      throw new Failure("Unauthorized: invalid or missing auth token", { code: errorCodes.unauthorized });
+      throw unauthorized();
     }
     caller.authenticated = caller.known = true;
     return { authenticated: true };

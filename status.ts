@@ -40,6 +40,7 @@ export async function printStatus(places: Places, json: boolean, say: (text: str
 
 function statusWords(status: Status): string {
   const { lifetime, processes } = status;
+  const running = processes.filter((entry) => entry.running).length;
   const rows: [string, string][] = [
     ["daemon", `holdfast ${status.version}, pid ${status.pid}, instance ${status.instanceId}`],
     ["up", `${durationWords(status.uptimeMs)}, started ${timeWords(status.startedAt).replace(/ \(.*/, "")}`],
@@ -51,7 +52,7 @@ function statusWords(status: Status): string {
     ["memory", sizeWords(status.rssBytes)],
     ["socket", status.socket],
     ["log", status.log],
-    ["processes", `${processes.filter(({ running }) => running).length} running, ${processes.filter(({ running }) => !running).length} ended`],
+    ["processes", `${running} running, ${processes.length - running} ended`],
   ];
   const listed = [...processes].sort((a, b) => Number(b.running) - Number(a.running)).slice(0, maxListed);
   const lines = rows.map(([name, text]) => `${name.padEnd(16)}${cleanText(text, 1000)}`);

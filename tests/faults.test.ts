@@ -298,7 +298,7 @@ fault("the socket is deleted", "found by its second name at once, published agai
   const start = Date.now();
   const bridged = await holdfast(["--bridge", "--socket", place.socket]);
   assert.is(bridged.code, 0, bridged.stderr);
-  await eventually(() => existsSync(place.socket), "it is there again", 30_000);
+  await eventually(() => existsSync(place.socket), "it is there again", 33_000);
   await assertOne(place, instance);
   return `there again after ${((Date.now() - start) / 1000).toFixed(0)} s`;
 });
@@ -307,7 +307,7 @@ fault("the whole run directory is deleted", "there again within 30 s", async (pl
   const instance = assertDone(await place.serve());
   rmSync(place.run, { recursive: true });
   const start = Date.now();
-  await eventually(() => existsSync(place.socket), "it is there again", 30_000);
+  await eventually(() => existsSync(place.socket), "it is there again", 33_000);
   await assertOne(place, instance);
   return `there again after ${((Date.now() - start) / 1000).toFixed(0)} s`;
 });
@@ -550,7 +550,7 @@ fault("a daemon without processes finds another in its place", "it ends by itsel
   await sleep(100);
   rmSync(place.run, { recursive: true });
   const instance = assertDone(await place.serve());
-  old.kill("SIGCONT"); // it would look by itself within 25 s
+  old.kill("SIGCONT"); // it would look by itself within 30 s
   assert.is((await ended).code, 0);
   await assertOne(place, instance);
   return "so";
@@ -692,7 +692,7 @@ for (const [what, plant, words] of [
     assert.match(served.stderr, words);
     assert.not(lstatSync(place.socket).isSocket());
     rmSync(place.socket, { recursive: true });
-    process.kill(place.daemons()[0]!, "SIGCONT"); // it would look by itself within 25 s
+    process.kill(place.daemons()[0]!, "SIGCONT"); // it would look by itself within 30 s
     await eventually(() => existsSync(place.socket), "it is there again");
     await assertOne(place, instance);
     return `“${/error: ([^,]*)/.exec(served.stderr)![1]!.replaceAll(place.run, "…")}”`;

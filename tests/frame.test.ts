@@ -51,19 +51,19 @@ const streams: { name: string; limitBytes?: number; bytes: string; events: objec
   { name: "a native body over the limit after another", limitBytes: 4, bytes: "\0\0\0\x02{}\0\0\0\x05xxxxx\0\0\0\x01x",
     events: [{ body: "{}" }, over(5), { body: "x" }] },
   { name: "a native length whose first byte is not 0", bytes: "\0\0\0\x02{}\x01\0\0\0xx",
-    events: [{ body: "{}" }, over(0x1000000), { missingBytes: 0xfffffe }] },
+    events: [{ body: "{}" }, over(0x1000000)] },
   { name: "a native length of 64 MiB", bytes: "\0\0\0\0\x04\0\0\0",
-    events: [{ body: "" }, over(maxSkippedBytes), { missingBytes: maxSkippedBytes }] },
+    events: [{ body: "" }, over(maxSkippedBytes)] },
   { name: "a native length over 64 MiB", bytes: "\0\0\0\0\x04\0\0\x01x\0\0\0\x02{}",
     events: [{ body: "" }, over(maxSkippedBytes + 1, true)] },
   { name: "a native length of all ones", bytes: "\0\0\0\0\xff\xff\xff\xff", events: [{ body: "" }, over(0xffffffff, true)] },
   { name: "lines sent on a native connection", bytes: "\0\0\0\0{\"id\":1}\n",
     events: [{ body: "" }, over(0x7b226964, true)], framing: "native" },
-  { name: "a header cut after 1 byte", bytes: "\0", events: [{ missingBytes: 3 }], framing: "native" },
-  { name: "a header cut after 3 bytes", bytes: "\0\0\0", events: [{ missingBytes: 1 }] },
-  { name: "a body cut before its first byte", bytes: "\0\0\0\x05", events: [{ missingBytes: 5 }] },
-  { name: "a body cut before its last byte", bytes: "\0\0\0\x05{   ", events: [{ missingBytes: 1 }] },
-  { name: "an oversize body cut", limitBytes: 4, bytes: "\0\0\0\x05xx", events: [over(5), { missingBytes: 3 }] },
+  { name: "a header cut after 1 byte", bytes: "\0", events: [], framing: "native" },
+  { name: "a header cut after 3 bytes", bytes: "\0\0\0", events: [] },
+  { name: "a body cut before its first byte", bytes: "\0\0\0\x05", events: [] },
+  { name: "a body cut before its last byte", bytes: "\0\0\0\x05{   ", events: [] },
+  { name: "an oversize body cut", limitBytes: 4, bytes: "\0\0\0\x05xx", events: [over(5)] },
 ];
 
 const encode = suite("encodeFrame()");
@@ -266,7 +266,7 @@ for (const framing of ["native", "lines"] as const) {
     const before = process.memoryUsage().arrayBuffers;
     for (const decoder of decoders) decoder.push(beginning);
     assert.ok(process.memoryUsage().arrayBuffers - before < decoders.length * 10_000);
-    assert.ok(decoders.every((decoder) => decoder.end().length === 1));
+    assert.ok(decoders.every((decoder) => decoder.end().length === (framing === "lines" ? 1 : 0)));
   });
 }
 
