@@ -134,9 +134,10 @@ function nodePrelude() {
 }
 
 mkdirSync(options.out, { recursive: true });
-const modules = await bundle({ minifyWhitespace: true, minifySyntax: true, lineLimit: 1000 });
-const { code: prelude } = await transform(`${prologue}${nodePrelude()}}`, { minifyWhitespace: true, minifySyntax: true, lineLimit: 1000 });
-const text = head + prelude.replace(/\}\s*$/, "\n") + modules + "}" + tail;
+const modules = await bundle({ minifyWhitespace: true, minifySyntax: true });
+const { code: prelude } = await transform(`${prologue}${nodePrelude()}}`, { minifyWhitespace: true, minifySyntax: true });
+// version and hash begin a line each: sed is to find them
+const text = head + prelude.replace(/\}\s*$/, "\n").replace(/(version|sha256):"/g, '\n$1: "').replace(/[;}](?=const |function )/g, "$&\n") + modules + "}" + tail;
 const hash = createHash("sha256").update(text).digest("hex");
 write("holdfast.js", text.replace(unhashed, hash), 0o755);
 if (options.readable) write("holdfast.readable.js", head + prologue + nodePrelude() + await bundle({}) + "}" + tail, 0o755);

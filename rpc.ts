@@ -170,7 +170,7 @@ export function oversizeAnswer(oversizeBytes: number, limitBytes: number): strin
 
 /** Reads a string that must be there, and not be empty unless `empty` is true. */
 export function stringParam(params: Params, name: string, options: { empty?: boolean } = {}): string {
-  const value = valueOf(params, name);
+  const value = Object.hasOwn(params, name) ? params[name] : undefined;
   if (typeof value === "string" && (value !== "" || options.empty === true)) return value;
   throw invalidParam(name, value, options.empty === true ? "a string" : "a non-empty string");
 }
@@ -225,7 +225,7 @@ export function invalidParam(name: string, value: unknown, must: string): Failur
 }
 
 function valueOf(params: Params, name: string, absent?: unknown): unknown {
-  return Object.hasOwn(params, name) && params[name] !== null ? params[name] : absent;
+  return Object.hasOwn(params, name) && params[name] !== null && params[name] !== undefined ? params[name] : absent;
 }
 
 function joinAnswers(answers: Answer[]): Answer {

@@ -1,12 +1,16 @@
-/** Counts that do not depend on the machine's mood: system calls per request (strace), and instructions of a start (callgrind). */
+/** Counts that do not depend on the machine's mood: system calls per request and bytes copied per byte of output (strace), instructions of a start (callgrind). */
 
 import { spawn } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { createRequire } from "node:module";
 import { program, token, withDaemon } from "../daemon.mjs";
 import { createClient, openClient } from "../wire.mjs";
 import { output, start, end, exitOf, sleep } from "../measure.mjs";
 
 const requests = 2000;
+const outputBytes = 64 << 20;
+/** Each copies what it returns from the kernel, or to it. */
+const copying = "read,readv,recvfrom,recvmsg,write,writev,sendto,sendmsg";
 
 export const title = "Counts";
 
@@ -26,6 +30,17 @@ export function run({ progress }) {
       rows.push(row(`system calls per request, bridge, ${inFlight} in flight`, await traced(bridge.pid, daemon.directory, () => ping(through, inFlight))));
       bridge.stdin.end();
       await exitOf(bridge);
+    }
+    progress("bytes copied per byte of output");
+    const there = await createRequire(import.meta.url)(program).connect({ command: [process.execPath, program, "--bridge", "--no-start", "--socket", daemon.socket], token });
+    const [bridge] = readdirSync("/proc").filter((pid) => /^\d/.test(pid) && argumentsOf(pid).join(" ").endsWith(`--bridge --no-start --socket ${daemon.socket}`));
+    const copies = await copied({ daemon: daemon.pid, bridge }, daemon.directory, async () => {
+      const head = await there.spawn({ command: "head", args: ["-c", String(outputBytes), "/dev/zero"], onOutput: () => {} });
+      await head.exit;
+    });
+    there.close();
+    for (const [name, { taken, given }] of Object.entries(copies)) {
+      rows.push(row(`bytes copied from the kernel per byte of output, ${name}`, taken), row(`bytes copied to the kernel per byte of output, ${name}`, given));
     }
     const counts = {};
     for (const [what, args] of [["`node -e 0`", ["-e", "0"]], ["`--version`", [program, "--version"]], ["`--bridge`, to its end", [program, "--bridge", "--no-start", "--socket", daemon.socket]]]) {
@@ -61,6 +76,26 @@ async function traced(pid, directory, work) {
   return callsIn(file) / requests;
 }
 
+/** Bytes that the system calls of some processes returned while `work` ran, per byte of output. */
+async function copied(pids, directory, work) {
+  const traces = [];
+  for (const [name, pid] of Object.entries(pids)) {
+    const file = `${directory}/copied.${name}`;
+    const strace = start("strace", ["-f", "-s", "0", "-e", `trace=${copying}`, "-o", file, "-p", String(pid)], { stdio: ["ignore", "ignore", "pipe"] });
+    await new Promise((done) => strace.stderr.once("data", done)); // "attached"
+    traces.push({ name, file, strace });
+  }
+  await work();
+  await sleep(200);
+  const found = {};
+  for (const { name, file, strace } of traces) {
+    await end(strace, "SIGINT");
+    found[name] = { taken: 0, given: 0 };
+    for (const [, call, bytes] of readFileSync(file, "utf8").matchAll(/^\d+ +(?:<\.\.\. )?(\w+).* = (\d+)$/gm)) found[name][/^(read|recv)/.test(call) ? "taken" : "given"] += Number(bytes) / outputBytes;
+  }
+  return found;
+}
+
 async function straceCount(command) {
   const directory = mkdtempSync("/tmp/holdfast-bench-");
   try {
@@ -90,6 +125,14 @@ function callgrind(command, directory) {
       done(found === undefined || code !== 0 ? `valgrind ended with ${code}: ${text.trim().split("\n").at(-1)}` : Number(found));
     });
   });
+}
+
+function argumentsOf(pid) {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0").slice(0, -1);
+  } catch {
+    return []; // it has just ended
+  }
 }
 
 function duplexOf(child) {
