@@ -264,6 +264,43 @@ exec "$@"
   });
 }
 
+/** By a busctl that moves the daemon, refuses or is silent, on some version of systemd. */
+for (const [name, version, answer, calls, launched] of [
+  ["moves it, with what 252 knows", 252, { code: 0 }, ["OOMPolicy"], "user-manager"],
+  ["moves it by a second call without what 247 does not know", 247, { code: 1, stderr: "Cannot set property OOMPolicy, or unknown property." }, ["OOMPolicy", ""], "user-manager"],
+  ["stays where it is when nobody answers, and does not try another way", 252, { code: null, problem: "did not answer within 2000 ms" }, ["OOMPolicy"], "session"],
+] as const) {
+  launch(`${name}`, async () => {
+    const directory = mkdtempSync(join(tmpdir(), "holdfast-launch-"));
+    try {
+      const asked: string[] = [];
+      let isMoved = false;
+      const world: World = {
+        ...realWorld(), exists: () => true,
+        readFile: () => (isMoved ? "0::/user.slice/user-1000.slice/user@1000.service/app.slice/a.scope\n" : "0::/user.slice/user-1000.slice/session-3.scope\n"),
+        run: async ([program, ...args]) => {
+          const result = { code: 0, stdout: "", stderr: "" };
+          if (program === "systemd-run") return { ...result, stdout: `systemd ${version} (${version}.1)\n` };
+          if (program !== "busctl") return { ...result, code: 1 };
+          asked.push(args.includes("OOMPolicy") ? "OOMPolicy" : "");
+          const outcome = args.includes("OOMPolicy") ? { ...result, ...answer } : result;
+          isMoved = outcome.code === 0;
+          return outcome;
+        },
+      };
+      const { systemdVersion: _, ...facts } = factsOf({ linger: "no", uid: process.getuid!() });
+      const command = ["/bin/sh", "-c", `cat <&3 >'${directory}/taken'; echo '{"ok":true,"pid":'$$',"instance":"i"}' >&4`];
+      await launchDaemon({ command, handover: (measured) => JSON.stringify(measured), log: join(directory, "log") }, facts, undefined, world);
+      assert.equal(asked, calls);
+      const handed = JSON.parse(readFileSync(join(directory, "taken"), "utf8")) as Facts;
+      assert.equal([handed.scope, handed.systemdVersion, isMoved], [launched === "session" ? "no" : "yes", version, launched === "user-manager"]);
+      assert.is(handed.scopeProblem, launched === "session" ? "busctl did not answer within 2000 ms" : undefined);
+    } finally {
+      rmSync(directory, { recursive: true });
+    }
+  });
+}
+
 const signals = suite("judgeSignals()");
 for (const [seen, reason] of [
   [["SIGTERM"], "terminated"], [["SIGINT"], "terminated"], [["SIGTERM", "SIGHUP"], "terminated"],

@@ -431,6 +431,18 @@ stopped("leaves the successor's socket alone that has taken the name", () => wit
   }
 }));
 
+stopped("is not needed by a process that was to be a daemon, and is handed nothing: it ends, and has made nothing", () => withDirectory(async (site) => {
+  const before = filesIn(site.directory);
+  const child = spawn(process.execPath, [builtFile, "--serve", "--launched", "--socket", join(site.directory, "rpc.sock")], { stdio: ["ignore", "pipe", "pipe", "pipe", "pipe"] });
+  const said: string[] = [];
+  for (const pipe of [child.stdout!, child.stderr!, child.stdio[4]!]) (pipe as NodeJS.ReadableStream).on("data", (chunk) => said.push(String(chunk)));
+  await new Promise((done) => setTimeout(done, 300)); // it waits
+  assert.is(child.exitCode, null);
+  (child.stdio[3] as NodeJS.WritableStream).end();
+  assert.is(await new Promise((done) => child.once("close", done)), 0);
+  assert.equal([said, filesIn(site.directory)], [[], before]);
+}));
+
 stopped("ends a daemon that hangs, which its record identifies, by signal", () => withDirectory(async (site) => {
   const { pid } = await site.serve();
   process.kill(pid, "SIGSTOP");
