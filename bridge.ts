@@ -16,6 +16,7 @@ import type { Failure } from "./failure.ts";
 import { createFrameDecoder, encodeFrame, maxBodyBytes } from "./frame.ts";
 import type { FrameDecoder, FrameEvent, Framing } from "./frame.ts";
 import { oversizeAnswer } from "./rpc.ts";
+import { safely } from "./socket.ts";
 
 const connectMs = 5000;
 /** How long answers are waited for after stdin has ended. */
@@ -297,12 +298,7 @@ function answerTo(body: Buffer, { code, message, data, hint }: Failure): unknown
     if (typeof request !== "object" || request === null) return [{ jsonrpc: "2.0", id: null, error }];
     return "id" in request ? [{ jsonrpc: "2.0", id: request.id, error }] : [];
   };
-  let requests: unknown = null;
-  try {
-    requests = JSON.parse(body.toString("utf8"));
-  } catch {
-    // null: neither a request nor a batch
-  }
+  const requests = safely((): unknown => JSON.parse(body.toString("utf8")));
   if (!Array.isArray(requests) || requests.length === 0) return answersTo(Array.isArray(requests) ? null : requests)[0];
   const answers = requests.flatMap(answersTo);
   return answers.length === 0 ? undefined : answers;

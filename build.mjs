@@ -14,8 +14,7 @@
  *
  * One function, so that it has its own text, even when it was read from stdin: a function's toString() is its source. The lines for a shell are not in it.
  *
- * The names are left whole, whitespace and syntax are not: written out it would be a quarter larger. Each function begins a line, and no line is
- * much over 1000 characters. `--readable` writes `dist/holdfast.readable.js` as well, the same program with all its whitespace.
+ * The names are left whole, whitespace and syntax are not: written out it would be a quarter larger. Each function begins a line. `--readable` writes `dist/holdfast.readable.js` as well, the same program with all its whitespace.
  *
  * The hash stands in the file itself, and is that of the file with zeros in its place: `sed "s/$hash/$(printf %064d 0)/" holdfast.js | sha256sum`.
  * Two builds of the same sources are the same bytes.
@@ -84,7 +83,7 @@ const codes = Object.fromEntries([...readFileSync(`${root}failure.ts`, "utf8").m
 ));
 /** Numbers that have a name in a module, and nowhere another value: it stands for them then. Not those that tests change, or look for, in the built file. */
 const named = ["checkMs", "strangerMs", "maxStrangers", "strangerAnswerBytes"];
-const numbers = /^const (\w+) = (\d[\d_]*(?: << \d+)?);$/gm;
+const numbers = /^const (\w+) = (0x[\da-f]+|\d[\d_]*(?: << \d+)?);$/gm;
 const constants = {};
 for (const name of readdirSync(root).filter((name) => name.endsWith(".ts"))) {
   for (const [, constant, text] of readFileSync(root + name, "utf8").matchAll(numbers)) {

@@ -46,8 +46,8 @@ export interface StartOptions {
   /** SHA-256 in hex of the tokens that are to be good. */
   tokenHashes: string[];
   launch: "auto" | Launch;
-  enableLinger: boolean;
-  replace: boolean;
+  enableLinger?: boolean;
+  replace?: boolean;
   /** Runtime, its flags, script, arguments: what runs a daemon that reads descriptor 3. */
   command: string[];
   version: string;
@@ -72,7 +72,7 @@ export interface Started {
  */
 export async function startServer(options: StartOptions, world = realWorld()): Promise<Started> {
   const prepare = (): Prepared | undefined => options.launch === "scope" ? undefined // which may not be possible
-    : { daemon: spawnDaemon(options.command, options.places.log), facts: probeHost(world) };
+    : safely(() => ({ daemon: spawnDaemon(options.command, options.places.log), facts: probeHost(world) })); // else launch() says why
   return withClaim(options, async () => !options.replace && joinServer(options, world), prepare, async (prepared) => {
     const launched = await launch(options, world, prepared);
     if (launched) return launched;
@@ -209,6 +209,7 @@ async function withClaim<T>(
       let prepared: Prepared | undefined;
       try {
         if (vacant) prepared = prepare();
+        prepared?.facts.catch(() => {}); // where nobody asks for them
         found = await join(); // the one that held the claim may have started it meanwhile
         const lost = found ? undefined : await recallServer(places);
         if (lost) found = await join();
@@ -445,6 +446,7 @@ async function clearDead(places: Places, stopped = false): Promise<void> {
     const { record } = readRecord(places.record); // again: another daemon may have published meanwhile
     if (!record || !(await isGone(record))) return;
     for (const name of [places.socket, record.socket.bound]) {
+      for (let i = 0; i < 10 && isLeftBy(record, name) && !(await refuses(name)); i++) await sleep(20); // the last of its threads is just ending
       const there = isLeftBy(record, name) && (await refuses(name)) ? lookAt(name) : undefined;
       if (there && there.kind === "socket") retireName(name, there);
     }

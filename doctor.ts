@@ -80,12 +80,8 @@ export function explainAbsence(places: Places, outcome?: ConnectFailure): Explan
 }
 
 function ownerWords(places: Places): string {
-  try {
-    const there = lookAt(places.socket);
-    return there.kind === "socket" ? `; it belongs to user ${there.uid}` : "";
-  } catch {
-    return "";
-  }
+  const there = safely(() => lookAt(places.socket));
+  return there && there.kind === "socket" ? `; it belongs to user ${there.uid}` : "";
 }
 
 /** The explanation as an error: -32010 to a client, exit code 69 to a shell. */

@@ -110,7 +110,7 @@ function isDeadSocket(path: string): Promise<boolean> {
       resolve(isDead);
     };
     socket.on("connect", () => finish(false));
-    socket.on("error", (error) => finish(["ENOENT", "ENOTDIR", "ENOTSOCK", "ECONNREFUSED"].includes(errnoOf(error) || "")));
+    socket.on("error", (error) => finish(/^(ENOENT|ENOTDIR|ENOTSOCK|ECONNREFUSED)$/.test(String(errnoOf(error)))));
     setTimeout(finish, agentAnswerMs, false);
   });
 }

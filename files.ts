@@ -125,7 +125,7 @@ async function listDirectory(path: string, includeHidden: boolean, lanes: Lanes)
       if (name.startsWith(".") && !includeHidden) continue;
       const isSymlink = entry.isSymbolicLink();
       const full = prefix + name;
-      const isDir = isSymlink ? (await lanes.run(full, () => stat(full)).catch(() => undefined))?.isDirectory() === true : entry.isDirectory();
+      const isDir = isSymlink ? (await lanes.run(full, () => stat(full), "nested").catch(() => undefined))?.isDirectory() === true : entry.isDirectory();
       const found: Entry = { name, path: full, isDir, ...(isSymlink ? { isSymlink } : {}) };
       if (run.push(`${sortKey(name)}\0${JSON.stringify(found)}`) === listStep) runs.push(run.sort()), (run = []);
       if ((bytes += name.length + full.length) > maxBodyBytes) {

@@ -11,7 +11,7 @@ import type { CommandLine } from "./arguments.ts";
 import type { BridgeWorld } from "./bridge.ts";
 import type { Started, StartOptions } from "./control.ts";
 import { cannot, cleanText, exitCodes, Failure } from "./failure.ts";
-import type { ReadyMessage, Warning } from "./lifetime.ts";
+import type { ReadyMessage } from "./lifetime.ts";
 import { hashToken, makeRunDirectory, ownToken, placesOf, readToken } from "./socket.ts";
 import type { Places } from "./socket.ts";
 import { build, version } from "./version.ts";
@@ -41,7 +41,7 @@ async function main(): Promise<number> {
 
 async function serveHost(places: Places, options: CommandLine["options"]): Promise<number> {
   const launch = (options.lifetime || "auto") as "auto" | "scope" | "detach" | "foreground";
-  if (!["auto", "scope", "detach", "foreground"].includes(launch)) {
+  if (!/^(auto|scope|detach|foreground)$/.test(launch)) {
     throw usage(`--lifetime is "${launch}", it must be auto, scope, detach or foreground`);
   }
   // first of all, and once: it may be a pipe
@@ -106,7 +106,7 @@ function report(started: Started, { places }: StartOptions, tokenFile: string | 
   }
   if (facts.lingerSwitchedOn) note(`lingering was switched on for ${facts.user}; "loginctl disable-linger ${facts.user}" undoes it, and then the daemon ends with the last session`);
   if (facts.systemd && facts.scopeProblem && lifetime.survivesLogout === "yes" && facts.killed === "yes") note(facts.scopeProblem);
-  for (const warning of lifetime.warnings) warnOf(warning);
+  for (const { name, message, hint } of lifetime.warnings) warn(`${message} [README: ${name}]`, hint);
   if (!options["require-survival"] || lifetime.survivesLogout === "yes") return exitCodes.done;
   fail(new Failure(`The daemon runs, but is not sure to survive logout: ${lifetime.words}`, { hint: lifetime.warnings[0]?.hint || "see --doctor" }));
   return exitCodes.willNotSurvive;
@@ -125,7 +125,7 @@ async function bridge(places: Places, mayStart: boolean): Promise<number> {
 }
 
 async function healing(places: Places): Promise<Omit<StartOptions, "tokenHashes">> {
-  return { places, launch: "auto", enableLinger: false, replace: false, command: await command(places), version: version(), progress: note };
+  return { places, launch: "auto", command: await command(places), version: version(), progress: note };
 }
 
 async function command(places: Places): Promise<string[]> {
@@ -169,10 +169,6 @@ function note(text: string): void {
 function warn(text: string, hint: string | undefined): void {
   tell("warning", text, 33);
   if (hint) tell("hint", hint, 36);
-}
-
-function warnOf({ name, message, hint }: Warning): void {
-  warn(`${message} [README: ${name}]`, hint);
 }
 
 function fail({ message, hint }: Failure): void {

@@ -49,14 +49,17 @@ export interface Lanes {
   /**
    * Runs what waits for a path's file system, when it is its turn.
    *
-   * @param size Leaves what is not far away without a lane when it is left out.
+   * @param size Leaves what is not far away without a lane when it is left out. "nested" is for what an action of ours waits for: it does not queue, since
+   * whoever is before it may wait for that action's own lane.
    * @throws {Failure} The mount does not answer. What was under way may yet be carried out.
    */
-  run<T>(path: string, action: () => Promise<T>, size?: "small" | "large", peer?: Peer): Promise<T>;
+  run<T>(path: string, action: () => Promise<T>, size?: Size, peer?: Peer): Promise<T>;
 }
 
+type Size = "small" | "large" | "nested";
+
 export function createLanes(): Lanes {
-  const own = { small: createLane(4), large: createLane(1) };
+  const own: { [size in Size]?: Lane } = { small: createLane(4), large: createLane(1) };
   let far = new Map<string, Lane>();
   let readAt = -Infinity;
   let held = 0;
@@ -99,7 +102,7 @@ export function createLanes(): Lanes {
     return far.get("/");
   }
 
-  async function run<T>(path: string, action: () => Promise<T>, size?: "small" | "large", peer?: Peer): Promise<T> {
+  async function run<T>(path: string, action: () => Promise<T>, size?: Size, peer?: Peer): Promise<T> {
     const lane = (await farLaneOf(path)) ?? (size && own[size]);
     if (!lane) return action();
     if (lane.silentSince !== undefined) throw silence(lane, path);
@@ -118,7 +121,9 @@ export function createLanes(): Lanes {
         });
       };
       lane.failures.add(fail);
-      queue(lane, start);
+      if (size === "nested") void start();
+      else queue(lane, start);
+      watch(lane);
     });
   }
 
@@ -132,7 +137,6 @@ function createLane(width: number, mount?: string, id = ""): Lane {
 function queue(lane: Lane, start: () => void): void {
   lane.waiting.push(start);
   pump(lane);
-  watch(lane);
 }
 
 function pump(lane: Lane): void {
@@ -153,10 +157,11 @@ function watch(lane: Lane): void {
         for (const fail of failures) fail();
         failures.clear();
       }, askMs);
-      // by a process of its own: a thread would be held, too. Where there is no stat(1), the mount has the time that is left
+      // by a process of its own: a thread would be held, too. Where there is no stat(1), the mount has the time that is left.
+      // It is not looked for in our PATH: that may lead through this very mount, and to spawn is to wait
       await new Promise((done) => {
         const later = (): void => void setTimeout(done, 2 * askMs);
-        if (!safely(() => spawn("stat", ["-f", mount], { cwd: "/", stdio: "ignore" }).once("exit", done).once("error", later))) later();
+        if (!safely(() => spawn("stat", ["-f", mount], { cwd: "/", env: { PATH: "/usr/bin:/bin" }, stdio: "ignore" }).once("exit", done).once("error", later))) later();
       });
       clearTimeout(timer);
       lane.silentSince = undefined;

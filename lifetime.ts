@@ -17,8 +17,8 @@ import { namesIn, now, openLog, readText, safely, sleep } from "./socket.ts";
 
 /** All probes together, side by side. */
 const probeMs = 2000;
-/** systemd-run hangs for ever on a wedged user manager; with a daemon in it, it is over 10 times quicker on the slowest host measured. */
-const scopeLaunchMs = 10_000;
+/** systemd-run hangs for ever on a wedged user manager; a start is over 10 times quicker on the slowest host measured. */
+const scopeLaunchMs = 5000;
 /** A scope that was asked for is there within a few ms. */
 const moveMs = 1000;
 /** For a runtime that is slow to start, once it runs. */
@@ -457,9 +457,10 @@ export interface DaemonProcess {
   /**
    * Hands over, and waits for the daemon's word.
    *
+   * @param executeMs How long a program that executes the daemon in its own place may take for that.
    * @throws {Failure} The daemon's own refusal: another place would not mend it.
    */
-  begin(handover: string, limitMs?: number): Promise<Outcome>;
+  begin(handover: string, executeMs?: number): Promise<Outcome>;
   discard(): void;
 }
 
@@ -476,16 +477,21 @@ export async function launchDaemon(
 ): Promise<{ pid: number; instance: string }> {
   if (only === "scope" && facts.scope === "no") throw cannotScope(facts);
   const daemon = prepared || spawnDaemon(command, log);
-  if ((only || chooseLaunch(facts).launch) === "scope") {
+  if (daemon.pid > 0 && (only || chooseLaunch(facts).launch) === "scope") {
     let scoped: Outcome | undefined;
-    await makeScope(facts, world, async () => {
-      const problem = await moveIntoScope([daemon.pid], facts, world);
-      if (!problem || problem.includes("did not answer")) return problem;
-      scoped = await spawnDaemon(scopeCommand(command, facts), log).begin(handover(facts), scopeLaunchMs);
-      return "pid" in scoped ? undefined : scoped.problem;
-    });
+    try {
+      await makeScope(facts, world, facts.linger === "yes", async () => {
+        const problem = await moveIntoScope([daemon.pid], facts, world);
+        if (!problem || problem.includes("did not answer")) return problem;
+        scoped = await spawnDaemon(scopeCommand(command, facts), log).begin(handover(facts), scopeLaunchMs);
+        return "pid" in scoped ? undefined : scoped.problem;
+      });
+      if (only === "scope" && (facts.scope as Trilean) === "no") throw cannotScope(facts);
+    } catch (error) {
+      daemon.discard();
+      throw error;
+    }
     if (scoped && "pid" in scoped) return daemon.discard(), scoped;
-    if (only === "scope" && (facts.scope as Trilean) === "no") throw daemon.discard(), cannotScope(facts);
   }
   const outcome = await daemon.begin(handover(facts));
   if ("pid" in outcome) return outcome;
@@ -496,12 +502,12 @@ function cannotScope(facts: Facts): Failure {
   return cannot(`start in a scope: ${facts.scopeProblem}`, { hint: "leave --lifetime out: it then takes the best place that the host allows" });
 }
 
-/** Tries again for a while where the user is lingering: when that came as the user manager stopped, after a last logout, it is started again. */
-async function makeScope(facts: Facts, world: World, attempt: () => Promise<string | undefined>): Promise<void> {
+/** @param retries Tries again for a while. Lingering that comes while the user manager stops, after a last logout, has it started again. */
+async function makeScope(facts: Facts, world: World, retries: boolean, attempt: () => Promise<string | undefined>): Promise<void> {
   if (facts.scope === "no") return;
   const deadline = now() + probeMs;
   let problem = await attempt();
-  for (; problem !== undefined && facts.linger === "yes" && now() < deadline; problem = await attempt()) await sleep(50);
+  for (; problem !== undefined && retries && now() < deadline; problem = await attempt()) await sleep(50);
   await noteScope(facts, world, problem);
 }
 
@@ -562,15 +568,18 @@ export function spawnDaemon(command: string[], log: string): DaemonProcess {
   return {
     pid,
     discard,
-    async begin(handover, limitMs = daemonStartMs) {
-      const timer = setTimeout(() => {
+    async begin(handover, executeMs) {
+      let timer: NodeJS.Timeout;
+      const limit = (ms: number): void => void (timer = setTimeout(() => {
+        if (ms === executeMs && !readText(`/proc/${pid}/cmdline`)?.startsWith(program)) return limit(daemonStartMs);
         child.kill("SIGKILL"); // our own child, not yet reaped: the pid cannot be another's
-        settle(`"${program}" did not answer within ${limitMs / 1000} s`);
-      }, limitMs);
+        settle(`"${program}" did not answer within ${ms / 1000} s`);
+      }, ms));
+      limit(executeMs || daemonStartMs);
       waitingDaemons.delete(pid);
       give?.end(handover);
       const problem = await settled;
-      clearTimeout(timer);
+      clearTimeout(timer!);
       discard();
       if (problem !== "") return { problem: `${problem}${said(log, logged)}` };
       const ready = JSON.parse(text) as ReadyMessage;
@@ -620,13 +629,13 @@ async function moveIntoScope(pids: number[], facts: Facts, world: World): Promis
   const { code, stderr, problem } = await call;
   if (code !== 0 && problem === undefined && systemdVersion === undefined && facts.systemdVersion! < 252) return moveIntoScope(pids, facts, world);
   if (code !== 0) return problem ? `busctl ${problem}` : stderr;
-  for (const deadline = now() + moveMs; now() < deadline; await sleep(2)) if (placeOf(pid, world).kind === "user-manager") return undefined;
+  for (const deadline = now() + moveMs; now() < deadline; await sleep(2)) if ((placeOf(pid, world) as { unit?: string }).unit === name) return undefined;
   return "the user manager took the call, but the daemon has not moved";
 }
 
 /** Moves a running daemon that stays where it would be killed, and notes in `facts` how that went. */
 export async function moveRunning(pids: number[], facts: Facts, world: World): Promise<void> {
-  await makeScope(facts, world, async () => {
+  await makeScope(facts, world, facts.lingerSwitchedOn === true, async () => {
     const problem = await moveIntoScope(pids, facts, world);
     return problem && `the running daemon could not be moved: ${problem}`;
   });

@@ -520,7 +520,7 @@ export function createProcesses(world: World): Processes {
       if (errnoOf(error) === "ESRCH") return false;
       throw osFailure(`send ${signal} to process "${shorten(child.id)}"`, error);
     }
-    if (["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGKILL"].includes(signal)) child.killed = { by, at: now() };
+    if (/^SIG(TERM|INT|HUP|QUIT|KILL)$/.test(signal)) child.killed = { by, at: now() };
     return true;
   }
 

@@ -138,12 +138,8 @@ export function placesOf(options: { socket?: string | undefined; log?: string | 
 
 /** Tells whether somebody else may write to a directory: /tmp, or one of a group. */
 function isShared(directory: string): boolean {
-  try {
-    const stats = statSync(directory);
-    return (stats.mode & 0o022) !== 0 || (stats.uid !== process.getuid!() && stats.uid !== 0);
-  } catch {
-    return false; // it will be made, 0700
-  }
+  const stats = safely(() => statSync(directory)); // where there is none, one will be made, 0700
+  return stats !== undefined && ((stats.mode & 0o022) !== 0 || (stats.uid !== process.getuid!() && stats.uid !== 0));
 }
 
 /**
@@ -154,7 +150,8 @@ function isShared(directory: string): boolean {
 export function makeRunDirectory(directory: string): void {
   try {
     mkdirSync(directory, { recursive: true, mode: 0o700 });
-    if (!statSync(directory).isDirectory()) throw new Error(`there is ${kindOf(statSync(directory))}, a directory is needed`);
+    const stats = statSync(directory);
+    if (!stats.isDirectory()) throw new Error(`there is ${kindOf(stats)}, a directory is needed`);
     if (directory === safely(() => defaultDirectory())) chmodSync(directory, 0o700);
   } catch (error) {
     throw osFailure(`make the run directory "${directory}"`, error, {
@@ -190,10 +187,10 @@ export function livenessOf(identity: Identity | DaemonRecord, proc: Proc = realP
   if (identity.host !== here.host) return { state: "unknown", why: `it runs on host "${identity.host}", this is "${here.host}"` };
   if (identity.bootId === "" || here.bootId === "") {
     // where there is no /proc (macOS), that nobody has the pid is all that can be known
-    return process.platform !== "linux" && !hasProcess(identity.pid) ? { state: "dead", why: `process ${identity.pid} is gone` }
+    return process.platform !== "linux" && !hasProcess(identity.pid) ? dead(`process ${identity.pid} is gone`)
       : { state: "unknown", why: "this system has no boot id to compare" };
   }
-  if (identity.bootId !== here.bootId) return { state: "dead", why: "the host has been booted again since" };
+  if (identity.bootId !== here.bootId) return dead("the host has been booted again since");
   if (identity.pidNamespace !== here.pidNamespace) return { state: "unknown", why: "it runs in another pid namespace (a container)" };
   let startTime: string | undefined;
   let isOther = false;
@@ -204,9 +201,13 @@ export function livenessOf(identity: Identity | DaemonRecord, proc: Proc = realP
   } catch (error) {
     if (errnoOf(error) !== "ENOENT" && errnoOf(error) !== "ESRCH") return { state: "unknown", why: `/proc/${identity.pid} cannot be read` };
   }
-  if (startTime === undefined) return { state: "dead", why: `process ${identity.pid} is gone` };
-  if (isOther) return { state: "dead", why: `pid ${identity.pid} belongs to another process now` };
+  if (startTime === undefined) return dead(`process ${identity.pid} is gone`);
+  if (isOther) return dead(`pid ${identity.pid} belongs to another process now`);
   return { state: "alive", why: `process ${identity.pid} runs` };
+}
+
+function dead(why: string): Liveness {
+  return { state: "dead", why };
 }
 
 function hasProcess(pid: number): boolean {
@@ -227,14 +228,10 @@ function startTimeOf(proc: Proc, pid: number): string | undefined {
   return fieldsOf(proc.read(`/proc/${pid}/stat`))?.[19];
 }
 
-/**
- * What /proc/<pid>/stat says from field 3 on; undefined for a zombie. The command in field 2 may hold spaces and parentheses: proc(5).
- *
- * One whose other threads have not ended yet (field 20) is none: its sockets still listen.
- */
+/** What /proc/<pid>/stat says from field 3 on; undefined for a zombie. The command in field 2 may hold spaces and parentheses: proc(5). */
 function fieldsOf(stat: string): string[] | undefined {
   const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-  return /[ZX]/.test(fields[0]!) && Number(fields[17]) < 2 ? undefined : fields;
+  return /[ZX]/.test(fields[0]!) ? undefined : fields;
 }
 
 export interface LivingProcess {
@@ -406,7 +403,7 @@ function linkClaim(path: string): Claim | undefined {
     return { release: () => removeClaim(path, id) };
   } catch (error) {
     if (errnoOf(error) === "EEXIST") return undefined;
-    throw osFailure(`claim "${path}"`, error, { exit: exitCodes.cannotCreate, hint: `${elsewhere}, in a directory that you may write to` });
+    throw osFailure(`claim "${path}"`, error, { exit: exitCodes.cannotCreate, hint: elsewhere });
   } finally {
     safely(() => unlinkSync(temporary));
   }

@@ -11,7 +11,7 @@ export interface Build {
   main: boolean;
   /** Its path, as CommonJS knows it; undefined where it was parsed as an ES module, or read from stdin. */
   file: string | undefined;
-  /** The text of the whole file, byte by byte; but under Deno and Bun, which rewrite what they run, the text of an equal program. */
+  /** The text of the file without its first lines, which are for a shell; under Deno and Bun, which rewrite what they run, that of an equal program. */
   text(): string;
 }
 declare const __build: Build;

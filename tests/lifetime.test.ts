@@ -274,17 +274,17 @@ for (const [name, version, answer, calls, launched] of [
     const directory = mkdtempSync(join(tmpdir(), "holdfast-launch-"));
     try {
       const asked: string[] = [];
-      let isMoved = false;
+      let unit = "";
       const world: World = {
         ...realWorld(), exists: () => true,
-        readFile: () => (isMoved ? "0::/user.slice/user-1000.slice/user@1000.service/app.slice/a.scope\n" : "0::/user.slice/user-1000.slice/session-3.scope\n"),
+        readFile: () => (unit !== "" ? `0::/user.slice/user-1000.slice/user@1000.service/app.slice/${unit}\n` : "0::/user.slice/user-1000.slice/session-3.scope\n"),
         run: async ([program, ...args]) => {
           const result = { code: 0, stdout: "", stderr: "" };
           if (program === "systemd-run") return { ...result, stdout: `systemd ${version} (${version}.1)\n` };
           if (program !== "busctl") return { ...result, code: 1 };
           asked.push(args.includes("OOMPolicy") ? "OOMPolicy" : "");
           const outcome = args.includes("OOMPolicy") ? { ...result, ...answer } : result;
-          isMoved = outcome.code === 0;
+          if (outcome.code === 0) unit = args.find((word) => word.endsWith(".scope"))!;
           return outcome;
         },
       };
@@ -293,7 +293,7 @@ for (const [name, version, answer, calls, launched] of [
       await launchDaemon({ command, handover: (measured) => JSON.stringify(measured), log: join(directory, "log") }, facts, undefined, world);
       assert.equal(asked, calls);
       const handed = JSON.parse(readFileSync(join(directory, "taken"), "utf8")) as Facts;
-      assert.equal([handed.scope, handed.systemdVersion, isMoved], [launched === "session" ? "no" : "yes", version, launched === "user-manager"]);
+      assert.equal([handed.scope, handed.systemdVersion, unit !== ""], [launched === "session" ? "no" : "yes", version, launched === "user-manager"]);
       assert.is(handed.scopeProblem, launched === "session" ? "busctl did not answer within 2000 ms" : undefined);
     } finally {
       rmSync(directory, { recursive: true });

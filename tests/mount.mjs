@@ -1,15 +1,15 @@
 /**
  * A file system that a test can stop, by SIGSTOP: `node tests/mount.mjs DIRECTORY` mounts it there, needs root and /dev/fuse, and says "mounted".
  *
- * It has a file with "hello\n" in it and an executable one, and speaks as much of FUSE as it takes to list, stat, read and run them
+ * It has a file with "hello\n" in it, an executable one and two symbolic links, and speaks as much of FUSE as it takes to list, stat, read, follow and run them
  * (linux/fuse.h): a request is a header of 40 bytes and what its opcode says, an answer one of 16.
  */
 
 import { spawnSync } from "node:child_process";
 import { existsSync, openSync, readSync, writeSync } from "node:fs";
 
-const files = [["file", "hello\n", 0o100644], ["tool", "#!/bin/sh\necho ran\n", 0o100755]].map(([name, text, mode], i) => ({ name, mode, bytes: Buffer.from(text), id: BigInt(i + 2) }));
-const opcodes = { lookup: 1, forget: 2, getattr: 3, open: 14, read: 15, statfs: 17, release: 18, flush: 25, init: 26, opendir: 27, readdir: 28, releasedir: 29, access: 34, interrupt: 36, batchForget: 42 };
+const files = [["file", "hello\n", 0o100644], ["tool", "#!/bin/sh\necho ran\n", 0o100755], ["to-file", "file", 0o120777], ["to-here", ".", 0o120777]].map(([name, text, mode], i) => ({ name, mode, bytes: Buffer.from(text), id: BigInt(i + 2) }));
+const opcodes = { lookup: 1, forget: 2, getattr: 3, readlink: 5, open: 14, read: 15, statfs: 17, release: 18, flush: 25, init: 26, opendir: 27, readdir: 28, releasedir: 29, access: 34, interrupt: 36, batchForget: 42 };
 if (!existsSync("/dev/fuse")) spawnSync("mknod", ["/dev/fuse", "c", "10", "229"]);
 const device = openSync("/dev/fuse", "r+");
 const options = `fd=3,rootmode=40000,user_id=0,group_id=0,allow_other`;
@@ -62,6 +62,7 @@ function answer(opcode, node, length) {
       return [0, Buffer.concat([entry, attributes(found)])];
     }
     case opcodes.getattr: return [0, Buffer.concat([Buffer.alloc(16), attributes(file)])];
+    case opcodes.readlink: return [0, file.bytes];
     case opcodes.open: case opcodes.opendir: return [0, Buffer.alloc(16)];
     case opcodes.read: {
       const at = Number(request.readBigUInt64LE(48));
@@ -84,12 +85,12 @@ function attributes(file) {
   return body;
 }
 
-function directoryEntry({ name, id }, at) {
+function directoryEntry({ name, id, mode }, at) {
   const entry = Buffer.alloc(Math.ceil((24 + name.length) / 8) * 8);
   entry.writeBigUInt64LE(id);
   entry.writeBigUInt64LE(BigInt(at + 1), 8);
   entry.writeUInt32LE(name.length, 16);
-  entry.writeUInt32LE(8, 20); // DT_REG
+  entry.writeUInt32LE(mode >> 12, 20); // DT_REG, DT_LNK
   entry.write(name, 24);
   return entry;
 }

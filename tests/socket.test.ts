@@ -131,7 +131,7 @@ const fates: [what: string, proc: Parameters<typeof procOf>[0], state: string][]
   ["one that was stopped", { state: "T" }, "alive"],
   ["one in uninterruptible sleep", { state: "D" }, "alive"],
   ["a zombie", { state: "Z" }, "dead"],
-  ["one whose other threads have yet to end", { state: "Z", threads: 2 }, "alive"],
+  ["one whose other threads have yet to end, or never will", { state: "Z", threads: 2 }, "dead"],
   ["one that is gone", { state: "" }, "dead"],
   ["one that goes as it is read", { state: "", error: "ESRCH" }, "dead"],
   ["one that may not be read", { state: "", error: "EACCES" }, "unknown"],
