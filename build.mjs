@@ -12,9 +12,11 @@
  *       …modules…                                 side by side
  *     })(require, module)
  *
- * One function, so that it has its own text, even when it was read from stdin: a function's toString() is its source. The lines for a shell are not in it.
+ * One function, so that it has its own text, even when it was read from stdin: a function's toString() is its source. The lines for a shell are
+ * not in it.
  *
- * The names are left whole, whitespace and syntax are not: written out it would be a quarter larger. Each function begins a line. `--readable` writes `dist/holdfast.readable.js` as well, the same program with all its whitespace.
+ * The names are left whole, whitespace and syntax are not: written out it would be a quarter larger. Each function begins a line. `--readable`
+ * writes `dist/holdfast.readable.js` as well, the same program with all its whitespace.
  *
  * The hash stands in the file itself, and is that of the file with zeros in its place: `sed "s/$hash/$(printf %064d 0)/" holdfast.js | sha256sum`.
  * Two builds of the same sources are the same bytes.

@@ -446,8 +446,9 @@ async function clearDead(places: Places, stopped = false): Promise<void> {
     const { record } = readRecord(places.record); // again: another daemon may have published meanwhile
     if (!record || !(await isGone(record))) return;
     for (const name of [places.socket, record.socket.bound]) {
-      for (let i = 0; i < 10 && isLeftBy(record, name) && !(await refuses(name)); i++) await sleep(20); // the last of its threads is just ending
-      const there = isLeftBy(record, name) && (await refuses(name)) ? lookAt(name) : undefined;
+      let isFree = false;
+      for (let i = 0; i < 10 && isLeftBy(record, name) && !(isFree = await refuses(name)); i++) await sleep(20); // the last of its threads is just ending
+      const there = isFree && lookAt(name);
       if (there && there.kind === "socket") retireName(name, there);
     }
     if (!stopped || record.ended?.reason === "stopped") return;

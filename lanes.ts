@@ -5,8 +5,8 @@
  *               else a read or a list              4 at once, large ones 1; and not for a connection that does not take what it has
  *               else                               no lane
  *
- * A system call on a mount that has died returns when it comes back, or never: until then it holds one of libuv's 4 threads. So the client is told, the thread is
- * left to it, and the next ones are refused. What must not block at all, the event loop, is not let near such a mount: see processes.ts.
+ * A system call on a mount that has died returns when it comes back, or never: until then it holds one of libuv's 4 threads. So the client is told,
+ * the thread is left to it, and the next ones are refused. What must not block at all, the event loop, is not let near such a mount: see processes.ts.
  */
 
 import { spawn } from "node:child_process";
