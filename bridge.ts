@@ -17,6 +17,7 @@ import { createFrameDecoder, encodeFrame, maxBodyBytes } from "./frame.ts";
 import type { FrameDecoder, FrameEvent, Framing } from "./frame.ts";
 import { oversizeAnswer } from "./rpc.ts";
 import { safely } from "./socket.ts";
+import { runtime } from "./version.ts";
 
 const connectMs = 5000;
 /** How long answers are waited for after stdin has ended. */
@@ -60,7 +61,7 @@ export function channelEnds(): { input: Readable; output: Writable } {
 function openInput(): Readable {
   const stats = fstatSync(0);
   // Deno and Bun do not read a descriptor by net.Socket
-  if (!(stats.isFIFO() || stats.isSocket()) || "Deno" in globalThis || "Bun" in globalThis) return process.stdin;
+  if (!(stats.isFIFO() || stats.isSocket()) || runtime !== "node") return process.stdin;
   const intake = createIntake();
   // manualStart, as node opens process.stdin: else it reads, and may end, before anyone listens
   return intake.keepFor(new Socket({ fd: 0, readable: true, writable: false, manualStart: true, onread: intake.onread } as object));

@@ -4,8 +4,8 @@
  * A start, in order: join what answers; else claim the start; look again, also for a daemon that has lost all its names; clear away what is
  * provably dead and ours; probe, choose, launch, verify. Whoever finds the start claimed waits and joins the winner.
  *
- * Node's own start is most of it, so where nothing seems to be, the daemon's process is spawned as soon as the start is claimed. It boots while all
- * the rest goes on, and waits for its handover. The host is measured meanwhile.
+ * Node's own start is most of it, so where nothing seems to be, the daemon's process is spawned first of all. It boots while all the rest goes on, and
+ * waits for its handover, which it gets from whoever holds the claim; else it ends. The host is measured meanwhile.
  */
 
 import { randomBytes } from "node:crypto";
@@ -202,33 +202,35 @@ async function withClaim<T>(
   for (const directory of new Set([dirname(places.socket), places.directory])) makeRunDirectory(directory);
   for (const deadline = now() + startMs; ; ) {
     const vacant = isVacant(places);
-    let found = !vacant && (await join());
-    if (found) return found;
-    const claim = tryClaim(places.claim);
-    if ("release" in claim) {
-      let prepared: Prepared | undefined;
-      try {
-        if (vacant) prepared = prepare();
-        prepared?.facts.catch(() => {}); // where nobody asks for them
-        found = await join(); // the one that held the claim may have started it meanwhile
-        const lost = found ? undefined : await recallServer(places);
-        if (lost) found = await join();
-        lost?.client.close();
-        return found ? found : await start(prepared);
-      } finally {
-        prepared?.daemon.discard();
-        claim.release();
+    const prepared = vacant ? prepare() : undefined;
+    prepared?.facts.catch(() => {}); // where nobody asks for them
+    try {
+      let found = !vacant && (await join());
+      if (found) return found;
+      const claim = tryClaim(places.claim);
+      if ("release" in claim) {
+        try {
+          found = await join(); // the one that held the claim may have started it meanwhile
+          const lost = found ? undefined : await recallServer(places);
+          if (lost) found = await join();
+          lost?.client.close();
+          return found || (await start(prepared));
+        } finally {
+          claim.release();
+        }
       }
+      if (now() > deadline) throw busy(places, claim.heldBy);
+    } finally {
+      prepared?.daemon.discard();
     }
-    if (now() > deadline) throw busy(places, claim.heldBy);
     await sleep(50);
   }
 }
 
-/** There is no name, and whoever had it has ended: nothing to join, as it seems. */
-function isVacant({ socket, record: path }: Places): boolean {
+/** There is no name, whoever had it has ended, and nobody else is starting one: nothing to join, as it seems. */
+function isVacant({ socket, record: path, claim }: Places): boolean {
   const { record, problem } = readRecord(path);
-  return !problem && (!record || record.ended !== undefined) && safely(() => lookAt(socket))?.kind === "absent";
+  return !problem && (!record || record.ended !== undefined) && [socket, claim].every((name) => safely(() => lookAt(name))?.kind === "absent");
 }
 
 function busy(places: Places, holder: Identity | undefined): Failure {
@@ -480,7 +482,7 @@ async function launch(options: StartOptions, world: World, prepared: Prepared | 
     throw error;
   }
   if (old) await endReplaced(old, places);
-  return { ...started, ...(await verify(places, started, facts, world)), facts, how: "started" };
+  return { ...started, ...(await verify(places, { ...ready, pid: started.pid }, facts, world)), facts, how: "started" };
 }
 
 function handoverOf({ places, tokenHashes, command, version }: StartOptions, old?: DaemonRecord): Omit<Handover, "facts"> {
@@ -490,12 +492,10 @@ function handoverOf({ places, tokenHashes, command, version }: StartOptions, old
 }
 
 /** A real request over the socket, and the place where the process really is. */
-async function verify(places: Places, started: { pid: number; instance: string }, facts: Facts, world: World): Promise<{ lifetime: Lifetime; version: string }> {
-  const { record, problem } = readRecord(places.record);
-  if (!record || record.instance !== started.instance) throw cannot(`verify the start: ${problem ? problem.message : `"${places.record}" is not this daemon's record`}`);
+async function verify(places: Places, started: { pid: number; instance: string; key: string }, facts: Facts, world: World): Promise<{ lifetime: Lifetime; version: string }> {
   const client = await connectClient(places.socket, answerMs);
   try {
-    const { instanceId, version } = (await client.request("server.capabilities", {}, record.key, answerMs)) as { instanceId: string; version: string };
+    const { instanceId, version } = (await client.request("server.capabilities", {}, started.key, answerMs)) as { instanceId: string; version: string };
     if (instanceId !== started.instance) throw cannot(`verify the start: instance ${instanceId} answers, ${started.instance} was started`);
     return { lifetime: describeVerdict(judgePlace(placeOf(started.pid, world), facts)), version };
   } finally {

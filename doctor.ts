@@ -37,8 +37,11 @@ export function explainAbsence(places: Places, outcome?: ConnectFailure): Explan
   const serve = `${programWords()} --serve --socket '${places.socket}'`;
   const { record, problem } = readRecord(places.record);
   const explain = (reason: Reason, message: string, hint: string, healable = false): Explanation => ({ reason, message, hint, healable, record });
-  const errno = outcome && "error" in outcome ? errnoOf(outcome.error) : undefined;
-  if (errno === "EACCES" || errno === "EPERM") return explain("permission", `the socket "${places.socket}" may not be used: ${reasonOf(outcome && "error" in outcome ? outcome.error : "")}${ownerWords(places)}`, `choose your own with --socket`);
+  const { error } = Object(outcome) as { error?: NodeJS.ErrnoException };
+  const errno = errnoOf(error);
+  if (errno === "EACCES" || errno === "EPERM") {
+    return explain("permission", `the socket "${places.socket}" may not be used: ${reasonOf(error)}${ownerWords(places)}`, `choose your own with --socket`);
+  }
   if (problem) {
     return explain(problem.exit === exitCodes.noPermission ? "permission" : "not-answering", problem.message, `${elsewhere}, or remove "${places.record}"`);
   }
@@ -52,7 +55,7 @@ export function explainAbsence(places: Places, outcome?: ConnectFailure): Explan
   const life = livenessOf(record);
   const { ended, stoppingAt } = record;
   if (life.state === "alive" && (stoppingAt || (ended && ended.reason === "stopped"))) {
-    return explain("stopped", `${daemon} was told to stop${stoppingAt ? `, and ends ${timeWords(stoppingAt).replace(/ \(.*/, "")}` : ""}`, serve);
+    return explain("stopped", `${daemon} was told to stop${stoppingAt ? `, and ends ${clockWords(stoppingAt)}` : ""}`, serve);
   }
   if (ended && life.state !== "alive") {
     const { reason, detail } = ended;
@@ -94,11 +97,16 @@ function programWords(): string {
   return `node '${process.argv[1] || "holdfast.js"}'`;
 }
 
-/** "at 14:03:22 (2 h ago)"; with the date when it was another day. */
+/** "at 14:03:22 (2 h ago)". */
 export function timeWords(at: number): string {
+  return `${clockWords(at)} (${durationWords(Date.now() - at)} ago)`;
+}
+
+/** "at 14:03:22"; with the date when it is another day. */
+export function clockWords(at: number): string {
   const time = new Date(at);
   const day = time.toDateString() === new Date().toDateString() ? "" : `${time.toISOString().slice(0, 10)} `;
-  return `at ${day}${time.toTimeString().slice(0, 8)} (${durationWords(Date.now() - at)} ago)`;
+  return `at ${day}${time.toTimeString().slice(0, 8)}`;
 }
 
 export function sizeWords(bytes: number): string {

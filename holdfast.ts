@@ -12,9 +12,10 @@ import type { BridgeWorld } from "./bridge.ts";
 import type { Started, StartOptions } from "./control.ts";
 import { cannot, cleanText, exitCodes, Failure } from "./failure.ts";
 import type { ReadyMessage } from "./lifetime.ts";
+import { daemonCommand, keepCompiled } from "./program.ts";
 import { hashToken, makeRunDirectory, ownToken, placesOf, readToken } from "./socket.ts";
 import type { Places } from "./socket.ts";
-import { build, version } from "./version.ts";
+import { build, runtime, version } from "./version.ts";
 
 export const connect: typeof api.connect = async (options) => (await import("./api.ts")).connect(options);
 export const serve: typeof api.serve = async (options) => (await import("./api.ts")).serve(options);
@@ -50,13 +51,14 @@ async function serveHost(places: Places, options: CommandLine["options"]): Promi
   const token = given || ownToken(places.token);
   const start: StartOptions = {
     places, get tokenHashes() { return [hashToken(token)]; }, launch: launch === "foreground" ? "detach" : launch,
-    enableLinger: options["enable-linger"] === true, replace: options.replace === true, command: await command(places), version: version(),
+    enableLinger: options["enable-linger"] === true, replace: options.replace === true, command: daemonCommand(places), version: version(),
     progress: (line) => process.stderr.isTTY && process.stderr.write(`holdfast: ${line} …\n`),
   };
   const tokenFile = given === undefined ? places.token : undefined;
   if (launch === "foreground") return serveHere(start, tokenFile, options);
-  const started = await (await import("./control.ts")).startServer(start);
-  return report(started, start, tokenFile, options);
+  const starting = (await import("./control.ts")).startServer(start);
+  void process.stdout; // takes node 1 ms to open: while the daemon boots
+  return report(await starting, start, tokenFile, options);
 }
 
 /** In this process, for a supervisor (systemd, a container): until it is stopped. */
@@ -117,19 +119,15 @@ function report(started: Started, { places }: StartOptions, tokenFile: string | 
 async function bridge(places: Places, mayStart: boolean): Promise<number> {
   const world: BridgeWorld = {
     ...(await import("./bridge.ts")).channelEnds(), socket: places.socket, warn: fail,
-    reachOtherwise: async (outcome) => (await import("./control.ts")).reachOtherwise(places, outcome, mayStart ? await healing(places) : undefined),
+    reachOtherwise: async (outcome) => (await import("./control.ts")).reachOtherwise(places, outcome, mayStart ? healing(places) : undefined),
     explainSilence: async () => (await import("./control.ts")).explainSilence(places),
     explainLoss: async () => (await import("./control.ts")).explainLoss(places),
   };
   return (await import("./bridge.ts")).runBridge(world);
 }
 
-async function healing(places: Places): Promise<Omit<StartOptions, "tokenHashes">> {
-  return { places, launch: "auto", command: await command(places), version: version(), progress: note };
-}
-
-async function command(places: Places): Promise<string[]> {
-  return (await import("./program.ts")).daemonCommand(places);
+function healing(places: Places): Omit<StartOptions, "tokenHashes"> {
+  return { places, launch: "auto", command: daemonCommand(places), version: version(), progress: note };
 }
 
 // --stop
@@ -146,7 +144,6 @@ async function stop(places: Places, options: CommandLine["options"]): Promise<nu
 // Words
 
 function versionFacts(): Record<string, unknown> {
-  const runtime = "Bun" in globalThis ? "bun" : "Deno" in globalThis ? "deno" : "node";
   const { sha256, file = process.argv[1] } = build || {};
   return { version: version(), sha256, runtime, runtimeVersion: process.versions[runtime], file };
 }
@@ -181,10 +178,13 @@ function run(): void {
     (code) => {
       process.exitCode = code;
       // what was written to a pipe is on its way by now; a handle of a mode that is done must not keep us
-      process.stdout.write("", () => process.exit(code));
+      process.stdout.write("", () => {
+        keepCompiled();
+        process.exit(code);
+      });
     },
     (error: unknown) => {
-      fail(error instanceof Failure ? error : new Failure(`Internal error: ${String((error as Error).stack || error).replace(/\n\s*/g, "; ")}`));
+      fail(error instanceof Failure ? error : new Failure(`Internal error: ${String((error as Error).stack || error).replace(/\n\s*(?=\S|$)/g, "; ")}`));
       process.exit(error instanceof Failure ? error.exit : exitCodes.failed);
     },
   );

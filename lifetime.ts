@@ -14,6 +14,7 @@ import type { Socket } from "node:net";
 import { userInfo } from "node:os";
 import { cannot, capture, Failure, reasonOf } from "./failure.ts";
 import { namesIn, now, openLog, readText, safely, sleep } from "./socket.ts";
+import { runtime } from "./version.ts";
 
 /** All probes together, side by side. */
 const probeMs = 2000;
@@ -111,9 +112,15 @@ export interface World {
 
 export function realWorld(): World {
   const uid = process.getuid!();
-  // a uid without an entry in the passwd database is named by its number, which loginctl takes as well
-  const user = safely(() => userInfo().username) || String(uid);
-  return { uid, user, run: (command, timeoutMs) => runCommand(command, timeoutMs, uid), readFile: readText, exists: existsSync };
+  let name: string | undefined;
+  return {
+    uid,
+    get user() {
+      // a uid without an entry in the passwd database is named by its number, which loginctl takes as well
+      return (name ??= safely(() => userInfo().username) || String(uid));
+    },
+    run: (command, timeoutMs) => runCommand(command, timeoutMs, uid), readFile: readText, exists: existsSync,
+  };
 }
 
 /** The environment in which systemd's user tools find our own user manager, whoever's session this is (su keeps the other's). */
@@ -319,13 +326,11 @@ export function judgePlace(place: Place, facts: Facts): Verdict {
       return verdict("yes", "detached; nothing here ends it at logout");
     case "unknown":
       return verdict("unknown", "in a place that cannot be read", warnings.mayEnd(facts));
-    case "unit":
-      if (!isPerConnection(place.unit)) {
-        const kept = facts.killMode === "process" || facts.killMode === "none";
-        return verdict("yes", kept ? "detached" : `detached in ${place.unit}; stopping that unit ends it`);
-      }
-      return facts.killMode === "process" || facts.killMode === "none" ? verdict("yes", `detached in ${place.unit}`)
-        : verdict("no", `in ${place.unit}`, warnings.endsWithConnection(facts));
+    case "unit": {
+      const kept = facts.killMode === "process" || facts.killMode === "none";
+      if (!isPerConnection(place.unit)) return verdict("yes", kept ? "detached" : `detached in ${place.unit}; stopping that unit ends it`);
+      return kept ? verdict("yes", `detached in ${place.unit}`) : verdict("no", `in ${place.unit}`, warnings.endsWithConnection(facts));
+    }
     case "session": {
       const where = place.owner === facts.uid ? "detached in the session" : `detached in a session of ${facts.owner || `user ${place.owner}`}`;
       if (facts.killed === "yes") return verdict("no", where, warnings.endsWithSession(facts));
@@ -346,8 +351,13 @@ function isPerConnection(unit: string): boolean {
   return /^[^@]+@.*\.service$/.test(unit) && /ssh|dropbear/.test(unit);
 }
 
+/** Of a finite one: with an infinite one nothing ends. */
 function delayWords(facts: Facts): string {
-  return facts.stopDelayUs === "infinity" ? "for ever" : `${Math.round(facts.stopDelayUs / 1e6)} s`;
+  return `${Math.round(Number(facts.stopDelayUs) / 1e6)} s`;
+}
+
+function noScope(facts: Facts): string {
+  return `and no scope could be made to leave it: ${facts.scopeProblem || "the launch was not to use one"}`;
 }
 
 /** The documented warnings. Each names its cause and the command that mends it, and has its anchor in README. */
@@ -361,14 +371,12 @@ const warnings = {
   }),
   endsWithSession: (facts: Facts): Warning => ({
     name: "ends-with-session",
-    message: `logind kills what stays in ${facts.owner ? `the session of ${facts.owner}` : "your sessions"} (${facts.policy}), and no scope `
-      + `could be made to leave it: ${facts.scopeProblem || "the launch was not to use one"}`,
+    message: `logind kills what stays in ${facts.owner ? `the session of ${facts.owner}` : "your sessions"} (${facts.policy}), ${noScope(facts)}`,
     hint: managerCanBeStarted(facts) || facts.scope !== "no" ? enableLinger(facts) : `as an administrator: ${excludeUser(facts.owner || facts.user)}`,
   }),
   endsWithConnection: (facts: Facts): Warning => ({
     name: "ends-with-connection",
-    message: `the service of this connection kills what it started when it ends (KillMode=${facts.killMode || "control-group"}), and no scope could be made `
-      + `to leave it: ${facts.scopeProblem || "the launch was not to use one"}`,
+    message: `the service of this connection kills what it started when it ends (KillMode=${facts.killMode || "control-group"}), ${noScope(facts)}`,
     hint: enableLinger(facts),
   }),
   mayEnd: (facts: Facts): Warning => ({
@@ -590,13 +598,14 @@ export function spawnDaemon(command: string[], log: string): DaemonProcess {
 }
 
 /**
- * Descriptors that our caller left open and a child would inherit. Node marks those it was given close-on-exec only up to the first gap after
- * 15; whatever is beyond would stay open in the daemon, and keep a caller waiting who waits for the end of a pipe.
+ * Descriptors that our caller left open and a child would inherit. Node marks those it was given close-on-exec up to 15, and from there to the first
+ * gap; whatever is beyond would stay open in the daemon, and keep a caller waiting who waits for the end of a pipe.
  */
 function inheritedDescriptors(): number[] {
+  const marked = runtime === "node" ? 15 : 4;
   const isInherited = (descriptor: number): boolean => (parseInt(capture(/^flags:\s+(\d+)/m, readText(`/proc/self/fdinfo/${descriptor}`)) || "2000000", 8) & 0o2000000) === 0; // O_CLOEXEC
-  const limit = readLimit("Max open files", { readFile: readText }); // dup2(2) takes none beyond it
-  return namesIn("/proc/self/fdinfo").map(Number).filter((descriptor) => descriptor > 4 && descriptor < limit && isInherited(descriptor));
+  const found = namesIn("/proc/self/fdinfo").map(Number).filter((descriptor) => descriptor > marked && isInherited(descriptor));
+  return found.length === 0 ? found : found.filter((descriptor) => descriptor < readLimit("Max open files", { readFile: readText })); // dup2(2) takes none beyond it
 }
 
 /** What a program that ended early wrote to the log, which is its stderr: the reason, in its own words. */

@@ -1,10 +1,18 @@
-/** This program as a file, and the command that runs it again as a daemon. */
+/**
+ * This program as a file, the command that runs it again as a daemon, and what V8 has compiled of it.
+ *
+ *     server                   the built file
+ *     .server.cache/serve      0700/0600: the code of the functions that --serve needs, for its next start; so of the daemon, --bridge, --call, --stop
+ *
+ * Who owns the file keeps these beside it, where that is possible; else each start compiles anew. Remove them at any time.
+ */
 
-import { statSync } from "node:fs";
+import { Buffer } from "node:buffer";
+import { mkdirSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { makeRunDirectory, readText, safely, writeOwnFile } from "./socket.ts";
 import type { Places } from "./socket.ts";
-import { build, sourceFile } from "./version.ts";
+import { build, runtime, sourceFile } from "./version.ts";
 
 /**
  * Says what runs this very program as the daemon of some places: the runtime and the flags that this process was started with, when it is this
@@ -23,12 +31,12 @@ export function daemonCommand(places: Places, isImported = false): string[] {
 const leanFlag = "--v8-pool-size=1";
 
 function defaultFlags(): string[] {
-  return "Deno" in globalThis ? ["run", "--allow-all"] : "Bun" in globalThis ? [] : [leanFlag];
+  return { node: [leanFlag], deno: ["run", "--allow-all"], bun: [] }[runtime];
 }
 
 /** What stands between runtime and script. Deno does not tell it, and Bun takes a "-" for a flag: there the kernel is asked. */
 function ownFlags(): string[] {
-  if (!("Deno" in globalThis) && !("Bun" in globalThis)) return [leanFlag, ...process.execArgv.filter((flag) => flag !== leanFlag && !flag.startsWith("--input-type"))];
+  if (runtime === "node") return [leanFlag, ...process.execArgv.filter((flag) => flag !== leanFlag && !flag.startsWith("--input-type"))];
   const words = (readText("/proc/self/cmdline") || "").split("\0").slice(0, -1);
   const scriptAt = words.length - process.argv.slice(2).length - 1;
   return scriptAt > 0 ? words.slice(1, scriptAt) : defaultFlags();
@@ -51,4 +59,19 @@ function programFile(places: Places, isImported: boolean): string {
 /** A path that leads to the same file in another process: not "-", /dev/stdin, or bash's <(cat holdfast.js). */
 function isOnDisk(path: string): boolean {
   return path !== "-" && !/^\/(dev|proc)\//.test(path) && safely(() => statSync(path).isFile()) === true;
+}
+
+/**
+ * Keeps what V8 has compiled by now, when there is none that fits. Never fails: it is only for speed.
+ *
+ * Whole or not at all, and on the disk before it has its name: V8 trusts its code blindly, and a crash may leave zeros in what was not synced.
+ */
+export function keepCompiled(): void {
+  const { cache, file } = build || {};
+  if (!cache || cache.fits) return;
+  safely(() => {
+    if (statSync(file!).uid !== process.getuid!()) return; // its owner could not remove what is ours
+    safely(() => mkdirSync(dirname(cache.path), { mode: 0o700 }));
+    if (cache.isOurs()) writeOwnFile(cache.path, Buffer.concat([Buffer.from(cache.key), cache.data()]), true);
+  });
 }

@@ -28,6 +28,7 @@ import { createLanes } from "./lanes.ts";
 import { createLog } from "./log.ts";
 import type { Log } from "./log.ts";
 import { watchLogouts } from "./logouts.ts";
+import type { Logouts } from "./logouts.ts";
 import { createProcesses } from "./processes.ts";
 import { booleanParam, createRpc, encodeError, integerParam, optionalStringParam, oversizeAnswer, stringParam, unauthorized } from "./rpc.ts";
 import type { Caller, Method, Params, Peer } from "./rpc.ts";
@@ -60,8 +61,6 @@ const lockMs = 1000;
 /** What the host may be short of is logged at most so often, for each errno. */
 const shortages = /^E(MFILE|NFILE|AGAIN|NOMEM|NOSPC|DQUOT|TIMEDOUT)$/;
 const shortageMs = 60_000;
-/** What can wait until the launcher has its answer. */
-const soonMs = 20;
 /** SIGTERM, SIGCONT and SIGHUP of systemd come within a millisecond, in any order. */
 const signalsMs = 50;
 
@@ -120,6 +119,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   let connectionCount = 0;
   let graceTimer: NodeJS.Timeout | undefined;
   let looking: Promise<void> | undefined;
+  let logouts: Logouts | undefined;
   let lastProblem = "";
   const shortageNotes = new Map<unknown, number>(); // until when nothing is said of an errno
   let finish: (code: number) => void;
@@ -152,10 +152,11 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     throw error;
   }
   phase = "serving";
-  const logouts = watchLogouts(facts.uid, facts.stopDelayUs === "infinity" ? 0 : facts.stopDelayUs / 1000);
   const checkTimer = setInterval(() => void check(), checkMs);
-  setTimeout(() => createHash("sha256"), soonMs); // loads node:crypto: after the launcher's question, before the first token
-  log(`Remote server listening on ${places.socket} (pid ${process.pid}, instance ${instance}, ${lifetime.where}; survives logout: ${lifetime.words})`);
+  setImmediate(() => { // before the first connection, but not before the launcher's word
+    logouts = watchLogouts(facts.uid, facts.stopDelayUs === "infinity" ? 0 : facts.stopDelayUs / 1000);
+    log(`Remote server listening on ${places.socket} (pid ${process.pid}, instance ${instance}, ${lifetime.where}; survives logout: ${lifetime.words})`);
+  });
   return { record, lifetime, ended };
 
   // Publication and the record
@@ -431,7 +432,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   function status(): Record<string, unknown> {
     return {
       ...capabilities(), pid: process.pid, uptimeMs: Math.round(now() - bornAt), rssBytes: process.memoryUsage().rss, connections: connections.size,
-      processes: processes.summary(), log: places.log, socket: places.socket, phase, logoutsOutlived: logouts.outlived(),
+      processes: processes.summary(), log: places.log, socket: places.socket, phase, logoutsOutlived: logouts?.outlived(),
       limits: { maxBodyBytes, strangerBodyBytes, maxStrangers, maxTokens, openFiles: safely(() => readdirSync("/proc/self/fd").length), maxOpenFiles },
     };
   }
@@ -519,7 +520,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     phase = "ending";
     clearTimeout(graceTimer);
     clearInterval(checkTimer);
-    logouts.close();
+    logouts?.close();
     log(`[Server] Ending: ${reason} (${detail})`);
     record.ended = { at: Date.now(), reason, detail };
     delete record.stoppingAt;

@@ -13,7 +13,7 @@
 
 import { createHash, randomBytes } from "node:crypto";
 import {
-  chmodSync, closeSync, constants, fstatSync, linkSync, lstatSync, mkdirSync, openSync, readdirSync, readFileSync, readlinkSync, readSync, renameSync,
+  chmodSync, closeSync, constants, fstatSync, fsyncSync, linkSync, lstatSync, mkdirSync, openSync, readdirSync, readFileSync, readlinkSync, readSync, renameSync,
   statSync, unlinkSync, writeFileSync,
 } from "node:fs";
 import type { Stats } from "node:fs";
@@ -162,14 +162,19 @@ export function makeRunDirectory(directory: string): void {
 
 /** Describes a process so that it can be recognised later. */
 export function identify(pid: number = process.pid, proc: Proc = realProc): Identity {
-  return {
+  const isOwn = pid === process.pid && proc === realProc;
+  const identity = (isOwn && own) || {
     pid,
     startTime: safely(() => startTimeOf(proc, pid)) || "",
     bootId: safely(() => proc.read("/proc/sys/kernel/random/boot_id").trim()) || "",
     pidNamespace: safely(() => proc.link("/proc/self/ns/pid")) || "",
-    host: proc.host,
   };
+  if (isOwn) own = identity;
+  return { ...identity, host: proc.host };
 }
+
+/** Of this process: asked for a dozen times on the way to a start. */
+let own: Omit<Identity, "host"> | undefined;
 
 /** What is known of a process: alive and the same, provably gone, or not to be told from here; and by what. */
 export interface Liveness {
@@ -287,11 +292,15 @@ export function writeRecord(path: string, record: DaemonRecord): void {
   writeOwnFile(path, JSON.stringify(record, undefined, 1) + "\n");
 }
 
-/** Writes a file of ours, 0600, by rename; nothing planted under its name is followed or kept. */
-export function writeOwnFile(path: string, text: string): void {
+/**
+ * Writes a file of ours, 0600, by rename; nothing planted under its name is followed or kept.
+ *
+ * @param synced It is on the disk before it has its name.
+ */
+export function writeOwnFile(path: string, data: string | Uint8Array, synced = false): void {
   const temporary = `${path}.${randomName(8)}`;
   try {
-    createFile(temporary, text);
+    createFile(temporary, data, synced);
     renameSync(temporary, path);
   } catch (error) {
     safely(() => unlinkSync(temporary));
@@ -299,10 +308,11 @@ export function writeOwnFile(path: string, text: string): void {
   }
 }
 
-function createFile(path: string, text: string): void {
+function createFile(path: string, data: string | Uint8Array, synced = false): void {
   const descriptor = openSync(path, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW, 0o600);
   try {
-    writeFileSync(descriptor, text); // all of it: one write(2) on a full disk may take a part, without an error
+    writeFileSync(descriptor, data); // all of it: one write(2) on a full disk may take a part, without an error
+    if (synced) fsyncSync(descriptor);
   } finally {
     closeSync(descriptor);
   }
@@ -480,10 +490,11 @@ export async function listenBeside(server: Server, path: string): Promise<BoundS
     try {
       await new Promise<void>((done, fail) => {
         server.once("error", fail);
-        server.listen(bound, () => {
+        server.once("listening", () => {
           server.removeListener("error", fail);
           done();
         });
+        listenAt(server, bound);
       });
       const { dev, ino } = lstatSync(bound);
       return { bound, dev, ino };
@@ -494,6 +505,12 @@ export async function listenBeside(server: Server, path: string): Promise<BoundS
       process.umask(umask);
     }
   }
+}
+
+/** What listen() comes to; but that has node load node:cluster, and with it all of node:child_process: 3 ms, and 300 kB. Bun has no such step. */
+function listenAt(server: Server & { _listen2?(path: string, port: -1, type: -1): void }, path: string): void {
+  if (server._listen2) server._listen2(path, -1, -1);
+  else server.listen(path);
 }
 
 /** No longer than fits: as the public name does, or at least 4 bytes where there is room for them. */

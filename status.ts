@@ -1,7 +1,7 @@
 /** --status: server.status for people, on one screen. */
 
 import { connectOwned } from "./control.ts";
-import { durationWords, sizeWords, timeWords } from "./doctor.ts";
+import { clockWords, durationWords, sizeWords } from "./doctor.ts";
 import { cleanText } from "./failure.ts";
 import type { Lifetime } from "./lifetime.ts";
 import type { ChildSummary } from "./processes.ts";
@@ -43,7 +43,7 @@ function statusWords(status: Status): string {
   const running = processes.filter((entry) => entry.running).length;
   const rows: [string, string][] = [
     ["daemon", `holdfast ${status.version}, pid ${status.pid}, instance ${status.instanceId}`],
-    ["up", `${durationWords(status.uptimeMs)}, started ${timeWords(status.startedAt).replace(/ \(.*/, "")}`],
+    ["up", `${durationWords(status.uptimeMs)}, started ${clockWords(status.startedAt)}`],
     ["lives", lifetime.where],
     ["survives logout", lifetime.words],
     ...(status.logoutsOutlived === undefined ? [] : [["outlived", `${status.logoutsOutlived} ${status.logoutsOutlived === 1 ? "logout" : "logouts"} so far`] as [string, string]]),
@@ -62,5 +62,5 @@ function statusWords(status: Status): string {
 }
 
 function processWords({ pid, command, running, bytes, ageMs }: ChildSummary): string {
-  return `${running ? `pid ${pid}`.padEnd(12) : "ended".padEnd(12)} ${durationWords(ageMs).padEnd(8)} ${sizeWords(bytes).padStart(9)}  ${cleanText(command, 40)}`;
+  return `${(running ? `pid ${pid}` : "ended").padEnd(12)} ${durationWords(ageMs).padEnd(8)} ${sizeWords(bytes).padStart(9)}  ${cleanText(command, 40)}`;
 }

@@ -13,6 +13,20 @@ export interface Build {
   file: string | undefined;
   /** The text of the file without its first lines, which are for a shell; under Deno and Bun, which rewrite what they run, that of an equal program. */
   text(): string;
+  /** Where V8's compiled code of the program is kept for this mode; undefined where it is not. */
+  cache?: CodeCache;
+}
+
+export interface CodeCache {
+  /** Of this mode, in a directory beside the built file. */
+  path: string;
+  /** What the file begins with: of which program and node it is. */
+  key: string;
+  /** It was there, and V8 took it. */
+  fits: boolean;
+  /** Nobody else can write into its directory. Throws where there is none. */
+  isOurs(): boolean;
+  data(): Uint8Array;
 }
 declare const __build: Build;
 
@@ -20,6 +34,9 @@ export const build: Build | undefined = typeof __build === "object" ? __build : 
 
 /** From source: the path of this module. (The build has no import.meta: its output is CommonJS.) */
 export const sourceFile = (import.meta as { filename?: string }).filename;
+
+/** Deno and Bun have some things that differ. */
+export const runtime = "Bun" in globalThis ? "bun" : "Deno" in globalThis ? "deno" : "node";
 
 export function version(): string {
   if (build) return build.version;
