@@ -55,7 +55,6 @@ const tail = `)(typeof require=="function"&&require,typeof module=="object"?modu
 // The cache is V8's own code, which it trusts: only a directory of ours in which nobody else can write is read. V8 itself looks whether it is of its
 // version and flags; the key says of which program, as it stands there since it was last changed (ctime), and by which node.
 const prologue = `async function holdfast(require, module) {
-"use strict";
 if (typeof Deno === "undefined" && parseInt(process.versions.node, 10) < 18) {
   process.stderr.write("holdfast: error: Cannot run on Node " + process.versions.node + ": version 18 or later is needed\\n");
   process.exitCode = 1;
@@ -80,9 +79,10 @@ function isScript() {
   }
 }
 function load() {
-  const text = holdfast.toString(), start = /\\/\\*!/.exec(text).index + 3, cache = findCache();
-  let cachedData;
+  const text = holdfast.toString(), start = /\\/\\*!/.exec(text).index + 3;
+  let cache, cachedData;
   try {
+    cache = findCache();
     const bytes = cache.isOurs() && require("node:fs").readFileSync(cache.path);
     if (bytes.latin1Slice(0, cache.key.length) === cache.key) cachedData = bytes.subarray(cache.key.length);
   } catch (error) {
@@ -101,8 +101,8 @@ function findCache() {
     path: directory + "/" + mode,
     key: [__build.sha256, statSync(file).ctimeMs, process.version, size, mtimeMs, ""].join(" ").padEnd(160),
     isOurs() {
-      const stats = lstatSync(directory);
-      return stats.isDirectory() && stats.uid === process.getuid() && (stats.mode & 0o77) === 0;
+      const stats = lstatSync(directory); // a link's mode is 0777
+      return stats.uid === process.getuid() && (stats.mode & 0o77) === 0;
     },
   };
 }

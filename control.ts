@@ -290,7 +290,7 @@ async function recallServer(places: Places): Promise<Reached | undefined> {
 function callDaemons(places: Places): number[] {
   const { record } = readRecord(places.record);
   const pids = daemonsOf(places);
-  if (record && livenessOf(record).state === "alive") pids.push(record.pid);
+  if (record && isAlive(record)) pids.push(record.pid);
   for (const pid of pids) safely(() => process.kill(pid, "SIGCONT"));
   return pids;
 }
@@ -370,6 +370,10 @@ function notAnswering(path: string, record: DaemonRecord | undefined, why = `no 
   });
 }
 
+function isAlive(identity: Identity): boolean {
+  return livenessOf(identity).state === "alive";
+}
+
 async function isGoneWithin(record: DaemonRecord, timeoutMs: number): Promise<boolean> {
   for (const deadline = now() + timeoutMs; !(await isGone(record)); await sleep(20)) if (now() > deadline) return false;
   return true;
@@ -414,7 +418,7 @@ async function joinReached({ client, record }: Reached, options: StartOptions, w
   let answer: Admitted | undefined;
   for (const tokenHash of options.tokenHashes) answer = await admit({ tokenHash });
   // in another pid namespace its pid means somebody else
-  const isHere = livenessOf(record).state === "alive";
+  const isHere = isAlive(record);
   const facts = await probeHost(world, isHere ? { pid: record.pid } : {});
   if (isHere) await mend(record.pid, facts, options, world);
   const { pid, instanceId, version, lifetime } = !answer || isHere ? await admit({ facts }) : answer;
@@ -580,7 +584,6 @@ async function killServer(places: Places, record: DaemonRecord): Promise<Stopped
   if (life.state === "unknown") {
     throw cannot(`stop the daemon (pid ${record.pid}): it does not answer, and ${life.why}`, { exit: exitCodes.unavailable });
   }
-  const isAlive = (identity: Identity): boolean => livenessOf(identity).state === "alive";
   const children = life.state === "alive" ? childrenOf(record.pid) : [];
   let processes = familyOf(children).map((pid) => identify(pid));
   if (!(await endBySignal(() => [record].filter(isAlive)))) throw cannot(`stop the daemon (pid ${record.pid}): it is still there after SIGKILL`);
@@ -600,7 +603,7 @@ async function endBySignal(find: () => Identity[]): Promise<boolean> {
 }
 
 function signalIfSame(identity: Identity, signal: NodeJS.Signals): void {
-  if (livenessOf(identity).state !== "alive") return;
+  if (!isAlive(identity)) return;
   try {
     process.kill(identity.pid, signal);
   } catch (error) {

@@ -1,0 +1,178 @@
+// time limit: 120 s
+/** What V8 has compiled, kept beside the file: who keeps it, that it is used, and when it is not. What runs tells, by what it prints. */
+
+import { spawn } from "node:child_process";
+import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, utimesSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { builtFile, frameOf, outcomeOf, request } from "./daemon.ts";
+import type { Outcome } from "./daemon.ts";
+
+/** What a file of the cache begins with, padded. */
+const keyBytes = 160;
+const text = readFileSync(builtFile, "utf8");
+const modes = ["bridge", "call", "launched", "serve", "stop"];
+
+interface Site {
+  directory: string;
+  /** A copy of the built file, and where its compiled code belongs. */
+  program: string;
+  cache: string;
+  run(args: string[], stdin?: string | Buffer): Promise<Outcome>;
+  /** What --stop says where no daemon is: "none 0", by this program. */
+  word(): Promise<string>;
+}
+
+async function withSite(use: (site: Site) => Promise<void>): Promise<void> {
+  const directory = mkdtempSync(join(tmpdir(), "holdfast-program-"));
+  const program = join(directory, "server");
+  const socket = join(directory, "run/s");
+  const run: Site["run"] = (args, stdin) => outcomeOf(spawn(process.execPath, [program, ...args, "--socket", socket], { cwd: "/" }), stdin);
+  const word = async (): Promise<string> => {
+    const { code, stdout, stderr } = await run(["--stop"]);
+    assert.equal([code, stderr], [0, ""]);
+    return stdout.toString();
+  };
+  writeFileSync(program, text);
+  mkdirSync(join(directory, "run"), { mode: 0o700 });
+  try {
+    await use({ directory, program, cache: join(directory, ".server.cache"), run, word });
+  } finally {
+    await run(["--stop", "--now"]);
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+const asRoot = process.getuid!() === 0;
+const modeOf = (path: string): number => lstatSync(path).mode & 0o7777;
+
+const kept = suite("keepCompiled()");
+
+kept("keeps one file for each mode that is often started, which nobody else can read or write", async () => {
+  await withSite(async ({ directory, program, cache, run }) => {
+    assert.is((await run(["--serve"])).code, 0);
+    assert.is((await run(["--call", "server.ping"])).code, 0);
+    const token = readFileSync(join(directory, "run/s.token"), "utf8").trim();
+    assert.is((await run(["--bridge"], frameOf(request("server.ping", {}, token)))).code, 0);
+    assert.is((await run(["--status"])).code, 0);
+    assert.equal(readdirSync(cache).sort(), ["bridge", "call", "serve"]); // the daemon's comes as it ends: to make it takes memory
+    assert.is((await run(["--stop"])).code, 0);
+    assert.equal(readdirSync(cache).sort(), modes);
+    assert.equal(modes.map((mode) => modeOf(join(cache, mode))), modes.map(() => 0o600));
+    assert.is(modeOf(cache), 0o700);
+    const [, sha256] = /\bsha256: "([0-9a-f]{64})"/.exec(text)!;
+    const keys = new Set(modes.map((mode) => readFileSync(join(cache, mode), "latin1").slice(0, keyBytes)));
+    assert.is(keys.size, 1);
+    for (const fact of [sha256, statSync(program).ctimeMs, process.version]) assert.ok([...keys][0]!.split(" ").includes(String(fact)), `${fact} is in ${[...keys]}`);
+    // none of it is made again
+    const before = modes.map((mode) => lstatSync(join(cache, mode)).ino);
+    await run(["--serve"]);
+    await run(["--call", "server.ping"]);
+    await run(["--bridge"], frameOf(request("server.ping", {}, token)));
+    await run(["--stop"]);
+    assert.equal(modes.map((mode) => lstatSync(join(cache, mode)).ino), before);
+    assert.equal(readdirSync(directory).sort(), [".server.cache", "run", "server"]);
+  });
+});
+
+kept("keeps nothing of a file that is imported, is another user's, or stands where nothing can be made", async () => {
+  await withSite(async ({ directory, program, cache, word }) => {
+    writeFileSync(join(directory, "use.cjs"), `require(${JSON.stringify(program)}); console.log("used");`);
+    const { stdout } = await outcomeOf(spawn(process.execPath, [join(directory, "use.cjs"), "--stop"], { cwd: "/" }));
+    assert.is(stdout.toString(), "used\n");
+    assert.not.ok(existsSync(cache));
+    writeFileSync(cache, "a file");
+    assert.is(await word(), "none 0\n");
+    assert.is(readFileSync(cache, "utf8"), "a file");
+    rmSync(cache);
+    // planted: whoever did it would own the code
+    const elsewhere = join(directory, "elsewhere");
+    mkdirSync(elsewhere, { mode: 0o700 });
+    symlinkSync(elsewhere, cache);
+    assert.is(await word(), "none 0\n");
+    assert.equal(readdirSync(elsewhere), []);
+    rmSync(cache);
+    if (!asRoot) return void console.log("SKIP 1 other users' files need root");
+    chownSync(program, 65534, 65534);
+    assert.is(await word(), "none 0\n");
+    assert.not.ok(existsSync(cache));
+    chownSync(program, 0, 0);
+    mkdirSync(cache, { mode: 0o700 });
+    chownSync(cache, 65534, 65534);
+    assert.is(await word(), "none 0\n");
+    assert.equal(readdirSync(cache), []);
+  });
+});
+
+const used = suite("compiled code");
+
+/** Puts in the place of this program's code that of another one, of the same length, which says "nine 0": so it shows which of them runs. */
+async function plant({ program, cache, word }: Site): Promise<string> {
+  const other = text.replaceAll('word:"none"', 'word:"nine"');
+  assert.is.not(other, text);
+  writeFileSync(program, other);
+  assert.is(await word(), "nine 0\n");
+  const code = readFileSync(join(cache, "stop")).subarray(keyBytes);
+  writeFileSync(program, text);
+  assert.is(await word(), "none 0\n", "the file was changed: what was compiled of it before is not taken");
+  const path = join(cache, "stop");
+  writeFileSync(path, Buffer.concat([readFileSync(path).subarray(0, keyBytes), code]));
+  return path;
+}
+
+used("is what runs, when it is there", async () => {
+  await withSite(async (site) => {
+    await plant(site);
+    assert.is(await site.word(), "nine 0\n");
+    assert.is(await site.word(), "nine 0\n");
+  });
+});
+
+used("is not taken from a directory that others may read or write, or that is another user's", async () => {
+  await withSite(async (site) => {
+    await plant(site);
+    for (const mode of [0o755, 0o770, 0o702]) {
+      chmodSync(site.cache, mode);
+      assert.is(await site.word(), "none 0\n", mode.toString(8));
+    }
+    chmodSync(site.cache, 0o700);
+    assert.is(await site.word(), "nine 0\n");
+    if (!asRoot) return void console.log("SKIP 1 other users' files need root");
+    chownSync(site.cache, 65534, 65534);
+    assert.is(await site.word(), "none 0\n");
+  });
+});
+
+used("is not taken when the file, or node, is another one than it was; it is made anew", async () => {
+  await withSite(async (site) => {
+    const path = await plant(site);
+    const planted = readFileSync(path);
+    utimesSync(site.program, 1, 1); // the time of a change cannot be set
+    assert.is(await site.word(), "none 0\n");
+    const key = readFileSync(path).subarray(0, keyBytes);
+    assert.is.not(key.toString(), planted.subarray(0, keyBytes).toString());
+    for (const [what, by] of [[process.version, "v0.0.0"], [String(statSync(process.execPath).size), "1"]] as const) {
+      const wrong = Buffer.from(key.toString().replace(what, by).padEnd(keyBytes).slice(0, keyBytes));
+      writeFileSync(path, Buffer.concat([wrong, planted.subarray(keyBytes)]));
+      assert.is(await site.word(), "none 0\n", what);
+      assert.is(readFileSync(path).subarray(0, keyBytes).toString(), key.toString(), `${what}: made anew`);
+    }
+  });
+});
+
+used("that is cut off, or empty, is not taken; it is made anew", async () => {
+  await withSite(async (site) => {
+    const path = await plant(site);
+    const planted = readFileSync(path);
+    for (const length of [0, 1, keyBytes, keyBytes + 1, keyBytes + 40, planted.length >> 1, planted.length - 1]) {
+      writeFileSync(path, planted.subarray(0, length));
+      assert.is(await site.word(), "none 0\n", `${length} bytes`);
+      assert.ok(lstatSync(path).size > planted.length >> 1, `${length} bytes: made anew`);
+    }
+  });
+});
+
+kept.run();
+used.run();
