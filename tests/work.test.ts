@@ -142,7 +142,10 @@ function takeUp(wire: Wire, id: string, ledger: Ledger): Promise<any> {
   return wire.request("process.reattach", { id, fromSeq: ledger.lastSeq }, ({ firstSeq }) => {
     const messages = firstSeq - ledger.lastSeq - 1;
     if (messages <= 0) return;
-    ledger.gaps.push({ afterBytes: seenBytes(ledger), messages });
+    const afterBytes = seenBytes(ledger);
+    const before = ledger.gaps.at(-1);
+    if (before?.afterBytes === afterBytes) before.messages += messages; // killed again before a message came: one gap
+    else ledger.gaps.push({ afterBytes, messages });
     ledger.lastSeq = firstSeq - 1;
   });
 }

@@ -84,7 +84,7 @@ script("deploys to ten at once with xargs, and ten times at once to one", () => 
     assert.is(new Set(joined!.map(({ pid }) => pid)).size, 1, "one daemon");
     assert.is(host.processes("--launched").filter(({ uid }) => uid === host.uid("one")).length, 1);
     assert.is(joined!.filter(({ copied }) => copied).length, 1, "one copy");
-    assert.equal(readdirSync(host.file("/home/one/.holdfast")), ["holdfast.js"]);
+    assert.equal(readdirSync(host.file("/home/one/.holdfast")), [".holdfast.js.cache", "holdfast.js"]);
   });
 });
 
