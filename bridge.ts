@@ -178,7 +178,7 @@ function relay(socket: Socket, { input, output, warn, explainLoss, explainSilenc
       if (inputEnded || finished) return finish(exitCodes.done);
       const failure = await explainLoss();
       if (finished) return;
-      if (boundary.isBetweenFrames()) output.write(encodeFrame(lostMessage(failure), framing || "native"));
+      if (boundary.isBetweenFrames()) output.write(encodeFrame(JSON.stringify({ type: "bridge", event: "lost", ...failure.data, message: failure.message, hint: failure.hint }), framing || "native"));
       warn(failure);
       finish(failure.exit);
     });
@@ -258,10 +258,6 @@ function createBoundary(): { pass(chunk: Buffer): void; isBetweenFrames(): boole
     },
     isBetweenFrames: () => left === 0 && headerRead === 0,
   };
-}
-
-function lostMessage({ message, hint, data }: Failure): string {
-  return JSON.stringify({ type: "bridge", event: "lost", ...data, message, hint });
 }
 
 /** Answers every request with why there is no daemon, so that a client that shows only RPC errors shows this; ends after the first burst of them. */

@@ -22,7 +22,7 @@
  * One function, so that it has its own text, even when it was read from stdin: a function's toString() is its source. The lines for a shell are
  * not in it.
  *
- * The names are left whole, whitespace and syntax are not: written out it would be a quarter larger. Each function begins a line. `--readable`
+ * The names are left whole, whitespace and syntax are not: written out it would be a quarter larger. A function begins a line, short ones share one. `--readable`
  * writes `dist/holdfast.readable.js` as well, the same program with all its whitespace.
  *
  * The hash stands in the file itself, and is that of the file with zeros in its place: `sed "s/$hash/$(printf %064d 0)/" holdfast.js | sha256sum`.
@@ -45,9 +45,12 @@ const head = `#!/bin/sh
 ":" //; for runtime in node nodejs bun; do command -v "$runtime" >/dev/null && exec "$runtime" "$0" "$@"; done
 ":" //; command -v deno >/dev/null && exec deno run --allow-all "$0" "$@"
 ":" //; echo "holdfast: error: Cannot run: there is no node, nodejs, bun or deno on the PATH" >&2; exit 127
-// holdfast ${version}: a remote server that is still there when you come back. MIT licence. Built from TypeScript sources.
+// holdfast ${version}, MIT licence: built from TypeScript sources
 ;(`;
 const tail = `)(typeof require=="function"&&require,typeof module=="object"?module:{});\n`;
+
+/** Of a file of the cache: what it is of, and the sum of the code that follows; a multiple of 8, for V8. */
+const headBytes = 176;
 
 // Run or imported: CommonJS knows. A script from stdin, and an ES module, which has no import.meta that CommonJS could read too, look at where they
 // are, in a stack, and compare it with the script that was run. Only they: a stack costs 3 million instructions.
@@ -73,24 +76,38 @@ load()(require, module, __build);
 function isScript() {
   try {
     const { realpathSync } = require("node:fs"), { pathToFileURL } = require("node:url");
-    return [process.argv[1], realpathSync(process.argv[1])].some((path) => path === __place() || pathToFileURL(path).pathname === __place());
+    return [process.argv[1], realpathSync(process.argv[1])].some((path) => [path, pathToFileURL(path).pathname].includes(__place()));
   } catch (error) {
     return false;
   }
 }
 function load() {
-  const text = holdfast.toString(), start = /\\/\\*!/.exec(text).index + 3;
+  const text = holdfast.toString(), start = text.search(/\\/\\*!/) + 3;
+  if (start < 3) throw new Error("Cannot run holdfast: it was bundled or minified, and its program, a comment, is lost");
   let cache, cachedData;
   try {
     cache = findCache();
-    const bytes = cache.isOurs() && require("node:fs").readFileSync(cache.path);
-    if (bytes.latin1Slice(0, cache.key.length) === cache.key) cachedData = bytes.subarray(cache.key.length);
+    const bytes = cache.isOurs() && require("node:fs").readFileSync(cache.path), code = bytes.subarray(${headBytes});
+    if (bytes.latin1Slice(0, ${headBytes}) === headOf(cache, code)) cachedData = code;
   } catch (error) {
     // there is none yet, or is to be none
   }
   const script = new (require("node:vm").Script)(text.slice(start, text.lastIndexOf("*/")), { filename: module.filename || process.argv[1], lineOffset: LINES, cachedData });
-  if (cache) __build.cache = Object.assign(cache, { fits: script.cachedDataRejected === false, data: () => script.createCachedData() });
+  __build.cache = cache;
+  if (cache) {
+    cache.fits = script.cachedDataRejected === false;
+    cache.data = () => {
+      const code = script.createCachedData();
+      return Buffer.concat([Buffer.from(headOf(cache, code)), code]);
+    };
+  }
   return script.runInThisContext();
+}
+function headOf({ key }, code) {
+  const words = new Int32Array(code.buffer, code.byteOffset, code.length >> 2);
+  let sum = 0;
+  for (let at = 0; at < words.length; at += 64) sum = (31 * sum + words[at]) | 0; // two of each sector
+  return (key + sum).padEnd(${headBytes});
 }
 function findCache() {
   const mode = ["launched", "serve", "bridge", "call", "stop"].find((name) => process.argv.includes("--" + name)), file = module.filename;
@@ -99,7 +116,7 @@ function findCache() {
   const directory = dirname(file) + "/." + basename(file) + ".cache", { size, mtimeMs } = statSync(process.execPath);
   return {
     path: directory + "/" + mode,
-    key: [__build.sha256, statSync(file).ctimeMs, process.version, size, mtimeMs, ""].join(" ").padEnd(160),
+    key: [__build.sha256, statSync(file).ctimeMs, process.version, size, mtimeMs, ""].join(" "),
     isOurs() {
       const stats = lstatSync(directory); // a link's mode is 0777
       return stats.uid === process.getuid() && (stats.mode & 0o77) === 0;
@@ -199,7 +216,7 @@ async function programText(form) {
   const modules = await bundle(form); // which also finds out what is needed of node
   const { code } = await transform(`load(function (require, module, __build) {\n"use strict";\n${nodePrelude()}${modules}})`, form);
   // compact, it has no newlines but those of templates, which are not to change where a runtime sets the lines of a comment anew
-  const text = code.replace(/^load|;\s*$/g, "").replaceAll("\n", form.minifyWhitespace ? "\\n" : "\n").replace(/(?<=[;}])(?=(?:async )?function \w+\()/g, "\n");
+  const text = code.replace(/^load|;\s*$/g, "").replaceAll("\n", form.minifyWhitespace ? "\\n" : "\n").replace(/(.{300,}?[;}])(?=(?:async )?function \w+\()/g, "$1\n");
   if (text.includes("*/")) throw new Error(`the program ends its comment: ${/.{0,80}\*\/.{0,20}/.exec(text)}`);
   return text;
 }

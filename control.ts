@@ -4,8 +4,8 @@
  * A start, in order: join what answers; else claim the start; look again, also for a daemon that has lost all its names; clear away what is
  * provably dead and ours; probe, choose, launch, verify. Whoever finds the start claimed waits and joins the winner.
  *
- * Node's own start is most of it, so where nothing seems to be, the daemon's process is spawned first of all. It boots while all the rest goes on, and
- * waits for its handover, which it gets from whoever holds the claim; else it ends. The host is measured meanwhile.
+ * Node's own start is most of it, so where nothing seems to be, the daemon's process is spawned as soon as the start is claimed. It boots while all
+ * the rest goes on, and waits for its handover. The host is measured meanwhile.
  */
 
 import { randomBytes } from "node:crypto";
@@ -202,35 +202,33 @@ async function withClaim<T>(
   for (const directory of new Set([dirname(places.socket), places.directory])) makeRunDirectory(directory);
   for (const deadline = now() + startMs; ; ) {
     const vacant = isVacant(places);
-    const prepared = vacant ? prepare() : undefined;
-    prepared?.facts.catch(() => {}); // where nobody asks for them
-    try {
-      let found = !vacant && (await join());
-      if (found) return found;
-      const claim = tryClaim(places.claim);
-      if ("release" in claim) {
-        try {
-          found = await join(); // the one that held the claim may have started it meanwhile
-          const lost = found ? undefined : await recallServer(places);
-          if (lost) found = await join();
-          lost?.client.close();
-          return found || (await start(prepared));
-        } finally {
-          claim.release();
-        }
+    let found = !vacant && (await join());
+    if (found) return found;
+    const claim = tryClaim(places.claim);
+    if ("release" in claim) {
+      let prepared: Prepared | undefined;
+      try {
+        if (vacant) prepared = prepare();
+        prepared?.facts.catch(() => {}); // where nobody asks for them
+        found = await join(); // the one that held the claim may have started it meanwhile
+        const lost = found ? undefined : await recallServer(places);
+        if (lost) found = await join();
+        lost?.client.close();
+        return found || (await start(prepared));
+      } finally {
+        prepared?.daemon.discard();
+        claim.release();
       }
-      if (now() > deadline) throw busy(places, claim.heldBy);
-    } finally {
-      prepared?.daemon.discard();
     }
+    if (now() > deadline) throw busy(places, claim.heldBy);
     await sleep(50);
   }
 }
 
-/** There is no name, whoever had it has ended, and nobody else is starting one: nothing to join, as it seems. */
-function isVacant({ socket, record: path, claim }: Places): boolean {
+/** There is no name, and whoever had it has ended: nothing to join, as it seems. */
+function isVacant({ socket, record: path }: Places): boolean {
   const { record, problem } = readRecord(path);
-  return !problem && (!record || record.ended !== undefined) && [socket, claim].every((name) => safely(() => lookAt(name))?.kind === "absent");
+  return !problem && (!record || record.ended !== undefined) && safely(() => lookAt(socket))?.kind === "absent";
 }
 
 function busy(places: Places, holder: Identity | undefined): Failure {
@@ -311,13 +309,14 @@ async function lookForServer(places: Places): Promise<Reached | Failure | undefi
   const there = lookAt(socket);
   if (there.kind === "other") throw notASocket(socket, there.what);
   const { record, problem } = readRecord(places.record);
+  const found = record ? `the record "${places.record}" is of another socket` : problem?.message || `there is no record "${places.record}"`;
   if (there.kind === "socket") {
     const outcome = await tryConnect(socket, answerMs);
     if ("timedOut" in outcome) throw notAnswering(socket, record);
     if ("socket" in outcome) {
       if (record && isSame(socket, record.socket)) return { client: createClient(outcome.socket, socket), record };
       outcome.socket.destroy();
-      return cannot(`use the socket "${socket}": a server answers there, but ${describeFound(places)}`, {
+      return cannot(`use the socket "${socket}": a server answers there, but ${found}`, {
         exit: exitCodes.noPermission, hint: `${elsewhere}, or end that server`,
       });
     }
@@ -329,7 +328,7 @@ async function lookForServer(places: Places): Promise<Reached | Failure | undefi
     if (errno !== "ECONNREFUSED" && errno !== "ENOENT") throw osFailure(`connect to "${socket}"`, outcome.error);
     if (record && record.host !== identify().host) throw ofOtherHost(socket, record); // whose sockets refuse here, alive or not
     if (!record || !isLeftBy(record, socket)) {
-      return cannot(`use the socket "${socket}": nothing listens there, and it is not provably ours: ${describeFound(places)}`, {
+      return cannot(`use the socket "${socket}": nothing listens there, and it is not provably ours: ${found}`, {
         exit: exitCodes.cannotCreate, hint: `rm '${socket}'`,
       });
     }
@@ -355,11 +354,6 @@ function ofOtherHost(socket: string, { host }: DaemonRecord): Failure {
   return cannot(`use "${socket}": its daemon was started on host "${host}", this is "${identify().host}"`, {
     exit: exitCodes.unavailable, hint: `log in to ${host}, or ${elsewhere}`,
   });
-}
-
-function describeFound({ record: path }: Places): string {
-  const { record, problem } = readRecord(path);
-  return problem ? problem.message : (record ? `the record "${path}" is of another socket` : `there is no record "${path}"`);
 }
 
 function notAnswering(path: string, record: DaemonRecord | undefined, why = `no answer within ${answerMs / 1000} s`): Failure {

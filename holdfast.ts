@@ -83,10 +83,12 @@ async function launched(): Promise<number> {
     (await import("./server.ts")).prepareDaemon();
     const handover = readFileSync(3, "utf8");
     closeSync(3);
-    if (handover === "") return exitCodes.done; // it is not wanted
+    if (handover === "") process.exit(); // it is not wanted
     const { record, ended } = await (await import("./server.ts")).startDaemon(JSON.parse(handover));
     report({ ok: true, pid: process.pid, instance: record.instance });
-    return await ended;
+    const code = await ended;
+    if (record.ended?.reason !== "stopped") process.exit(code); // systemd, or whoever ended it, is not to wait for a disk
+    return code;
   } catch (error) {
     const { message, exit = exitCodes.failed, hint } = error as Failure;
     report({ ok: false, message, exit, hint });
@@ -154,23 +156,22 @@ function say(text: string): number {
 }
 
 /** Lines on stderr begin alike, so that they can be told from those of ssh and of a program. */
-function tell(kind: string, text: string, colour: number): void {
+function tell(kind: string, colour: number, text: string, hint?: string): void {
   const word = process.stderr.isTTY && !process.env.NO_COLOR ? `\x1b[${colour}m${kind}\x1b[0m` : kind;
   process.stderr.write(`holdfast: ${word}${kind === "" ? "" : ": "}${cleanText(text)}\n`);
+  if (hint) tell("hint", 36, hint);
 }
 
 function note(text: string): void {
-  tell("", text, 0);
+  tell("", 0, text);
 }
 
 function warn(text: string, hint: string | undefined): void {
-  tell("warning", text, 33);
-  if (hint) tell("hint", hint, 36);
+  tell("warning", 33, text, hint);
 }
 
 function fail({ message, hint }: Failure): void {
-  tell("error", message, 31);
-  if (hint) tell("hint", hint, 36);
+  tell("error", 31, message, hint);
 }
 
 function run(): void {
@@ -179,7 +180,7 @@ function run(): void {
       process.exitCode = code;
       // what was written to a pipe is on its way by now; a handle of a mode that is done must not keep us
       process.stdout.write("", () => {
-        keepCompiled();
+        if (code === exitCodes.done) keepCompiled();
         process.exit(code);
       });
     },

@@ -14,7 +14,7 @@ import type { Socket } from "node:net";
 import { userInfo } from "node:os";
 import { cannot, capture, Failure, reasonOf } from "./failure.ts";
 import { namesIn, now, openLog, readText, safely, sleep } from "./socket.ts";
-import { runtime } from "./version.ts";
+import { build, runtime } from "./version.ts";
 
 /** All probes together, side by side. */
 const probeMs = 2000;
@@ -256,13 +256,17 @@ interface Policy {
 /** Asks logind for its settings: all four by busctl; without it, loginctl knows the first (of the manager, when no user is named). */
 async function probePolicy(run: Run): Promise<Policy> {
   const bus = await run(
-    "busctl", "--system", "get-property", "org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager",
-    "KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers", "UserStopDelayUSec",
+    "busctl", "--system", "get-property", ...managerOf("login1"), "KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers", "UserStopDelayUSec",
   );
   if (bus.code === 0) return parsePolicy(bus.stdout);
   const { code, stdout } = await run("loginctl", "show-user", "-p", "KillUserProcesses", "--value");
   const value = stdout.trim();
   return code === 0 && (value === "yes" || value === "no") ? { killUserProcesses: value === "yes" } : {};
+}
+
+/** Service, object and interface, as busctl names them (org.freedesktop.login1(5), org.freedesktop.systemd1(5)). */
+function managerOf(name: string): string[] {
+  return [`org.freedesktop.${name}`, `/org/freedesktop/${name}`, `org.freedesktop.${name}.Manager`];
 }
 
 /** Reads busctl's lines: "b true", "as 0", 'as 1 "dev"', "t 10000000". */
@@ -602,7 +606,7 @@ export function spawnDaemon(command: string[], log: string): DaemonProcess {
  * gap; whatever is beyond would stay open in the daemon, and keep a caller waiting who waits for the end of a pipe.
  */
 function inheritedDescriptors(): number[] {
-  const marked = runtime === "node" ? 15 : 4;
+  const marked = build?.main && runtime === "node" ? 15 : 4; // what an application opened since is its own business
   const isInherited = (descriptor: number): boolean => (parseInt(capture(/^flags:\s+(\d+)/m, readText(`/proc/self/fdinfo/${descriptor}`)) || "2000000", 8) & 0o2000000) === 0; // O_CLOEXEC
   const found = namesIn("/proc/self/fdinfo").map(Number).filter((descriptor) => descriptor > marked && isInherited(descriptor));
   return found.length === 0 ? found : found.filter((descriptor) => descriptor < readLimit("Max open files", { readFile: readText })); // dup2(2) takes none beyond it
@@ -631,8 +635,7 @@ async function moveIntoScope(pids: number[], facts: Facts, world: World): Promis
     ...(systemdVersion === undefined || systemdVersion >= 252 ? [["OOMPolicy", "s", "continue"]] : []),
   ];
   const call = world.run([
-    "busctl", "--user", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager", "StartTransientUnit",
-    "ssa(sv)a(sa(sv))", name, "fail", String(properties.length), ...properties.flat(), "0",
+    "busctl", "--user", "call", ...managerOf("systemd1"), "StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail", String(properties.length), ...properties.flat(), "0",
   ], probeMs);
   if (systemdVersion === undefined) await noteVersion(facts, world); // meanwhile
   const { code, stderr, problem } = await call;

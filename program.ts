@@ -7,7 +7,6 @@
  * Who owns the file keeps these beside it, where that is possible; else each start compiles anew. Remove them at any time.
  */
 
-import { Buffer } from "node:buffer";
 import { mkdirSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { makeRunDirectory, readText, safely, writeOwnFile } from "./socket.ts";
@@ -64,14 +63,15 @@ function isOnDisk(path: string): boolean {
 /**
  * Keeps what V8 has compiled by now, when there is none that fits. Never fails: it is only for speed.
  *
- * Whole or not at all, and on the disk before it has its name: V8 trusts its code blindly, and a crash may leave zeros in what was not synced.
+ * V8 trusts its code blindly: the file has a sum of it, since a crash of the host may leave zeros where it was not yet on the disk.
  */
 export function keepCompiled(): void {
   const { cache, file } = build || {};
   if (!cache || cache.fits) return;
   safely(() => {
-    if (statSync(file!).uid !== process.getuid!()) return; // its owner could not remove what is ours
+    const { uid, ctimeMs } = statSync(file!);
+    if (uid !== process.getuid!() || !cache.key.includes(String(ctimeMs))) return; // its owner could not remove what is ours; or it is another file by now
     safely(() => mkdirSync(dirname(cache.path), { mode: 0o700 }));
-    if (cache.isOurs()) writeOwnFile(cache.path, Buffer.concat([Buffer.from(cache.key), cache.data()]), true);
+    if (cache.isOurs()) writeOwnFile(cache.path, cache.data());
   });
 }

@@ -153,7 +153,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   }
   phase = "serving";
   const checkTimer = setInterval(() => void check(), checkMs);
-  setImmediate(() => { // before the first connection, but not before the launcher's word
+  setImmediate(() => { // when the launcher has its word
     logouts = watchLogouts(facts.uid, facts.stopDelayUs === "infinity" ? 0 : facts.stopDelayUs / 1000);
     log(`Remote server listening on ${places.socket} (pid ${process.pid}, instance ${instance}, ${lifetime.where}; survives logout: ${lifetime.words})`);
   });

@@ -13,7 +13,7 @@
 
 import { createHash, randomBytes } from "node:crypto";
 import {
-  chmodSync, closeSync, constants, fstatSync, fsyncSync, linkSync, lstatSync, mkdirSync, openSync, readdirSync, readFileSync, readlinkSync, readSync, renameSync,
+  chmodSync, closeSync, constants, fstatSync, linkSync, lstatSync, mkdirSync, openSync, readdirSync, readFileSync, readlinkSync, readSync, renameSync,
   statSync, unlinkSync, writeFileSync,
 } from "node:fs";
 import type { Stats } from "node:fs";
@@ -169,7 +169,7 @@ export function identify(pid: number = process.pid, proc: Proc = realProc): Iden
     bootId: safely(() => proc.read("/proc/sys/kernel/random/boot_id").trim()) || "",
     pidNamespace: safely(() => proc.link("/proc/self/ns/pid")) || "",
   };
-  if (isOwn) own = identity;
+  if (isOwn && identity.startTime && identity.bootId) own = identity; // not what could not be read for once
   return { ...identity, host: proc.host };
 }
 
@@ -292,15 +292,11 @@ export function writeRecord(path: string, record: DaemonRecord): void {
   writeOwnFile(path, JSON.stringify(record, undefined, 1) + "\n");
 }
 
-/**
- * Writes a file of ours, 0600, by rename; nothing planted under its name is followed or kept.
- *
- * @param synced It is on the disk before it has its name.
- */
-export function writeOwnFile(path: string, data: string | Uint8Array, synced = false): void {
+/** Writes a file of ours, 0600, by rename; nothing planted under its name is followed or kept. */
+export function writeOwnFile(path: string, data: string | Uint8Array): void {
   const temporary = `${path}.${randomName(8)}`;
   try {
-    createFile(temporary, data, synced);
+    createFile(temporary, data);
     renameSync(temporary, path);
   } catch (error) {
     safely(() => unlinkSync(temporary));
@@ -308,11 +304,10 @@ export function writeOwnFile(path: string, data: string | Uint8Array, synced = f
   }
 }
 
-function createFile(path: string, data: string | Uint8Array, synced = false): void {
+function createFile(path: string, data: string | Uint8Array): void {
   const descriptor = openSync(path, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW, 0o600);
   try {
     writeFileSync(descriptor, data); // all of it: one write(2) on a full disk may take a part, without an error
-    if (synced) fsyncSync(descriptor);
   } finally {
     closeSync(descriptor);
   }

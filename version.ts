@@ -20,12 +20,13 @@ export interface Build {
 export interface CodeCache {
   /** Of this mode, in a directory beside the built file. */
   path: string;
-  /** What the file begins with: of which program and node it is. */
+  /** Of which program, as last changed, and which node it is: the file begins with it. */
   key: string;
   /** It was there, and V8 took it. */
   fits: boolean;
   /** Nobody else can write into its directory. Throws where there is none. */
   isOurs(): boolean;
+  /** The whole file, of what is compiled by now. */
   data(): Uint8Array;
 }
 declare const __build: Build;

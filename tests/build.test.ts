@@ -6,6 +6,7 @@ import { createHash } from "node:crypto";
 import { chmodSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
+import { build } from "esbuild";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { builtFile, holdfast, outcomeOf, request } from "./daemon.ts";
@@ -170,6 +171,15 @@ running("runs nothing when it is imported", async () => {
       // an ES module without export syntax has no exports, and with it would be no CommonJS: imported it must be CommonJS
       assert.match(stdout.toString(), /^(__esModule,)?connect,default(,module\.exports)?,serve \n$/);
     }
+  });
+});
+
+running("says what is wrong when it was bundled, which leaves comments out", async () => {
+  await withDirectory(async (directory) => {
+    const [app, out] = [join(directory, "app.cjs"), join(directory, "out.cjs")];
+    writeFileSync(app, `require(${JSON.stringify(builtFile)});`);
+    await build({ entryPoints: [app], outfile: out, bundle: true, platform: "node", logLevel: "error" });
+    assert.match((await run(process.execPath, [out])).stderr, /^Error: Cannot run holdfast: it was bundled or minified, and its program, a comment, is lost$/m);
   });
 });
 

@@ -7,11 +7,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { builtFile, frameOf, outcomeOf, request } from "./daemon.ts";
+import { builtFile, eventually, frameOf, holdfast, isAlive, outcomeOf, request } from "./daemon.ts";
 import type { Outcome } from "./daemon.ts";
 
-/** What a file of the cache begins with, padded. */
-const keyBytes = 160;
+/** What a file of the cache begins with: five words of what it is of, and a sum of the code that follows; padded. */
+const headBytes = 176;
 const text = readFileSync(builtFile, "utf8");
 const modes = ["bridge", "call", "launched", "serve", "stop"];
 
@@ -46,6 +46,8 @@ async function withSite(use: (site: Site) => Promise<void>): Promise<void> {
 }
 
 const asRoot = process.getuid!() === 0;
+const wordsOf = (path: string): string[] => readFileSync(path, "latin1").slice(0, headBytes).trim().split(" ");
+const headOf = (words: string[]): string => words.join(" ").padEnd(headBytes);
 const modeOf = (path: string): number => lstatSync(path).mode & 0o7777;
 
 const kept = suite("keepCompiled()");
@@ -63,9 +65,8 @@ kept("keeps one file for each mode that is often started, which nobody else can 
     assert.equal(modes.map((mode) => modeOf(join(cache, mode))), modes.map(() => 0o600));
     assert.is(modeOf(cache), 0o700);
     const [, sha256] = /\bsha256: "([0-9a-f]{64})"/.exec(text)!;
-    const keys = new Set(modes.map((mode) => readFileSync(join(cache, mode), "latin1").slice(0, keyBytes)));
-    assert.is(keys.size, 1);
-    for (const fact of [sha256, statSync(program).ctimeMs, process.version]) assert.ok([...keys][0]!.split(" ").includes(String(fact)), `${fact} is in ${[...keys]}`);
+    const { size, mtimeMs } = statSync(process.execPath);
+    for (const mode of modes) assert.equal(wordsOf(join(cache, mode)).slice(0, 5), [sha256, statSync(program).ctimeMs, process.version, size, mtimeMs].map(String), mode);
     // none of it is made again
     const before = modes.map((mode) => lstatSync(join(cache, mode)).ino);
     await run(["--serve"]);
@@ -77,12 +78,33 @@ kept("keeps one file for each mode that is often started, which nobody else can 
   });
 });
 
-kept("keeps nothing of a file that is imported, is another user's, or stands where nothing can be made", async () => {
-  await withSite(async ({ directory, program, cache, word }) => {
-    writeFileSync(join(directory, "use.cjs"), `require(${JSON.stringify(program)}); console.log("used");`);
-    const { stdout } = await outcomeOf(spawn(process.execPath, [join(directory, "use.cjs"), "--stop"], { cwd: "/" }));
-    assert.is(stdout.toString(), "used\n");
+kept("keeps nothing of a daemon that a signal ended: who sent it does not wait for a disk", async () => {
+  await withSite(async ({ directory, cache, run }) => {
+    assert.is((await run(["--serve"])).code, 0);
+    const { pid } = JSON.parse(readFileSync(join(directory, "run/s.record"), "utf8"));
+    process.kill(pid, "SIGTERM");
+    await eventually(() => !isAlive(pid), "its end");
+    assert.equal(readdirSync(cache), ["serve"]);
+  });
+});
+
+kept("keeps nothing for a file that is another one by now, or that was read as an ES module", async () => {
+  await withSite(async ({ directory, program, cache, run }) => {
+    assert.is((await run(["--serve"])).code, 0);
+    rmSync(cache, { recursive: true });
+    writeFileSync(program, "another version");
+    assert.is((await holdfast(["--stop", "--socket", join(directory, "run/s")])).stdout.toString(), "stopped 0\n");
     assert.not.ok(existsSync(cache));
+    const module = join(directory, "server.mjs");
+    writeFileSync(module, text);
+    const { code, stdout } = await outcomeOf(spawn(process.execPath, [module, "--stop", "--socket", join(directory, "run/s")]));
+    assert.equal([code, stdout.toString()], [0, "none 0\n"]);
+    assert.equal(readdirSync(directory).sort(), ["run", "server", "server.mjs"]);
+  });
+});
+
+kept("keeps nothing of a file that is another user's, or stands where nothing can be made", async () => {
+  await withSite(async ({ directory, program, cache, word }) => {
     writeFileSync(cache, "a file");
     assert.is(await word(), "none 0\n");
     assert.is(readFileSync(cache, "utf8"), "a file");
@@ -114,11 +136,12 @@ async function plant({ program, cache, word }: Site): Promise<string> {
   assert.is.not(other, text);
   writeFileSync(program, other);
   assert.is(await word(), "nine 0\n");
-  const code = readFileSync(join(cache, "stop")).subarray(keyBytes);
+  const path = join(cache, "stop");
+  const code = readFileSync(path).subarray(headBytes);
+  const sum = wordsOf(path)[5]!;
   writeFileSync(program, text);
   assert.is(await word(), "none 0\n", "the file was changed: what was compiled of it before is not taken");
-  const path = join(cache, "stop");
-  writeFileSync(path, Buffer.concat([readFileSync(path).subarray(0, keyBytes), code]));
+  writeFileSync(path, Buffer.concat([Buffer.from(headOf([...wordsOf(path).slice(0, 5), sum])), code]));
   return path;
 }
 
@@ -151,13 +174,42 @@ used("is not taken when the file, or node, is another one than it was; it is mad
     const planted = readFileSync(path);
     utimesSync(site.program, 1, 1); // the time of a change cannot be set
     assert.is(await site.word(), "none 0\n");
-    const key = readFileSync(path).subarray(0, keyBytes);
-    assert.is.not(key.toString(), planted.subarray(0, keyBytes).toString());
-    for (const [what, by] of [[process.version, "v0.0.0"], [String(statSync(process.execPath).size), "1"]] as const) {
-      const wrong = Buffer.from(key.toString().replace(what, by).padEnd(keyBytes).slice(0, keyBytes));
-      writeFileSync(path, Buffer.concat([wrong, planted.subarray(keyBytes)]));
-      assert.is(await site.word(), "none 0\n", what);
-      assert.is(readFileSync(path).subarray(0, keyBytes).toString(), key.toString(), `${what}: made anew`);
+    const words = wordsOf(path);
+    const sum = planted.toString("latin1", 0, headBytes).trim().split(" ")[5]!;
+    for (let at = 0; at < 5; at++) {
+      const wrong = [...words.slice(0, at), "1", ...words.slice(at + 1, 5), sum];
+      writeFileSync(path, Buffer.concat([Buffer.from(headOf(wrong)), planted.subarray(headBytes)]));
+      assert.is(await site.word(), "none 0\n", `word ${at}`);
+      assert.equal(wordsOf(path).slice(0, 5), words.slice(0, 5), `word ${at}: made anew`);
+    }
+  });
+});
+
+used("of a file that is imported is not taken: it stays what its importer has read", async () => {
+  await withSite(async ({ directory, program, run }) => {
+    const use = join(directory, "use.cjs");
+    writeFileSync(use, `console.log(Object.keys(require(${JSON.stringify(program)})).join(" "));`);
+    await run(["--stop"]);
+    const path = join(directory, ".server.cache/stop");
+    const words = wordsOf(path).slice(0, 5);
+    writeFileSync(program, text.replaceAll("connect:connect", "cannect:connect"));
+    await run(["--stop"]);
+    const [code, sum] = [readFileSync(path).subarray(headBytes), wordsOf(path)[5]!];
+    writeFileSync(program, text);
+    words[1] = String(statSync(program).ctimeMs);
+    writeFileSync(path, Buffer.concat([Buffer.from(headOf([...words, sum])), code]));
+    const { stdout } = await outcomeOf(spawn(process.execPath, [use, "--stop"], { cwd: "/" }));
+    assert.is(stdout.toString(), "connect serve\n");
+  });
+});
+
+used("with a page that was lost is not taken", async () => {
+  await withSite(async (site) => {
+    const path = await plant(site);
+    const planted = readFileSync(path);
+    for (const at of [headBytes, 4096, 16384, planted.length - 600]) {
+      writeFileSync(path, Buffer.from(planted).fill(0, at, at + 512));
+      assert.is(await site.word(), "none 0\n", `zeros at ${at}`);
     }
   });
 });
@@ -166,7 +218,7 @@ used("that is cut off, or empty, is not taken; it is made anew", async () => {
   await withSite(async (site) => {
     const path = await plant(site);
     const planted = readFileSync(path);
-    for (const length of [0, 1, keyBytes, keyBytes + 1, keyBytes + 40, planted.length >> 1, planted.length - 1]) {
+    for (const length of [0, 1, headBytes, headBytes + 1, headBytes + 40, planted.length >> 1, planted.length - 1]) {
       writeFileSync(path, planted.subarray(0, length));
       assert.is(await site.word(), "none 0\n", `${length} bytes`);
       assert.ok(lstatSync(path).size > planted.length >> 1, `${length} bytes: made anew`);
