@@ -178,7 +178,8 @@ function relay(socket: Socket, { input, output, warn, explainLoss, explainSilenc
       if (inputEnded || finished) return finish(exitCodes.done);
       const failure = await explainLoss();
       if (finished) return;
-      if (boundary.isBetweenFrames()) output.write(encodeFrame(JSON.stringify({ type: "bridge", event: "lost", ...failure.data, message: failure.message, hint: failure.hint }), framing || "native"));
+      const { message, hint, data } = failure;
+      if (boundary.isBetweenFrames()) output.write(encodeFrame(JSON.stringify({ type: "bridge", event: "lost", ...data, message, hint }), framing || "native"));
       warn(failure);
       finish(failure.exit);
     });

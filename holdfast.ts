@@ -185,7 +185,8 @@ function run(): void {
       });
     },
     (error: unknown) => {
-      fail(error instanceof Failure ? error : new Failure(`Internal error: ${String((error as Error).stack || error).replace(/\n\s*(?=\S|$)/g, "; ")}`));
+      // {0,} is *, which before a / would end the comment that the program is in
+      fail(error instanceof Failure ? error : new Failure(`Internal error: ${String((error as Error).stack || error).replace(/\n\s{0,}/g, "; ")}`));
       process.exit(error instanceof Failure ? error.exit : exitCodes.failed);
     },
   );

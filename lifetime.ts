@@ -608,8 +608,8 @@ export function spawnDaemon(command: string[], log: string): DaemonProcess {
 function inheritedDescriptors(): number[] {
   const marked = build?.main && runtime === "node" ? 15 : 4; // what an application opened since is its own business
   const isInherited = (descriptor: number): boolean => (parseInt(capture(/^flags:\s+(\d+)/m, readText(`/proc/self/fdinfo/${descriptor}`)) || "2000000", 8) & 0o2000000) === 0; // O_CLOEXEC
-  const found = namesIn("/proc/self/fdinfo").map(Number).filter((descriptor) => descriptor > marked && isInherited(descriptor));
-  return found.length === 0 ? found : found.filter((descriptor) => descriptor < readLimit("Max open files", { readFile: readText })); // dup2(2) takes none beyond it
+  return namesIn("/proc/self/fdinfo").map(Number).filter((descriptor) => descriptor > marked && isInherited(descriptor)
+    && descriptor < readLimit("Max open files", { readFile: readText })); // dup2(2) takes none beyond it
 }
 
 /** What a program that ended early wrote to the log, which is its stderr: the reason, in its own words. */

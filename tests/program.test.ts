@@ -192,7 +192,9 @@ used("of a file that is imported is not taken: it stays what its importer has re
     await run(["--stop"]);
     const path = join(directory, ".server.cache/stop");
     const words = wordsOf(path).slice(0, 5);
-    writeFileSync(program, text.replaceAll("connect:connect", "cannect:connect"));
+    const other = text.replaceAll("connect:connect", "cannect:connect");
+    assert.is.not(other, text);
+    writeFileSync(program, other);
     await run(["--stop"]);
     const [code, sum] = [readFileSync(path).subarray(headBytes), wordsOf(path)[5]!];
     writeFileSync(program, text);
