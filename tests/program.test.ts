@@ -1,51 +1,45 @@
 // time limit: 120 s
 /** What V8 has compiled, kept beside the file: who keeps it, that it is used, and when it is not. What runs tells, by what it prints. */
 
-import { spawn } from "node:child_process";
-import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, utimesSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, utimesSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { builtFile, eventually, frameOf, holdfast, isAlive, outcomeOf, request } from "./daemon.ts";
-import type { Outcome } from "./daemon.ts";
+import { builtFile, eventually, frameOf, isAlive, isRoot, request, withDirectory } from "./daemon.ts";
+import type { Outcome, Site } from "./daemon.ts";
 
 /** What a file of the cache begins with: five words of what it is of, and a sum of the code that follows; padded. */
 const headBytes = 176;
 const text = readFileSync(builtFile, "utf8");
 const modes = ["bridge", "call", "launched", "serve", "stop"];
 
-interface Site {
+interface Place {
+  /** Of a copy of the built file, and where its compiled code belongs. */
   directory: string;
-  /** A copy of the built file, and where its compiled code belongs. */
   program: string;
   cache: string;
+  site: Site;
   run(args: string[], stdin?: string | Buffer): Promise<Outcome>;
   /** What --stop says where no daemon is: "none 0", by this program. */
   word(): Promise<string>;
 }
 
-async function withSite(use: (site: Site) => Promise<void>): Promise<void> {
-  const directory = mkdtempSync(join(tmpdir(), "holdfast-program-"));
-  const program = join(directory, "server");
-  const socket = join(directory, "run/s");
-  const run: Site["run"] = (args, stdin) => outcomeOf(spawn(process.execPath, [program, ...args, "--socket", socket], { cwd: "/" }), stdin);
-  const word = async (): Promise<string> => {
-    const { code, stdout, stderr } = await run(["--stop"]);
-    assert.equal([code, stderr], [0, ""]);
-    return stdout.toString();
-  };
-  writeFileSync(program, text);
-  mkdirSync(join(directory, "run"), { mode: 0o700 });
-  try {
-    await use({ directory, program, cache: join(directory, ".server.cache"), run, word });
-  } finally {
-    await run(["--stop", "--now"]);
-    rmSync(directory, { recursive: true, force: true });
-  }
+function withPlace(use: (place: Place) => Promise<void>): Promise<void> {
+  return withDirectory(async (site) => {
+    const directory = join(site.directory, "program");
+    const program = join(directory, "server");
+    const run: Place["run"] = (args, stdin) => site.run(args, { file: program, stdin });
+    const word = async (): Promise<string> => {
+      const { code, stdout, stderr } = await run(["--stop"]);
+      assert.equal([code, stderr], [0, ""]);
+      return stdout.toString();
+    };
+    mkdirSync(directory);
+    writeFileSync(program, text);
+    await use({ directory, program, cache: join(directory, ".server.cache"), site, run, word });
+  });
 }
 
-const asRoot = process.getuid!() === 0;
 const wordsOf = (path: string): string[] => readFileSync(path, "latin1").slice(0, headBytes).trim().split(" ");
 const headOf = (words: string[]): string => words.join(" ").padEnd(headBytes);
 const modeOf = (path: string): number => lstatSync(path).mode & 0o7777;
@@ -53,10 +47,10 @@ const modeOf = (path: string): number => lstatSync(path).mode & 0o7777;
 const kept = suite("keepCompiled()");
 
 kept("keeps one file for each mode that is often started, which nobody else can read or write", async () => {
-  await withSite(async ({ directory, program, cache, run }) => {
+  await withPlace(async ({ directory, program, cache, site, run }) => {
     assert.is((await run(["--serve"])).code, 0);
     assert.is((await run(["--call", "server.ping"])).code, 0);
-    const token = readFileSync(join(directory, "run/s.token"), "utf8").trim();
+    const token = readFileSync(`${site.socket}.token`, "utf8").trim();
     assert.is((await run(["--bridge"], frameOf(request("server.ping", {}, token)))).code, 0);
     assert.is((await run(["--status"])).code, 0);
     assert.equal(readdirSync(cache).sort(), ["bridge", "call", "serve"]); // the daemon's comes as it ends: to make it takes memory
@@ -74,14 +68,14 @@ kept("keeps one file for each mode that is often started, which nobody else can 
     await run(["--bridge"], frameOf(request("server.ping", {}, token)));
     await run(["--stop"]);
     assert.equal(modes.map((mode) => lstatSync(join(cache, mode)).ino), before);
-    assert.equal(readdirSync(directory).sort(), [".server.cache", "run", "server"]);
+    assert.equal(readdirSync(directory).sort(), [".server.cache", "server"]);
   });
 });
 
 kept("keeps nothing of a daemon that a signal ended: who sent it does not wait for a disk", async () => {
-  await withSite(async ({ directory, cache, run }) => {
+  await withPlace(async ({ cache, site, run }) => {
     assert.is((await run(["--serve"])).code, 0);
-    const { pid } = JSON.parse(readFileSync(join(directory, "run/s.record"), "utf8"));
+    const { pid } = site.record();
     process.kill(pid, "SIGTERM");
     await eventually(() => !isAlive(pid), "its end");
     assert.equal(readdirSync(cache), ["serve"]);
@@ -89,22 +83,22 @@ kept("keeps nothing of a daemon that a signal ended: who sent it does not wait f
 });
 
 kept("keeps nothing for a file that is another one by now, or that was read as an ES module", async () => {
-  await withSite(async ({ directory, program, cache, run }) => {
+  await withPlace(async ({ directory, program, cache, site, run }) => {
     assert.is((await run(["--serve"])).code, 0);
     rmSync(cache, { recursive: true });
     writeFileSync(program, "another version");
-    assert.is((await holdfast(["--stop", "--socket", join(directory, "run/s")])).stdout.toString(), "stopped 0\n");
+    assert.is((await site.run(["--stop"])).stdout.toString(), "stopped 0\n");
     assert.not.ok(existsSync(cache));
     const module = join(directory, "server.mjs");
     writeFileSync(module, text);
-    const { code, stdout } = await outcomeOf(spawn(process.execPath, [module, "--stop", "--socket", join(directory, "run/s")]));
+    const { code, stdout } = await site.run(["--stop"], { file: module });
     assert.equal([code, stdout.toString()], [0, "none 0\n"]);
-    assert.equal(readdirSync(directory).sort(), ["run", "server", "server.mjs"]);
+    assert.equal(readdirSync(directory).sort(), ["server", "server.mjs"]);
   });
 });
 
 kept("keeps nothing of a file that is another user's, or stands where nothing can be made", async () => {
-  await withSite(async ({ directory, program, cache, word }) => {
+  await withPlace(async ({ directory, program, cache, word }) => {
     writeFileSync(cache, "a file");
     assert.is(await word(), "none 0\n");
     assert.is(readFileSync(cache, "utf8"), "a file");
@@ -116,7 +110,7 @@ kept("keeps nothing of a file that is another user's, or stands where nothing ca
     assert.is(await word(), "none 0\n");
     assert.equal(readdirSync(elsewhere), []);
     rmSync(cache);
-    if (!asRoot) return void console.log("SKIP 1 other users' files need root");
+    if (!isRoot) return void console.log("SKIP 1 other users' files need root");
     chownSync(program, 65534, 65534);
     assert.is(await word(), "none 0\n");
     assert.not.ok(existsSync(cache));
@@ -131,7 +125,7 @@ kept("keeps nothing of a file that is another user's, or stands where nothing ca
 const used = suite("compiled code");
 
 /** Puts in the place of this program's code that of another one, of the same length, which says "nine 0": so it shows which of them runs. */
-async function plant({ program, cache, word }: Site): Promise<string> {
+async function plant({ program, cache, word }: Place): Promise<string> {
   const other = text.replaceAll('word:"none"', 'word:"nine"');
   assert.is.not(other, text);
   writeFileSync(program, other);
@@ -146,47 +140,47 @@ async function plant({ program, cache, word }: Site): Promise<string> {
 }
 
 used("is what runs, when it is there", async () => {
-  await withSite(async (site) => {
-    await plant(site);
-    assert.is(await site.word(), "nine 0\n");
-    assert.is(await site.word(), "nine 0\n");
+  await withPlace(async (place) => {
+    await plant(place);
+    assert.is(await place.word(), "nine 0\n");
+    assert.is(await place.word(), "nine 0\n");
   });
 });
 
 used("is not taken from a directory that others may read or write, or that is another user's", async () => {
-  await withSite(async (site) => {
-    await plant(site);
+  await withPlace(async (place) => {
+    await plant(place);
     for (const mode of [0o755, 0o770, 0o702]) {
-      chmodSync(site.cache, mode);
-      assert.is(await site.word(), "none 0\n", mode.toString(8));
+      chmodSync(place.cache, mode);
+      assert.is(await place.word(), "none 0\n", mode.toString(8));
     }
-    chmodSync(site.cache, 0o700);
-    assert.is(await site.word(), "nine 0\n");
-    if (!asRoot) return void console.log("SKIP 1 other users' files need root");
-    chownSync(site.cache, 65534, 65534);
-    assert.is(await site.word(), "none 0\n");
+    chmodSync(place.cache, 0o700);
+    assert.is(await place.word(), "nine 0\n");
+    if (!isRoot) return void console.log("SKIP 1 other users' files need root");
+    chownSync(place.cache, 65534, 65534);
+    assert.is(await place.word(), "none 0\n");
   });
 });
 
 used("is not taken when the file, or node, is another one than it was; it is made anew", async () => {
-  await withSite(async (site) => {
-    const path = await plant(site);
+  await withPlace(async (place) => {
+    const path = await plant(place);
     const planted = readFileSync(path);
-    utimesSync(site.program, 1, 1); // the time of a change cannot be set
-    assert.is(await site.word(), "none 0\n");
+    utimesSync(place.program, 1, 1); // the time of a change cannot be set
+    assert.is(await place.word(), "none 0\n");
     const words = wordsOf(path);
     const sum = planted.toString("latin1", 0, headBytes).trim().split(" ")[5]!;
     for (let at = 0; at < 5; at++) {
       const wrong = [...words.slice(0, at), "1", ...words.slice(at + 1, 5), sum];
       writeFileSync(path, Buffer.concat([Buffer.from(headOf(wrong)), planted.subarray(headBytes)]));
-      assert.is(await site.word(), "none 0\n", `word ${at}`);
+      assert.is(await place.word(), "none 0\n", `word ${at}`);
       assert.equal(wordsOf(path).slice(0, 5), words.slice(0, 5), `word ${at}: made anew`);
     }
   });
 });
 
 used("of a file that is imported is not taken: it stays what its importer has read", async () => {
-  await withSite(async ({ directory, program, run }) => {
+  await withPlace(async ({ directory, program, site, run }) => {
     const use = join(directory, "use.cjs");
     writeFileSync(use, `console.log(Object.keys(require(${JSON.stringify(program)})).join(" "));`);
     await run(["--stop"]);
@@ -200,29 +194,29 @@ used("of a file that is imported is not taken: it stays what its importer has re
     writeFileSync(program, text);
     words[1] = String(statSync(program).ctimeMs);
     writeFileSync(path, Buffer.concat([Buffer.from(headOf([...words, sum])), code]));
-    const { stdout } = await outcomeOf(spawn(process.execPath, [use, "--stop"], { cwd: "/" }));
+    const { stdout } = await site.command([process.execPath, use, "--stop"]);
     assert.is(stdout.toString(), "connect serve\n");
   });
 });
 
 used("with a page that was lost is not taken", async () => {
-  await withSite(async (site) => {
-    const path = await plant(site);
+  await withPlace(async (place) => {
+    const path = await plant(place);
     const planted = readFileSync(path);
     for (let at = 0; at < planted.length - 4096; at += 4096) {
       writeFileSync(path, Buffer.from(planted).fill(0, at, at + 4096));
-      assert.is(await site.word(), "none 0\n", `zeros at ${at}`);
+      assert.is(await place.word(), "none 0\n", `zeros at ${at}`);
     }
   });
 });
 
 used("that is cut off, or empty, is not taken; it is made anew", async () => {
-  await withSite(async (site) => {
-    const path = await plant(site);
+  await withPlace(async (place) => {
+    const path = await plant(place);
     const planted = readFileSync(path);
     for (const length of [0, 1, headBytes, headBytes + 1, headBytes + 40, planted.length >> 1, planted.length - 1]) {
       writeFileSync(path, planted.subarray(0, length));
-      assert.is(await site.word(), "none 0\n", `${length} bytes`);
+      assert.is(await place.word(), "none 0\n", `${length} bytes`);
       assert.ok(lstatSync(path).size > planted.length >> 1, `${length} bytes: made anew`);
     }
   });
