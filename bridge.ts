@@ -157,8 +157,7 @@ function relay(socket: Socket, { input, output, warn, explainLoss, explainSilenc
       return framing === "native" ? pass(chunk, input, socket) : forwardLines(lines.push(chunk));
     });
     socket.on("drain", () => input.resume());
-    input.on("error", () => finish(exitCodes.done));
-    input.on("end", () => {
+    input.on("error", () => finish(exitCodes.done)).on("end", () => {
       inputEnded = true;
       forwardLines(lines.end());
       socket.end();
@@ -170,11 +169,9 @@ function relay(socket: Socket, { input, output, warn, explainLoss, explainSilenc
       boundary.pass(chunk);
       return framing === "lines" ? writeLines(answers, chunk) : pass(chunk, socket, output);
     });
-    output.on("drain", () => socket.resume());
-    output.on("error", () => finish(exitCodes.done)); // EPIPE: nobody reads any more
-    socket.on("end", () => socket.end()); // the daemon has said all: "close" follows
-    socket.on("error", () => {}); // "close" follows
-    socket.on("close", async () => {
+    output.on("drain", () => socket.resume()).on("error", () => finish(exitCodes.done)); // EPIPE: nobody reads any more
+    // "close" follows both: of a daemon that has said all, and of one that is gone
+    socket.on("end", () => socket.end()).on("error", () => {}).on("close", async () => {
       if (inputEnded || finished) return finish(exitCodes.done);
       const failure = await explainLoss();
       if (finished) return;
@@ -304,9 +301,9 @@ function answerTo(body: Buffer, { code, message, data, hint }: Failure): unknown
 
 function flush(output: Writable): Promise<void> {
   return new Promise((done) => {
-    const timer = setTimeout(done, flushMs);
-    output.end(() => (clearTimeout(timer), done()));
-    output.on("error", () => (clearTimeout(timer), done()));
+    const over = (): void => (clearTimeout(timer), done());
+    const timer = setTimeout(over, flushMs);
+    output.on("error", over).end(over);
   });
 }
 

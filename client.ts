@@ -38,25 +38,22 @@ export type ConnectFailure = { error: NodeJS.ErrnoException } | { timedOut: true
 export function tryConnect(path: string, timeoutMs: number, onread?: OnReadOpts): Promise<ConnectOutcome> {
   return new Promise((done) => {
     const socket = connect({ path, allowHalfOpen: true, onread });
-    const timer = setTimeout(() => {
-      socket.destroy();
-      done({ timedOut: true });
-    }, timeoutMs);
-    socket.once("connect", () => {
+    const fail = (failure: ConnectFailure): void => {
       clearTimeout(timer);
-      socket.removeAllListeners("error");
+      socket.destroy();
+      done(failure);
+    };
+    const timer = setTimeout(fail, timeoutMs, { timedOut: true });
+    socket.once("error", (error) => fail({ error })).once("connect", () => {
       try {
         // in /tmp whoever takes a free name would be sent tokens
-        if (lstatSync(path).uid === process.getuid!()) return done({ socket });
-        throw Object.assign(new Error("EACCES: another user may have planted it"), { code: "EACCES" });
+        if (lstatSync(path).uid !== process.getuid!()) throw Object.assign(new Error("EACCES: another user may have planted it"), { code: "EACCES" });
+        clearTimeout(timer);
+        socket.removeAllListeners("error");
+        done({ socket });
       } catch (error) {
-        socket.destroy();
-        done({ error: error as NodeJS.ErrnoException }); // or it has just gone
+        fail({ error: error as NodeJS.ErrnoException }); // or it has just gone
       }
-    });
-    socket.once("error", (error) => {
-      clearTimeout(timer);
-      done({ error });
     });
   });
 }
@@ -128,8 +125,7 @@ export function createClient(socket: Duplex, path: string): Client {
     });
   });
   socket.on("error", () => {}); // "close" follows
-  socket.on("end", () => socket.end());
-  socket.on("data", (received: Buffer) => {
+  socket.on("end", () => socket.end()).on("data", (received: Buffer) => {
     let chunk = received;
     if (noise) {
       const start = chunk.indexOf(0);

@@ -23,7 +23,7 @@ import type { DaemonProcess, Facts, Launch, Lifetime, World } from "./lifetime.t
 import type { Daemon, Handover } from "./server.ts";
 import {
   argumentsOf, claimSoon, identify, isLeftBy, isSame, livenessOf, livingProcesses, lookAt, makeRunDirectory, notASocket, now, readRecord, readText,
-  readToken, retireName, safely, sleep, tryClaim, writeRecord,
+  readToken, retireName, safely, sleep, soon, tryClaim, writeRecord,
 } from "./socket.ts";
 import type { DaemonRecord, Identity, Places } from "./socket.ts";
 
@@ -33,6 +33,8 @@ const answerMs = 5000;
 const startMs = 15_000;
 /** How long a daemon that is ending, or was told to, is waited for. */
 const deathMs = 6000;
+/** How long one with processes takes to retire its name. */
+const retireMs = 2000;
 /** From SIGTERM to SIGKILL, for a daemon that does not answer. */
 const termMs = 3000;
 /** From SIGKILL to giving up. */
@@ -368,9 +370,8 @@ function isAlive(identity: Identity): boolean {
   return livenessOf(identity).state === "alive";
 }
 
-async function isGoneWithin(record: DaemonRecord, timeoutMs: number): Promise<boolean> {
-  for (const deadline = now() + timeoutMs; !(await isGone(record)); await sleep(20)) if (now() > deadline) return false;
-  return true;
+function isGoneWithin(record: DaemonRecord, timeoutMs: number): Promise<boolean> {
+  return soon(() => isGone(record), timeoutMs);
 }
 
 /** Where its process cannot be seen (another pid namespace, no /proc), a daemon of this host is gone when its socket refuses. */
@@ -446,9 +447,8 @@ async function clearDead(places: Places, stopped = false): Promise<void> {
     const { record } = readRecord(places.record); // again: another daemon may have published meanwhile
     if (!record || !(await isGone(record))) return;
     for (const name of [places.socket, record.socket.bound]) {
-      let isFree = false;
-      for (let i = 0; i < 10 && isLeftBy(record, name) && !(isFree = await refuses(name)); i++) await sleep(20); // the last of its threads is just ending
-      const there = isFree && lookAt(name);
+      // or the last of its threads is just ending
+      const there = isLeftBy(record, name) && (await soon(() => refuses(name), 200)) && isLeftBy(record, name) && lookAt(name);
       if (there && there.kind === "socket") retireName(name, there);
     }
     if (!stopped || record.ended?.reason === "stopped") return;
@@ -464,16 +464,16 @@ async function launch(options: StartOptions, world: World, prepared: Prepared | 
   const old = options.replace ? await reachServer(places) : undefined;
   if (!old) await clearDead(places);
   const probing = prepared ? prepared.facts : probeHost(world);
+  if (prepared) void refuses(places.socket); // node compiles what connecting takes as it is first done: while the daemon boots
   const ready = handoverOf(options, old && old.record);
   const facts = await probing;
   if (options.enableLinger) {
     options.progress("asking for lingering");
     await switchLingerOn(facts, world);
   }
-  const handover = (measured: Facts): string => JSON.stringify({ ...ready, facts: measured });
   let started;
   try {
-    started = await launchDaemon({ command: options.command, handover, log: places.log }, facts, options.launch === "auto" ? undefined : options.launch, world, prepared && prepared.daemon);
+    started = await launchDaemon({ command: options.command, handover: ready, log: places.log }, facts, options.launch === "auto" ? undefined : options.launch, world, prepared && prepared.daemon);
   } catch (error) {
     old?.client.close();
     if (error instanceof Failure && error.exit === exitCodes.busy) return undefined;
@@ -565,7 +565,7 @@ export async function stopServer(places: Places, options: { graceMs: number | un
     client.close();
   }
   if (count > 0 && options.graceMs !== 0) {
-    for (let i = 0; i < 100 && isSame(places.socket, record.socket); i++) await sleep(20);
+    await soon(() => !isSame(places.socket, record.socket), retireMs);
   } else if (!(await isGoneWithin(record, deathMs))) {
     return killServer(places, record);
   }
@@ -591,7 +591,7 @@ async function killServer(places: Places, record: DaemonRecord): Promise<Stopped
 async function endBySignal(find: () => Identity[]): Promise<boolean> {
   for (const [signal, waitMs] of [["SIGTERM", termMs], ["SIGKILL", killMs]] as const) {
     for (const identity of find()) signalIfSame(identity, signal);
-    for (const deadline = now() + waitMs; now() < deadline; await sleep(20)) if (find().length === 0) return true;
+    if (await soon(() => find().length === 0, waitMs)) return true;
   }
   return false;
 }

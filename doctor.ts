@@ -10,6 +10,7 @@ import { chooseLaunch, probeHost, readLimit, realWorld } from "./lifetime.ts";
 import type { Facts, Lifetime, Trilean, World } from "./lifetime.ts";
 import { homeDirectory, identify, kindOf, livenessOf, lookAt, maxPathBytes, namesIn, readRecord, safely } from "./socket.ts";
 import type { DaemonRecord, Places } from "./socket.ts";
+import { runtime } from "./version.ts";
 
 /** Why there is no daemon to talk to. The words of the wire: `data.reason` of error -32010. */
 export type Reason =
@@ -156,10 +157,10 @@ async function examineHost(places: Places, world: World): Promise<Finding[]> {
     probeHost(world, { tryScope: true }), askMayLinger(world), listenToShell(world), examineDaemon(places), askQuota(world),
   ]);
   return [
-    finding("ok", "runtime", `${runtimeWords()}, ${process.execPath}`),
+    finding("ok", "runtime", `${runtime[0]!.toUpperCase()}${runtime.slice(1)} ${process.versions[runtime]}, ${process.execPath}`),
     finding("ok", "systemd", facts.systemd ? `version ${facts.systemdVersion || "unknown"}` : "this host was not booted with systemd: nothing ends a daemon at logout"),
     finding("ok", "where", placeWords(facts)),
-    ...(facts.systemd ? [examinePolicy(facts, world), examineLinger(facts, mayLinger), examineManager(facts, world)] : []),
+    ...(facts.systemd ? [examinePolicy(facts, world), examineLinger(facts, mayLinger), examineManager(facts)] : []),
     examinePlan(facts, mayLinger),
     examineDirectory(places, overQuota),
     finding("ok", "socket", `${places.socket}: ${Buffer.byteLength(places.socket)} of at most ${maxPathBytes} bytes`),
@@ -167,11 +168,6 @@ async function examineHost(places: Places, world: World): Promise<Finding[]> {
     daemon,
     noise,
   ];
-}
-
-function runtimeWords(): string {
-  const { deno, bun, node } = process.versions as Record<string, string | undefined>;
-  return deno ? `Deno ${deno}` : bun ? `Bun ${bun}` : `Node ${node}`;
 }
 
 function placeWords({ place, user, owner }: Facts): string {
@@ -214,10 +210,9 @@ async function askMayLinger(world: World): Promise<Trilean> {
   return problem === "is not installed" && world.exists("/usr/share/polkit-1") ? "unknown" : "no";
 }
 
-function examineManager(facts: Facts, world: World): Finding {
-  const bus = world.exists(`/run/user/${facts.uid}/bus`) ? "with a bus" : "without a bus";
-  if (facts.scope === "yes") return finding("ok", "manager", `the user manager makes scopes, ${bus}`);
-  return finding("warning", "manager", `${facts.scopeProblem || "no scope was tried"}${facts.manager ? ` (user@${facts.uid}.service is ${facts.manager})` : ""}`);
+function examineManager(facts: Facts): Finding {
+  if (facts.scope === "yes") return finding("ok", "manager", "the user manager makes scopes");
+  return finding("warning", "manager", `${facts.scopeProblem}${facts.manager ? ` (user@${facts.uid}.service is ${facts.manager})` : ""}`);
 }
 
 function examinePlan(facts: Facts, mayLinger: Trilean): Finding {
@@ -233,7 +228,7 @@ function examinePlan(facts: Facts, mayLinger: Trilean): Finding {
 
 /** From 257 on a restarted logind forgets sessions that are closing, and stops what stayed in them 10 s later. */
 function restartWords(facts: Facts, launch: string): string {
-  return launch === "detach" && facts.place.kind === "session" && facts.linger === "no" && (facts.systemdVersion || 0) >= 257
+  return launch === "detach" && facts.place.kind === "session" && facts.linger === "no" && facts.systemdVersion! >= 257
     ? `; a restart of systemd-logind after it would end it, unless ${facts.user} lingers` : "";
 }
 

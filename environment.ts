@@ -2,8 +2,8 @@
 
 import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { connect } from "node:net";
 import { userInfo } from "node:os";
+import { tryConnect } from "./client.ts";
 import { cleanText, errnoOf } from "./failure.ts";
 import { now, safely } from "./socket.ts";
 
@@ -102,15 +102,8 @@ function askLoginShell(shell: string, env: NodeJS.ProcessEnv, limitMs: number, c
 }
 
 /** Nobody listens there. One that does not answer, or may not be asked, is left alone. */
-function isDeadSocket(path: string): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect(path);
-    const finish = (isDead: boolean) => {
-      socket.destroy();
-      resolve(isDead);
-    };
-    socket.on("connect", () => finish(false));
-    socket.on("error", (error) => finish(/^(ENOENT|ENOTDIR|ENOTSOCK|ECONNREFUSED)$/.test(String(errnoOf(error)))));
-    setTimeout(finish, agentAnswerMs, false);
-  });
+async function isDeadSocket(path: string): Promise<boolean> {
+  const outcome = await tryConnect(path, agentAnswerMs);
+  if ("socket" in outcome) outcome.socket.destroy();
+  return "error" in outcome && /^(ENOENT|ENOTDIR|ENOTSOCK|ECONNREFUSED)$/.test(errnoOf(outcome.error) || "");
 }

@@ -31,6 +31,8 @@ const maxLinks = 40;
 /** Entries that are read, sorted or encoded at once, some 0.5 ms: between two such steps others have their turn. */
 const listStep = 128;
 
+/** Opens without waiting for the other end of a FIFO, and without taking a terminal. */
+const carefully = constants.O_NONBLOCK | constants.O_NOCTTY;
 /** Type bits, letter in ls(1), words. What is none of these is a regular file. */
 const fileTypes = [
   [constants.S_IFDIR, "d", "a directory"],
@@ -197,7 +199,7 @@ async function readFile(path: string, params: Params): Promise<object> {
 /** Looks before it opens, and again after: between the two the path may have become another file, for which O_NONBLOCK is there. */
 async function openRegularFile(path: string): Promise<FileHandle> {
   requireRegularFile(await stat(path), `read "${path}"`);
-  const handle = await open(path, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY);
+  const handle = await open(path, constants.O_RDONLY | carefully);
   try {
     requireRegularFile(await handle.stat(), `read "${path}"`);
     return handle;
@@ -236,8 +238,9 @@ function decodeText(bytes: Buffer, path: string, stream: boolean): string {
 }
 
 function tooLarge(path: string, size: string, maxBytes: number): Failure {
-  const message = `Cannot read "${path}": it has ${size} bytes, at most ${maxBytes} are read at once`;
-  return new Failure(message, { data: { errno: "EFBIG", maxBytes }, hint: "raise maxBytes, or read it in parts with offset" });
+  return cannot(`read "${path}": it has ${size} bytes, at most ${maxBytes} are read at once`, {
+    data: { errno: "EFBIG", maxBytes }, hint: "raise maxBytes, or read it in parts with offset",
+  });
 }
 
 /**
@@ -267,7 +270,7 @@ async function writeFile(path: string, params: Params): Promise<object> {
 
 /** By opening it: Deno's access(2) is its own, and knows no root. A program that runs may be replaced, though not be written. */
 async function requireWritable(path: string): Promise<void> {
-  const handle = await open(path, constants.O_WRONLY | constants.O_NONBLOCK | constants.O_NOCTTY).catch((error: unknown) => {
+  const handle = await open(path, constants.O_WRONLY | carefully).catch((error: unknown) => {
     if (errnoOf(error) !== "ETXTBSY") throw error;
   });
   await handle?.close();

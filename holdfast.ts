@@ -109,7 +109,6 @@ function report(started: Started, { places }: StartOptions, tokenFile: string | 
     warn(`the daemon is of version ${started.version}, this is ${version()}`, "--serve --replace starts this one in its place; its processes end");
   }
   if (facts.lingerSwitchedOn) note(`lingering was switched on for ${facts.user}; "loginctl disable-linger ${facts.user}" undoes it, and then the daemon ends with the last session`);
-  if (facts.systemd && facts.scopeProblem && lifetime.survivesLogout === "yes" && facts.killed === "yes") note(facts.scopeProblem);
   for (const { name, message, hint } of lifetime.warnings) warn(`${message} [README: ${name}]`, hint);
   if (!options["require-survival"] || lifetime.survivesLogout === "yes") return exitCodes.done;
   fail(new Failure(`The daemon runs, but is not sure to survive logout: ${lifetime.words}`, { hint: lifetime.warnings[0]?.hint || "see --doctor" }));

@@ -11,15 +11,16 @@
 import { spawn } from "node:child_process";
 import { closeSync, existsSync, fstatSync, openSync, readFileSync } from "node:fs";
 import type { Socket } from "node:net";
+import type { Readable } from "node:stream";
 import { userInfo } from "node:os";
+import { callBus, getProperty, unitObject } from "./bus.ts";
+import type { BusAnswer, BusCall } from "./bus.ts";
 import { cannot, capture, Failure, reasonOf } from "./failure.ts";
-import { namesIn, now, openLog, readText, safely, sleep } from "./socket.ts";
+import { namesIn, openLog, readText, safely, soon } from "./socket.ts";
 import { build, runtime } from "./version.ts";
 
 /** All probes together, side by side. */
 const probeMs = 2000;
-/** systemd-run hangs for ever on a wedged user manager; a start is over 10 times quicker on the slowest host measured. */
-const scopeLaunchMs = 5000;
 /** A scope that was asked for is there within a few ms. */
 const moveMs = 1000;
 /** For a runtime that is slow to start, once it runs. */
@@ -43,7 +44,7 @@ export interface Facts {
   user: string;
   /** Booted with systemd: /run/systemd/system exists (sd_booted(3)). */
   systemd: boolean;
-  /** 0 where it cannot be told; not asked for where no scope comes into question. */
+  /** 0 where it cannot be told. */
   systemdVersion?: number;
   /** Where this process is. */
   place: Place;
@@ -95,7 +96,6 @@ export interface CommandResult {
   /** Null when it was ended by a signal or did not start. */
   code: number | null;
   stdout: string;
-  stderr: string;
   /** Why there is no exit code: "is not installed", "did not answer within 2000 ms". */
   problem?: string;
 }
@@ -105,6 +105,8 @@ export interface World {
   uid: number;
   user: string;
   run(command: string[], timeoutMs: number): Promise<CommandResult>;
+  /** Calls methods of the system's services, or of our user manager: directly, which needs no bus of the user's (dbus-user-session). */
+  ask(whom: "system" | "user manager", calls: BusCall[], timeoutMs: number): Promise<BusAnswer[]>;
   /** A file's text; undefined when it cannot be read. */
   readFile(path: string): string | undefined;
   exists(path: string): boolean;
@@ -119,13 +121,9 @@ export function realWorld(): World {
       // a uid without an entry in the passwd database is named by its number, which loginctl takes as well
       return (name ??= safely(() => userInfo().username) || String(uid));
     },
-    run: (command, timeoutMs) => runCommand(command, timeoutMs, uid), readFile: readText, exists: existsSync,
+    run: runCommand, readFile: readText, exists: existsSync,
+    ask: (whom, calls, timeoutMs) => callBus(whom === "system" ? "/run/dbus/system_bus_socket" : `/run/user/${uid}/systemd/private`, calls, timeoutMs),
   };
-}
-
-/** The environment in which systemd's user tools find our own user manager, whoever's session this is (su keeps the other's). */
-function managerEnvironment(uid: number): NodeJS.ProcessEnv {
-  return { ...process.env, XDG_RUNTIME_DIR: `/run/user/${uid}` };
 }
 
 /** A soft limit of this process, by its name in /proc/self/limits; infinity where it is none. */
@@ -134,34 +132,24 @@ export function readLimit(name: string, world: Pick<World, "readFile">): number 
 }
 
 /** Runs a command to its end, bounded in time, with nothing to ask a person on. Never rejects. */
-function runCommand(command: string[], timeoutMs: number, uid: number): Promise<CommandResult> {
+function runCommand(command: string[], timeoutMs: number): Promise<CommandResult> {
   return new Promise((done) => {
-    const child = spawn(command[0]!, command.slice(1), { stdio: ["ignore", "pipe", "pipe"], env: { ...managerEnvironment(uid), LC_ALL: "C" } });
-    const result: CommandResult = { code: null, stdout: "", stderr: "" };
-    const timer = setTimeout(() => {
-      result.problem = `did not answer within ${timeoutMs} ms`;
-      child.kill("SIGKILL");
-      finish(null); // not when its pipes close: something it started may hold them
-    }, timeoutMs);
-    const finish = (code: number | null): void => {
+    const child = spawn(command[0]!, command.slice(1), { stdio: ["ignore", "pipe", "ignore"], env: { ...process.env, LC_ALL: "C" } });
+    const { stdout: pipe } = child as { stdout?: Readable }; // none when there were no descriptors
+    let stdout = "";
+    const finish = (code: number | null, problem?: string): void => {
       clearTimeout(timer);
-      for (const pipe of pipes) pipe.destroy();
-      done({ ...result, code, stderr: withoutColours(result.stderr) });
+      pipe?.destroy();
+      done({ code, stdout, problem });
     };
-    // none when there were no descriptors
-    const pipes = [child.stdout, child.stderr].filter((pipe) => pipe);
-    pipes.forEach((pipe, i) => pipe.setEncoding("utf8").on("data", (text: string) => (result[i === 0 ? "stdout" : "stderr"] += text)));
-    child.once("error", (error: NodeJS.ErrnoException) => {
-      result.problem = error.code === "ENOENT" ? "is not installed" : reasonOf(error);
-      finish(null);
-    });
-    child.once("close", finish);
+    const timer = setTimeout(() => {
+      child.kill("SIGKILL");
+      finish(null, `did not answer within ${timeoutMs} ms`); // not when its pipe closes: something it started may hold it
+    }, timeoutMs);
+    pipe?.setEncoding("utf8").on("data", (text: string) => (stdout += text));
+    child.once("error", (error: NodeJS.ErrnoException) => finish(null, error.code === "ENOENT" ? "is not installed" : reasonOf(error)));
+    child.once("close", (code) => finish(code));
   });
-}
-
-/** systemd 247 colours its messages even into a pipe. */
-function withoutColours(text: string): string {
-  return text.replace(/\x1b\[[0-9;]*m/g, "").trim();
 }
 
 /**
@@ -196,41 +184,31 @@ export function placeOf(pid: number | "self", world: Pick<World, "readFile" | "e
  * @param tryScope Makes a scope around nothing, too (--doctor). A launch makes its own, which proves more.
  */
 export async function probeHost(world: World, { pid = "self" as number | "self", tryScope = false } = {}): Promise<Facts> {
+  const place = placeOf(pid, world);
   const facts: Facts = {
-    uid: world.uid, user: world.user, systemd: world.exists("/run/systemd/system"), place: placeOf(pid, world),
+    uid: world.uid, user: world.user, systemd: world.exists("/run/systemd/system"), place,
     killed: "no", policy: "no logind", stopDelayUs: defaultStopDelayUs, linger: "unknown", scope: "unknown",
   };
   if (!facts.systemd) return { ...facts, linger: "no", scope: "no", scopeProblem: "this host was not booted with systemd" };
-  const deadline = now() + probeMs;
-  const run = (...command: string[]): Promise<CommandResult> => world.run(command, Math.max(Math.round(deadline - now()), 50));
-  const { place } = facts;
-  await Promise.all([
-    (async () => {
-      const policy = await probePolicy(run);
-      if (policy.stopDelayUs !== undefined) facts.stopDelayUs = policy.stopDelayUs;
-      const owner = "owner" in place ? place.owner : world.uid;
-      const name = owner === world.uid ? world.user : await nameOf(owner, world, run);
-      if (owner !== world.uid) {
-        facts.owner = name;
-        facts.ownerLinger = lingerFile(name, world);
-      }
-      [facts.killed, facts.policy] = judgePolicy(policy, name, owner);
-    })(),
-    (async () => void (facts.linger = await probeLinger(world, run)))(),
-    tryScope || place.kind === "user-manager" ? noteVersion(facts, world) : undefined,
-    (async () => {
-      if (place.kind !== "unit") return;
-      const { code, stdout } = await run("systemctl", "show", "-p", "KillMode", "--value", "--", place.unit);
-      if (code === 0 && stdout.trim() !== "") facts.killMode = stdout.trim();
-    })(),
-  ]);
-  if (tryScope) await noteScope(facts, world, await tryScopeOfNothing(run));
+  const owner = "owner" in place ? place.owner : world.uid;
+  const [kill, only, exclude, delay, linger, version, ownerName, killMode] = await world.ask("system", [
+    ...["KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers", "UserStopDelayUSec"].map((property) => getProperty("login1", property)),
+    getProperty("login1", "Linger", `/user/_${world.uid}`, "User"), getProperty("systemd1", "Version"), getProperty("login1", "Name", `/user/_${owner}`, "User"),
+    ...(place.kind === "unit" ? [getProperty("systemd1", "KillMode", unitObject(place.unit), place.unit.endsWith(".scope") ? "Scope" : "Service")] : []),
+  ], probeMs);
+  const name = owner === world.uid ? world.user : String(ownerName!.value || owner);
+  if (delay!.value !== undefined) facts.stopDelayUs = delay!.value === 2 ** 64 ? "infinity" : delay!.value as number; // 2^64 - 1 is systemd's infinity
+  [facts.killed, facts.policy] = judgePolicy({ killUserProcesses: kill!.value, only: only!.value, exclude: exclude!.value, problem: kill!.problem } as Policy, name, owner);
+  const lingers = linger!.value; // logind knows nothing of a user who is neither logged in nor lingering
+  facts.linger = lingers === undefined ? lingerFile(world.user, world) : lingers ? "yes" : "no";
+  if (owner !== world.uid) {
+    facts.owner = name;
+    facts.ownerLinger = ownerName!.value ? lingerFile(name, world) : "unknown";
+  }
+  facts.systemdVersion = Number(capture(/(\d+)/, version!.value as string)) || 0;
+  if (killMode?.value) facts.killMode = String(killMode.value);
+  if (tryScope) await noteScope(facts, world, await tryScopeOfNothing(world));
   return facts;
-}
-
-async function noteVersion(facts: Facts, world: World): Promise<void> {
-  const version = capture(/^systemd (\d+)/, (await world.run(["systemd-run", "--version"], probeMs)).stdout);
-  facts.systemdVersion = Number(version || 0);
 }
 
 /** @param problem Why no scope could be made; undefined when one was. */
@@ -239,70 +217,27 @@ async function noteScope(facts: Facts, world: World, problem: string | undefined
   delete facts.scopeProblem;
   if (problem === undefined) return;
   facts.scopeProblem = problem;
-  const { stdout } = await world.run(["systemctl", "show", "-p", "LoadState,ActiveState", `user@${facts.uid}.service`], probeMs);
-  const state = /LoadState=masked/.test(stdout) ? "masked" : capture(/ActiveState=(\w+)/, stdout);
-  if (state) facts.manager = state;
+  const unit = unitObject(`user@${facts.uid}.service`);
+  const [load, active] = await world.ask("system", ["LoadState", "ActiveState"].map((name) => getProperty("systemd1", name, unit, "Unit")), probeMs);
+  if (active!.value) facts.manager = String(load!.value === "masked" ? "masked" : active!.value);
 }
-
-type Run = (...command: string[]) => Promise<CommandResult>;
 
 interface Policy {
   killUserProcesses?: boolean;
   only?: string[];
   exclude?: string[];
-  stopDelayUs?: number | "infinity";
-}
-
-/** Asks logind for its settings: all four by busctl; without it, loginctl knows the first (of the manager, when no user is named). */
-async function probePolicy(run: Run): Promise<Policy> {
-  const bus = await run(
-    "busctl", "--system", "get-property", ...managerOf("login1"), "KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers", "UserStopDelayUSec",
-  );
-  if (bus.code === 0) return parsePolicy(bus.stdout);
-  const { code, stdout } = await run("loginctl", "show-user", "-p", "KillUserProcesses", "--value");
-  const value = stdout.trim();
-  return code === 0 && (value === "yes" || value === "no") ? { killUserProcesses: value === "yes" } : {};
-}
-
-/** Service, object and interface, as busctl names them (org.freedesktop.login1(5), org.freedesktop.systemd1(5)). */
-function managerOf(name: string): string[] {
-  return [`org.freedesktop.${name}`, `/org/freedesktop/${name}`, `org.freedesktop.${name}.Manager`];
-}
-
-/** Reads busctl's lines: "b true", "as 0", 'as 1 "dev"', "t 10000000". */
-export function parsePolicy(text: string): Policy {
-  const [kill, only, exclude, delay] = text.split("\n");
-  const list = (line: string | undefined): string[] => [...(line || "").matchAll(/"((?:[^"\\]|\\.)*)"/g)].map((match) => match[1]!);
-  const delayUs = capture(/^t (\d+)$/, delay);
-  return {
-    ...(kill === "b true" || kill === "b false" ? { killUserProcesses: kill === "b true", only: list(only), exclude: list(exclude) } : {}),
-    // 2^64 - 1 is systemd's infinity
-    stopDelayUs: delayUs === "18446744073709551615" ? "infinity" : delayUs ? Number(delayUs) : undefined,
-  };
+  /** Why nobody says so. */
+  problem?: string;
 }
 
 /** Decides as logind does, in its order: shallKill() of the session's owner. Returns the answer and the setting that gives it. */
 export function judgePolicy(policy: Policy, owner: string, ownerUid: number): [Trilean, string] {
-  const { killUserProcesses, only = [], exclude = [] } = policy;
-  if (killUserProcesses === undefined) return ["unknown", "logind's settings cannot be read"];
+  const { killUserProcesses, only = [], exclude = [], problem } = policy;
+  if (killUserProcesses === undefined) return ["unknown", `logind's settings cannot be read: ${problem}`];
   if (ownerUid === 0 && exclude.length === 0) return ["no", "root is exempt"];
   if (exclude.includes(owner)) return ["no", `KillExcludeUsers= has ${owner}`];
   if (only.length > 0) return only.includes(owner) ? ["yes", `KillOnlyUsers= has ${owner}`] : ["no", `KillOnlyUsers= has others, not ${owner}`];
   return killUserProcesses ? ["yes", "KillUserProcesses=yes"] : ["no", "KillUserProcesses=no"];
-}
-
-async function nameOf(uid: number, world: World, run: Run): Promise<string> {
-  const line = (world.readFile("/etc/passwd") || "").split("\n").find((entry) => entry.split(":")[2] === String(uid))
-    || (await run("getent", "passwd", String(uid))).stdout;
-  return line.split(":")[0] || String(uid);
-}
-
-/** The file says it on all versions, and sooner. Where it is not there, loginctl knows a user that is logged in or lingering. */
-async function probeLinger(world: World, run: Run): Promise<Trilean> {
-  if (lingerFile(world.user, world) === "yes") return "yes";
-  const { code, stdout } = await run("loginctl", "show-user", String(world.uid), "-p", "Linger", "--value");
-  const value = stdout.trim();
-  return code === 0 && (value === "yes" || value === "no") ? value : lingerFile(world.user, world);
 }
 
 function lingerFile(user: string, world: World): Trilean {
@@ -310,10 +245,12 @@ function lingerFile(user: string, world: World): Trilean {
   return world.exists("/var/lib/systemd") ? "no" : "unknown"; // logind makes the directory with the first lingering user
 }
 
-async function tryScopeOfNothing(run: Run): Promise<string | undefined> {
-  const { code, stderr, problem } = await run("systemd-run", "--user", "--scope", "--quiet", "--collect", "--", "true");
-  // with the system bus down it fails without a word
-  return code === 0 ? undefined : `systemd-run --user --scope ${problem || `failed: ${stderr || `exit code ${code}, without a reason`}`}`;
+/** Around a process that does nothing, and is ended with it. */
+async function tryScopeOfNothing(world: World): Promise<string | undefined> {
+  const child = spawn("sleep", ["10"], { stdio: "ignore" }).on("error", () => {});
+  const problem = child.pid ? await moveIntoScope([child.pid], world) : "no process could be started for it";
+  child.kill("SIGKILL");
+  return problem;
 }
 
 /**
@@ -376,7 +313,7 @@ const warnings = {
   endsWithSession: (facts: Facts): Warning => ({
     name: "ends-with-session",
     message: `logind kills what stays in ${facts.owner ? `the session of ${facts.owner}` : "your sessions"} (${facts.policy}), ${noScope(facts)}`,
-    hint: managerCanBeStarted(facts) || facts.scope !== "no" ? enableLinger(facts) : `as an administrator: ${excludeUser(facts.owner || facts.user)}`,
+    hint: leaveSession(facts),
   }),
   endsWithConnection: (facts: Facts): Warning => ({
     name: "ends-with-connection",
@@ -385,8 +322,9 @@ const warnings = {
   }),
   mayEnd: (facts: Facts): Warning => ({
     name: "may-end-with-session",
-    message: `whether logind kills what stays in your sessions could not be found out (${facts.policy}): it may end with this session`,
-    hint: enableLinger(facts),
+    message: `whether logind kills what stays in your sessions could not be found out (${facts.policy}): it may end with this session`
+      + (facts.scopeProblem ? `, ${noScope(facts)}` : ""),
+    hint: leaveSession(facts),
   }),
   /** systemd/systemd#43361: from 255 to 256.2 the manager of a lingering user may be stopped at the last logout. */
   lingering: (facts: Facts): Warning[] => facts.systemdVersion !== 255 && facts.systemdVersion !== 256 ? [] : [{
@@ -400,15 +338,14 @@ function enableLinger(facts: Facts): string {
   return `loginctl enable-linger ${facts.user}`;
 }
 
-/** Lingering starts a user manager that is merely not there; not one that is masked, and one that hangs is there already. */
-function managerCanBeStarted(facts: Facts): boolean {
-  return facts.linger !== "yes" && (!facts.manager || facts.manager === "inactive") && !/not installed|ENOENT/.test(facts.scopeProblem || "");
-}
-
-/** root is named too: it is exempt only while the list is empty. */
-function excludeUser(user: string): string {
-  return "mkdir -p /etc/systemd/logind.conf.d && "
-    + `printf '[Login]\\nKillExcludeUsers=root ${user}\\n' > /etc/systemd/logind.conf.d/holdfast.conf && systemctl kill -s HUP systemd-logind`;
+/**
+ * What mends a place in a session. Lingering starts a user manager that is merely not there; not one that is masked, and one that hangs is there
+ * already: then the user is to be left alone. root is named too: it is exempt only while the list is empty.
+ */
+function leaveSession(facts: Facts): string {
+  const { scope, linger, manager = "inactive", owner, user } = facts;
+  return scope !== "no" || (linger !== "yes" && manager === "inactive") ? enableLinger(facts) : "as an administrator: mkdir -p /etc/systemd/logind.conf.d && "
+    + `printf '[Login]\\nKillExcludeUsers=root ${owner || user}\\n' > /etc/systemd/logind.conf.d/holdfast.conf && systemctl kill -s HUP systemd-logind`;
 }
 
 /** How a daemon is launched. */
@@ -432,17 +369,13 @@ export function chooseLaunch(facts: Facts): { launch: Launch; verdict: Verdict }
 
 /**
  * Switches lingering on, when that is what it takes to survive logout; else does nothing. It is persistent, and starts the user's manager at
- * boot: so only where it was asked for.
- *
- * The user is named: without a name, loginctl looks for a session, and there may be none. Where there was no user manager, this starts it.
+ * boot: so only where it was asked for. Nobody is asked for a password.
  */
 export async function switchLingerOn(facts: Facts, world: World): Promise<void> {
   if (!facts.systemd || facts.linger === "yes" || chooseLaunch(facts).verdict.survives === "yes") return;
-  const { code, stderr, problem } = await world.run(["loginctl", "--no-ask-password", "enable-linger", facts.user], probeMs);
-  if (code !== 0) {
-    facts.lingerRefused = problem ? `loginctl ${problem}` : stderr || `exit code ${code}`;
-    return;
-  }
+  const [answer] = await world.ask("system", [{ service: "login1", method: "SetUserLinger", signature: "ubb", values: [facts.uid, true, false] }], probeMs);
+  facts.lingerRefused = answer!.problem;
+  if (facts.lingerRefused) return;
   facts.linger = "yes";
   facts.lingerSwitchedOn = true;
 }
@@ -451,16 +384,13 @@ export async function switchLingerOn(facts: Facts, world: World): Promise<void> 
 export interface DaemonStart {
   /** Runtime, its flags, script, arguments. */
   command: string[];
-  /** JSON, through descriptor 3: tokens never stand in arguments or the environment. */
-  handover: (facts: Facts) => string;
+  /** As JSON and with the facts, through descriptor 3: tokens never stand in arguments or the environment. */
+  handover: object;
   log: string;
 }
 
 /** The daemon's one line on descriptor 4. */
 export type ReadyMessage = { ok: true; instance: string; pid: number } | { ok: false; exit: number; message: string; hint?: string };
-
-/** What a launch came to: the daemon answered; or why there is none. */
-type Outcome = { pid: number; instance: string } | { problem: string };
 
 /** A process that is to be the daemon. It boots, and then waits for what it is to serve; without that it ends, and has done nothing. */
 export interface DaemonProcess {
@@ -469,16 +399,15 @@ export interface DaemonProcess {
   /**
    * Hands over, and waits for the daemon's word.
    *
-   * @param executeMs How long a program that executes the daemon in its own place may take for that.
-   * @throws {Failure} The daemon's own refusal: another place would not mend it.
+   * @throws {Failure} Why it cannot start: the daemon's own reason, or how it ended.
    */
-  begin(handover: string, executeMs?: number): Promise<Outcome>;
+  begin(handover: string): Promise<{ pid: number; instance: string }>;
   discard(): void;
 }
 
 /**
- * Launches a daemon and waits for its word: moves it into a scope, or has systemd-run make one around another, which needs no bus of the user's
- * (dbus-user-session). A scope that cannot be made is told in `facts`, and the next best place is taken.
+ * Launches a daemon, moves it into a scope where that is better, and waits for its word. A scope that cannot be made is told in `facts`, and the
+ * next best place is taken.
  *
  * @param only Takes this launch and no other (--lifetime).
  * @param prepared Has been spawned already, while the host was measured.
@@ -489,25 +418,15 @@ export async function launchDaemon(
 ): Promise<{ pid: number; instance: string }> {
   if (only === "scope" && facts.scope === "no") throw cannotScope(facts);
   const daemon = prepared || spawnDaemon(command, log);
-  if (daemon.pid > 0 && (only || chooseLaunch(facts).launch) === "scope") {
-    let scoped: Outcome | undefined;
-    try {
-      await makeScope(facts, world, facts.linger === "yes", async () => {
-        const problem = await moveIntoScope([daemon.pid], facts, world);
-        if (!problem || problem.includes("did not answer")) return problem;
-        scoped = await spawnDaemon(scopeCommand(command, facts), log).begin(handover(facts), scopeLaunchMs);
-        return "pid" in scoped ? undefined : scoped.problem;
-      });
+  try {
+    if (daemon.pid > 0 && (only || chooseLaunch(facts).launch) === "scope") {
+      await makeScope([daemon.pid], facts, world, facts.linger === "yes");
       if (only === "scope" && (facts.scope as Trilean) === "no") throw cannotScope(facts);
-    } catch (error) {
-      daemon.discard();
-      throw error;
     }
-    if (scoped && "pid" in scoped) return daemon.discard(), scoped;
+    return await daemon.begin(JSON.stringify({ ...handover, facts }));
+  } finally {
+    daemon.discard();
   }
-  const outcome = await daemon.begin(handover(facts));
-  if ("pid" in outcome) return outcome;
-  throw cannot(`start the daemon: ${outcome.problem}`, { hint: `see the log "${log}"` });
 }
 
 function cannotScope(facts: Facts): Failure {
@@ -515,25 +434,10 @@ function cannotScope(facts: Facts): Failure {
 }
 
 /** @param retries Tries again for a while. Lingering that comes while the user manager stops, after a last logout, has it started again. */
-async function makeScope(facts: Facts, world: World, retries: boolean, attempt: () => Promise<string | undefined>): Promise<void> {
-  if (facts.scope === "no") return;
-  const deadline = now() + probeMs;
-  let problem = await attempt();
-  for (; problem !== undefined && retries && now() < deadline; problem = await attempt()) await sleep(50);
+async function makeScope(pids: number[], facts: Facts, world: World, retries: boolean): Promise<void> {
+  let problem: string | undefined;
+  await soon(async () => !(problem = await moveIntoScope(pids, world)), retries ? probeMs : 0, 50);
   await noteScope(facts, world, problem);
-}
-
-/**
- * systemd-run --scope executes in place: its pid is the daemon's, and descriptors pass through. No unit name: a fixed one can be taken.
- * TimeoutStopSec: a daemon that hung would block the user's next login for 90 s. OOMPolicy from 252; before, an unknown property is fatal.
- * From 254 on a "$" in an argument can be, and by 262 is, expanded unless told otherwise; before, the option is unknown.
- */
-export function scopeCommand(command: string[], facts: Facts): string[] {
-  const version = facts.systemdVersion || 0;
-  return [
-    "systemd-run", "--user", "--scope", "--quiet", "--collect", "-p", "TimeoutStopSec=10", ...(version >= 252 ? ["-p", "OOMPolicy=continue"] : []),
-    ...(version >= 254 ? ["--expand-environment=no"] : []), "--", ...command,
-  ];
 }
 
 /** Processes that wait for their handover: no daemons yet. */
@@ -541,7 +445,7 @@ export const waitingDaemons = new Set<number>();
 
 /** Spawns a daemon in a session of its own, with nothing of the caller's descriptors. */
 export function spawnDaemon(command: string[], log: string): DaemonProcess {
-  const [program] = command as [string];
+  const [program, ...args] = command as [string, ...string[]];
   const logDescriptor = openLog(log);
   const logged = fstatSync(logDescriptor).size;
   const nothing = openSync("/dev/null", "r"); // the daemon's own processes get it, too
@@ -550,7 +454,8 @@ export function spawnDaemon(command: string[], log: string): DaemonProcess {
     while (stdio.length < descriptor) stdio.push("ignore"); // of those above 2, that one is left as it is: closed
     stdio[descriptor] = nothing;
   }
-  const child = spawn(program, command.slice(1), { detached: true, cwd: "/", env: managerEnvironment(process.getuid!()), stdio });
+  const env = { ...process.env, XDG_RUNTIME_DIR: `/run/user/${process.getuid!()}` }; // its processes are to find our own user manager: su keeps the other's
+  const child = spawn(program, args, { detached: true, cwd: "/", env, stdio });
   closeSync(nothing);
   closeSync(logDescriptor);
   const { pid = 0 } = child;
@@ -562,10 +467,10 @@ export function spawnDaemon(command: string[], log: string): DaemonProcess {
   child.once("error", (error) => settle(`Cannot run "${program}": ${reasonOf(error)}`));
   child.once("exit", (code, signal) => {
     waitingDaemons.delete(pid);
-    settle(`"${program}" ended ${signal === null ? `with exit code ${code}` : `by ${signal}`}`);
+    // now and then its end is heard of before what it said
+    setTimeout(() => settle(`"${program}" ended ${signal === null ? `with exit code ${code}` : `by ${signal}`}`), 50);
   });
   give?.on("error", () => {}); // it ended before it took the handover: "exit" tells
-  // The pipe's end says the same of a daemon whose exit has not been reaped yet; exit comes at once after it.
   take?.setEncoding("utf8").on("data", (chunk: string) => {
     text += chunk;
     if (text.includes("\n")) settle("");
@@ -580,20 +485,16 @@ export function spawnDaemon(command: string[], log: string): DaemonProcess {
   return {
     pid,
     discard,
-    async begin(handover, executeMs) {
-      let timer: NodeJS.Timeout;
-      const limit = (ms: number): void => void (timer = setTimeout(() => {
-        if (ms === executeMs && !readText(`/proc/${pid}/cmdline`)?.startsWith(program)) return limit(daemonStartMs);
+    async begin(handover) {
+      const timer = setTimeout(() => {
         child.kill("SIGKILL"); // our own child, not yet reaped: the pid cannot be another's
-        settle(`"${program}" did not answer within ${ms / 1000} s`);
-      }, ms));
-      limit(executeMs || daemonStartMs);
+        settle(`"${program}" did not answer within ${daemonStartMs / 1000} s`);
+      }, daemonStartMs);
       waitingDaemons.delete(pid);
       give?.end(handover);
       const problem = await settled;
-      clearTimeout(timer!);
-      discard();
-      if (problem !== "") return { problem: `${problem}${said(log, logged)}` };
+      clearTimeout(timer);
+      if (problem !== "") throw cannot(`start the daemon: ${problem}${said(log, logged)}`, { hint: `see the log "${log}"` });
       const ready = JSON.parse(text) as ReadyMessage;
       if (ready.ok) return ready;
       throw new Failure(ready.message, ready);
@@ -615,42 +516,38 @@ function inheritedDescriptors(): number[] {
 /** What a program that ended early wrote to the log, which is its stderr: the reason, in its own words. */
 function said(log: string, from: number): string {
   const text = safely(() => readFileSync(log).toString("utf8", from, from + 2000)) || "";
-  const lines = withoutColours(text).split("\n").filter((line) => line !== "" && !/^\d{4}-\d\d-\d\dT/.test(line)); // not those of a daemon that is to be replaced
+  const lines = text.split("\n").filter((line) => line !== "" && !/^\d{4}-\d\d-\d\dT/.test(line)); // not those of a daemon that is to be replaced
   return lines.length === 0 ? "" : `: ${lines.slice(0, 5).join("; ")}`;
 }
 
 /**
- * Moves a running daemon, as it is, into a scope of its own under the user manager (StartTransientUnit with its pid). What it has opened, its parent and
- * its environment stay. OOMPolicy and TimeoutStopUSec as in scopeCommand().
+ * Moves a daemon, as it is, into a scope of its own under the user manager (StartTransientUnit, org.freedesktop.systemd1(5)). What it has opened, its
+ * parent and its environment stay. No fixed name: one that has failed blocks it. TimeoutStopUSec: a daemon that hung would block the user's next login
+ * for 90 s. OOMPolicy: systemd before 252 does not know it, and refuses the call for it.
  *
  * @param pids The daemon's first, then those of its processes.
  * @returns Why it could not; undefined when it was moved.
  */
-async function moveIntoScope(pids: number[], facts: Facts, world: World): Promise<string | undefined> {
-  const { systemdVersion } = facts;
+async function moveIntoScope(pids: number[], world: World): Promise<string | undefined> {
   const pid = pids[0]!;
   const name = `holdfast-${pid}-${Date.now().toString(36)}.scope`;
   const properties = [
-    ["PIDs", "au", String(pids.length), ...pids.map(String)], ["TimeoutStopUSec", "t", "10000000"], ["CollectMode", "s", "inactive-or-failed"],
-    ...(systemdVersion === undefined || systemdVersion >= 252 ? [["OOMPolicy", "s", "continue"]] : []),
+    ["PIDs", ["au", pids]], ["TimeoutStopUSec", ["t", 10_000_000]], ["CollectMode", ["s", "inactive-or-failed"]],
   ];
-  const call = world.run([
-    "busctl", "--user", "call", ...managerOf("systemd1"), "StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail", String(properties.length), ...properties.flat(), "0",
-  ], probeMs);
-  if (systemdVersion === undefined) await noteVersion(facts, world); // meanwhile
-  const { code, stderr, problem } = await call;
-  if (code !== 0 && problem === undefined && systemdVersion === undefined && facts.systemdVersion! < 252) return moveIntoScope(pids, facts, world);
-  if (code !== 0) return problem ? `busctl ${problem}` : stderr;
-  for (const deadline = now() + moveMs; now() < deadline; await sleep(2)) if ((placeOf(pid, world) as { unit?: string }).unit === name) return undefined;
-  return "the user manager took the call, but the daemon has not moved";
+  const start = async (...more: unknown[]): Promise<string | undefined> => (await world.ask("user manager", [
+    { service: "systemd1", method: "StartTransientUnit", signature: "ssa(sv)a(sa(sv))", values: [name, "fail", [...properties, ...more], []] },
+  ], probeMs))[0]!.problem;
+  let problem = await start(["OOMPolicy", ["s", "continue"]]);
+  if (problem?.includes("OOMPolicy")) problem = await start(); // it may be older than pid 1, whose version we know
+  if (problem) return problem;
+  const hasMoved = await soon(() => (placeOf(pid, world) as { unit?: string }).unit === name, moveMs, 2);
+  return hasMoved ? undefined : "the user manager took the call, but the daemon has not moved";
 }
 
 /** Moves a running daemon that stays where it would be killed, and notes in `facts` how that went. */
 export async function moveRunning(pids: number[], facts: Facts, world: World): Promise<void> {
-  await makeScope(facts, world, facts.lingerSwitchedOn === true, async () => {
-    const problem = await moveIntoScope(pids, facts, world);
-    return problem && `the running daemon could not be moved: ${problem}`;
-  });
+  await makeScope(pids, facts, world, facts.lingerSwitchedOn === true);
+  if (facts.scopeProblem) facts.scopeProblem = `the running daemon could not be moved: ${facts.scopeProblem}`;
   facts.place = placeOf(pids[0]!, world);
 }
 

@@ -30,7 +30,7 @@ import { createLanes } from "./lanes.ts";
 import type { Lanes } from "./lanes.ts";
 import { booleanParam, integerParam, invalidParam, optionalStringParam, stringListParam, stringMapParam, stringParam } from "./rpc.ts";
 import type { Caller, Method, Methods, Params, Peer } from "./rpc.ts";
-import { homeDirectory, livingProcesses, now, safely, sleep } from "./socket.ts";
+import { homeDirectory, livingProcesses, now, safely, soon } from "./socket.ts";
 
 export const defaultLimits = {
   /** Raw bytes in one stream message. */
@@ -62,8 +62,6 @@ const joinBytes = 4096;
 const messageCost = 400;
 /** What a child leaves in its pipes is read as it ends, whatever the reader's pace: some 200 KiB each. A grandchild may write on. */
 const lastReadBytes = 4 << 20;
-/** How often the end of a group is looked for, which nothing announces. */
-const pollMs = 25;
 /** From KILL to giving up on a process in uninterruptible sleep. */
 const killWaitMs = 1000;
 /** A signal counts as the cause of an exit for so long: the longest killAndWait. */
@@ -678,13 +676,8 @@ async function startFailure(command: string, cwd: string, path: string, error: u
 }
 
 /** Waits for the whole group of each: grandchildren are to end, too. */
-async function haveEnded(children: Child[], withinMs: number): Promise<boolean> {
-  for (const end = now() + withinMs; children.some(isGroupAlive); ) {
-    const leftMs = end - now();
-    if (leftMs <= 0) return false;
-    await sleep(Math.min(pollMs, leftMs));
-  }
-  return true;
+function haveEnded(children: Child[], withinMs: number): Promise<boolean> {
+  return soon(() => !children.some(isGroupAlive), withinMs);
 }
 
 /** Says whether there is someone to signal, and that it is the child's group, not another that has its number by now. */

@@ -160,9 +160,9 @@ export function createRpc({ methods, isToken, onUnauthorized, onFailure }: RpcOp
 
 /** Answers a frame that was not read because its body is over the limit. */
 export function oversizeAnswer(oversizeBytes: number, limitBytes: number): string {
-  const message = `Cannot read frame: its body has ${oversizeBytes} bytes, at most ${limitBytes} are accepted`;
-  const hint = limitBytes < maxBodyBytes ? { hint: `call ${authenticateMethod} first: after it ${maxBodyBytes} are accepted` } : {};
-  return encodeError(null, new Failure(message, { code: errorCodes.invalidRequest, ...hint }));
+  return encodeError(null, cannot(`read frame: its body has ${oversizeBytes} bytes, at most ${limitBytes} are accepted`, {
+    code: errorCodes.invalidRequest, hint: limitBytes < maxBodyBytes ? `call ${authenticateMethod} first: after it ${maxBodyBytes} are accepted` : undefined,
+  }));
 }
 
 // What a method may ask of its params. Each helper reads one of them, and says in a -32602 Failure what is wrong with which.
@@ -220,8 +220,7 @@ export function stringMapParam(params: Params, name: string): Record<string, str
 
 /** Makes the Failure of the helpers above, for a method whose own check is another: `must` completes "it must be …". */
 export function invalidParam(name: string, value: unknown, must: string): Failure {
-  const message = `Cannot use parameter "${cut(name)}": it is ${describe(value)}, it must be ${must}`;
-  return new Failure(message, { code: errorCodes.invalidParams });
+  return cannot(`use parameter "${cut(name)}": it is ${describe(value)}, it must be ${must}`, { code: errorCodes.invalidParams });
 }
 
 function valueOf(params: Params, name: string, absent?: unknown): unknown {

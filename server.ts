@@ -170,7 +170,6 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
         throw cannot(`publish the socket "${places.socket}": another daemon has just done so`, { exit: exitCodes.busy });
       }
       if (there.kind === "other") throw notASocket(places.socket, there.what);
-      record.socket = { path: places.socket, ...socket };
       writeRecord(places.record, record); // first: so that a dead socket can always be told to be ours
       publishSocket(socket, places.socket, replace);
     });
@@ -188,14 +187,10 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   /** Writes the record, unless a successor has written its own. */
   async function saveRecord(): Promise<void> {
-    try {
-      await withPublication(() => {
-        record.socket = { path: places.socket, ...socket };
-        if (isSame(places.socket, socket) || successor() === undefined) writeRecord(places.record, record);
-      });
-    } catch (error) {
-      log(`[Server] ${(error as Error).message}`);
-    }
+    const save = (): void => {
+      if (isSame(places.socket, socket) || successor() === undefined) writeRecord(places.record, record);
+    };
+    await withPublication(save).catch((error: Error) => log(`[Server] ${error.message}`));
   }
 
   /** The record of another daemon, where ours was. */
@@ -240,6 +235,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   async function listenAgain(): Promise<void> {
     const next = createListener();
     socket = await listenBeside(next, places.socket);
+    record.socket = { path: places.socket, ...socket };
     listener.close();
     listener = next;
   }
@@ -267,21 +263,18 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     connections.add(connection);
     log("[Server] New connection from: @");
     const timer = setTimeout(() => connection.caller.known || peerSocket.destroy(), strangerMs).unref();
-    peerSocket.on("data", (chunk) => {
+    peerSocket.on("error", () => {}); // "close" follows
+    peerSocket.on("drain", () => throttle(connection)).on("data", (chunk) => {
       for (const event of connection.decoder.push(chunk)) {
         if (!connection.caller.known && connection.answeredBytes > strangerAnswerBytes) return closeConnection(connection);
         take(connection, event);
       }
       throttle(connection);
-    });
-    peerSocket.on("end", () => {
+    }).on("end", () => {
       for (const event of connection.decoder.end()) take(connection, event);
       connection.halfClosed = true;
       endWhenAnswered(connection);
-    });
-    peerSocket.on("drain", () => throttle(connection));
-    peerSocket.on("error", () => {}); // "close" follows
-    peerSocket.on("close", () => {
+    }).on("close", () => {
       clearTimeout(timer);
       connections.delete(connection);
       log("[Server] Connection closed: @");
@@ -336,14 +329,14 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   }
 
   function createConnection(id: string, peerSocket: Socket): Connection {
+    const listenTo = (event: string) => (listener: () => void) => (peerSocket.on(event, listener), () => void peerSocket.off(event, listener));
     const peer: Peer = {
       id,
       send: (message) => deliver(connection, [encodeMessage(message, framingOf(connection))]),
       get unsentBytes() {
         return peerSocket.writableLength;
       },
-      onDrain: (listener) => (peerSocket.on("drain", listener), () => void peerSocket.off("drain", listener)),
-      onClose: (listener) => (peerSocket.on("close", listener), () => void peerSocket.off("close", listener)),
+      onDrain: listenTo("drain"), onClose: listenTo("close"),
     };
     const connection: Connection = {
       id, socket: peerSocket, decoder: createFrameDecoder({ maxBodyBytes: strangerBodyBytes }), caller: { peer, authenticated: false, known: false },
@@ -493,7 +486,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     await saveRecord();
     if (phase !== "retired") return;
     await retirePublicName("retired");
-    if (phase === "retired") closeConnections();
+    if (phase === "retired") connections.forEach(closeConnection);
   }
 
   /** @param expected The phase in which that is right: a --serve may have come meanwhile. */
@@ -503,10 +496,6 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     if (!claim) return log(`[Server] "${places.socket}" is not retired: "${lockPath}" is held by another`);
     if (phase === expected) retireName(places.socket, socket);
     claim.release();
-  }
-
-  function closeConnections(): void {
-    for (const connection of connections) closeConnection(connection);
   }
 
   /** Lets the peer have what was written, but does not wait for one that does not read, or does not end its side. */
@@ -526,7 +515,7 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     delete record.stoppingAt;
     await saveRecord(); // first: systemd may not leave us the time
     await retirePublicName("ending");
-    closeConnections();
+    connections.forEach(closeConnection);
     const killed = await processes.endAll({ graceMs: killMs });
     retireName(socket.bound, socket);
     listener.close();

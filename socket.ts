@@ -416,11 +416,8 @@ function linkClaim(path: string): Claim | undefined {
 
 /** Claims, waiting at most `waitMs` for another holder; undefined when that was not enough. For the short claims of publication. */
 export async function claimSoon(path: string, waitMs: number): Promise<Claim | undefined> {
-  for (const deadline = now() + waitMs; ; await sleep(5)) {
-    const claim = tryClaim(path);
-    if ("release" in claim) return claim;
-    if (now() >= deadline) return undefined;
-  }
+  let claim: Claim | Held;
+  return (await soon(() => "release" in (claim = tryClaim(path)), waitMs, 5)) ? (claim! as Claim) : undefined;
 }
 
 function readClaim(path: string): (Identity & { id: string }) | "absent" | undefined {
@@ -645,6 +642,12 @@ export function now(): number {
 
 export function sleep(ms: number): Promise<void> {
   return new Promise((done) => setTimeout(done, ms));
+}
+
+/** Looks, once at least, until it is so. Returns whether it came to be, within `ms`. */
+export async function soon(isSo: () => unknown, ms: number, stepMs = 20): Promise<boolean> {
+  for (const deadline = now() + ms; !(await isSo()); await sleep(stepMs)) if (now() > deadline) return false;
+  return true;
 }
 
 /** Does something that may fail where failing means that there is nothing: the error is the answer "undefined". */

@@ -1,14 +1,16 @@
 /** lifetime.ts with plain values: every row of the table of places, with facts as they were measured on real hosts. */
 
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import {
-  chooseLaunch, describeVerdict, judgePlace, judgePolicy, judgeSignals, launchDaemon, parsePlace, parsePolicy, placeOf, probeHost, realWorld, scopeCommand, switchLingerOn,
+  chooseLaunch, describeVerdict, judgePlace, judgePolicy, judgeSignals, launchDaemon, parsePlace, placeOf, probeHost, realWorld, switchLingerOn,
 } from "../lifetime.ts";
-import type { CommandResult, Facts, Place, World } from "../lifetime.ts";
+import type { BusAnswer, BusCall } from "../bus.ts";
+import type { Facts, Place, World } from "../lifetime.ts";
+import { argumentsOf, livingProcesses } from "../socket.ts";
 
 const session: Place = { kind: "session", owner: 1000, unit: "session-3.scope" };
 const scope: Place = { kind: "user-manager", owner: 1000, unit: "run-r29.scope" };
@@ -47,12 +49,6 @@ parse("is not asked where systemd is not the init: the cgroups of another mean n
 
 const policy = suite("judgePolicy()");
 
-policy("reads the four properties as busctl prints them", () => {
-  assert.equal(parsePolicy('b true\nas 0\nas 1 "dev"\nt 10000000\n'), { killUserProcesses: true, only: [], exclude: ["dev"], stopDelayUs: 10_000_000 });
-  assert.equal(parsePolicy('b false\nas 2 "a" "b"\nas 0\nt 18446744073709551615\n'), { killUserProcesses: false, only: ["a", "b"], exclude: [], stopDelayUs: "infinity" });
-  assert.equal(parsePolicy("nonsense"), { stopDelayUs: undefined });
-});
-
 /** KillUserProcesses, KillOnlyUsers, KillExcludeUsers; then whether dev, u2 and root are killed. Seven configurations, measured on 252 and 262. */
 const policies: [boolean, string[], string[], string][] = [
   [false, [], [], "no no no"],
@@ -69,7 +65,8 @@ for (const [killUserProcesses, only, exclude, expected] of policies) {
     assert.is(`${judge("dev", 1000)} ${judge("u2", 1001)} ${judge("root", 0)}`, expected);
   });
 }
-policy("does not know without the settings", () => assert.is(judgePolicy({}, "dev", 1000)[0], "unknown"));
+policy("does not know without the settings, and says why there are none", () =>
+  assert.equal(judgePolicy({ problem: "no answer" }, "dev", 1000), ["unknown", "logind's settings cannot be read: no answer"]));
 
 const choose = suite("chooseLaunch()");
 
@@ -121,7 +118,7 @@ choose("names cause and command in its warnings", () => {
   assert.match(warningOf({ lingerRefused: "Access denied" }).hint, /^ask an administrator for: loginctl enable-linger dev$/);
   assert.match(warningOf({ scope: "no", scopeProblem: "it hangs" }).message, /no scope could be made to leave it: it hangs/);
   assert.is(warningOf({ scope: "no", scopeProblem: "no bus", manager: "inactive" }).hint, "loginctl enable-linger dev", "lingering starts what is merely not there");
-  for (const changes of [{ manager: "masked" }, { manager: "active", linger: "yes" }, { scopeProblem: "systemd-run is not installed" }] as Partial<Facts>[]) {
+  for (const changes of [{ manager: "masked" }, { manager: "active", linger: "yes" }] as Partial<Facts>[]) {
     assert.match(warningOf({ scope: "no", owner: "ann", ...changes }).hint, /^as an administrator: .*KillExcludeUsers=root ann\\n/, JSON.stringify(changes));
   }
 });
@@ -138,73 +135,96 @@ choose("is described in full for server.capabilities", () => {
   });
 });
 
-/** A host that answers commands from a table, by the first word and the last; what is not in it is not installed. */
-function worldOf(answers: Record<string, Partial<CommandResult>>, files: Record<string, string> = {}): World & { asked: string[] } {
+/** A host whose services answer from a table, by property or method, and that notes what it is asked; what is not in the table is not known. */
+function worldOf(answers: Record<string, unknown>, files: Record<string, string> = {}): World & { asked: string[] } {
   const asked: string[] = [];
   const all: Record<string, string> = { "/run/systemd/system": "", "/var/lib/systemd": "", "/proc/self/cgroup": "0::/user.slice/user-1000.slice/session-3.scope\n", ...files };
+  const answer = ({ service, object = "", method, values = [] }: BusCall): BusAnswer => {
+    const name = method === "Get" ? String(values[1]) : method;
+    asked.push([method === "Get" ? String(values[0]).replace("org.freedesktop.", "") : service, object, name, ...(method === "Get" ? [] : [JSON.stringify(values)])].filter((word) => word !== "").join(" "));
+    return answers[name] === undefined ? { problem: "nobody is there" } : { value: answers[name] };
+  };
   return {
     uid: 1000, user: "dev", asked, exists: (path) => path in all, readFile: (path) => all[path],
-    run: async (command) => {
-      asked.push(command.join(" "));
-      const answer = Object.entries(answers).find(([key]) => command.join(" ").startsWith(key))?.[1];
-      return { code: null, stdout: "", stderr: "", ...(answer === undefined ? { problem: "is not installed" } : { code: 0, ...answer }) };
-    },
+    run: async (command) => (asked.push(command.join(" ")), { code: null, stdout: "", problem: "is not installed" }),
+    ask: async (_whom, calls) => calls.map(answer),
   };
 }
 
-const properties = (kill: boolean) => ({ stdout: `b ${kill}\nas 0\nas 0\nt 10000000\n` });
+const settings = (kill: boolean) => ({ KillUserProcesses: kill, KillOnlyUsers: [], KillExcludeUsers: [], UserStopDelayUSec: 10_000_000, Version: "252.39-1~deb12u2" });
 const probe = suite("probeHost()");
 
-probe("measures a whole host; what only a scope needs where it is asked to, or is under a user manager", async () => {
-  const world = worldOf({
-    "busctl --system get-property": properties(true), "loginctl show-user 1000": { stdout: "yes\n" }, "systemd-run --version": { stdout: "systemd 252 (252.39-1)\n" },
-    "systemd-run --user": {},
+probe("measures a whole host", async () => {
+  assert.equal(await probeHost(worldOf({ ...settings(true), Linger: true })), { ...factsOf({ linger: "yes" }), scope: "unknown" });
+  assert.equal(await probeHost(worldOf({ ...settings(false), Linger: false, UserStopDelayUSec: 2 ** 64 })), {
+    ...factsOf({ killed: "no", policy: "KillUserProcesses=no", stopDelayUs: "infinity" }), scope: "unknown",
   });
-  assert.equal(await probeHost(world, { tryScope: true }), { ...factsOf({ linger: "yes" }), scope: "yes" });
-  const { systemdVersion: _, ...withoutScope } = factsOf({ linger: "yes" });
-  assert.equal(await probeHost(world), { ...withoutScope, scope: "unknown" });
-  const managed = { "systemd-run --version": { stdout: "systemd 255 (255.4)\n" } };
-  assert.is((await probeHost(worldOf(managed, { "/proc/self/cgroup": "0::/user.slice/user-1000.slice/user@1000.service/app.slice/a.scope\n" }))).systemdVersion, 255);
+  assert.is((await probeHost(worldOf({ ...settings(true), KillOnlyUsers: ["ann"] }))).policy, "KillOnlyUsers= has others, not dev");
+  assert.is((await probeHost(worldOf({ ...settings(true), KillExcludeUsers: ["dev"] }))).policy, "KillExcludeUsers= has dev");
 });
 
-probe("does not try a scope, unless it is asked to", async () => {
-  const answers = { "busctl --system get-property": properties(false), "loginctl show-user 1000": { stdout: "no\n" } };
-  const world = worldOf(answers);
-  assert.is((await probeHost(world)).scope, "unknown");
-  assert.is(world.asked.filter((command) => command.startsWith("systemd-run --user")).length, 0);
-  assert.is((await probeHost(worldOf(answers), { tryScope: true })).scope, "no");
+probe("asks all at once, and for KillMode= of the unit that it is in", async () => {
+  const world = worldOf({ ...settings(true), KillMode: "process" }, { "/proc/self/cgroup": `0::/system.slice/${perConnection}\n` });
+  assert.is((await probeHost(world)).killMode, "process");
+  assert.equal(world.asked, [
+    "login1.Manager KillUserProcesses", "login1.Manager KillOnlyUsers", "login1.Manager KillExcludeUsers", "login1.Manager UserStopDelayUSec",
+    "login1.User /user/_1000 Linger", "systemd1.Manager Version", "login1.User /user/_1000 Name",
+    "systemd1.Service /unit/sshd_407_2d10_2e0_2e0_2e1_3a22_2d10_2e0_2e0_2e2_3a5000_2eservice KillMode",
+  ]);
 });
 
-probe("asks loginctl for the policy where there is no busctl, and a file for lingering where there is neither", async () => {
-  const byLoginctl = await probeHost(worldOf({ "loginctl show-user -p KillUserProcesses": { stdout: "yes\n" }, "loginctl show-user 1000": { code: 1 } }));
-  assert.equal([byLoginctl.killed, byLoginctl.linger], ["yes", "no"]);
-  const byFile = await probeHost(worldOf({}, { "/var/lib/systemd/linger/dev": "" }));
-  assert.equal([byFile.killed, byFile.linger], ["unknown", "yes"]);
+probe("does not know what nobody answers; of lingering a file tells", async () => {
+  const { killed, policy: said, linger: on, systemdVersion, stopDelayUs } = await probeHost(worldOf({}));
+  assert.equal([killed, said, on, systemdVersion, stopDelayUs], ["unknown", "logind's settings cannot be read: nobody is there", "no", 0, 10_000_000]);
+  assert.is((await probeHost(worldOf({}, { "/var/lib/systemd/linger/dev": "" }))).linger, "yes");
 });
 
 probe("takes the owner of the session, not our user, and that owner's policy", async () => {
-  const world = worldOf({ "busctl --system get-property": properties(true) }, { "/proc/self/cgroup": "0::/user.slice/user-0.slice/session-c1.scope\n", "/etc/passwd": "root:x:0:0:root:/root:/bin/bash\n" });
+  const world = worldOf({ ...settings(true), Name: "root" }, { "/proc/self/cgroup": "0::/user.slice/user-0.slice/session-c1.scope\n" });
   const { owner, killed } = await probeHost(world);
-  assert.equal([owner, killed], ["root", "no"]);
+  assert.equal([owner, killed, world.asked.includes("login1.User /user/_0 Name")], ["root", "no", true]);
 });
 
-probe("tells why a scope cannot be made, in systemd's words", async () => {
-  const of = async (answer: Partial<CommandResult>) => (await probeHost(worldOf({ "busctl --system": properties(true), "systemd-run --user": answer }), { tryScope: true })).scopeProblem;
-  assert.match((await of({ code: 1, stderr: "Failed to connect to bus: No medium found" })) ?? "", /failed: Failed to connect to bus: No medium found$/);
-  assert.match((await of({ code: 1 })) ?? "", /exit code 1, without a reason$/);
-  assert.match((await of({ code: null, problem: "did not answer within 2000 ms" })) ?? "", /did not answer within 2000 ms$/);
+probe("of another's user manager asks whether that one lingers; without the name it does not know", async () => {
+  const files = { "/proc/self/cgroup": "0::/user.slice/user-1001.slice/user@1001.service/app.slice/a.scope\n", "/var/lib/systemd/linger/ann": "" };
+  const { owner, ownerLinger } = await probeHost(worldOf({ ...settings(true), Name: "ann" }, files));
+  assert.equal([owner, ownerLinger], ["ann", "yes"]);
+  assert.is((await probeHost(worldOf({ ...settings(true), Name: "eve" }, files))).ownerLinger, "no");
+  const unknown = await probeHost(worldOf(settings(true), files));
+  assert.equal([unknown.owner, unknown.ownerLinger], ["1001", "unknown"]);
+});
+
+probe("reads the version of systemd as distributions write it", async () => {
+  const of = async (Version: string) => (await probeHost(worldOf({ Version }))).systemdVersion;
+  assert.equal([await of("252.39-1~deb12u2"), await of("v253.7-1.9.hs+fb.el9"), await of("262~rc1"), await of("devel")], [252, 253, 262, 0]);
+});
+
+probe("asks a scope for its KillMode= as one", async () => {
+  const world = worldOf({ ...settings(true), KillMode: "control-group" }, { "/proc/self/cgroup": "0::/init.scope\n" });
+  assert.is((await probeHost(world)).killMode, "control-group");
+  assert.is(world.asked.at(-1), "systemd1.Scope /unit/init_2escope KillMode");
+});
+
+probe("tells why a scope cannot be made, in the words of who refused it, and what the user manager is", async () => {
+  const world = worldOf({ ...settings(true), LoadState: "masked", ActiveState: "inactive" });
+  const { scope: made, scopeProblem, manager } = await probeHost(world, { tryScope: true });
+  assert.equal([made, scopeProblem, manager], ["no", "nobody is there", "masked"]);
+  assert.is(world.asked.at(-1), "systemd1.Unit /unit/user_401000_2eservice ActiveState");
+  const isLeft = () => livingProcesses().some(({ pid, parent }) => parent === process.pid && argumentsOf(pid)[0] === "sleep");
+  for (let i = 0; i < 100 && isLeft(); i++) await new Promise((done) => setTimeout(done, 10));
+  assert.not.ok(isLeft(), "the process that the scope was tried around");
 });
 
 const linger = suite("switchLingerOn()");
 
-linger("asks by name, without a password prompt, and only where it helps", async () => {
-  const world = worldOf({ "loginctl --no-ask-password": {} });
+linger("asks for our own user, without a password prompt, and only where it helps", async () => {
+  const world = worldOf({ SetUserLinger: true });
   const facts = factsOf();
   await switchLingerOn(facts, world);
-  assert.equal(world.asked, ["loginctl --no-ask-password enable-linger dev"]);
+  assert.equal(world.asked, ["login1 SetUserLinger [1000,true,false]"]);
   assert.equal([facts.linger, facts.lingerSwitchedOn, chooseLaunch(facts).verdict.words], ["yes", true, "yes"]);
   for (const changes of [{ linger: "yes" }, { killed: "no" }, { systemd: false, place: { kind: "none" } }] as Partial<Facts>[]) {
-    const other = worldOf({ "loginctl --no-ask-password": {} });
+    const other = worldOf({ SetUserLinger: true });
     await switchLingerOn(factsOf(changes), other);
     assert.equal(other.asked, [], JSON.stringify(changes));
   }
@@ -212,94 +232,83 @@ linger("asks by name, without a password prompt, and only where it helps", async
 
 linger("keeps the refusal in its words", async () => {
   const facts = factsOf();
-  await switchLingerOn(facts, worldOf({ "loginctl --no-ask-password": { code: 1, stderr: "Could not enable linger: Access denied" } }));
-  assert.equal([facts.linger, facts.lingerRefused], ["no", "Could not enable linger: Access denied"]);
   await switchLingerOn(facts, worldOf({}));
-  assert.is(facts.lingerRefused, "loginctl is not installed");
-});
-
-const command = suite("scopeCommand()");
-
-command("uses what the version at hand has: an unknown property or option would be fatal", () => {
-  const of = (systemdVersion: number) => scopeCommand(["node", "a $b"], factsOf({ systemdVersion })).join(" ");
-  assert.is(of(247), "systemd-run --user --scope --quiet --collect -p TimeoutStopSec=10 -- node a $b");
-  assert.is(of(252), "systemd-run --user --scope --quiet --collect -p TimeoutStopSec=10 -p OOMPolicy=continue -- node a $b");
-  assert.is(of(253), of(252));
-  assert.is(of(254), "systemd-run --user --scope --quiet --collect -p TimeoutStopSec=10 -p OOMPolicy=continue --expand-environment=no -- node a $b");
-  assert.is(of(262), of(254));
+  assert.equal([facts.linger, facts.lingerRefused, facts.lingerSwitchedOn], ["no", "nobody is there", undefined]);
 });
 
 const launch = suite("launchDaemon()");
 
-/** By a systemd-run that fails so often, as it does while the user manager is starting, and then runs the command. */
-for (const [linger, failures, tries, left] of [
-  ["yes", 1, 2, undefined], ["yes", 3, 4, undefined], ["no", 1, 1, /ended with exit code 1: Failed to connect to bus$/], ["yes", 1000, undefined, /Failed to connect to bus$/],
-] as const) {
-  const name = left === undefined ? `makes the scope at try ${tries}` : "detaches";
-  launch(`${name}, when the user manager refuses ${failures} times, and lingering is ${linger === "yes" ? "on" : "off"}`, async () => {
-    const directory = mkdtempSync(join(tmpdir(), "holdfast-launch-"));
-    const { PATH } = process.env;
-    try {
-      const [log, tried] = [join(directory, "log"), join(directory, "tried")];
-      writeFileSync(join(directory, "systemd-run"), `#!/bin/sh
-echo >>'${tried}'
-if [ "$(wc -l <'${tried}')" -le ${failures} ]; then echo Failed to connect to bus >&2; exit 1; fi
-while [ "$1" != -- ]; do shift; done
-shift
-exec "$@"
-`, { mode: 0o755 });
-      process.env.PATH = `${directory}:${PATH}`;
-      const facts = factsOf({ linger, uid: process.getuid!() });
-      const command = ["/bin/sh", "-c", `cat <&3 >'${directory}/taken'; echo '{"ok":true,"pid":'$$',"instance":"i"}' >&4`];
-      const { instance } = await launchDaemon({ command, handover: () => "handed over", log }, facts, undefined, realWorld());
-      assert.equal([instance, readFileSync(join(directory, "taken"), "utf8")], ["i", "handed over"]);
-      if (tries !== undefined) assert.is(readFileSync(tried, "utf8").length, tries);
-      else assert.ok(readFileSync(tried, "utf8").length > 3);
-      if (left === undefined) assert.equal([facts.scope, facts.scopeProblem], ["yes", undefined]);
-      else assert.match(facts.scopeProblem!, left);
-    } finally {
-      process.env.PATH = PATH;
-      rmSync(directory, { recursive: true });
-    }
+interface Manager {
+  /** How often it refuses first. */
+  refusals: number;
+  why?: string;
+}
+
+/** By a user manager that refuses so often, as it does while it is starting, and then moves the process. */
+async function launchBy(
+  { refusals, why = "connection refused" }: Manager, changes: Partial<Facts>, then = "",
+): Promise<{ asked: string[]; facts: Facts; handed: Facts; name: string; pid: number }> {
+  const directory = mkdtempSync(join(tmpdir(), "holdfast-launch-"));
+  try {
+    const asked: string[] = [];
+    let name = "";
+    const world: World = {
+      ...realWorld(), exists: () => true,
+      readFile: () => `0::/user.slice/user-1000.slice/${name === "" ? "session-3.scope" : `user@1000.service/app.slice/${name}`}\n`,
+      ask: async (whom, calls) => calls.map(({ method, values }): BusAnswer => {
+        if (whom === "system" || method !== "StartTransientUnit") return { problem: "not asked for" };
+        asked.push((values![2] as [string, unknown][]).map(([property]) => property).join(" "));
+        if (asked.length <= refusals) return { problem: why };
+        name = values![0] as string;
+        return { value: "/job/1" };
+      }),
+    };
+    const facts = factsOf({ uid: process.getuid!(), scope: "unknown", ...changes });
+    const command = ["/bin/sh", "-c", `cat <&3 >'${directory}/taken'; echo '{"ok":true,"pid":'$$',"instance":"i"}' >&4; ${then}`];
+    const { instance, pid } = await launchDaemon({ command, handover: { token: "t" }, log: join(directory, "log") }, facts, undefined, world);
+    assert.is(instance, "i");
+    const handed = JSON.parse(readFileSync(join(directory, "taken"), "utf8")) as { token: string; facts: Facts };
+    assert.is(handed.token, "t");
+    return { asked, facts, handed: handed.facts, name, pid };
+  } finally {
+    rmSync(directory, { recursive: true });
+  }
+}
+
+for (const [lingering, refusals, tries, made] of [["yes", 0, 1, true], ["no", 0, 1, true], ["yes", 3, 4, true], ["no", 1, 1, false]] as const) {
+  launch(`${made ? `makes the scope at try ${tries}` : "detaches"}, when the user manager refuses ${refusals} times, and lingering is ${lingering === "yes" ? "on" : "off"}`, async () => {
+    const { asked, facts, handed, name } = await launchBy({ refusals }, { linger: lingering });
+    assert.equal([asked.length, facts.scope, facts.scopeProblem, name !== ""], [tries, made ? "yes" : "no", made ? undefined : "connection refused", made]);
+    assert.equal(handed, facts, "the daemon is told what was found");
+    if (made) assert.match(name, /^holdfast-\d+-\w+\.scope$/);
   });
 }
 
-/** By a busctl that moves the daemon, refuses or is silent, on some version of systemd. */
-for (const [name, version, answer, calls, launched] of [
-  ["moves it, with what 252 knows", 252, { code: 0 }, ["OOMPolicy"], "user-manager"],
-  ["moves it by a second call without what 247 does not know", 247, { code: 1, stderr: "Cannot set property OOMPolicy, or unknown property." }, ["OOMPolicy", ""], "user-manager"],
-  ["stays where it is when nobody answers, and does not try another way", 252, { code: null, problem: "did not answer within 2000 ms" }, ["OOMPolicy"], "session"],
-] as const) {
-  launch(`${name}`, async () => {
-    const directory = mkdtempSync(join(tmpdir(), "holdfast-launch-"));
-    try {
-      const asked: string[] = [];
-      let unit = "";
-      const world: World = {
-        ...realWorld(), exists: () => true,
-        readFile: () => (unit !== "" ? `0::/user.slice/user-1000.slice/user@1000.service/app.slice/${unit}\n` : "0::/user.slice/user-1000.slice/session-3.scope\n"),
-        run: async ([program, ...args]) => {
-          const result = { code: 0, stdout: "", stderr: "" };
-          if (program === "systemd-run") return { ...result, stdout: `systemd ${version} (${version}.1)\n` };
-          if (program !== "busctl") return { ...result, code: 1 };
-          asked.push(args.includes("OOMPolicy") ? "OOMPolicy" : "");
-          const outcome = args.includes("OOMPolicy") ? { ...result, ...answer } : result;
-          if (outcome.code === 0) unit = args.find((word) => word.endsWith(".scope"))!;
-          return outcome;
-        },
-      };
-      const { systemdVersion: _, ...facts } = factsOf({ linger: "no", uid: process.getuid!() });
-      const command = ["/bin/sh", "-c", `cat <&3 >'${directory}/taken'; echo '{"ok":true,"pid":'$$',"instance":"i"}' >&4`];
-      await launchDaemon({ command, handover: (measured) => JSON.stringify(measured), log: join(directory, "log") }, facts, undefined, world);
-      assert.equal(asked, calls);
-      const handed = JSON.parse(readFileSync(join(directory, "taken"), "utf8")) as Facts;
-      assert.equal([handed.scope, handed.systemdVersion, unit !== ""], [launched === "session" ? "no" : "yes", version, launched === "user-manager"]);
-      assert.is(handed.scopeProblem, launched === "session" ? "busctl did not answer within 2000 ms" : undefined);
-    } finally {
-      rmSync(directory, { recursive: true });
-    }
-  });
-}
+launch("detaches after a while, when the user manager of a lingering user only refuses", async () => {
+  const { asked, facts } = await launchBy({ refusals: Infinity }, { linger: "yes" });
+  assert.ok(asked.length > 3);
+  assert.equal([facts.scope, facts.scopeProblem], ["no", "connection refused"]);
+});
+
+launch("leaves out what the user manager does not know: it refuses the call for it", async () => {
+  const { asked, facts } = await launchBy({ refusals: 1, why: "Cannot set property OOMPolicy, or unknown property." }, {});
+  assert.equal(asked, ["PIDs TimeoutStopUSec CollectMode OOMPolicy", "PIDs TimeoutStopUSec CollectMode"]);
+  assert.equal([facts.scope, facts.scopeProblem], ["yes", undefined]);
+});
+
+launch("leaves nothing open: who has launched a daemon can end", async () => {
+  const open = () => process.getActiveResourcesInfo().filter((kind) => /Pipe|Process/.test(kind)).sort();
+  const settle = () => new Promise((done) => setTimeout(done, 200));
+  await settle();
+  const before = open();
+  const { pid } = await launchBy({ refusals: 0 }, {}, "exec sleep 30");
+  try {
+    await settle();
+    assert.equal(open(), before);
+  } finally {
+    process.kill(pid, "SIGKILL");
+  }
+});
 
 const signals = suite("judgeSignals()");
 for (const [seen, reason] of [
@@ -313,4 +322,4 @@ for (const [seen, reason] of [
   });
 }
 
-for (const test of [parse, policy, choose, probe, linger, command, launch, signals]) test.run();
+for (const test of [parse, policy, choose, probe, linger, launch, signals]) test.run();

@@ -96,7 +96,7 @@ script("says what is wrong: no such host, no runtime on the host, no built file"
     const none = await deploy(host, "dev", { HOLDFAST_FILE: "/etc/hostname" });
     assert.is(none.code, 65);
     assert.is(none.stdout.length, 0);
-    await host.root("mv /usr/bin/node /usr/bin/node-away 2>/dev/null; umount /usr/local/bin/node 2>/dev/null; true");
+    await host.root("mv /usr/bin/node /usr/bin/node-away 2>/dev/null; umount /usr/local/bin/node 2>/dev/null && rm /usr/local/bin/node; true");
     const bare = await deploy(host, "dev");
     assert.is(bare.code, 127, bare.stderr);
     assert.match(bare.stderr, /Cannot run: there is no node, nodejs, bun or deno on the PATH/);

@@ -4,8 +4,10 @@
 set -euo pipefail
 [[ ${1:-} =~ ^[a-z]+$ ]] || { echo "usage: suiteroot.sh SUITE" >&2; exit 64; }
 
-packages=systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,openssh-server,polkitd,sudo,iproute2,procps,libstdc++6,libatomic1
+packages=systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,openssh-server,sudo,iproute2,procps,libstdc++6,libatomic1,python3,fish,tcsh
+if [ "$1" = bullseye ]; then packages+=,policykit-1; else packages+=,polkitd; fi
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/holdfast/roots
+root=$cache/$1-$(cksum <<<"$packages" | cut -d' ' -f1) # another list makes another root
 
 # One line that is written over on a terminal; elsewhere only what is unusual.
 show_progress() {
@@ -20,11 +22,11 @@ mkdir -p "$cache"
 exec 3>"$cache/.$1.lock"
 flock 3 # a second run waits for the first one's build
 
-if [ ! -e "$cache/$1" ]; then
+if [ ! -e "$root" ]; then
   echo "Building the root of $1 in $cache …" >&2
-  rm -rf --one-file-system "$cache/$1.partial"
-  debootstrap --variant=minbase --include="$packages" "$1" "$cache/$1.partial" </dev/null | show_progress >&2
-  rm -f "$cache/$1.partial"/var/cache/apt/archives/*.deb
-  mv "$cache/$1.partial" "$cache/$1"
+  rm -rf --one-file-system "$root.partial"
+  debootstrap --variant=minbase --include="$packages" "$1" "$root.partial" </dev/null | show_progress >&2
+  rm -f "$root.partial"/var/cache/apt/archives/*.deb
+  mv "$root.partial" "$root"
 fi
-echo "$cache/$1"
+echo "$root"
