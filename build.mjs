@@ -9,7 +9,7 @@
  *       require, or one made by node:module       an ES module has none
  *       const __build = {…}                       version, hash, run or imported, its own text: see version.ts
  *       load()(require, module, __build)          compiles the program, or takes what V8 made of it before
- *       /*! (function (require, module, __build) {
+ *       /*! (function (require, module, __build, U) {   U is undefined: it has no argument
  *         what is needed of node:                 what takes long to load when it is first used
  *         …modules…                               side by side
  *       }) *\/
@@ -49,7 +49,7 @@ const head = `#!/bin/sh
 ;(`;
 const tail = `)(typeof require=="function"&&require,typeof module=="object"?module:{});\n`;
 
-/** Of a file of the cache: what it is of, and the sum of the code that follows; a multiple of 8, for V8. */
+/** Of a file of the cache: what it is of, and how long the code is that follows; a multiple of 8, for V8. */
 const headBytes = 176;
 
 // Run or imported: CommonJS knows. A script from stdin, and an ES module, which has no import.meta that CommonJS could read too, look at where they
@@ -87,8 +87,9 @@ function load() {
   let cache, cachedData;
   try {
     cache = findCache();
-    const bytes = cache.isOurs() && require("node:fs").readFileSync(cache.path), code = bytes.subarray(${headBytes});
-    if (bytes.latin1Slice(0, ${headBytes}) === headOf(cache, code)) cachedData = code;
+    const bytes = cache.isOurs() && require("node:fs").readFileSync(cache.path), code = bytes.subarray(${headBytes}, -1);
+    // V8 trusts it blindly: what a crash of the host kept from the disk is zeros, hundreds of them in a row, or fewer and the end
+    if (bytes.latin1Slice(0, ${headBytes}) === headOf(cache, code) && bytes.at(-1) && !code.includes(Buffer.alloc(512))) cachedData = code;
   } catch (error) {
     // there is none yet, or is to be none
   }
@@ -98,20 +99,17 @@ function load() {
     cache.fits = script.cachedDataRejected === false;
     cache.data = () => {
       const code = script.createCachedData();
-      return Buffer.concat([Buffer.from(headOf(cache, code)), code]);
+      return Buffer.concat([Buffer.from(headOf(cache, code)), code, Buffer.from(".")]);
     };
   }
   return script.runInThisContext();
 }
 function headOf({ key }, code) {
-  const words = new Int32Array(code.buffer, code.byteOffset, code.length >> 2);
-  let sum = 0;
-  for (let at = 0; at < words.length; at += 7) sum = (31 * sum + words[at]) | 0; // 146 of each page, many of which are 0
-  return (key + sum).padEnd(${headBytes});
+  return (key + code.length).padEnd(${headBytes});
 }
 function findCache() {
   const mode = ["launched", "serve", "bridge", "call", "stop"].find((name) => process.argv.includes("--" + name)), file = module.filename;
-  if (!mode || !__build.main || !file || typeof Deno === "object" || typeof Bun === "object") return;
+  if (!mode || !__build.main || !file || globalThis.Deno || globalThis.Bun) return;
   const { basename, dirname } = require("node:path"), { lstatSync, statSync } = require("node:fs");
   const directory = dirname(file) + "/." + basename(file) + ".cache", { size, mtimeMs } = statSync(process.execPath);
   return {
@@ -214,9 +212,10 @@ function fileOf(loader, program) {
 
 async function programText(form) {
   const modules = await bundle(form); // which also finds out what is needed of node
-  const { code } = await transform(`load(function (require, module, __build) {\n"use strict";\n${nodePrelude()}${modules}})`, form);
+  const { code } = await transform(`load(function (require, module, __build, U) {\n"use strict";\n${nodePrelude()}${modules}})`, form);
+  if (code.match(/\bU\b/g).length > 1) throw new Error("the program has a U of its own");
   // compact, it has no newlines but those of templates, which are not to change where a runtime sets the lines of a comment anew
-  const text = code.replace(/^load|;\s*$/g, "").replaceAll("\n", form.minifyWhitespace ? "\\n" : "\n").replace(/(.{300,}?[;}])(?=(?:async )?function \w+\()/g, "$1\n");
+  const text = code.replace(/^load|;\s*$/g, "").replaceAll("\n", form.minifyWhitespace ? "\\n" : "\n").replace(/\bvoid 0\b/g, "U").replace(/\/\* @__PURE__ \*\/ ?|^ *\/\*\*[^]*?\*\/$/gm, "").replace(/(.{400,}?[;}])(?=(?:async )?function \w+\()/g, "$1\n");
   if (text.includes("*/")) throw new Error(`the program ends its comment: ${/.{0,80}\*\/.{0,20}/.exec(text)}`);
   return text;
 }

@@ -62,8 +62,6 @@ function isOnDisk(path: string): boolean {
 
 /**
  * Keeps what V8 has compiled by now, when there is none that fits. Never fails: it is only for speed.
- *
- * V8 trusts its code blindly: the file has a sum of it, since a crash of the host may leave zeros where it was not yet on the disk.
  */
 export function keepCompiled(): void {
   const { cache, file } = build || {};

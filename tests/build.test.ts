@@ -133,6 +133,19 @@ running("says in one line that it does not run on Windows, and on an old Node", 
   });
 });
 
+running("can be written out with all its whitespace: it is the same program", async () => {
+  await withDirectory(async (directory) => {
+    const built = await run(process.execPath, ["build.mjs", "--quiet", "--readable", "--out", directory], { cwd: resolve(".") });
+    assert.equal([built.code, built.stderr], [0, ""]);
+    const program = join(directory, "holdfast.readable.js");
+    assert.ok(readFileSync(program, "utf8").split("\n").length > 3000);
+    const say = async (mode: string, ...args: string[]) => (await run(process.execPath, [program, mode, ...args, "--socket", join(directory, "s")])).stdout.toString();
+    assert.match(await say("--serve"), /^Remote server listening on /);
+    assert.is(await say("--call", "server.ping"), '{"pong":true}\n');
+    assert.is(await say("--stop", "--now"), "stopped 0\n");
+  });
+});
+
 running("serves from a read-only, noexec file system", async () => {
   if (process.getuid?.() !== 0) return void console.log("SKIP 1 mounting needs root");
   await withDirectory(async (directory) => {

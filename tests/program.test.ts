@@ -8,8 +8,9 @@ import * as assert from "uvu/assert";
 import { builtFile, eventually, frameOf, isAlive, isRoot, request, withDirectory } from "./daemon.ts";
 import type { Outcome, Site } from "./daemon.ts";
 
-/** What a file of the cache begins with: five words of what it is of, and a sum of the code that follows; padded. */
+/** What a file of the cache begins with: five words of what it is of, and the length of the code that follows; padded. It ends with a byte that is not 0. */
 const headBytes = 176;
+const codeIn = (path: string): Buffer => readFileSync(path).subarray(headBytes, -1);
 const text = readFileSync(builtFile, "utf8");
 const modes = ["bridge", "call", "launched", "serve", "stop"];
 
@@ -41,7 +42,7 @@ function withPlace(use: (place: Place) => Promise<void>): Promise<void> {
 }
 
 const wordsOf = (path: string): string[] => readFileSync(path, "latin1").slice(0, headBytes).trim().split(" ");
-const headOf = (words: string[]): string => words.join(" ").padEnd(headBytes);
+const headOf = (words: (string | number)[]): string => words.join(" ").padEnd(headBytes);
 const modeOf = (path: string): number => lstatSync(path).mode & 0o7777;
 
 const kept = suite("keepCompiled()");
@@ -131,11 +132,11 @@ async function plant({ program, cache, word }: Place): Promise<string> {
   writeFileSync(program, other);
   assert.is(await word(), "nine 0\n");
   const path = join(cache, "stop");
-  const code = readFileSync(path).subarray(headBytes);
-  const sum = wordsOf(path)[5]!;
+  const code = codeIn(path);
+  assert.is(wordsOf(path)[5], String(code.length));
   writeFileSync(program, text);
   assert.is(await word(), "none 0\n", "the file was changed: what was compiled of it before is not taken");
-  writeFileSync(path, Buffer.concat([Buffer.from(headOf([...wordsOf(path).slice(0, 5), sum])), code]));
+  writeFileSync(path, Buffer.concat([Buffer.from(headOf([...wordsOf(path).slice(0, 5), code.length])), code, Buffer.from(".")]));
   return path;
 }
 
@@ -169,9 +170,9 @@ used("is not taken when the file, or node, is another one than it was; it is mad
     utimesSync(place.program, 1, 1); // the time of a change cannot be set
     assert.is(await place.word(), "none 0\n");
     const words = wordsOf(path);
-    const sum = planted.toString("latin1", 0, headBytes).trim().split(" ")[5]!;
+    const length = String(planted.length - headBytes - 1);
     for (let at = 0; at < 5; at++) {
-      const wrong = [...words.slice(0, at), "1", ...words.slice(at + 1, 5), sum];
+      const wrong = [...words.slice(0, at), "1", ...words.slice(at + 1, 5), length];
       writeFileSync(path, Buffer.concat([Buffer.from(headOf(wrong)), planted.subarray(headBytes)]));
       assert.is(await place.word(), "none 0\n", `word ${at}`);
       assert.equal(wordsOf(path).slice(0, 5), words.slice(0, 5), `word ${at}: made anew`);
@@ -190,10 +191,10 @@ used("of a file that is imported is not taken: it stays what its importer has re
     assert.is.not(other, text);
     writeFileSync(program, other);
     await run(["--stop"]);
-    const [code, sum] = [readFileSync(path).subarray(headBytes), wordsOf(path)[5]!];
+    const code = codeIn(path);
     writeFileSync(program, text);
     words[1] = String(statSync(program).ctimeMs);
-    writeFileSync(path, Buffer.concat([Buffer.from(headOf([...words, sum])), code]));
+    writeFileSync(path, Buffer.concat([Buffer.from(headOf([...words, code.length])), code, Buffer.from(".")]));
     const { stdout } = await site.command([process.execPath, use, "--stop"]);
     assert.is(stdout.toString(), "connect serve\n");
   });
@@ -203,10 +204,13 @@ used("with a page that was lost is not taken", async () => {
   await withPlace(async (place) => {
     const path = await plant(place);
     const planted = readFileSync(path);
-    for (let at = 0; at < planted.length - 4096; at += 4096) {
-      writeFileSync(path, Buffer.from(planted).fill(0, at, at + 4096));
-      assert.is(await place.word(), "none 0\n", `zeros at ${at}`);
-    }
+    const check = async (from: number, to = planted.length): Promise<void> => {
+      writeFileSync(path, Buffer.from(planted).fill(0, from, Math.min(to, planted.length)));
+      assert.is(await place.word(), "none 0\n", `zeros from ${from} to ${to}`);
+    };
+    for (const page of [4096, 1024]) for (let at = 0; at < planted.length; at += 4096) await check(at, at + page);
+    // the last page may hold only a few bytes
+    for (const left of [1, 2, 100, 400, 511]) await check(planted.length - left);
   });
 });
 
