@@ -14,6 +14,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { callBus, getProperty, unitObject } from "../bus.ts";
 import type { BusCall } from "../bus.ts";
+import { createRandom, mutateBytes, pick } from "./fuzz/random.ts";
 
 const has = (command: string): boolean => spawnSync("sh", ["-c", `command -v ${command}`]).status === 0;
 const needs = (test: typeof bus, command: string): typeof bus.skip => (has(command) ? test : test.skip);
@@ -66,6 +67,7 @@ needs(bus, "dbus-daemon")("says in the bus's words what is not there", () =>
   }));
 
 const values = suite("values in bytes");
+const call: BusCall = { service: "x", method: "M" };
 
 /** What a peer sees of a message: all of it, and of that its values. */
 interface Seen {
@@ -200,6 +202,27 @@ values("of an error are its text; its name where it has none; and what systemd's
   assert.equal(await of("org.freedesktop.DBus.Error.AccessDenied", "Permission denied"), { problem: "Access denied" });
 });
 
+values("that were damaged at random end each call, with a value or in words", async () => {
+  const random = createRandom(1);
+  const body = Buffer.from("0100000000000000020000000100000005000000070000000200000061620000", "hex");
+  const outcomes = new Set<string>();
+  const damaged = (serial: number): Buffer => {
+    const signature = pick(random, ["btuas", "v", "s", "as", "a(sv)", "aas", "(u(us))", "g", "ay"]);
+    return mutateBytes(random, returnOf(serial, signature, body, random(2) === 0, pick(random, ["", "a.b.Error"])));
+  };
+  await withPeer(
+    ({ bytes }, socket) => bytes.includes("Hello\0") || socket.end(damaged(bytes.readUInt32LE(8))),
+    async (path) => {
+      for (let i = 0; i < 100; i++) {
+        for (const [answer] of await Promise.all(Array.from({ length: 20 }, () => callBus(path, [call], 300)))) {
+          outcomes.add(answer!.problem === undefined ? "value" : answer!.problem.replace(/^"[^"]*" (sent what cannot be read|closed the connection|did not answer).*/s, "$1"));
+        }
+      }
+    },
+  );
+  for (const outcome of ["value", "sent what cannot be read", "closed the connection"]) assert.ok(outcomes.has(outcome), outcome);
+});
+
 values("of a type that is not known are no answer, whatever they say of their length", async () => {
   for (const [signature, hex] of [["d", "0000000000000000"], ["a()", "0800000000000000" + "00".repeat(8)], ["a{sv}", "0800000000000000" + "00".repeat(8)], ["u", ""], ["av", "ffffffff"]] as const) {
     const { problem } = (await answerBy((serial) => returnOf(serial, signature, Buffer.from(hex, "hex")))) as { problem: string };
@@ -224,7 +247,6 @@ async function withServer(accept: (socket: Socket) => void, use: (path: string) 
   });
 }
 
-const call: BusCall = { service: "x", method: "M" };
 for (const [name, accept, expected] of [
   ["are silent", () => {}, /^"\/.*" did not answer within 200 ms$/],
   ["close the connection", (socket) => socket.end(), /^"\/.*" closed the connection$/],
