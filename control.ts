@@ -473,7 +473,9 @@ async function launch(options: StartOptions, world: World, prepared: Prepared | 
   }
   let started;
   try {
-    started = await launchDaemon({ command: options.command, handover: ready, log: places.log }, facts, options.launch === "auto" ? undefined : options.launch, world, prepared && prepared.daemon);
+    started = await launchDaemon(
+      { command: options.command, handover: ready, log: places.log }, facts, options.launch === "auto" ? undefined : options.launch, world, prepared && prepared.daemon,
+    );
   } catch (error) {
     old?.client.close();
     if (error instanceof Failure && error.exit === exitCodes.busy) return undefined;
