@@ -350,7 +350,8 @@ asRoot("a FUSE mount that does not answer", "pings, other files and spawns go on
   });
   const told = performance.now() - start;
   assert.ok(told < 20_000, `they were told after ${Math.round(told)} ms`);
-  assert.ok(slowest < 3000, `a request for what is near took ${Math.round(slowest)} ms`);
+  // behind one for the mount it would wait for 8 s, until that is told; without a processor of its own, beside other tests, for 4
+  assert.ok(slowest < 6000, `a request for what is near took ${Math.round(slowest)} ms`);
   const again = performance.now();
   await refusalOf(read("~/link/file"));
   assert.ok(performance.now() - again < 2000, "it is known by now");
