@@ -214,8 +214,12 @@ async function programText(form) {
   const modules = await bundle(form); // which also finds out what is needed of node
   const { code } = await transform(`load(function (require, module, __build, U) {\n"use strict";\n${nodePrelude()}${modules}})`, form);
   if (code.match(/\bU\b/g).length > 1) throw new Error("the program has a U of its own");
-  // compact, it has no newlines but those of templates, which are not to change where a runtime sets the lines of a comment anew
-  const text = code.replace(/^load|;\s*$/g, "").replaceAll("\n", form.minifyWhitespace ? "\\n" : "\n").replace(/\bvoid 0\b/g, "U").replace(/\/\* @__PURE__ \*\/ ?|^ *\/\*\*[^]*?\*\/$/gm, "").replace(/(.{400,}?[;}])(?=(?:async )?function \w+\()/g, "$1\n");
+  const text = code.replace(/^load|;\s*$/g, "")
+    // compact, it has no newlines but those of templates, which are not to change where a runtime sets the lines of a comment anew
+    .replaceAll("\n", form.minifyWhitespace ? "\\n" : "\n")
+    .replace(/\bvoid 0\b/g, "U")
+    .replace(/\/\* @__PURE__ \*\/ ?|^ *\/\*\*[^]*?\*\/$/gm, "")
+    .replace(/(.{400,}?[;}])(?=(?:async )?function \w+\()/g, "$1\n");
   if (text.includes("*/")) throw new Error(`the program ends its comment: ${/.{0,80}\*\/.{0,20}/.exec(text)}`);
   return text;
 }

@@ -1,8 +1,10 @@
 /** What is wrong and what mends it: from the record, the kernel and the probes to a reason and words. */
 
+import { spawn } from "node:child_process";
 import { accessSync, constants, statfsSync, statSync } from "node:fs";
 import { userInfo } from "node:os";
 import { basename, dirname, join } from "node:path";
+import type { Readable } from "node:stream";
 import { createClient, tryConnect } from "./client.ts";
 import type { ConnectFailure } from "./client.ts";
 import { cannot, capture, cleanText, elsewhere, errnoOf, errorCodes, exitCodes, Failure, reasonOf } from "./failure.ts";
@@ -135,6 +137,35 @@ function finding(state: Finding["state"], name: string, evidence: string, remedy
   return { state, name, evidence, remedy, administrator };
 }
 
+interface CommandResult {
+  /** Null when it was ended by a signal or did not start. */
+  code: number | null;
+  stdout: string;
+  /** Why there is no exit code: "is not installed", "did not answer within 2000 ms". */
+  problem?: string;
+}
+
+/** Runs a command to its end, bounded in time, with nothing to ask a person on. Never rejects. */
+function runCommand(command: string[], timeoutMs: number): Promise<CommandResult> {
+  return new Promise((done) => {
+    const child = spawn(command[0]!, command.slice(1), { stdio: ["ignore", "pipe", "ignore"], env: { ...process.env, LC_ALL: "C" } });
+    const { stdout: pipe } = child as { stdout?: Readable }; // none when there were no descriptors
+    let stdout = "";
+    const finish = (code: number | null, problem?: string): void => {
+      clearTimeout(timer);
+      pipe?.destroy();
+      done({ code, stdout, problem });
+    };
+    const timer = setTimeout(() => {
+      child.kill("SIGKILL");
+      finish(null, `did not answer within ${timeoutMs} ms`); // not when its pipe closes: something it started may hold it
+    }, timeoutMs);
+    pipe?.setEncoding("utf8").on("data", (text: string) => (stdout += text));
+    child.once("error", (error: NodeJS.ErrnoException) => finish(null, error.code === "ENOENT" ? "is not installed" : reasonOf(error)));
+    child.once("close", (code) => finish(code));
+  });
+}
+
 /** Looks at everything and prints it. Returns the exit code: 1 when something is a failure. */
 export async function printDoctor(places: Places, json: boolean, say: (text: string) => number): Promise<number> {
   const world = realWorld();
@@ -154,7 +185,7 @@ function findingWords({ state, name, evidence, remedy, administrator }: Finding)
 /** Measures what --serve would, and what it and its users depend on. Changes nothing; bounded in time. */
 async function examineHost(places: Places, world: World): Promise<Finding[]> {
   const [facts, mayLinger, noise, daemon, overQuota] = await Promise.all([
-    probeHost(world, { tryScope: true }), askMayLinger(world), listenToShell(world), examineDaemon(places), askQuota(world),
+    probeHost(world, { tryScope: true }), askMayLinger(world), listenToShell(world), examineDaemon(places), askQuota(),
   ]);
   return [
     finding("ok", "runtime", `${runtime[0]!.toUpperCase()}${runtime.slice(1)} ${process.versions[runtime]}, ${process.execPath}`),
@@ -205,7 +236,7 @@ function examineLinger({ linger, user }: Facts, may: Trilean): Finding {
 /** Asks polkit whether we may do it, without doing it. Without polkit, logind refuses everybody but root. */
 async function askMayLinger(world: World): Promise<Trilean> {
   if (world.uid === 0) return "yes";
-  const { code, problem } = await world.run(["pkcheck", "--action-id", "org.freedesktop.login1.set-self-linger", "--process", String(process.pid)], 2000);
+  const { code, problem } = await runCommand(["pkcheck", "--action-id", "org.freedesktop.login1.set-self-linger", "--process", String(process.pid)], 2000);
   if (code === 0) return "yes";
   return problem === "is not installed" && world.exists("/usr/share/polkit-1") ? "unknown" : "no";
 }
@@ -238,8 +269,8 @@ const networkFileSystems: Record<number, string> = {
 };
 
 /** quota(1), where it is installed: with -q it speaks only of what is over a limit. */
-async function askQuota(world: World): Promise<string> {
-  return (await world.run(["quota", "-q"], 2000)).stdout.trim().replace(/\s+/g, " ");
+async function askQuota(): Promise<string> {
+  return (await runCommand(["quota", "-q"], 2000)).stdout.trim().replace(/\s+/g, " ");
 }
 
 function examineDirectory(places: Places, overQuota: string): Finding {
@@ -316,7 +347,7 @@ async function listenToShell(world: World): Promise<Finding> {
   const home = safely(() => homeDirectory()) || "/";
   const shell = safely(() => userInfo().shell) || "/bin/sh";
   // bash reads .bashrc for a command too when it takes itself to be run by sshd: SSH_CLIENT set, and no shell above it
-  const { stdout, problem } = await world.run(["env", "-u", "SHLVL", `SSH_CLIENT=${process.env.SSH_CLIENT || "127.0.0.1 0 22"}`, shell, "-c", ":"], 3000);
+  const { stdout, problem } = await runCommand(["env", "-u", "SHLVL", `SSH_CLIENT=${process.env.SSH_CLIENT || "127.0.0.1 0 22"}`, shell, "-c", ":"], 3000);
   if (problem) return finding("warning", "shell", `${shell} ${problem}`);
   if (stdout === "") return finding("ok", "shell", `${shell} says nothing of its own before a command`);
   const { files, guard } = shellFiles[basename(shell)] || { files: [".profile"], guard: undefined };

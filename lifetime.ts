@@ -11,7 +11,6 @@
 import { spawn } from "node:child_process";
 import { closeSync, existsSync, fstatSync, openSync, readFileSync } from "node:fs";
 import type { Socket } from "node:net";
-import type { Readable } from "node:stream";
 import { userInfo } from "node:os";
 import { callBus, getProperty, unitObject } from "./bus.ts";
 import type { BusAnswer, BusCall } from "./bus.ts";
@@ -92,19 +91,10 @@ export interface Warning {
   hint: string;
 }
 
-export interface CommandResult {
-  /** Null when it was ended by a signal or did not start. */
-  code: number | null;
-  stdout: string;
-  /** Why there is no exit code: "is not installed", "did not answer within 2000 ms". */
-  problem?: string;
-}
-
 /** What is needed of the host. Handed in, so that tests can be any host. */
 export interface World {
   uid: number;
   user: string;
-  run(command: string[], timeoutMs: number): Promise<CommandResult>;
   /** Calls methods of the system's services, or of our user manager: directly, which needs no bus of the user's (dbus-user-session). */
   ask(whom: "system" | "user manager", calls: BusCall[], timeoutMs: number): Promise<BusAnswer[]>;
   /** A file's text; undefined when it cannot be read. */
@@ -121,7 +111,7 @@ export function realWorld(): World {
       // a uid without an entry in the passwd database is named by its number, which loginctl takes as well
       return (name ??= safely(() => userInfo().username) || String(uid));
     },
-    run: runCommand, readFile: readText, exists: existsSync,
+    readFile: readText, exists: existsSync,
     ask: (whom, calls, timeoutMs) => callBus(whom === "system" ? "/run/dbus/system_bus_socket" : `/run/user/${uid}/systemd/private`, calls, timeoutMs),
   };
 }
@@ -129,27 +119,6 @@ export function realWorld(): World {
 /** A soft limit of this process, by its name in /proc/self/limits; infinity where it is none. */
 export function readLimit(name: string, world: Pick<World, "readFile">): number {
   return Number(capture(new RegExp(`^${name}\\s+(\\d+)`, "m"), world.readFile("/proc/self/limits")) || Infinity);
-}
-
-/** Runs a command to its end, bounded in time, with nothing to ask a person on. Never rejects. */
-function runCommand(command: string[], timeoutMs: number): Promise<CommandResult> {
-  return new Promise((done) => {
-    const child = spawn(command[0]!, command.slice(1), { stdio: ["ignore", "pipe", "ignore"], env: { ...process.env, LC_ALL: "C" } });
-    const { stdout: pipe } = child as { stdout?: Readable }; // none when there were no descriptors
-    let stdout = "";
-    const finish = (code: number | null, problem?: string): void => {
-      clearTimeout(timer);
-      pipe?.destroy();
-      done({ code, stdout, problem });
-    };
-    const timer = setTimeout(() => {
-      child.kill("SIGKILL");
-      finish(null, `did not answer within ${timeoutMs} ms`); // not when its pipe closes: something it started may hold it
-    }, timeoutMs);
-    pipe?.setEncoding("utf8").on("data", (text: string) => (stdout += text));
-    child.once("error", (error: NodeJS.ErrnoException) => finish(null, error.code === "ENOENT" ? "is not installed" : reasonOf(error)));
-    child.once("close", (code) => finish(code));
-  });
 }
 
 /**

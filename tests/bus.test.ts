@@ -5,27 +5,34 @@
  */
 
 import { spawn, spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
 import { createServer } from "node:net";
 import type { Socket } from "node:net";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { callBus, getProperty, unitObject } from "../bus.ts";
 import type { BusCall } from "../bus.ts";
+import { withDirectory } from "./daemon.ts";
 import { createRandom, mutateBytes, pick } from "./fuzz/random.ts";
 
 const has = (command: string): boolean => spawnSync("sh", ["-c", `command -v ${command}`]).status === 0;
 const needs = (test: typeof bus, command: string): typeof bus.skip => (has(command) ? test : test.skip);
 
-async function withPath(use: (path: string) => Promise<void>): Promise<void> {
-  const directory = mkdtempSync(join(tmpdir(), "holdfast-bus-"));
-  try {
-    await use(join(directory, "bus"));
-  } finally {
-    rmSync(directory, { recursive: true });
-  }
+const withPath = (use: (path: string) => Promise<void>): Promise<void> => withDirectory(({ directory }) => use(join(directory, "bus")));
+
+/** Who accepts, and then does something. */
+async function withServer(accept: (socket: Socket) => void, use: (path: string) => Promise<void>): Promise<void> {
+  await withPath(async (path) => {
+    const sockets: Socket[] = [];
+    const server = createServer((socket) => (sockets.push(socket.on("error", () => {})), accept(socket)));
+    await new Promise<void>((done) => server.listen(path, done));
+    try {
+      await use(path);
+    } finally {
+      for (const socket of sockets) socket.destroy();
+      await new Promise((done) => server.close(done));
+    }
+  });
 }
 
 const bus = suite("callBus() with dbus-daemon");
@@ -105,36 +112,24 @@ function returnOf(serial: number, signature: string, body: Buffer, isBig = false
 
 const stringOf = (text: string): Buffer => Buffer.concat([Buffer.from([text.length, 0, 0, 0]), Buffer.from(`${text}\0`)]);
 
-/** Accepts whoever comes, and hands over each message with what answers it. */
-async function withPeer(take: (seen: Seen, socket: Socket) => void, use: (path: string) => Promise<void>): Promise<void> {
-  await withPath(async (path) => {
-    const sockets = new Set<Socket>();
-    const server = createServer((socket) => {
-      sockets.add(socket);
-      let rest: Buffer = Buffer.alloc(0);
-      let isOpen = false;
-      socket.on("error", () => {});
-      socket.on("data", (chunk) => {
-        rest = Buffer.concat([rest, chunk]);
-        for (let end; !isOpen && (end = rest.indexOf("\r\n")) >= 0; rest = rest.subarray(end + 2)) {
-          const line = rest.toString("latin1", 0, end).replace(/^\0/, "");
-          if (line === "BEGIN") isOpen = true;
-          else socket.write(line === "NEGOTIATE_UNIX_FD" ? "ERROR\r\n" : line === "AUTH EXTERNAL" ? "DATA\r\n" : `OK ${"0".repeat(32)}\r\n`);
-        }
-        if (!isOpen) return;
-        const found = messagesIn(rest);
-        rest = found.rest;
-        for (const seen of found.seen) take(seen, socket);
-      });
+/** Lets in whoever comes, and hands over each message with what answers it. */
+function withPeer(take: (seen: Seen, socket: Socket) => void, use: (path: string) => Promise<void>): Promise<void> {
+  return withServer((socket) => {
+    let rest: Buffer = Buffer.alloc(0);
+    let isOpen = false;
+    socket.on("data", (chunk) => {
+      rest = Buffer.concat([rest, chunk]);
+      for (let end; !isOpen && (end = rest.indexOf("\r\n")) >= 0; rest = rest.subarray(end + 2)) {
+        const line = rest.toString("latin1", 0, end).replace(/^\0/, "");
+        if (line === "BEGIN") isOpen = true;
+        else socket.write(line === "NEGOTIATE_UNIX_FD" ? "ERROR\r\n" : line === "AUTH EXTERNAL" ? "DATA\r\n" : `OK ${"0".repeat(32)}\r\n`);
+      }
+      if (!isOpen) return;
+      const found = messagesIn(rest);
+      rest = found.rest;
+      for (const seen of found.seen) take(seen, socket);
     });
-    await new Promise<void>((done) => server.listen(path, done));
-    try {
-      await use(path);
-    } finally {
-      for (const socket of sockets) socket.destroy();
-      await new Promise((done) => server.close(done));
-    }
-  });
+  }, use);
 }
 
 /** The values of the second message that a client sends: the first is its Hello. */
@@ -168,7 +163,7 @@ for (const [signature, given, words] of rows) {
   needs(values, "busctl")(`are those of busctl: ${signature}`, async () => {
     const args = (path: string) => [`--address=unix:path=${path}`, "call", "org.freedesktop.x", "/org/freedesktop/x", "org.freedesktop.x.Manager", "M", signature, ...words.split(" ")];
     const theirs = await bodyBy((path) => new Promise((done) => spawn("busctl", args(path), { stdio: ["ignore", "ignore", "inherit"] }).once("exit", done)));
-    const ours = await bodyBy((path) => callBus(path, [{ service: "x", method: "M", signature, values: given }], 5000));
+    const ours = await bodyBy((path) => callBus(path, [{ ...call, signature, values: given }], 5000));
     assert.ok(theirs.length > 16, theirs);
     assert.is(ours, theirs);
   });
@@ -179,7 +174,7 @@ async function answerBy(answer: (serial: number) => Buffer, write = (socket: Soc
   let result: unknown;
   await withPeer(
     ({ bytes }, socket) => bytes.includes("Hello\0") || write(socket, answer(bytes.readUInt32LE(8))),
-    async (path) => void ([result] = await callBus(path, [{ service: "x", method: "M" }], 500)),
+    async (path) => void ([result] = await callBus(path, [call], 500)),
   );
   return result;
 }
@@ -231,21 +226,6 @@ values("of a type that is not known are no answer, whatever they say of their le
 });
 
 const wrong = suite("callBus() with peers that are none");
-
-/** Who accepts, and then does something. */
-async function withServer(accept: (socket: Socket) => void, use: (path: string) => Promise<void>): Promise<void> {
-  await withPath(async (path) => {
-    const sockets: Socket[] = [];
-    const server = createServer((socket) => (sockets.push(socket.on("error", () => {})), accept(socket)));
-    await new Promise<void>((done) => server.listen(path, done));
-    try {
-      await use(path);
-    } finally {
-      for (const socket of sockets) socket.destroy();
-      await new Promise((done) => server.close(done));
-    }
-  });
-}
 
 for (const [name, accept, expected] of [
   ["are silent", () => {}, /^"\/.*" did not answer within 200 ms$/],

@@ -11,6 +11,7 @@ import {
 import type { BusAnswer, BusCall } from "../bus.ts";
 import type { Facts, Place, World } from "../lifetime.ts";
 import { argumentsOf, livingProcesses } from "../socket.ts";
+import { eventually, sleep } from "./daemon.ts";
 
 const session: Place = { kind: "session", owner: 1000, unit: "session-3.scope" };
 const scope: Place = { kind: "user-manager", owner: 1000, unit: "run-r29.scope" };
@@ -146,7 +147,6 @@ function worldOf(answers: Record<string, unknown>, files: Record<string, string>
   };
   return {
     uid: 1000, user: "dev", asked, exists: (path) => path in all, readFile: (path) => all[path],
-    run: async (command) => (asked.push(command.join(" ")), { code: null, stdout: "", problem: "is not installed" }),
     ask: async (_whom, calls) => calls.map(answer),
   };
 }
@@ -211,8 +211,7 @@ probe("tells why a scope cannot be made, in the words of who refused it, and wha
   assert.equal([made, scopeProblem, manager], ["no", "nobody is there", "masked"]);
   assert.is(world.asked.at(-1), "systemd1.Unit /unit/user_401000_2eservice ActiveState");
   const isLeft = () => livingProcesses().some(({ pid, parent }) => parent === process.pid && argumentsOf(pid)[0] === "sleep");
-  for (let i = 0; i < 100 && isLeft(); i++) await new Promise((done) => setTimeout(done, 10));
-  assert.not.ok(isLeft(), "the process that the scope was tried around");
+  await eventually(() => !isLeft(), "the end of the process that the scope was tried around");
 });
 
 const linger = suite("switchLingerOn()");
@@ -298,12 +297,11 @@ launch("leaves out what the user manager does not know: it refuses the call for 
 
 launch("leaves nothing open: who has launched a daemon can end", async () => {
   const open = () => process.getActiveResourcesInfo().filter((kind) => /Pipe|Process/.test(kind)).sort();
-  const settle = () => new Promise((done) => setTimeout(done, 200));
-  await settle();
+  await sleep(200); // what others have left closes
   const before = open();
   const { pid } = await launchBy({ refusals: 0 }, {}, "exec sleep 30");
   try {
-    await settle();
+    await sleep(200);
     assert.equal(open(), before);
   } finally {
     process.kill(pid, "SIGKILL");

@@ -42,7 +42,9 @@ function withPlace(use: (place: Place) => Promise<void>): Promise<void> {
 }
 
 const wordsOf = (path: string): string[] => readFileSync(path, "latin1").slice(0, headBytes).trim().split(" ");
-const headOf = (words: (string | number)[]): string => words.join(" ").padEnd(headBytes);
+/** A file of the cache: of what `words` say, with some code. */
+const keptFile = (words: string[], code: Buffer): Buffer =>
+  Buffer.concat([Buffer.from([...words, code.length].join(" ").padEnd(headBytes)), code, Buffer.from(".")]);
 const modeOf = (path: string): number => lstatSync(path).mode & 0o7777;
 
 const kept = suite("keepCompiled()");
@@ -136,7 +138,7 @@ async function plant({ program, cache, word }: Place): Promise<string> {
   assert.is(wordsOf(path)[5], String(code.length));
   writeFileSync(program, text);
   assert.is(await word(), "none 0\n", "the file was changed: what was compiled of it before is not taken");
-  writeFileSync(path, Buffer.concat([Buffer.from(headOf([...wordsOf(path).slice(0, 5), code.length])), code, Buffer.from(".")]));
+  writeFileSync(path, keptFile(wordsOf(path).slice(0, 5), code));
   return path;
 }
 
@@ -166,14 +168,12 @@ used("is not taken from a directory that others may read or write, or that is an
 used("is not taken when the file, or node, is another one than it was; it is made anew", async () => {
   await withPlace(async (place) => {
     const path = await plant(place);
-    const planted = readFileSync(path);
+    const planted = codeIn(path);
     utimesSync(place.program, 1, 1); // the time of a change cannot be set
     assert.is(await place.word(), "none 0\n");
     const words = wordsOf(path);
-    const length = String(planted.length - headBytes - 1);
     for (let at = 0; at < 5; at++) {
-      const wrong = [...words.slice(0, at), "1", ...words.slice(at + 1, 5), length];
-      writeFileSync(path, Buffer.concat([Buffer.from(headOf(wrong)), planted.subarray(headBytes)]));
+      writeFileSync(path, keptFile([...words.slice(0, at), "1", ...words.slice(at + 1, 5)], planted));
       assert.is(await place.word(), "none 0\n", `word ${at}`);
       assert.equal(wordsOf(path).slice(0, 5), words.slice(0, 5), `word ${at}: made anew`);
     }
@@ -194,7 +194,7 @@ used("of a file that is imported is not taken: it stays what its importer has re
     const code = codeIn(path);
     writeFileSync(program, text);
     words[1] = String(statSync(program).ctimeMs);
-    writeFileSync(path, Buffer.concat([Buffer.from(headOf([...words, code.length])), code, Buffer.from(".")]));
+    writeFileSync(path, keptFile(words, code));
     const { stdout } = await site.command([process.execPath, use, "--stop"]);
     assert.is(stdout.toString(), "connect serve\n");
   });

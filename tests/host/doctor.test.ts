@@ -5,7 +5,7 @@ import { spawn } from "node:child_process";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { builtFile, outcomeOf, sideBySide } from "../daemon.ts";
-import { requireHosts, withHost } from "./host.ts";
+import { maskedManager, requireHosts, withHost } from "./host.ts";
 import type { Host, HostOptions, Result } from "./host.ts";
 
 requireHosts(6);
@@ -88,7 +88,7 @@ hosts("sends to an administrator where polkit does not let the user, or the user
     await mend(host, screen);
     assert.match((await examine(host)).findings.plan!.evidence, /survives logout: yes$/);
   });
-  await withHost(quick({ pre: "ln -s /dev/null $root/etc/systemd/system/user@.service" }), async (host) => {
+  await withHost(quick({ pre: maskedManager }), async (host) => {
     await host.copy("dev", builtFile, "server");
     const { screen, findings } = await examine(host);
     assert.is(screen.code, 1, "its daemon would end with the session");

@@ -78,6 +78,9 @@ export interface HostProcess {
 
 export type Host = Awaited<ReturnType<typeof bootHost>>;
 
+/** A `pre` of hosts on which no user has a manager. */
+export const maskedManager = "ln -s /dev/null $root/etc/systemd/system/user@.service";
+
 /** Boots a host, hands it to `use`, and ends it, however `use` ends. */
 export async function withHost<T>(options: HostOptions, use: (host: Host) => Promise<T>): Promise<T> {
   const host = await bootHost(options);

@@ -9,7 +9,7 @@ import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { builtFile, frameOf, messagesIn, outcomeOf, request, sideBySide } from "../daemon.ts";
-import { requireHosts, until, withHost } from "./host.ts";
+import { maskedManager, requireHosts, until, withHost } from "./host.ts";
 import type { Host, HostOptions } from "./host.ts";
 
 requireHosts(11);
@@ -79,7 +79,7 @@ reasons("stopped, by --stop: and then it is not started again", () =>
   }));
 
 reasons("killed-at-logout, where the session's end kills it and no scope can be had", () =>
-  withHost(quick({ pre: "ln -s /dev/null $root/etc/systemd/system/user@.service" }), async (host) => {
+  withHost(quick({ pre: maskedManager }), async (host) => {
     const { instance } = await serve(host);
     await host.sleepUntilLoggedOut("dev");
     await until(() => host.processes("--launched").length === 0, "the daemon to be killed");
