@@ -157,12 +157,31 @@ export interface Served {
 export async function serve(options: ServeOptions = {}): Promise<Served> {
   const places = placesOf({ socket: options.socket, log: options.log });
   if (options.token === undefined) makeRunDirectory(places.directory);
-  const { pid, instance, lifetime, how, version: started } = await startServer({
-    places, tokenHashes: [hashToken(options.token ?? ownToken(places.token))], launch: options.lifetime || "auto", enableLinger: options.enableLinger === true,
-    replace: options.replace === true, command: daemonCommand(places, true), version: version(), progress: () => {},
+  const {
+    pid,
+    instance,
+    lifetime,
+    how,
+    version: started,
+  } = await startServer({
+    places,
+    tokenHashes: [hashToken(options.token ?? ownToken(places.token))],
+    launch: options.lifetime || "auto",
+    enableLinger: options.enableLinger === true,
+    replace: options.replace === true,
+    command: daemonCommand(places, true),
+    version: version(),
+    progress: () => {},
   });
   return {
-    socket: places.socket, pid, instance, version: started, how, lifetime, log: places.log, ...(options.token === undefined ? { tokenFile: places.token } : {}),
+    socket: places.socket,
+    pid,
+    instance,
+    version: started,
+    how,
+    lifetime,
+    log: places.log,
+    ...(options.token === undefined ? { tokenFile: places.token } : {}),
   };
 }
 
@@ -173,10 +192,14 @@ export async function serve(options: ServeOptions = {}): Promise<Served> {
  */
 export async function connect(options: ConnectOptions = {}): Promise<Connection> {
   const timeoutMs = options.timeoutMs ?? connectMs;
-  const { client, auth, explain, end } = options.command === undefined ? await openSocket(options, timeoutMs) : openCommand(options);
+  const { client, auth, explain, end } =
+    options.command === undefined ? await openSocket(options, timeoutMs) : openCommand(options);
   try {
     if (auth !== undefined) await client.request("server.authenticate", { token: auth }, undefined, timeoutMs);
-    const capabilities = (await client.request("server.capabilities", {}, undefined, timeoutMs)) as Record<string, unknown>;
+    const capabilities = (await client.request("server.capabilities", {}, undefined, timeoutMs)) as Record<
+      string,
+      unknown
+    >;
     return createConnection(client, capabilities, end);
   } catch (error) {
     const failure = await explain(error as Failure);
@@ -196,7 +219,10 @@ interface Channel {
 
 async function openSocket({ socket, token }: ConnectOptions, timeoutMs: number): Promise<Channel> {
   const places = placesOf({ socket });
-  const opened = token === undefined ? await connectOwned(places) : { client: await connectClient(places.socket, timeoutMs), auth: token };
+  const opened =
+    token === undefined
+      ? await connectOwned(places)
+      : { client: await connectClient(places.socket, timeoutMs), auth: token };
   return { ...opened, explain: async (failure) => failure, end: () => opened.client.close() };
 }
 
@@ -211,14 +237,18 @@ function openCommand({ command, token, onStderr }: ConnectOptions): Channel {
   });
   const ended = new Promise<string>((done) => {
     child.once("error", (error) => done(error.message));
-    child.once("close", (code, signal) => done(signal === null ? `it ended with exit code ${code}` : `it was ended by ${signal}`));
+    child.once("close", (code, signal) =>
+      done(signal === null ? `it ended with exit code ${code}` : `it was ended by ${signal}`),
+    );
   });
   const name = command!.join(" ");
   const explain = async (failure: Failure): Promise<Failure> => {
     if (failure.code !== errorCodes.noDaemon || failure.data.reason) return failure;
     const words = await Promise.race([ended, sleep(1000).then(() => failure.message)]);
     return cannot(`connect over "${name}": ${words}${stderr.trim() === "" ? "" : `: ${stderr.trim()}`}`, {
-      code: errorCodes.noDaemon, cause: failure, hint: failure.hint,
+      code: errorCodes.noDaemon,
+      cause: failure,
+      hint: failure.hint,
     });
   };
   const channel = Duplex.from({ readable: child.stdout, writable: child.stdin });
@@ -236,8 +266,11 @@ export function createConnection(client: Client, capabilities: Record<string, un
     if (message.type === "bridge" && message.event === "lost") lost = message;
     else routes.get(String(message.processId))?.(message);
   });
-  const closed = client.closed.then(() => closedHere ? { reason: "closed-here", message: "The connection was closed here" }
-    : lost || { reason: "closed", message: "The connection ended" }) as Connection["closed"];
+  const closed = client.closed.then(() =>
+    closedHere
+      ? { reason: "closed-here", message: "The connection was closed here" }
+      : lost || { reason: "closed", message: "The connection ended" },
+  ) as Connection["closed"];
 
   const connection: Connection = {
     instanceId: String(capabilities.instanceId),
@@ -256,7 +289,12 @@ export function createConnection(client: Client, capabilities: Record<string, un
   };
   return connection;
 
-  async function attach(method: string, params: { id: string; fromSeq?: number }, fromSeq: number, onOutput: SpawnOptions["onOutput"]): Promise<RemoteProcess> {
+  async function attach(
+    method: string,
+    params: { id: string; fromSeq?: number },
+    fromSeq: number,
+    onOutput: SpawnOptions["onOutput"],
+  ): Promise<RemoteProcess> {
     const { id } = params;
     let lastSeq = fromSeq;
     let missed = 0;
@@ -265,7 +303,14 @@ export function createConnection(client: Client, capabilities: Record<string, un
     let rejectExit: (failure: Failure) => void;
     const exit = new Promise<Exit>((resolve, reject) => ([resolveExit, rejectExit] = [resolve, reject]));
     exit.catch(() => {}); // who does not ask need not know
-    void closed.then(({ reason, message }) => rejectExit(new Failure(`${message}; the process "${id}" goes on`, { code: errorCodes.noDaemon, data: { reason, lastSeq } })));
+    void closed.then(({ reason, message }) =>
+      rejectExit(
+        new Failure(`${message}; the process "${id}" goes on`, {
+          code: errorCodes.noDaemon,
+          data: { reason, lastSeq },
+        }),
+      ),
+    );
     const before = routes.get(id);
     routes.set(id, take);
     try {
@@ -276,14 +321,20 @@ export function createConnection(client: Client, capabilities: Record<string, un
       throw error;
     }
     return {
-      id, exit,
+      id,
+      exit,
       get lastSeq() {
         return lastSeq;
       },
       get missed() {
         return missed;
       },
-      write: (data) => enqueue(() => writeAll(typeof data === "string" ? Buffer.from(data) : Buffer.from(data.buffer, data.byteOffset, data.byteLength))),
+      write: (data) =>
+        enqueue(() =>
+          writeAll(
+            typeof data === "string" ? Buffer.from(data) : Buffer.from(data.buffer, data.byteOffset, data.byteLength),
+          ),
+        ),
       end: () => enqueue(() => writeStdin({ data: "", end: true })),
       kill: async (signal = "SIGTERM") => void (await connection.request("process.kill", { id, signal })),
     };
@@ -292,7 +343,12 @@ export function createConnection(client: Client, capabilities: Record<string, un
       if (message.type === "detached") return void detached(String(message.by));
       lastSeq = Number(message.seq);
       if (message.stream === "exit") finish(message);
-      else onOutput?.({ stream: message.stream as Output["stream"], data: Buffer.from(String(message.data), "base64"), seq: lastSeq });
+      else
+        onOutput?.({
+          stream: message.stream as Output["stream"],
+          data: Buffer.from(String(message.data), "base64"),
+          seq: lastSeq,
+        });
     }
 
     function finish({ exitCode, signal, killedBy }: Message): void {
@@ -303,15 +359,24 @@ export function createConnection(client: Client, capabilities: Record<string, un
     async function start(method: string, params: Record<string, unknown>): Promise<void> {
       const from = lastSeq; // it may be further when the answer is looked at: messages came along with it
       const answer = (await connection.request(method, params)) as Message & { firstSeq?: number };
-      if (answer.found === false) throw cannot(`reattach: no process has the id "${id}"`, { data: { reason: "not-found" }, hint: "--call process.list" });
+      if (answer.found === false)
+        throw cannot(`reattach: no process has the id "${id}"`, {
+          data: { reason: "not-found" },
+          hint: "--call process.list",
+        });
       missed += Math.max((answer.firstSeq || 0) - from - 1, 0);
       if (answer.running === false && answer.lastSeq === from) finish(answer); // all of it had been seen: nothing follows
     }
 
     /** By the daemon, since we read too slowly: taken up again. By another connection: its process now. */
     async function detached(by: string): Promise<void> {
-      if (by === "backpressure") return start("process.reattach", { id, fromSeq: lastSeq }).catch((error: Failure) => rejectExit(error));
-      rejectExit(new Failure(`Another connection (${by}) has taken the output over; the process "${id}" goes on`, { data: { reason: "detached", lastSeq } }));
+      if (by === "backpressure")
+        return start("process.reattach", { id, fromSeq: lastSeq }).catch((error: Failure) => rejectExit(error));
+      rejectExit(
+        new Failure(`Another connection (${by}) has taken the output over; the process "${id}" goes on`, {
+          data: { reason: "detached", lastSeq },
+        }),
+      );
     }
 
     function enqueue(action: () => Promise<void>): Promise<void> {
@@ -321,7 +386,8 @@ export function createConnection(client: Client, capabilities: Record<string, un
     }
 
     async function writeAll(data: Buffer): Promise<void> {
-      for (let at = 0; at < data.length; at += stdinChunkBytes) await writeStdin({ data: data.toString("base64", at, at + stdinChunkBytes) });
+      for (let at = 0; at < data.length; at += stdinChunkBytes)
+        await writeStdin({ data: data.toString("base64", at, at + stdinChunkBytes) });
     }
 
     /** Waits where the queue of the process is full. */

@@ -64,24 +64,27 @@ export function parseArguments(args: string[]): CommandLine {
     if (name === undefined) {
       words.push(args[at]!);
     } else if (modeNames.includes(name) && inline === undefined) {
-      if (mode !== undefined && mode !== name) throw usage(`both --${mode} and --${name} are given, exactly one mode is needed`);
+      if (mode !== undefined && mode !== name)
+        throw usage(`both --${mode} and --${name} are given, exactly one mode is needed`);
       mode = name;
     } else {
       const option = Object.hasOwn(optionTable, name) && optionTable[name];
       if (!option) throw usage(`"${args[at]}" is not an option`);
       if (options[name] !== undefined) throw usage(`--${name} is given twice`);
       const [, needed] = option;
-      const value = needed ? inline ?? args[++at] : inline;
+      const value = needed ? (inline ?? args[++at]) : inline;
       if (!needed && inline !== undefined) throw usage(`--${name} takes no value`);
       if (needed && !value) throw usage(`--${name} needs ${needed}`);
       options[name] = value || true;
     }
   }
   if (mode === undefined) throw usage(`no mode is given, exactly one is needed: --${modeNames.join(", --")}`);
-  for (const name of Object.keys(options)) if (!optionTable[name]![0].split(" ").includes(mode)) throw usage(`--${name} does not go with --${mode}`);
+  for (const name of Object.keys(options))
+    if (!optionTable[name]![0].split(" ").includes(mode)) throw usage(`--${name} does not go with --${mode}`);
   const odd = words.find((word) => mode !== "call" || /^-[^]/.test(word)); // "-" is PARAMS from stdin
   if (odd !== undefined) throw usage(`"${odd}" is not an option`);
-  if (mode === "call" && (words.length < 1 || words.length > 2)) throw usage("--call needs METHOD and at most one PARAMS");
+  if (mode === "call" && (words.length < 1 || words.length > 2))
+    throw usage("--call needs METHOD and at most one PARAMS");
   if (options.now && options.grace) throw usage("--now and --grace exclude each other");
   return { mode, options, words };
 }

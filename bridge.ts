@@ -54,7 +54,10 @@ export function channelEnds(): { input: Readable; output: Writable } {
   // Not process.stdout: whether its writes to a pipe block is left to the runtime. If they did, a client that writes much before it reads would
   // stop both directions for good.
   const stats = fstatSync(1);
-  const output = stats.isFIFO() || stats.isSocket() ? new Socket({ fd: 1, readable: false, writable: true }) : createWriteStream("", { fd: 1 });
+  const output =
+    stats.isFIFO() || stats.isSocket()
+      ? new Socket({ fd: 1, readable: false, writable: true })
+      : createWriteStream("", { fd: 1 });
   return { input: openInput(), output };
 }
 
@@ -64,7 +67,9 @@ function openInput(): Readable {
   if (!(stats.isFIFO() || stats.isSocket()) || runtime !== "node") return process.stdin;
   const intake = createIntake();
   // manualStart, as node opens process.stdin: else it reads, and may end, before anyone listens
-  return intake.keepFor(new Socket({ fd: 0, readable: true, writable: false, manualStart: true, onread: intake.onread } as object));
+  return intake.keepFor(
+    new Socket({ fd: 0, readable: true, writable: false, manualStart: true, onread: intake.onread } as object),
+  );
 }
 
 /** Takes a chunk that is good until it returns; with false, until resume(): then nothing more is read before that. */
@@ -87,7 +92,10 @@ const intakes = new WeakMap<Readable, Intake>();
 
 function createIntake(): Intake {
   const intake: Intake = {
-    onread: { buffer: Buffer.allocUnsafe(intakeBytes), callback: (length, bytes) => intake.take(Buffer.from(bytes.buffer, bytes.byteOffset, length)) },
+    onread: {
+      buffer: Buffer.allocUnsafe(intakeBytes),
+      callback: (length, bytes) => intake.take(Buffer.from(bytes.buffer, bytes.byteOffset, length)),
+    },
     keepFor: (source) => (intakes.set(source, intake), source),
     take: (chunk) => ((intake.early = Buffer.from(chunk)), false),
     early: undefined,
@@ -120,7 +128,9 @@ function pass(chunk: Buffer, from: Readable, to: Writable): boolean {
  */
 export function runBridge(world: BridgeWorld): Promise<number> {
   const parent = process.ppid;
-  const orphaned = new Promise<number>((done) => setInterval(() => process.ppid === parent || done(exitCodes.done), parentMs));
+  const orphaned = new Promise<number>((done) =>
+    setInterval(() => process.ppid === parent || done(exitCodes.done), parentMs),
+  );
   return Promise.race([reachAndRelay(world), orphaned]);
 }
 
@@ -138,7 +148,10 @@ async function reachAndRelay(world: BridgeWorld): Promise<number> {
 /** The exit code; or, when the daemon has not said a word: why, and what it was sent. */
 type RelayOutcome = number | { failure: Failure; unanswered: Buffer[] };
 
-function relay(socket: Socket, { input, output, warn, explainLoss, explainSilence }: BridgeWorld): Promise<RelayOutcome> {
+function relay(
+  socket: Socket,
+  { input, output, warn, explainLoss, explainSilence }: BridgeWorld,
+): Promise<RelayOutcome> {
   return new Promise((done) => {
     const lines = createFrameDecoder();
     const answers = createFrameDecoder();
@@ -157,12 +170,14 @@ function relay(socket: Socket, { input, output, warn, explainLoss, explainSilenc
       return framing === "native" ? pass(chunk, input, socket) : forwardLines(lines.push(chunk));
     });
     socket.on("drain", () => input.resume());
-    input.on("error", () => finish(exitCodes.done)).on("end", () => {
-      inputEnded = true;
-      forwardLines(lines.end());
-      socket.end();
-      drainTimer = setTimeout(finish, drainMs, exitCodes.done);
-    });
+    input
+      .on("error", () => finish(exitCodes.done))
+      .on("end", () => {
+        inputEnded = true;
+        forwardLines(lines.end());
+        socket.end();
+        drainTimer = setTimeout(finish, drainMs, exitCodes.done);
+      });
 
     takeFrom(socket, (chunk) => {
       release();
@@ -171,15 +186,21 @@ function relay(socket: Socket, { input, output, warn, explainLoss, explainSilenc
     });
     output.on("drain", () => socket.resume()).on("error", () => finish(exitCodes.done)); // EPIPE: nobody reads any more
     // "close" follows both: of a daemon that has said all, and of one that is gone
-    socket.on("end", () => socket.end()).on("error", () => {}).on("close", async () => {
-      if (inputEnded || finished) return finish(exitCodes.done);
-      const failure = await explainLoss();
-      if (finished) return;
-      const { message, hint, data } = failure;
-      if (boundary.isBetweenFrames()) output.write(encodeFrame(JSON.stringify({ type: "bridge", event: "lost", ...data, message, hint }), framing || "native"));
-      warn(failure);
-      finish(failure.exit);
-    });
+    socket
+      .on("end", () => socket.end())
+      .on("error", () => {})
+      .on("close", async () => {
+        if (inputEnded || finished) return finish(exitCodes.done);
+        const failure = await explainLoss();
+        if (finished) return;
+        const { message, hint, data } = failure;
+        if (boundary.isBetweenFrames())
+          output.write(
+            encodeFrame(JSON.stringify({ type: "bridge", event: "lost", ...data, message, hint }), framing || "native"),
+          );
+        warn(failure);
+        finish(failure.exit);
+      });
 
     /** Keeps what the daemon was sent, until its first word. */
     function hold(chunk: Buffer): void {
@@ -214,7 +235,8 @@ function relay(socket: Socket, { input, output, warn, explainLoss, explainSilenc
 
     function writeLines(decoder: FrameDecoder, chunk: Buffer): boolean {
       let goOn = true;
-      for (const event of decoder.push(chunk)) if ("body" in event) goOn = output.write(encodeFrame(event.body, "lines"));
+      for (const event of decoder.push(chunk))
+        if ("body" in event) goOn = output.write(encodeFrame(event.body, "lines"));
       return goOn;
     }
 
@@ -306,4 +328,3 @@ function flush(output: Writable): Promise<void> {
     output.on("error", over).end(over);
   });
 }
-

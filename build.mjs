@@ -36,7 +36,13 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 
 const root = fileURLToPath(new URL(".", import.meta.url));
-const { values: options } = parseArgs({ options: { quiet: { type: "boolean" }, readable: { type: "boolean" }, out: { type: "string", default: `${root}dist` } } });
+const { values: options } = parseArgs({
+  options: {
+    quiet: { type: "boolean" },
+    readable: { type: "boolean" },
+    out: { type: "string", default: `${root}dist` },
+  },
+});
 const { version } = JSON.parse(readFileSync(`${root}package.json`, "utf8"));
 const unhashed = "0".repeat(64);
 
@@ -129,13 +135,28 @@ function findCache() {
  * `(0, import_node_child_process.spawn)(…)`. What takes node long to load is late: it is required when it is first used.
  */
 const hoisted = {
-  "node:fs": "now", "node:path": "now", "node:buffer": "now", "node:os": "late",
-  "node:crypto": "late", "node:child_process": "late", "node:util": "late", "node:fs/promises": "late", "node:net": "late", "node:stream": "late",
+  "node:fs": "now",
+  "node:path": "now",
+  "node:buffer": "now",
+  "node:os": "late",
+  "node:crypto": "late",
+  "node:child_process": "late",
+  "node:util": "late",
+  "node:fs/promises": "late",
+  "node:net": "late",
+  "node:stream": "late",
 };
 const nodeNames = new Map();
-const codes = Object.fromEntries([...readFileSync(`${root}failure.ts`, "utf8").matchAll(/^export const (exitCodes|errorCodes) = (\{[^}]*\}) as const;$/gm)].map(
-  ([, table, body]) => [table, Object.fromEntries([...body.matchAll(/(\w+): (-?\d+)/g)].map(([, name, code]) => [name, code]))],
-));
+const codes = Object.fromEntries(
+  [
+    ...readFileSync(`${root}failure.ts`, "utf8").matchAll(
+      /^export const (exitCodes|errorCodes) = (\{[^}]*\}) as const;$/gm,
+    ),
+  ].map(([, table, body]) => [
+    table,
+    Object.fromEntries([...body.matchAll(/(\w+): (-?\d+)/g)].map(([, name, code]) => [name, code])),
+  ]),
+);
 /** Numbers that have a name in a module, and nowhere another value: it stands for them then. Not those that tests change, or look for, in the built file. */
 const named = ["checkMs", "strangerMs", "maxStrangers", "strangerAnswerBytes"];
 const numbers = /^const (\w+) = (0x[\da-f]+|\d[\d_]*(?: << \d+)?);$/gm;
@@ -150,17 +171,24 @@ for (const name of readdirSync(root).filter((name) => name.endsWith(".ts"))) {
 for (const name of Object.keys(constants)) if (constants[name] === "") delete constants[name];
 const nodeImports = {
   name: "node imports",
-  setup: ({ onLoad }) => onLoad({ filter: /\.ts$/ }, ({ path }) => ({
-    loader: "ts",
-    contents: withoutDynamicImports(withCodes(readFileSync(path, "utf8"))).replace(numbers, (line, name) => (name in constants ? "" : line)).replace(/^import \{([^}]*)\} from "(node:[\w/]+)";$/gm, (_, list, module) => {
-      const names = list.split(",").map((name) => name.trim()).filter((name) => name !== "");
-      for (const name of names) {
-        if ((nodeNames.get(name) ?? module) !== module) throw new Error(`"${name}" is imported from ${module} and from ${nodeNames.get(name)}`);
-        nodeNames.set(name, module);
-      }
-      return "";
-    }),
-  })),
+  setup: ({ onLoad }) =>
+    onLoad({ filter: /\.ts$/ }, ({ path }) => ({
+      loader: "ts",
+      contents: withoutDynamicImports(withCodes(readFileSync(path, "utf8")))
+        .replace(numbers, (line, name) => (name in constants ? "" : line))
+        .replace(/^import \{([^}]*)\} from "(node:[\w/]+)";$/gm, (_, list, module) => {
+          const names = list
+            .split(",")
+            .map((name) => name.trim())
+            .filter((name) => name !== "");
+          for (const name of names) {
+            if ((nodeNames.get(name) ?? module) !== module)
+              throw new Error(`"${name}" is imported from ${module} and from ${nodeNames.get(name)}`);
+            nodeNames.set(name, module);
+          }
+          return "";
+        }),
+    })),
 };
 
 /** `exitCodes.busy` as its number, as a compiler would have it of a constant. */
@@ -170,37 +198,55 @@ function withCodes(source) {
 
 function withoutDynamicImports(source) {
   const modules = new Set();
-  const text = source.replace(/\(await import\("\.\/(\w+)\.ts"\)\)/g, (_, name) => (modules.add(name), `${name}Module`));
+  const text = source.replace(
+    /\(await import\("\.\/(\w+)\.ts"\)\)/g,
+    (_, name) => (modules.add(name), `${name}Module`),
+  );
   return [...modules].map((name) => `import * as ${name}Module from "./${name}.ts";`).join("") + text;
 }
 
 function nodePrelude() {
   const lines = Object.entries(hoisted).map(([module, when]) => {
-    const names = [...nodeNames].filter(([, from]) => from === module).map(([name]) => name.replace(" as ", ": ")).sort();
+    const names = [...nodeNames]
+      .filter(([, from]) => from === module)
+      .map(([name]) => name.replace(" as ", ": "))
+      .sort();
     return `const {${names}} = ${when === "now" ? `require("${module}")` : `late(() => require("${module}"))`};\n`;
   });
-  return `const late = (load) => new Proxy({}, { get: (_, name) => new Proxy(function () {}, {
+  return (
+    `const late = (load) => new Proxy({}, { get: (_, name) => new Proxy(function () {}, {
   get: (_, key) => load()[name][key],
   apply: (_, self, given) => load()[name](...given),
   construct: (_, given) => new (load()[name])(...given),
 }) });
-` + lines.join("");
+` + lines.join("")
+  );
 }
 
 /** What can be imported. */
 let exported;
 mkdirSync(options.out, { recursive: true });
 const program = await programText({ minifyWhitespace: true, minifySyntax: true });
-const { code: loader } = await transform(`${prologue}}`, { minifyWhitespace: true, minifySyntax: true, target: "node12", supported: { "dynamic-import": true } });
+const { code: loader } = await transform(`${prologue}}`, {
+  minifyWhitespace: true,
+  minifySyntax: true,
+  target: "node12",
+  supported: { "dynamic-import": true },
+});
 // version and hash begin a line each: sed is to find them
-const text = fileOf(loader.replace(/(version|sha256):"/g, '\n$1: "').replace(/[;}](?=const |function )/g, "$&\n"), program);
+const text = fileOf(
+  loader.replace(/(version|sha256):"/g, '\n$1: "').replace(/[;}](?=const |function )/g, "$&\n"),
+  program,
+);
 const hash = createHash("sha256").update(text).digest("hex");
 write("holdfast.js", text.replace(unhashed, hash), 0o755);
 if (options.readable) write("holdfast.readable.js", fileOf(`${prologue}}`, await programText({})), 0o755);
 write("package.json", '{ "type": "commonjs" }\n', 0o644);
 writeTypes();
 if (!options.quiet) {
-  console.log(`dist/holdfast.js: ${version}, ${Math.ceil(statSync(`${options.out}/holdfast.js`).size / 1000)} kB, sha256 ${hash}`);
+  console.log(
+    `dist/holdfast.js: ${version}, ${Math.ceil(statSync(`${options.out}/holdfast.js`).size / 1000)} kB, sha256 ${hash}`,
+  );
 }
 
 /** Traces name the lines of this file: the program is told how many are before it. */
@@ -212,9 +258,13 @@ function fileOf(loader, program) {
 
 async function programText(form) {
   const modules = await bundle(form); // which also finds out what is needed of node
-  const { code } = await transform(`load(function (require, module, __build, U) {\n"use strict";\n${nodePrelude()}${modules}})`, form);
+  const { code } = await transform(
+    `load(function (require, module, __build, U) {\n"use strict";\n${nodePrelude()}${modules}})`,
+    form,
+  );
   if (code.match(/\bU\b/g).length > 1) throw new Error("the program has a U of its own");
-  const text = code.replace(/^load|;\s*$/g, "")
+  const text = code
+    .replace(/^load|;\s*$/g, "")
     // compact, it has no newlines but those of templates, which are not to change where a runtime sets the lines of a comment anew
     .replaceAll("\n", form.minifyWhitespace ? "\\n" : "\n")
     .replace(/\bvoid 0\b/g, "U")
@@ -235,7 +285,12 @@ async function bundle(form) {
     charset: "ascii", // with one that is not, V8 holds two bytes for each character of the whole text
     external: ["node:*"],
     plugins: [nodeImports],
-    define: { "Number.MAX_SAFE_INTEGER": "9007199254740991", "import.meta.main": "undefined", "import.meta.filename": "undefined", ...constants },
+    define: {
+      "Number.MAX_SAFE_INTEGER": "9007199254740991",
+      "import.meta.main": "undefined",
+      "import.meta.filename": "undefined",
+      ...constants,
+    },
     logLevel: "warning",
     ...form,
   });
@@ -256,10 +311,23 @@ function write(name, content, mode) {
 /** api.ts shows nothing of other modules, so that its declarations stand alone. */
 function writeTypes() {
   const directory = `${options.out}/.types.${process.pid}`;
-  const tsc = spawnSync(process.execPath, [
-    `${root}node_modules/typescript/bin/tsc`, `${root}api.ts`, "--ignoreConfig", "--declaration", "--emitDeclarationOnly", "--noCheck", "--outDir", directory,
-    ..."--target ES2022 --module NodeNext --allowImportingTsExtensions --types node --skipLibCheck --stripInternal".split(" "),
-  ], { encoding: "utf8", cwd: root });
+  const tsc = spawnSync(
+    process.execPath,
+    [
+      `${root}node_modules/typescript/bin/tsc`,
+      `${root}api.ts`,
+      "--ignoreConfig",
+      "--declaration",
+      "--emitDeclarationOnly",
+      "--noCheck",
+      "--outDir",
+      directory,
+      ..."--target ES2022 --module NodeNext --allowImportingTsExtensions --types node --skipLibCheck --stripInternal".split(
+        " ",
+      ),
+    ],
+    { encoding: "utf8", cwd: root },
+  );
   if (tsc.status !== 0) throw new Error(`Cannot write the types: ${tsc.stdout}${tsc.stderr}`);
   write("holdfast.d.ts", readFileSync(`${directory}/api.d.ts`, "utf8"), 0o644);
   rmSync(directory, { recursive: true });

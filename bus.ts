@@ -30,7 +30,14 @@ export interface BusAnswer {
 
 /** A call that reads a property. */
 export function getProperty(service: string, name: string, object = "", owner = "Manager"): BusCall {
-  return { service, object, owner: "DBus.Properties", method: "Get", signature: "ss", values: [`org.freedesktop.${service}.${owner}`, name] };
+  return {
+    service,
+    object,
+    owner: "DBus.Properties",
+    method: "Get",
+    signature: "ss",
+    values: [`org.freedesktop.${service}.${owner}`, name],
+  };
 }
 
 /** The object of a unit: what is no letter or digit stands in its path in hex. */
@@ -55,16 +62,24 @@ export function callBus(path: string, calls: readonly BusCall[], timeoutMs: numb
     const timer = setTimeout(() => finish(`did not answer within ${timeoutMs} ms`), timeoutMs);
     let received: Buffer = Buffer.alloc(0);
     let isAccepted = false;
-    socket.on("error", (error) => finish(`cannot be connected to: ${reasonOf(error)}`)).on("close", () => finish("closed the connection"));
+    socket
+      .on("error", (error) => finish(`cannot be connected to: ${reasonOf(error)}`))
+      .on("close", () => finish("closed the connection"));
     socket.on("data", (chunk) => {
       received = Buffer.concat([received, chunk]);
       for (let end; !isAccepted && (end = received.indexOf("\r\n")) >= 0; received = received.subarray(end + 2)) {
         isAccepted = received.indexOf("OK ") === 0;
         if (!isAccepted && received.indexOf("DATA") !== 0) return finish("does not let us in");
-        socket.write(isAccepted ? Buffer.concat([Buffer.from("BEGIN\r\n"), ...[hello, ...calls].map(encodeCall)]) : "DATA\r\n");
+        socket.write(
+          isAccepted ? Buffer.concat([Buffer.from("BEGIN\r\n"), ...[hello, ...calls].map(encodeCall)]) : "DATA\r\n",
+        );
       }
       try {
-        for (let bytes; isAccepted && (bytes = lengthOf(received)) <= received.length; received = received.subarray(bytes)) {
+        for (
+          let bytes;
+          isAccepted && (bytes = lengthOf(received)) <= received.length;
+          received = received.subarray(bytes)
+        ) {
           const [at, answer] = decodeAnswer(received.subarray(0, bytes));
           answers[at] = answer;
         }
@@ -96,11 +111,17 @@ function padded(length: number, to: number): number {
 }
 
 /** @param at Its serial, less 1: they count from 1. */
-function encodeCall({ service, object = "", owner = `${service}.Manager`, method, signature = "", values = [] }: BusCall, at: number): Buffer {
+function encodeCall(
+  { service, object = "", owner = `${service}.Manager`, method, signature = "", values = [] }: BusCall,
+  at: number,
+): Buffer {
   const body = encode(signature, values);
   const fields = [
-    [1, ["o", `/org/freedesktop/${service}${object}`]], [2, ["s", `org.freedesktop.${owner}`]], [3, ["s", method]],
-    [6, ["s", `org.freedesktop.${service}`]], [8, ["g", signature]],
+    [1, ["o", `/org/freedesktop/${service}${object}`]],
+    [2, ["s", `org.freedesktop.${owner}`]],
+    [3, ["s", method]],
+    [6, ["s", `org.freedesktop.${service}`]],
+    [8, ["g", signature]],
   ];
   // an empty struct is nothing but padding
   return Buffer.from([...encode(`${header}()`, [little, 1, 0, 1, body.length, at + 1, fields]), ...body]);
@@ -108,13 +129,24 @@ function encodeCall({ service, object = "", owner = `${service}.Manager`, method
 
 /** @returns Which call it answers: the greeting is -1, and what answers none is NaN, as are the signals that systemd sends to each of its peers. */
 function decodeAnswer(message: Buffer): [at: number, answer: BusAnswer] {
-  const [, type, , , length, , pairs] = createReader(message)(header) as [number, number, number, number, number, number, [number, unknown][]];
+  const [, type, , , length, , pairs] = createReader(message)(header) as [
+    number,
+    number,
+    number,
+    number,
+    number,
+    number,
+    [number, unknown][],
+  ];
   const fields = new Map(pairs);
   const serial = Number(fields.get(5));
   const [value] = createReader(message, message.length - length)(((serial && fields.get(8)) || "") as string);
   const name = String(fields.get(4));
   // of this one the text differs from host to host, and systemd's tools say that
-  return [serial - 2, type === 2 ? { value } : { problem: name.endsWith("AccessDenied") ? "Access denied" : String(value || name) }];
+  return [
+    serial - 2,
+    type === 2 ? { value } : { problem: name.endsWith("AccessDenied") ? "Access denied" : String(value || name) },
+  ];
 }
 
 /** The complete types that a signature is made of: of "sa(sv)" these are "s" and "a(sv)". */
@@ -138,13 +170,22 @@ function encode(signature: string, values: unknown[]): number[] {
     align(type);
     const item = type.slice(1);
     switch (type[0]) {
-      case "y": return add(value);
-      case "b": case "u": return add(...octets(value));
-      case "t": return add(...octets(value), ...octets(value / 2 ** 32));
-      case "s": case "o": return add(...octets(Buffer.byteLength(value)), ...Buffer.from(value), 0);
-      case "g": return add(value.length, ...Buffer.from(value), 0);
-      case "v": return put("g", value[0]), put(value[0], value[1]);
-      case "(": return typesOf(item.slice(0, -1)).forEach((part, at) => put(part, value[at]));
+      case "y":
+        return add(value);
+      case "b":
+      case "u":
+        return add(...octets(value));
+      case "t":
+        return add(...octets(value), ...octets(value / 2 ** 32));
+      case "s":
+      case "o":
+        return add(...octets(Buffer.byteLength(value)), ...Buffer.from(value), 0);
+      case "g":
+        return add(value.length, ...Buffer.from(value), 0);
+      case "v":
+        return (put("g", value[0]), put(value[0], value[1]));
+      case "(":
+        return typesOf(item.slice(0, -1)).forEach((part, at) => put(part, value[at]));
     }
     const at = bytes.length; // an array begins with its length, which counts from the first item on
     add(...octets(0));
@@ -168,13 +209,21 @@ function createReader(message: Buffer, at = 0): (signature: string) => unknown[]
     align(type);
     const item = type.slice(1);
     switch (type[0]) {
-      case "y": return view.getUint8(at++);
-      case "b": return u32() === 1;
-      case "u": return u32();
-      case "t": return Number(view.getBigUint64((at += 8) - 8, isLittle));
-      case "s": case "o": return text(u32());
-      case "g": return text(view.getUint8(at++));
-      case "v": return take(take("g") as string);
+      case "y":
+        return view.getUint8(at++);
+      case "b":
+        return u32() === 1;
+      case "u":
+        return u32();
+      case "t":
+        return Number(view.getBigUint64((at += 8) - 8, isLittle));
+      case "s":
+      case "o":
+        return text(u32());
+      case "g":
+        return text(view.getUint8(at++));
+      case "v":
+        return take(take("g") as string);
       case "(":
         if (item === ")") break; // an array of them would have no end
         return typesOf(item.slice(0, -1)).map(take);

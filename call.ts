@@ -22,8 +22,13 @@ const retryMs = 5;
  * @param paramsText JSON; "-" reads it from stdin.
  * @returns 0; or the exit code of the process, 128 and the signal's number when a signal ended it.
  */
-export async function call(places: Places, method: string, paramsText: string | undefined, tokenFile: string | undefined): Promise<number> {
-  const params = parseParams(paramsText === "-" ? readFileSync(0, "utf8") : paramsText ?? "{}");
+export async function call(
+  places: Places,
+  method: string,
+  paramsText: string | undefined,
+  tokenFile: string | undefined,
+): Promise<number> {
+  const params = parseParams(paramsText === "-" ? readFileSync(0, "utf8") : (paramsText ?? "{}"));
   const { client, auth } = await connectOwned(places, tokenFile);
   try {
     if (method !== "process.spawn" && method !== "process.reattach") {
@@ -34,7 +39,10 @@ export async function call(places: Places, method: string, paramsText: string | 
     return await stream(client, method, params);
   } catch (error) {
     if ((error as Failure).code !== errorCodes.unauthorized) throw error;
-    throw new Failure((error as Failure).message, { exit: exitCodes.noPermission, hint: "give the daemon's token with --token-file" });
+    throw new Failure((error as Failure).message, {
+      exit: exitCodes.noPermission,
+      hint: "give the daemon's token with --token-file",
+    });
   } finally {
     client.close();
   }
@@ -44,12 +52,17 @@ function parseParams(text: string): Record<string, unknown> {
   const params = safely((): unknown => JSON.parse(text));
   if (isObject(params)) return params;
   throw cannot(`read PARAMS: it is ${JSON.stringify(text.slice(0, 50))}, a JSON object is needed`, {
-    exit: exitCodes.usage, hint: `quote it for the shell: '{"id":"a"}'`,
+    exit: exitCodes.usage,
+    hint: `quote it for the shell: '{"id":"a"}'`,
   });
 }
 
 /** @returns The exit code of the process. */
-async function stream(client: Client, method: string, { id, fromSeq, ...params }: Record<string, any>): Promise<number> {
+async function stream(
+  client: Client,
+  method: string,
+  { id, fromSeq, ...params }: Record<string, any>,
+): Promise<number> {
   const connection = createConnection(client, {}, () => {});
   const takeUp = `--call process.reattach '${JSON.stringify({ id }).replaceAll("'", "'\\''")}'`;
   let told = 0;
@@ -67,7 +80,9 @@ async function stream(client: Client, method: string, { id, fromSeq, ...params }
       stop(new Failure(`${(error as Error).message}; the process goes on`, { cause: error }));
     }
   };
-  const remote = await (method === "process.spawn" ? connection.spawn({ id, command: "", ...params, onOutput }) : connection.reattach(id, { fromSeq, onOutput }));
+  const remote = await (method === "process.spawn"
+    ? connection.spawn({ id, command: "", ...params, onOutput })
+    : connection.reattach(id, { fromSeq, onOutput }));
   try {
     tellMissed(remote);
     const { exitCode } = await Promise.race([remote.exit, broken]);
@@ -75,7 +90,11 @@ async function stream(client: Client, method: string, { id, fromSeq, ...params }
     return exitCode;
   } catch (error) {
     const { message, code } = error as Failure;
-    throw new Failure(message, { exit: code === errorCodes.noDaemon ? exitCodes.unavailable : exitCodes.failed, hint: takeUp, cause: error });
+    throw new Failure(message, {
+      exit: code === errorCodes.noDaemon ? exitCodes.unavailable : exitCodes.failed,
+      hint: takeUp,
+      cause: error,
+    });
   }
 }
 

@@ -44,17 +44,20 @@ export function tryConnect(path: string, timeoutMs: number, onread?: OnReadOpts)
       done(failure);
     };
     const timer = setTimeout(fail, timeoutMs, { timedOut: true });
-    socket.once("error", (error) => fail({ error })).once("connect", () => {
-      try {
-        // in /tmp whoever takes a free name would be sent tokens
-        if (lstatSync(path).uid !== process.getuid!()) throw Object.assign(new Error("EACCES: another user may have planted it"), { code: "EACCES" });
-        clearTimeout(timer);
-        socket.removeAllListeners("error");
-        done({ socket });
-      } catch (error) {
-        fail({ error: error as NodeJS.ErrnoException }); // or it has just gone
-      }
-    });
+    socket
+      .once("error", (error) => fail({ error }))
+      .once("connect", () => {
+        try {
+          // in /tmp whoever takes a free name would be sent tokens
+          if (lstatSync(path).uid !== process.getuid!())
+            throw Object.assign(new Error("EACCES: another user may have planted it"), { code: "EACCES" });
+          clearTimeout(timer);
+          socket.removeAllListeners("error");
+          done({ socket });
+        } catch (error) {
+          fail({ error: error as NodeJS.ErrnoException }); // or it has just gone
+        }
+      });
   });
 }
 
@@ -66,7 +69,8 @@ export function tryConnect(path: string, timeoutMs: number, onread?: OnReadOpts)
 export async function connectClient(path: string, timeoutMs: number): Promise<Client> {
   const outcome = await tryConnect(path, timeoutMs);
   if ("socket" in outcome) return createClient(outcome.socket, path);
-  if ("error" in outcome) throw osFailure(`connect to "${path}"`, outcome.error, { code: errorCodes.noDaemon, exit: exitCodes.unavailable });
+  if ("error" in outcome)
+    throw osFailure(`connect to "${path}"`, outcome.error, { code: errorCodes.noDaemon, exit: exitCodes.unavailable });
   throw notAnswering(path, timeoutMs);
 }
 
@@ -87,9 +91,14 @@ export async function proveAnswering(path: string, timeoutMs: number): Promise<v
 }
 
 function notAnswering(path: string, timeoutMs: number): Failure {
-  return new Failure(`The daemon at "${path}" is not answering: no answer within ${timeoutMs / 1000} s. It is not known to be dead`, {
-    code: errorCodes.noDaemon, exit: exitCodes.unavailable, data: { timedOut: true },
-  });
+  return new Failure(
+    `The daemon at "${path}" is not answering: no answer within ${timeoutMs / 1000} s. It is not known to be dead`,
+    {
+      code: errorCodes.noDaemon,
+      exit: exitCodes.unavailable,
+      data: { timedOut: true },
+    },
+  );
 }
 
 const streamHead = '{"type":"stream",';
@@ -125,21 +134,23 @@ export function createClient(socket: Duplex, path: string): Client {
     });
   });
   socket.on("error", () => {}); // "close" follows
-  socket.on("end", () => socket.end()).on("data", (received: Buffer) => {
-    let chunk = received;
-    if (noise) {
-      const start = chunk.indexOf(0);
-      noise = Buffer.concat([noise, start < 0 ? chunk : chunk.subarray(0, start)]);
-      if (noise.length > maxNoiseBytes) return void socket.destroy();
-      if (start < 0) return;
-      chunk = chunk.subarray(start);
-      noise = undefined;
-    }
-    for (const event of decoder.push(chunk)) {
-      if (!("body" in event)) return void socket.destroy(); // a daemon never sends such a frame
-      take(parseMessage(event.body));
-    }
-  });
+  socket
+    .on("end", () => socket.end())
+    .on("data", (received: Buffer) => {
+      let chunk = received;
+      if (noise) {
+        const start = chunk.indexOf(0);
+        noise = Buffer.concat([noise, start < 0 ? chunk : chunk.subarray(0, start)]);
+        if (noise.length > maxNoiseBytes) return void socket.destroy();
+        if (start < 0) return;
+        chunk = chunk.subarray(start);
+        noise = undefined;
+      }
+      for (const event of decoder.push(chunk)) {
+        if (!("body" in event)) return void socket.destroy(); // a daemon never sends such a frame
+        take(parseMessage(event.body));
+      }
+    });
 
   function take(message: Message): void {
     const entry = typeof message.id === "number" && !("type" in message) ? waiting.get(message.id) : undefined;
@@ -166,10 +177,13 @@ export function createClient(socket: Duplex, path: string): Client {
       if (ended) return Promise.reject(lost(path, noise, refusal));
       const id = ++lastId;
       return new Promise((resolve, reject) => {
-        const timer = timeoutMs === 0 ? undefined : setTimeout(() => {
-          waiting.delete(id);
-          reject(notAnswering(path, timeoutMs));
-        }, timeoutMs);
+        const timer =
+          timeoutMs === 0
+            ? undefined
+            : setTimeout(() => {
+                waiting.delete(id);
+                reject(notAnswering(path, timeoutMs));
+              }, timeoutMs);
         waiting.set(id, {
           resolve: (result) => (clearTimeout(timer), resolve(result)),
           reject: (error) => (clearTimeout(timer), reject(error)),
@@ -183,15 +197,25 @@ export function createClient(socket: Duplex, path: string): Client {
 /** The daemon puts a message's data last: base64 that JSON.parse need not look at (12 us of 44 for 32 KiB, with what it leaves to be collected 32). */
 function parseMessage(body: Buffer): Message {
   const at = body.indexOf(dataMember) + dataMember.length;
-  if (at < dataMember.length || body.indexOf('"', at) !== body.length - 2 || body.toString("latin1", 0, streamHead.length) !== streamHead) return JSON.parse(body.toString("utf8"));
+  if (
+    at < dataMember.length ||
+    body.indexOf('"', at) !== body.length - 2 ||
+    body.toString("latin1", 0, streamHead.length) !== streamHead
+  )
+    return JSON.parse(body.toString("utf8"));
   return { ...JSON.parse(`${body.toString("utf8", 0, at)}"}`), data: body.toString("latin1", at, body.length - 2) };
 }
 
 function lost(path: string, noise: Buffer | undefined, refusal: string | undefined): Failure {
   const details = { code: errorCodes.noDaemon, exit: exitCodes.unavailable };
-  if (!noise || noise.length === 0) return new Failure(refusal || `The connection to "${path}" ended before the answer came`, details);
+  if (!noise || noise.length === 0)
+    return new Failure(refusal || `The connection to "${path}" ended before the answer came`, details);
   const shown = JSON.stringify(noise.toString("utf8", 0, 200));
-  return new Failure(`The connection to "${path}" ended before a frame came: it began with ${noise.length} bytes that are not the daemon's: ${shown}`, {
-    ...details, hint: "a start-up file of the login shell prints them: --doctor on the host tells which",
-  });
+  return new Failure(
+    `The connection to "${path}" ended before a frame came: it began with ${noise.length} bytes that are not the daemon's: ${shown}`,
+    {
+      ...details,
+      hint: "a start-up file of the login shell prints them: --doctor on the host tells which",
+    },
+  );
 }

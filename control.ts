@@ -17,13 +17,41 @@ import type { Client, ConnectFailure } from "./client.ts";
 import { absenceFailure, explainAbsence, timeWords } from "./doctor.ts";
 import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, Failure, osFailure, reasonOf } from "./failure.ts";
 import {
-  chooseLaunch, describeVerdict, judgePlace, launchDaemon, moveRunning, placeOf, probeHost, realWorld, spawnDaemon, switchLingerOn, waitingDaemons,
+  chooseLaunch,
+  describeVerdict,
+  judgePlace,
+  launchDaemon,
+  moveRunning,
+  placeOf,
+  probeHost,
+  realWorld,
+  spawnDaemon,
+  switchLingerOn,
+  waitingDaemons,
 } from "./lifetime.ts";
 import type { DaemonProcess, Facts, Launch, Lifetime, World } from "./lifetime.ts";
 import type { Daemon, Handover } from "./server.ts";
 import {
-  argumentsOf, claimSoon, identify, isLeftBy, isSame, livenessOf, livingProcesses, lookAt, makeRunDirectory, notASocket, now, readRecord, readText,
-  readToken, retireName, safely, sleep, soon, tryClaim, writeRecord,
+  argumentsOf,
+  claimSoon,
+  identify,
+  isLeftBy,
+  isSame,
+  livenessOf,
+  livingProcesses,
+  lookAt,
+  makeRunDirectory,
+  notASocket,
+  now,
+  readRecord,
+  readText,
+  readToken,
+  retireName,
+  safely,
+  sleep,
+  soon,
+  tryClaim,
+  writeRecord,
 } from "./socket.ts";
 import type { DaemonRecord, Identity, Places } from "./socket.ts";
 
@@ -73,15 +101,24 @@ export interface Started {
  * @throws {Failure} Why neither is possible, with the exit code of the table.
  */
 export async function startServer(options: StartOptions, world = realWorld()): Promise<Started> {
-  const prepare = (): Prepared | undefined => options.launch === "scope" ? undefined // which may not be possible
-    : safely(() => ({ daemon: spawnDaemon(options.command, options.places.log), facts: probeHost(world) })); // else launch() says why
-  return withClaim(options, async () => !options.replace && joinServer(options, world), prepare, async (prepared) => {
-    const launched = await launch(options, world, prepared);
-    if (launched) return launched;
-    const joined = await joinServer(options, world); // another one published first
-    if (joined) return joined;
-    throw cannot(`start: another daemon published "${options.places.socket}" and does not answer`, { exit: exitCodes.busy });
-  });
+  const prepare = (): Prepared | undefined =>
+    options.launch === "scope"
+      ? undefined // which may not be possible
+      : safely(() => ({ daemon: spawnDaemon(options.command, options.places.log), facts: probeHost(world) })); // else launch() says why
+  return withClaim(
+    options,
+    async () => !options.replace && joinServer(options, world),
+    prepare,
+    async (prepared) => {
+      const launched = await launch(options, world, prepared);
+      if (launched) return launched;
+      const joined = await joinServer(options, world); // another one published first
+      if (joined) return joined;
+      throw cannot(`start: another daemon published "${options.places.socket}" and does not answer`, {
+        exit: exitCodes.busy,
+      });
+    },
+  );
 }
 
 /**
@@ -91,7 +128,9 @@ export async function startServer(options: StartOptions, world = realWorld()): P
  * @throws {Failure} As startServer(); and with exit code 75 when a daemon answers already.
  */
 export async function startHere(
-  options: StartOptions, startDaemon: (handover: Handover, world: World) => Promise<Daemon>, world = realWorld(),
+  options: StartOptions,
+  startDaemon: (handover: Handover, world: World) => Promise<Daemon>,
+  world = realWorld(),
 ): Promise<{ started: Started; ended: Promise<number> }> {
   const { places } = options;
   const busyHere = async (): Promise<false> => {
@@ -99,16 +138,32 @@ export async function startHere(
     reached?.client.close();
     if (!reached) return false;
     throw cannot(`start in the foreground: a daemon (pid ${reached.record.pid}) answers at "${places.socket}"`, {
-      exit: exitCodes.busy, hint: `end it with --stop, or ${elsewhere}`,
+      exit: exitCodes.busy,
+      hint: `end it with --stop, or ${elsewhere}`,
     });
   };
-  return withClaim(options, busyHere, () => undefined, async () => {
-    await clearDead(places);
-    const facts = await probeHost(world);
-    if (options.enableLinger) await switchLingerOn(facts, world);
-    const { record, lifetime, ended } = await startDaemon({ ...handoverOf(options), facts }, world);
-    return { started: { pid: record.pid, instance: record.instance, lifetime, facts, how: "started", version: options.version }, ended };
-  });
+  return withClaim(
+    options,
+    busyHere,
+    () => undefined,
+    async () => {
+      await clearDead(places);
+      const facts = await probeHost(world);
+      if (options.enableLinger) await switchLingerOn(facts, world);
+      const { record, lifetime, ended } = await startDaemon({ ...handoverOf(options), facts }, world);
+      return {
+        started: {
+          pid: record.pid,
+          instance: record.instance,
+          lifetime,
+          facts,
+          how: "started",
+          version: options.version,
+        },
+        ended,
+      };
+    },
+  );
 }
 
 /**
@@ -119,7 +174,9 @@ export async function startHere(
  * @returns A connection; or why there is none.
  */
 export async function reachOtherwise(
-  places: Places, outcome: ConnectFailure, healing: Omit<StartOptions, "tokenHashes"> | undefined,
+  places: Places,
+  outcome: ConnectFailure,
+  healing: Omit<StartOptions, "tokenHashes"> | undefined,
 ): Promise<Socket | Failure> {
   const explanation = explainAbsence(places, outcome);
   const { record, reason, message } = explanation;
@@ -133,14 +190,23 @@ export async function reachOtherwise(
   }
   if (!record || !explanation.healable || !healing) return absenceFailure(explanation);
   try {
-    const started = await startServer({ ...healing, tokenHashes: record.tokenHashes, places: { ...places, log: record.log } });
+    const started = await startServer({
+      ...healing,
+      tokenHashes: record.tokenHashes,
+      places: { ...places, log: record.log },
+    });
     if (started.how === "started") {
-      healing.progress(`${message}: started it again (pid ${started.pid}, ${started.lifetime.where}; survives logout: ${started.lifetime.words})`);
+      healing.progress(
+        `${message}: started it again (pid ${started.pid}, ${started.lifetime.where}; survives logout: ${started.lifetime.words})`,
+      );
     }
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
     return new Failure(`${absenceFailure(explanation).message}; and none could be started: ${error.message}`, {
-      code: errorCodes.noDaemon, exit: exitCodes.unavailable, hint: error.hint || explanation.hint, data: { reason },
+      code: errorCodes.noDaemon,
+      exit: exitCodes.unavailable,
+      hint: error.hint || explanation.hint,
+      data: { reason },
     });
   }
   const healed = await tryConnect(places.socket, answerMs);
@@ -161,9 +227,14 @@ export async function explainSilence(places: Places): Promise<Failure | undefine
 export async function explainLoss(places: Places): Promise<Failure> {
   const { record } = readRecord(places.record);
   if (record && !record.ended && !record.stoppingAt && !(await isGoneWithin(record, 500))) {
-    return new Failure(`The daemon (pid ${record.pid}, started ${timeWords(record.startedAt)}) closed the connection: see its log "${record.log}"`, {
-      code: errorCodes.noDaemon, data: { reason: "closed" }, hint: "connect again",
-    });
+    return new Failure(
+      `The daemon (pid ${record.pid}, started ${timeWords(record.startedAt)}) closed the connection: see its log "${record.log}"`,
+      {
+        code: errorCodes.noDaemon,
+        data: { reason: "closed" },
+        hint: "connect again",
+      },
+    );
   }
   return absenceFailure(explainAbsence(places));
 }
@@ -179,14 +250,17 @@ export async function connectOwned(places: Places, tokenFile?: string): Promise<
     client = await connectClient(places.socket, answerMs);
   } catch (error) {
     const errno = (error as Failure).data.errno;
-    throw absenceFailure(explainAbsence(places, errno ? { error: (error as Failure).cause as NodeJS.ErrnoException } : { timedOut: true }));
+    throw absenceFailure(
+      explainAbsence(places, errno ? { error: (error as Failure).cause as NodeJS.ErrnoException } : { timedOut: true }),
+    );
   }
   if (tokenFile) return { client, auth: await readToken(tokenFile) };
   const { record, problem } = readRecord(places.record);
   if (record) return { client, auth: record.key };
   client.close();
   throw cannot(`authenticate: ${problem ? problem.message : `there is no record "${places.record}"`}`, {
-    exit: exitCodes.noPermission, hint: "give a token with --token-file",
+    exit: exitCodes.noPermission,
+    hint: "give a token with --token-file",
   });
 }
 
@@ -198,7 +272,10 @@ interface Prepared {
 
 /** Runs `join` until it succeeds, or `start` with the start claimed; where that is likely, `prepare` first of all. */
 async function withClaim<T>(
-  options: StartOptions, join: () => Promise<T | false>, prepare: () => Prepared | undefined, start: (prepared: Prepared | undefined) => Promise<T>,
+  options: StartOptions,
+  join: () => Promise<T | false>,
+  prepare: () => Prepared | undefined,
+  start: (prepared: Prepared | undefined) => Promise<T>,
 ): Promise<T> {
   const { places } = options;
   for (const directory of new Set([dirname(places.socket), places.directory])) makeRunDirectory(directory);
@@ -236,7 +313,8 @@ function isVacant({ socket, record: path }: Places): boolean {
 function busy(places: Places, holder: Identity | undefined): Failure {
   const who = holder ? `process ${holder.pid} on ${holder.host}` : "a file that is no claim of ours";
   return cannot(`start: another start is under way: "${places.claim}" is held by ${who}`, {
-    exit: exitCodes.busy, hint: holder ? "try again in a moment" : `rm '${places.claim}'`,
+    exit: exitCodes.busy,
+    hint: holder ? "try again in a moment" : `rm '${places.claim}'`,
   });
 }
 
@@ -281,9 +359,13 @@ async function recallServer(places: Places): Promise<Reached | undefined> {
     const reached = await reachServer(places);
     if (reached || daemonsOf(places).length === 0) return reached; // none is left: it was ending
   }
-  throw cannot(`use the socket "${places.socket}": process ${pid} serves it, and has not published it again within ${answerMs / 1000} s`, {
-    exit: exitCodes.busy, hint: `see why in its log, or end it: kill ${pid}`,
-  });
+  throw cannot(
+    `use the socket "${places.socket}": process ${pid} serves it, and has not published it again within ${answerMs / 1000} s`,
+    {
+      exit: exitCodes.busy,
+      hint: `see why in its log, or end it: kill ${pid}`,
+    },
+  );
 }
 
 /** Asks the daemons of a socket to look after their names, by SIGCONT: whoever else had the pid by then is not harmed by it. */
@@ -300,9 +382,18 @@ function daemonsOf(places: Places): number[] {
   // the kernel's list of bound sockets, where a deleted one still has its name, spares a look at each process of the host
   if (readText("/proc/net/unix")?.includes(` ${dirname(places.socket)}/`) === false) return [];
   const own = ["pid", "mnt"].map((name) => safely(() => readlinkSync(`/proc/self/ns/${name}`)));
-  return livingProcesses().map(({ pid }) => pid).filter((pid) => !waitingDaemons.has(pid) && safely(() =>
-    argumentsOf(pid).slice(-3).join(" ") === `--launched --socket ${places.socket}` && statSync(`/proc/${pid}`).uid === process.getuid!()
-      && ["pid", "mnt"].every((name, i) => readlinkSync(`/proc/${pid}/ns/${name}`) === own[i])));
+  return livingProcesses()
+    .map(({ pid }) => pid)
+    .filter(
+      (pid) =>
+        !waitingDaemons.has(pid) &&
+        safely(
+          () =>
+            argumentsOf(pid).slice(-3).join(" ") === `--launched --socket ${places.socket}` &&
+            statSync(`/proc/${pid}`).uid === process.getuid!() &&
+            ["pid", "mnt"].every((name, i) => readlinkSync(`/proc/${pid}/ns/${name}`) === own[i]),
+        ),
+    );
 }
 
 /** A Failure is returned, not thrown, where it may be otherwise in a moment: in the middle of a publication, or when a daemon has been called. */
@@ -311,7 +402,9 @@ async function lookForServer(places: Places): Promise<Reached | Failure | undefi
   const there = lookAt(socket);
   if (there.kind === "other") throw notASocket(socket, there.what);
   const { record, problem } = readRecord(places.record);
-  const found = record ? `the record "${places.record}" is of another socket` : problem?.message || `there is no record "${places.record}"`;
+  const found = record
+    ? `the record "${places.record}" is of another socket`
+    : problem?.message || `there is no record "${places.record}"`;
   if (there.kind === "socket") {
     const outcome = await tryConnect(socket, answerMs);
     if ("timedOut" in outcome) throw notAnswering(socket, record);
@@ -319,19 +412,24 @@ async function lookForServer(places: Places): Promise<Reached | Failure | undefi
       if (record && isSame(socket, record.socket)) return { client: createClient(outcome.socket, socket), record };
       outcome.socket.destroy();
       return cannot(`use the socket "${socket}": a server answers there, but ${found}`, {
-        exit: exitCodes.noPermission, hint: `${elsewhere}, or end that server`,
+        exit: exitCodes.noPermission,
+        hint: `${elsewhere}, or end that server`,
       });
     }
     const errno = errnoOf(outcome.error);
     if (errno === "EACCES") {
-      throw osFailure(`connect to "${socket}"`, outcome.error, { exit: exitCodes.noPermission, hint: `it belongs to user ${there.uid}: ${elsewhere}` });
+      throw osFailure(`connect to "${socket}"`, outcome.error, {
+        exit: exitCodes.noPermission,
+        hint: `it belongs to user ${there.uid}: ${elsewhere}`,
+      });
     }
     if (errno === "EAGAIN") throw notAnswering(socket, record); // its backlog is full: unix(7)
     if (errno !== "ECONNREFUSED" && errno !== "ENOENT") throw osFailure(`connect to "${socket}"`, outcome.error);
     if (record && record.host !== identify().host) throw ofOtherHost(socket, record); // whose sockets refuse here, alive or not
     if (!record || !isLeftBy(record, socket)) {
       return cannot(`use the socket "${socket}": nothing listens there, and it is not provably ours: ${found}`, {
-        exit: exitCodes.cannotCreate, hint: `rm '${socket}'`,
+        exit: exitCodes.cannotCreate,
+        hint: `rm '${socket}'`,
       });
     }
   } else if (problem) {
@@ -354,14 +452,21 @@ async function lookForServer(places: Places): Promise<Reached | Failure | undefi
 
 function ofOtherHost(socket: string, { host }: DaemonRecord): Failure {
   return cannot(`use "${socket}": its daemon was started on host "${host}", this is "${identify().host}"`, {
-    exit: exitCodes.unavailable, hint: `log in to ${host}, or ${elsewhere}`,
+    exit: exitCodes.unavailable,
+    hint: `log in to ${host}, or ${elsewhere}`,
   });
 }
 
-function notAnswering(path: string, record: DaemonRecord | undefined, why = `no answer within ${answerMs / 1000} s`): Failure {
+function notAnswering(
+  path: string,
+  record: DaemonRecord | undefined,
+  why = `no answer within ${answerMs / 1000} s`,
+): Failure {
   const who = record ? `The daemon (pid ${record.pid})` : "The daemon";
   return new Failure(`${who} at "${path}" is not answering: ${why}. It is not known to be dead, and was left alone`, {
-    exit: exitCodes.unavailable, code: errorCodes.noDaemon, hint: "try again; or end it with --stop, and its processes with it",
+    exit: exitCodes.unavailable,
+    code: errorCodes.noDaemon,
+    hint: "try again; or end it with --stop, and its processes with it",
     data: { reason: "not-answering" },
   });
 }
@@ -400,7 +505,8 @@ async function joinServer(options: StartOptions, world: World): Promise<Started 
       if (!(error instanceof Failure) || (!error.data.ending && error.code !== errorCodes.noDaemon)) throw error;
       // it was ending as we came; or it was told to stop, closed all connections, and can be revived
       if (await isGoneWithin(reached.record, error.data.ending ? deathMs : 100)) return false;
-      if (attempt === 3 || error.data.timedOut) throw notAnswering(options.places.socket, reached.record, error.message);
+      if (attempt === 3 || error.data.timedOut)
+        throw notAnswering(options.places.socket, reached.record, error.message);
     } finally {
       reached.client.close();
     }
@@ -448,18 +554,26 @@ async function clearDead(places: Places, stopped = false): Promise<void> {
     if (!record || !(await isGone(record))) return;
     for (const name of [places.socket, record.socket.bound]) {
       // or the last of its threads is just ending
-      const there = isLeftBy(record, name) && (await soon(() => refuses(name), 200)) && isLeftBy(record, name) && lookAt(name);
+      const there =
+        isLeftBy(record, name) && (await soon(() => refuses(name), 200)) && isLeftBy(record, name) && lookAt(name);
       if (there && there.kind === "socket") retireName(name, there);
     }
     if (!stopped || record.ended?.reason === "stopped") return;
-    writeRecord(places.record, { ...record, ended: { at: Date.now(), reason: "stopped", detail: "noted by --stop: it was gone, or did not answer" } });
+    writeRecord(places.record, {
+      ...record,
+      ended: { at: Date.now(), reason: "stopped", detail: "noted by --stop: it was gone, or did not answer" },
+    });
   } finally {
     claim.release();
   }
 }
 
 /** @returns Undefined when another daemon published before ours. */
-async function launch(options: StartOptions, world: World, prepared: Prepared | undefined): Promise<Started | undefined> {
+async function launch(
+  options: StartOptions,
+  world: World,
+  prepared: Prepared | undefined,
+): Promise<Started | undefined> {
   const { places } = options;
   const old = options.replace ? await reachServer(places) : undefined;
   if (!old) await clearDead(places);
@@ -474,7 +588,11 @@ async function launch(options: StartOptions, world: World, prepared: Prepared | 
   let started;
   try {
     started = await launchDaemon(
-      { command: options.command, handover: ready, log: places.log }, facts, options.launch === "auto" ? undefined : options.launch, world, prepared && prepared.daemon,
+      { command: options.command, handover: ready, log: places.log },
+      facts,
+      options.launch === "auto" ? undefined : options.launch,
+      world,
+      prepared && prepared.daemon,
     );
   } catch (error) {
     old?.client.close();
@@ -485,18 +603,36 @@ async function launch(options: StartOptions, world: World, prepared: Prepared | 
   return { ...started, ...(await verify(places, { ...ready, pid: started.pid }, facts, world)), facts, how: "started" };
 }
 
-function handoverOf({ places, tokenHashes, command, version }: StartOptions, old?: DaemonRecord): Omit<Handover, "facts"> {
+function handoverOf(
+  { places, tokenHashes, command, version }: StartOptions,
+  old?: DaemonRecord,
+): Omit<Handover, "facts"> {
   return {
-    places, tokenHashes: [...(old ? old.tokenHashes : []), ...tokenHashes], command, version, over: Boolean(old), instance: randomBytes(16).toString("hex"), key: randomBytes(32).toString("hex"),
+    places,
+    tokenHashes: [...(old ? old.tokenHashes : []), ...tokenHashes],
+    command,
+    version,
+    over: Boolean(old),
+    instance: randomBytes(16).toString("hex"),
+    key: randomBytes(32).toString("hex"),
   };
 }
 
 /** A real request over the socket, and the place where the process really is. */
-async function verify(places: Places, started: { pid: number; instance: string; key: string }, facts: Facts, world: World): Promise<{ lifetime: Lifetime; version: string }> {
+async function verify(
+  places: Places,
+  started: { pid: number; instance: string; key: string },
+  facts: Facts,
+  world: World,
+): Promise<{ lifetime: Lifetime; version: string }> {
   const client = await connectClient(places.socket, answerMs);
   try {
-    const { instanceId, version } = (await client.request("server.capabilities", {}, started.key, answerMs)) as { instanceId: string; version: string };
-    if (instanceId !== started.instance) throw cannot(`verify the start: instance ${instanceId} answers, ${started.instance} was started`);
+    const { instanceId, version } = (await client.request("server.capabilities", {}, started.key, answerMs)) as {
+      instanceId: string;
+      version: string;
+    };
+    if (instanceId !== started.instance)
+      throw cannot(`verify the start: instance ${instanceId} answers, ${started.instance} was started`);
     return { lifetime: describeVerdict(judgePlace(placeOf(started.pid, world), facts)), version };
   } finally {
     client.close();
@@ -515,7 +651,10 @@ async function reachStarting(places: Places): Promise<Reached | undefined> {
   // where the claim cannot even be made, no start is under way
   const claim = await claimSoon(places.claim, startMs).catch(() => ({ release: () => {} }));
   if (!claim) {
-    throw cannot(`stop: a start is under way: "${places.claim}" is held`, { exit: exitCodes.busy, hint: "try again in a moment" });
+    throw cannot(`stop: a start is under way: "${places.claim}" is held`, {
+      exit: exitCodes.busy,
+      hint: "try again in a moment",
+    });
   }
   try {
     return await recallServer(places);
@@ -536,13 +675,18 @@ export interface Stopped {
  *
  * @throws {Failure} It could not be stopped; or it is not idle (exit code 75).
  */
-export async function stopServer(places: Places, options: { graceMs: number | undefined; ifIdle: boolean }, attempt = 1): Promise<Stopped> {
+export async function stopServer(
+  places: Places,
+  options: { graceMs: number | undefined; ifIdle: boolean },
+  attempt = 1,
+): Promise<Stopped> {
   let reached: Reached | undefined;
   try {
     reached = (await reachServer(places)) || (await reachStarting(places));
   } catch (error) {
     const { record } = readRecord(places.record);
-    if ((error as Failure).data.reason === "not-answering" && record && !options.ifIdle) return killServer(places, record);
+    if ((error as Failure).data.reason === "not-answering" && record && !options.ifIdle)
+      return killServer(places, record);
     if (record && record.host !== identify().host) return { word: "none", count: 0, note: (error as Failure).message };
     throw error;
   }
@@ -553,7 +697,8 @@ export async function stopServer(places: Places, options: { graceMs: number | un
   const { client, record } = reached;
   let count: number;
   try {
-    count = ((await client.request("server.shutdown", options, record.key, answerMs)) as { processes: number }).processes;
+    count = ((await client.request("server.shutdown", options, record.key, answerMs)) as { processes: number })
+      .processes;
   } catch (error) {
     const failure = error as Failure;
     if (failure.data.processes) throw new Failure(failure.message, { exit: exitCodes.busy });
@@ -578,20 +723,28 @@ export async function stopServer(places: Places, options: { graceMs: number | un
 async function killServer(places: Places, record: DaemonRecord): Promise<Stopped> {
   const life = livenessOf(record);
   if (life.state === "unknown") {
-    throw cannot(`stop the daemon (pid ${record.pid}): it does not answer, and ${life.why}`, { exit: exitCodes.unavailable });
+    throw cannot(`stop the daemon (pid ${record.pid}): it does not answer, and ${life.why}`, {
+      exit: exitCodes.unavailable,
+    });
   }
   const children = life.state === "alive" ? childrenOf(record.pid) : [];
   let processes = familyOf(children).map((pid) => identify(pid));
-  if (!(await endBySignal(() => [record].filter(isAlive)))) throw cannot(`stop the daemon (pid ${record.pid}): it is still there after SIGKILL`);
+  if (!(await endBySignal(() => [record].filter(isAlive))))
+    throw cannot(`stop the daemon (pid ${record.pid}): it is still there after SIGKILL`);
   // looked for again each time: they may start others meanwhile
-  await endBySignal(() => (processes = familyOf(processes.filter(isAlive).map(({ pid }) => pid)).map((pid) => identify(pid))));
+  await endBySignal(
+    () => (processes = familyOf(processes.filter(isAlive).map(({ pid }) => pid)).map((pid) => identify(pid))),
+  );
   await clearDead(places, true);
   return { word: "stopped", count: children.length, note: "it did not answer, and was ended by signal" };
 }
 
 /** SIGTERM, and SIGKILL to those that it does not end. Returns whether none is left. */
 async function endBySignal(find: () => Identity[]): Promise<boolean> {
-  for (const [signal, waitMs] of [["SIGTERM", termMs], ["SIGKILL", killMs]] as const) {
+  for (const [signal, waitMs] of [
+    ["SIGTERM", termMs],
+    ["SIGKILL", killMs],
+  ] as const) {
     for (const identity of find()) signalIfSame(identity, signal);
     if (await soon(() => find().length === 0, waitMs)) return true;
   }
@@ -603,12 +756,15 @@ function signalIfSame(identity: Identity, signal: NodeJS.Signals): void {
   try {
     process.kill(identity.pid, signal);
   } catch (error) {
-    if (errnoOf(error) !== "ESRCH") throw osFailure(`send ${signal} to process ${identity.pid}`, error, { exit: exitCodes.noPermission });
+    if (errnoOf(error) !== "ESRCH")
+      throw osFailure(`send ${signal} to process ${identity.pid}`, error, { exit: exitCodes.noPermission });
   }
 }
 
 function childrenOf(daemon: number): number[] {
-  return livingProcesses().filter(({ parent }) => parent === daemon).map(({ pid }) => pid);
+  return livingProcesses()
+    .filter(({ parent }) => parent === daemon)
+    .map(({ pid }) => pid);
 }
 
 /** Some living processes, and all that is theirs: descendants, and those that have left their parents, but not the session. */

@@ -10,13 +10,31 @@ import type { ConnectFailure } from "./client.ts";
 import { cannot, capture, cleanText, elsewhere, errnoOf, errorCodes, exitCodes, Failure, reasonOf } from "./failure.ts";
 import { chooseLaunch, probeHost, readLimit, realWorld } from "./lifetime.ts";
 import type { Facts, Lifetime, Trilean, World } from "./lifetime.ts";
-import { homeDirectory, identify, kindOf, livenessOf, lookAt, maxPathBytes, namesIn, readRecord, safely } from "./socket.ts";
+import {
+  homeDirectory,
+  identify,
+  kindOf,
+  livenessOf,
+  lookAt,
+  maxPathBytes,
+  namesIn,
+  readRecord,
+  safely,
+} from "./socket.ts";
 import type { DaemonRecord, Places } from "./socket.ts";
 import { runtime } from "./version.ts";
 
 /** Why there is no daemon to talk to. The words of the wire: `data.reason` of error -32010. */
 export type Reason =
-  | "never-started" | "stopped" | "rebooted" | "killed-at-logout" | "user-manager-stopped" | "other-host" | "not-answering" | "crashed" | "permission";
+  | "never-started"
+  | "stopped"
+  | "rebooted"
+  | "killed-at-logout"
+  | "user-manager-stopped"
+  | "other-host"
+  | "not-answering"
+  | "crashed"
+  | "permission";
 
 export interface Explanation {
   reason: Reason;
@@ -39,50 +57,105 @@ export interface Explanation {
 export function explainAbsence(places: Places, outcome?: ConnectFailure): Explanation {
   const serve = `${programWords()} --serve --socket '${places.socket}'`;
   const { record, problem } = readRecord(places.record);
-  const explain = (reason: Reason, message: string, hint: string, healable = false): Explanation => ({ reason, message, hint, healable, record });
+  const explain = (reason: Reason, message: string, hint: string, healable = false): Explanation => ({
+    reason,
+    message,
+    hint,
+    healable,
+    record,
+  });
   const { error } = Object(outcome) as { error?: NodeJS.ErrnoException };
   const errno = errnoOf(error);
   if (errno === "EACCES" || errno === "EPERM") {
-    return explain("permission", `the socket "${places.socket}" may not be used: ${reasonOf(error)}${ownerWords(places)}`, `choose your own with --socket`);
+    return explain(
+      "permission",
+      `the socket "${places.socket}" may not be used: ${reasonOf(error)}${ownerWords(places)}`,
+      `choose your own with --socket`,
+    );
   }
   if (problem) {
-    return explain(problem.exit === exitCodes.noPermission ? "permission" : "not-answering", problem.message, `${elsewhere}, or remove "${places.record}"`);
+    return explain(
+      problem.exit === exitCodes.noPermission ? "permission" : "not-answering",
+      problem.message,
+      `${elsewhere}, or remove "${places.record}"`,
+    );
   }
   if (!record) {
-    return explain("never-started", `no daemon has been started at "${places.socket}": there is no record of one`, serve);
+    return explain(
+      "never-started",
+      `no daemon has been started at "${places.socket}": there is no record of one`,
+      serve,
+    );
   }
   const daemon = `the daemon (pid ${record.pid}, started ${timeWords(record.startedAt)})`;
   if (record.host !== identify().host) {
-    return explain("other-host", `${daemon} was started on host "${record.host}", this is "${identify().host}"`, `ssh ${record.host} …, or ${elsewhere}`);
+    return explain(
+      "other-host",
+      `${daemon} was started on host "${record.host}", this is "${identify().host}"`,
+      `ssh ${record.host} …, or ${elsewhere}`,
+    );
   }
   const life = livenessOf(record);
   const { ended, stoppingAt } = record;
   if (life.state === "alive" && (stoppingAt || (ended && ended.reason === "stopped"))) {
-    return explain("stopped", `${daemon} was told to stop${stoppingAt ? `, and ends ${clockWords(stoppingAt)}` : ""}`, serve);
+    return explain(
+      "stopped",
+      `${daemon} was told to stop${stoppingAt ? `, and ends ${clockWords(stoppingAt)}` : ""}`,
+      serve,
+    );
   }
   if (ended && life.state !== "alive") {
     const { reason, detail } = ended;
     const at = timeWords(ended.at);
     switch (reason) {
       case "killed-at-logout":
-        return explain(reason, `${daemon} was ended by systemd-logind ${at}, as the session ended that it was started in`, `${serve} --enable-linger`, true);
+        return explain(
+          reason,
+          `${daemon} was ended by systemd-logind ${at}, as the session ended that it was started in`,
+          `${serve} --enable-linger`,
+          true,
+        );
       case "user-manager-stopped":
-        return explain(reason, `${daemon} was ended ${at}, as systemd stopped the user manager after the last logout`, `${serve} --enable-linger`, true);
+        return explain(
+          reason,
+          `${daemon} was ended ${at}, as systemd stopped the user manager after the last logout`,
+          `${serve} --enable-linger`,
+          true,
+        );
       case "crashed":
-        return explain(reason, `${daemon} ended ${at} by an error of its own: ${detail}; its log is "${record.log}"`, serve, true);
+        return explain(
+          reason,
+          `${daemon} ended ${at} by an error of its own: ${detail}; its log is "${record.log}"`,
+          serve,
+          true,
+        );
       default:
-        return explain("stopped", `${daemon} was ${reason === "terminated" ? `ended ${at} by ${detail}` : `stopped on purpose ${at}`}`, serve);
+        return explain(
+          "stopped",
+          `${daemon} was ${reason === "terminated" ? `ended ${at} by ${detail}` : `stopped on purpose ${at}`}`,
+          serve,
+        );
     }
   }
   if (life.state === "dead") {
     const rebooted = record.bootId !== identify().bootId;
-    return rebooted ? explain("rebooted", `${daemon} is gone: the host has been booted again since`, serve, true)
-      : explain("crashed", `${daemon} is gone without a word: killed by SIGKILL, or for want of memory (${life.why}); its log is "${record.log}"`, serve, true);
+    return rebooted
+      ? explain("rebooted", `${daemon} is gone: the host has been booted again since`, serve, true)
+      : explain(
+          "crashed",
+          `${daemon} is gone without a word: killed by SIGKILL, or for want of memory (${life.why}); its log is "${record.log}"`,
+          serve,
+          true,
+        );
   }
   if (life.state === "unknown" && errno === "ECONNREFUSED") {
     return explain("crashed", `${daemon} does not listen any more (${life.why})`, serve, true);
   }
-  return explain("not-answering", `${daemon} is not answering${life.state === "unknown" ? `, and ${life.why}` : ""}: it is not known to be dead, and was left alone`, `${programWords()} --stop --socket '${places.socket}'`);
+  return explain(
+    "not-answering",
+    `${daemon} is not answering${life.state === "unknown" ? `, and ${life.why}` : ""}: it is not known to be dead, and was left alone`,
+    `${programWords()} --stop --socket '${places.socket}'`,
+  );
 }
 
 function ownerWords(places: Places): string {
@@ -92,7 +165,12 @@ function ownerWords(places: Places): string {
 
 /** The explanation as an error: -32010 to a client, exit code 69 to a shell. */
 export function absenceFailure({ reason, message, hint }: Explanation): Failure {
-  return cannot(`reach a daemon: ${message}`, { code: errorCodes.noDaemon, exit: reason === "permission" ? exitCodes.noPermission : exitCodes.unavailable, hint, data: { reason } });
+  return cannot(`reach a daemon: ${message}`, {
+    code: errorCodes.noDaemon,
+    exit: reason === "permission" ? exitCodes.noPermission : exitCodes.unavailable,
+    hint,
+    data: { reason },
+  });
 }
 
 /** How this program was called, as it can be pasted. */
@@ -113,13 +191,24 @@ export function clockWords(at: number): string {
 }
 
 export function sizeWords(bytes: number): string {
-  return bytes < 10_000 ? `${bytes} B` : bytes < 1e7 ? `${Math.round(bytes / 1e3)} kB` : bytes < 1e10 ? `${Math.round(bytes / 1e6)} MB` : `${Math.round(bytes / 1e9)} GB`;
+  return bytes < 10_000
+    ? `${bytes} B`
+    : bytes < 1e7
+      ? `${Math.round(bytes / 1e3)} kB`
+      : bytes < 1e10
+        ? `${Math.round(bytes / 1e6)} MB`
+        : `${Math.round(bytes / 1e9)} GB`;
 }
 
 export function durationWords(ms: number): string {
   const seconds = Math.max(0, Math.round(ms / 1000));
-  return seconds < 120 ? `${seconds} s` : seconds < 7200 ? `${Math.round(seconds / 60)} min` : seconds < 172_800 ? `${Math.round(seconds / 3600)} h`
-    : `${Math.round(seconds / 86_400)} days`;
+  return seconds < 120
+    ? `${seconds} s`
+    : seconds < 7200
+      ? `${Math.round(seconds / 60)} min`
+      : seconds < 172_800
+        ? `${Math.round(seconds / 3600)} h`
+        : `${Math.round(seconds / 86_400)} days`;
 }
 
 /** One thing that was looked at. */
@@ -133,7 +222,13 @@ export interface Finding {
   administrator?: boolean;
 }
 
-function finding(state: Finding["state"], name: string, evidence: string, remedy?: string, administrator?: boolean): Finding {
+function finding(
+  state: Finding["state"],
+  name: string,
+  evidence: string,
+  remedy?: string,
+  administrator?: boolean,
+): Finding {
   return { state, name, evidence, remedy, administrator };
 }
 
@@ -148,7 +243,10 @@ interface CommandResult {
 /** Runs a command to its end, bounded in time, with nothing to ask a person on. Never rejects. */
 function runCommand(command: string[], timeoutMs: number): Promise<CommandResult> {
   return new Promise((done) => {
-    const child = spawn(command[0]!, command.slice(1), { stdio: ["ignore", "pipe", "ignore"], env: { ...process.env, LC_ALL: "C" } });
+    const child = spawn(command[0]!, command.slice(1), {
+      stdio: ["ignore", "pipe", "ignore"],
+      env: { ...process.env, LC_ALL: "C" },
+    });
     const { stdout: pipe } = child as { stdout?: Readable }; // none when there were no descriptors
     let stdout = "";
     const finish = (code: number | null, problem?: string): void => {
@@ -161,7 +259,9 @@ function runCommand(command: string[], timeoutMs: number): Promise<CommandResult
       finish(null, `did not answer within ${timeoutMs} ms`); // not when its pipe closes: something it started may hold it
     }, timeoutMs);
     pipe?.setEncoding("utf8").on("data", (text: string) => (stdout += text));
-    child.once("error", (error: NodeJS.ErrnoException) => finish(null, error.code === "ENOENT" ? "is not installed" : reasonOf(error)));
+    child.once("error", (error: NodeJS.ErrnoException) =>
+      finish(null, error.code === "ENOENT" ? "is not installed" : reasonOf(error)),
+    );
     child.once("close", (code) => finish(code));
   });
 }
@@ -171,25 +271,46 @@ export async function printDoctor(places: Places, json: boolean, say: (text: str
   const world = realWorld();
   const findings = await examineHost(places, world);
   const failed = findings.some(({ state }) => state === "failure");
-  say(json ? `${cleanText(JSON.stringify({ host: identify().host, user: world.user, findings }))}\n` : findings.map(findingWords).join(""));
+  say(
+    json
+      ? `${cleanText(JSON.stringify({ host: identify().host, user: world.user, findings }))}\n`
+      : findings.map(findingWords).join(""),
+  );
   return failed ? exitCodes.failed : exitCodes.done;
 }
 
 function findingWords({ state, name, evidence, remedy, administrator }: Finding): string {
   const colour = { ok: 32, warning: 33, failure: 31 }[state];
-  const word = process.stdout.isTTY && !process.env.NO_COLOR ? `\x1b[${colour}m${state.padEnd(8)}\x1b[0m` : state.padEnd(8);
-  const mend = remedy ? `${" ".repeat(9)}${administrator ? "mend, as an administrator:" : "mend:"} ${cleanText(remedy)}\n` : "";
+  const word =
+    process.stdout.isTTY && !process.env.NO_COLOR ? `\x1b[${colour}m${state.padEnd(8)}\x1b[0m` : state.padEnd(8);
+  const mend = remedy
+    ? `${" ".repeat(9)}${administrator ? "mend, as an administrator:" : "mend:"} ${cleanText(remedy)}\n`
+    : "";
   return `${word} ${name.padEnd(11)} ${cleanText(evidence, 1000)}\n${mend}`;
 }
 
 /** Measures what --serve would, and what it and its users depend on. Changes nothing; bounded in time. */
 async function examineHost(places: Places, world: World): Promise<Finding[]> {
   const [facts, mayLinger, noise, daemon, overQuota] = await Promise.all([
-    probeHost(world, { tryScope: true }), askMayLinger(world), listenToShell(world), examineDaemon(places), askQuota(),
+    probeHost(world, { tryScope: true }),
+    askMayLinger(world),
+    listenToShell(world),
+    examineDaemon(places),
+    askQuota(),
   ]);
   return [
-    finding("ok", "runtime", `${runtime[0]!.toUpperCase()}${runtime.slice(1)} ${process.versions[runtime]}, ${process.execPath}`),
-    finding("ok", "systemd", facts.systemd ? `version ${facts.systemdVersion || "unknown"}` : "this host was not booted with systemd: nothing ends a daemon at logout"),
+    finding(
+      "ok",
+      "runtime",
+      `${runtime[0]!.toUpperCase()}${runtime.slice(1)} ${process.versions[runtime]}, ${process.execPath}`,
+    ),
+    finding(
+      "ok",
+      "systemd",
+      facts.systemd
+        ? `version ${facts.systemdVersion || "unknown"}`
+        : "this host was not booted with systemd: nothing ends a daemon at logout",
+    ),
     finding("ok", "where", placeWords(facts)),
     ...(facts.systemd ? [examinePolicy(facts, world), examineLinger(facts, mayLinger), examineManager(facts)] : []),
     examinePlan(facts, mayLinger),
@@ -203,17 +324,30 @@ async function examineHost(places: Places, world: World): Promise<Finding[]> {
 
 function placeWords({ place, user, owner }: Facts): string {
   switch (place.kind) {
-    case "session": return `in a session of ${owner || user} (${place.unit})${owner ? `, as ${user}` : ""}`;
-    case "user-manager": return `under the user manager of ${owner || user} (${place.unit})`;
-    case "unit": return `in the system unit ${place.unit}`;
-    case "none": return "in no unit of systemd";
-    case "unknown": return "/proc/self/cgroup cannot be read";
+    case "session":
+      return `in a session of ${owner || user} (${place.unit})${owner ? `, as ${user}` : ""}`;
+    case "user-manager":
+      return `under the user manager of ${owner || user} (${place.unit})`;
+    case "unit":
+      return `in the system unit ${place.unit}`;
+    case "none":
+      return "in no unit of systemd";
+    case "unknown":
+      return "/proc/self/cgroup cannot be read";
   }
 }
 
 function examinePolicy(facts: Facts, world: World): Finding {
-  const does = { yes: "kills what stays in a session", no: "leaves what stays in a session alone", unknown: "could not be asked" }[facts.killed];
-  return finding(facts.killed === "unknown" ? "warning" : "ok", "policy", `${facts.policy}${policyFile(world)}: logind ${does}`);
+  const does = {
+    yes: "kills what stays in a session",
+    no: "leaves what stays in a session alone",
+    unknown: "could not be asked",
+  }[facts.killed];
+  return finding(
+    facts.killed === "unknown" ? "warning" : "ok",
+    "policy",
+    `${facts.policy}${policyFile(world)}: logind ${does}`,
+  );
 }
 
 /** The file that has the last word: drop-ins by name, those of /etc over /run over /usr/lib of the same name (logind.conf(5)). */
@@ -223,27 +357,46 @@ function policyFile(world: World): string {
     const directory = `${base}/systemd/logind.conf.d`;
     for (const name of namesIn(directory)) if (name.endsWith(".conf")) byName.set(name, `${directory}/${name}`);
   }
-  const files = ["/usr/lib/systemd/logind.conf", "/etc/systemd/logind.conf", ...[...byName].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, path]) => path)];
-  const setters = files.filter((path) => /^\s*Kill(UserProcesses|OnlyUsers|ExcludeUsers)=/m.test(world.readFile(path) || ""));
+  const files = [
+    "/usr/lib/systemd/logind.conf",
+    "/etc/systemd/logind.conf",
+    ...[...byName].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, path]) => path),
+  ];
+  const setters = files.filter((path) =>
+    /^\s*Kill(UserProcesses|OnlyUsers|ExcludeUsers)=/m.test(world.readFile(path) || ""),
+  );
   return setters.length === 0 ? " (the default)" : ` (set in ${setters.join(", ")})`;
 }
 
 function examineLinger({ linger, user }: Facts, may: Trilean): Finding {
   if (linger === "unknown") return finding("warning", "linger", "could not be found out");
-  return finding("ok", "linger", linger === "yes" ? `on for ${user}` : `off for ${user}, who ${{ yes: "may", no: "may not", unknown: "may or may not" }[may]} switch it on`);
+  return finding(
+    "ok",
+    "linger",
+    linger === "yes"
+      ? `on for ${user}`
+      : `off for ${user}, who ${{ yes: "may", no: "may not", unknown: "may or may not" }[may]} switch it on`,
+  );
 }
 
 /** Asks polkit whether we may do it, without doing it. Without polkit, logind refuses everybody but root. */
 async function askMayLinger(world: World): Promise<Trilean> {
   if (world.uid === 0) return "yes";
-  const { code, problem } = await runCommand(["pkcheck", "--action-id", "org.freedesktop.login1.set-self-linger", "--process", String(process.pid)], 2000);
+  const { code, problem } = await runCommand(
+    ["pkcheck", "--action-id", "org.freedesktop.login1.set-self-linger", "--process", String(process.pid)],
+    2000,
+  );
   if (code === 0) return "yes";
   return problem === "is not installed" && world.exists("/usr/share/polkit-1") ? "unknown" : "no";
 }
 
 function examineManager(facts: Facts): Finding {
   if (facts.scope === "yes") return finding("ok", "manager", "the user manager makes scopes");
-  return finding("warning", "manager", `${facts.scopeProblem}${facts.manager ? ` (user@${facts.uid}.service is ${facts.manager})` : ""}`);
+  return finding(
+    "warning",
+    "manager",
+    `${facts.scopeProblem}${facts.manager ? ` (user@${facts.uid}.service is ${facts.manager})` : ""}`,
+  );
 }
 
 function examinePlan(facts: Facts, mayLinger: Trilean): Finding {
@@ -254,18 +407,31 @@ function examinePlan(facts: Facts, mayLinger: Trilean): Finding {
   if (!warning) return finding(state, "plan", `${evidence}${restartWords(facts, launch)}`);
   const command = warning.hint.replace(/^as an administrator: /, "");
   const administrator = command !== warning.hint || (mayLinger === "no" && command.startsWith("loginctl"));
-  return finding(state === "ok" ? "warning" : state, "plan", `${evidence}: ${warning.message}`, command, administrator || undefined);
+  return finding(
+    state === "ok" ? "warning" : state,
+    "plan",
+    `${evidence}: ${warning.message}`,
+    command,
+    administrator || undefined,
+  );
 }
 
 /** From 257 on a restarted logind forgets sessions that are closing, and stops what stayed in them 10 s later. */
 function restartWords(facts: Facts, launch: string): string {
   return launch === "detach" && facts.place.kind === "session" && facts.linger === "no" && facts.systemdVersion! >= 257
-    ? `; a restart of systemd-logind after it would end it, unless ${facts.user} lingers` : "";
+    ? `; a restart of systemd-logind after it would end it, unless ${facts.user} lingers`
+    : "";
 }
 
 /** statfs(2) magic numbers of file systems that are shared between hosts. */
 const networkFileSystems: Record<number, string> = {
-  0x6969: "NFS", 0xff534d42: "CIFS", 0xfe534d42: "SMB", 0x01021997: "9p", 0x5346414f: "AFS", 0x00c36400: "Ceph", 0x0bd00bd0: "Lustre",
+  0x6969: "NFS",
+  0xff534d42: "CIFS",
+  0xfe534d42: "SMB",
+  0x01021997: "9p",
+  0x5346414f: "AFS",
+  0x00c36400: "Ceph",
+  0x0bd00bd0: "Lustre",
 };
 
 /** quota(1), where it is installed: with -q it speaks only of what is over a limit. */
@@ -274,19 +440,25 @@ async function askQuota(): Promise<string> {
 }
 
 function examineDirectory(places: Places, overQuota: string): Finding {
-  const found = (state: Finding["state"], evidence: string, remedy?: string): Finding => finding(state, "directory", `${places.directory}: ${evidence}`, remedy);
+  const found = (state: Finding["state"], evidence: string, remedy?: string): Finding =>
+    finding(state, "directory", `${places.directory}: ${evidence}`, remedy);
   let there = places.directory;
   while (safely(() => statSync(there)) === undefined && dirname(there) !== there) there = dirname(there);
   const elsewhere = `${programWords()} --serve --socket /tmp/holdfast-${process.getuid!()}/rpc.sock`;
   try {
     const stats = statSync(there);
-    if (!stats.isDirectory()) return found("failure", `"${there}" is ${kindOf(stats)}, a directory is needed`, elsewhere);
+    if (!stats.isDirectory())
+      return found("failure", `"${there}" is ${kindOf(stats)}, a directory is needed`, elsewhere);
     accessSync(there, constants.W_OK | constants.X_OK);
     const { type, bavail, bsize, ffree, files } = statfsSync(there);
     const network = networkFileSystems[type >>> 0];
-    const owner = there === places.directory ? `user ${stats.uid}, mode ${(stats.mode & 0o777).toString(8)}` : `to be made in "${there}"`;
+    const owner =
+      there === places.directory
+        ? `user ${stats.uid}, mode ${(stats.mode & 0o777).toString(8)}`
+        : `to be made in "${there}"`;
     const evidence = `${owner}, ${network || "local"} file system, ${sizeWords(bavail * bsize)} free`;
-    if (bavail * bsize < 1 << 20 || (files > 0 && ffree === 0)) return found("failure", `${evidence}: that is too little`, elsewhere);
+    if (bavail * bsize < 1 << 20 || (files > 0 && ffree === 0))
+      return found("failure", `${evidence}: that is too little`, elsewhere);
     return overQuota === "" ? found("ok", evidence) : found("warning", `${evidence}, but over quota: ${overQuota}`);
   } catch (error) {
     return found("failure", `cannot write in "${there}": ${reasonOf(error)}`, elsewhere);
@@ -303,9 +475,12 @@ function examineLimits(world: World): Finding {
   const words = (count: number): string => (count === Infinity ? "any number of" : String(count));
   const isLittle = openFiles < fewOpenFiles;
   return finding(
-    isLittle || processes < fewProcesses ? "warning" : "ok", "limits",
+    isLittle || processes < fewProcesses ? "warning" : "ok",
+    "limits",
     `${words(openFiles)} open files, ${words(processes)} processes, ${inotify("max_user_watches")} inotify watches, ${inotify("max_user_instances")} instances`,
-    isLittle ? `ulimit -n ${capture(/^Max open files\s+\d+\s+(\d+)/m, world.readFile("/proc/self/limits")) || fewOpenFiles}` : undefined,
+    isLittle
+      ? `ulimit -n ${capture(/^Max open files\s+\d+\s+(\d+)/m, world.readFile("/proc/self/limits")) || fewOpenFiles}`
+      : undefined,
   );
 }
 
@@ -318,8 +493,15 @@ async function examineDaemon(places: Places): Promise<Finding> {
   else {
     const client = createClient(outcome.socket, places.socket);
     try {
-      const { lifetime, version } = (await client.request("server.capabilities", {}, record.key, 2000)) as { lifetime: Lifetime; version: string };
-      const { where, words, warnings: [warning] } = lifetime;
+      const { lifetime, version } = (await client.request("server.capabilities", {}, record.key, 2000)) as {
+        lifetime: Lifetime;
+        version: string;
+      };
+      const {
+        where,
+        words,
+        warnings: [warning],
+      } = lifetime;
       const evidence = `pid ${record.pid}, version ${version}, up ${durationWords(Date.now() - record.startedAt)}, ${where}; survives logout: ${words}`;
       return finding(warning ? "warning" : "ok", "daemon", evidence, warning && warning.hint);
     } catch {
@@ -330,7 +512,9 @@ async function examineDaemon(places: Places): Promise<Finding> {
   }
   const { reason, message, hint, healable } = explainAbsence(places, failure);
   if (reason === "never-started" && failure) return finding("ok", "daemon", "none has been started yet");
-  return reason === "stopped" ? finding("ok", "daemon", message) : finding(healable ? "warning" : "failure", "daemon", `${reason}: ${message}`, hint);
+  return reason === "stopped"
+    ? finding("ok", "daemon", message)
+    : finding(healable ? "warning" : "failure", "daemon", `${reason}: ${message}`, hint);
 }
 
 /** What a shell reads when sshd runs a command with it; and how each begins so that only a person's shell goes on. */
@@ -347,7 +531,10 @@ async function listenToShell(world: World): Promise<Finding> {
   const home = safely(() => homeDirectory()) || "/";
   const shell = safely(() => userInfo().shell) || "/bin/sh";
   // bash reads .bashrc for a command too when it takes itself to be run by sshd: SSH_CLIENT set, and no shell above it
-  const { stdout, problem } = await runCommand(["env", "-u", "SHLVL", `SSH_CLIENT=${process.env.SSH_CLIENT || "127.0.0.1 0 22"}`, shell, "-c", ":"], 3000);
+  const { stdout, problem } = await runCommand(
+    ["env", "-u", "SHLVL", `SSH_CLIENT=${process.env.SSH_CLIENT || "127.0.0.1 0 22"}`, shell, "-c", ":"],
+    3000,
+  );
   if (problem) return finding("warning", "shell", `${shell} ${problem}`);
   if (stdout === "") return finding("ok", "shell", `${shell} says nothing of its own before a command`);
   const { files, guard } = shellFiles[basename(shell)] || { files: [".profile"], guard: undefined };

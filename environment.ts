@@ -26,7 +26,11 @@ export interface Environment {
  * @param daemon The daemon's environment, and its log.
  * @param loginPathMs For the login shell to say its PATH.
  */
-export function createEnvironment({ env, log }: { env: NodeJS.ProcessEnv; log(line: string): void }, home: () => string, loginPathMs: number): Environment {
+export function createEnvironment(
+  { env, log }: { env: NodeJS.ProcessEnv; log(line: string): void },
+  home: () => string,
+  loginPathMs: number,
+): Environment {
   const closed = new AbortController();
   let loginPath: string | undefined;
   let isRead: Promise<void> | undefined;
@@ -69,13 +73,23 @@ export function createEnvironment({ env, log }: { env: NodeJS.ProcessEnv; log(li
  *
  * The command means the same to sh, bash, zsh, fish and tcsh: one external command, with an argument in single quotes.
  */
-function askLoginShell(shell: string, env: NodeJS.ProcessEnv, limitMs: number, closed: AbortSignal): Promise<string | undefined> {
+function askLoginShell(
+  shell: string,
+  env: NodeJS.ProcessEnv,
+  limitMs: number,
+  closed: AbortSignal,
+): Promise<string | undefined> {
   const mark = randomBytes(16).toString("hex");
   const command = `/bin/sh -c 'printf %s "${mark}\${PATH}${mark}"'`;
   const options = /csh$/.test(shell) ? ["-c"] : ["-l", "-c"]; // tcsh takes -l only by itself, but reads .tcshrc in any case
   if (closed.aborted) return Promise.resolve(undefined);
   return new Promise((resolve) => {
-    const handle = spawn(shell, [...options, command], { cwd: "/", env, detached: true, stdio: ["ignore", "pipe", "ignore"] });
+    const handle = spawn(shell, [...options, command], {
+      cwd: "/",
+      env,
+      detached: true,
+      stdio: ["ignore", "pipe", "ignore"],
+    });
     const finish = (path?: string) => {
       handle.stdout?.destroy(); // not there when there were no descriptors
       resolve(path || undefined);
@@ -87,17 +101,22 @@ function askLoginShell(shell: string, env: NodeJS.ProcessEnv, limitMs: number, c
     const timer = setTimeout(giveUp, limitMs, "SIGKILL"); // also ends a shell that has answered, and does not end
     const close = () => giveUp("SIGTERM"); // a lock that a start-up file has made (pyenv) is not left behind
     closed.addEventListener("abort", close);
-    handle.on("error", () => finish()).on("exit", () => closed.removeEventListener("abort", close)).on("close", () => {
-      clearTimeout(timer);
-      finish();
-    });
+    handle
+      .on("error", () => finish())
+      .on("exit", () => closed.removeEventListener("abort", close))
+      .on("close", () => {
+        clearTimeout(timer);
+        finish();
+      });
     let text = "";
-    handle.stdout?.on("error", () => {}).on("data", (chunk: Buffer) => {
-      text += chunk.toString("latin1");
-      const [before, path, after] = text.split(mark);
-      if (after !== undefined) finish(Buffer.from(path!, "latin1").toString());
-      else if (path === undefined) text = before!.slice(-mark.length);
-    });
+    handle.stdout
+      ?.on("error", () => {})
+      .on("data", (chunk: Buffer) => {
+        text += chunk.toString("latin1");
+        const [before, path, after] = text.split(mark);
+        if (after !== undefined) finish(Buffer.from(path!, "latin1").toString());
+        else if (path === undefined) text = before!.slice(-mark.length);
+      });
   });
 }
 

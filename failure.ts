@@ -75,7 +75,11 @@ export function cannot(what: string, details?: FailureDetails): Failure {
 export function osFailure(doing: string, error: unknown, details: FailureDetails = {}): Failure {
   if (error instanceof Failure) return error;
   const errno = errnoOf(error);
-  return cannot(`${doing}: ${reasonOf(error)}`, { ...details, cause: error, data: errno ? { errno, ...details.data } : details.data });
+  return cannot(`${doing}: ${reasonOf(error)}`, {
+    ...details,
+    cause: error,
+    data: errno ? { errno, ...details.data } : details.data,
+  });
 }
 
 /** Names the errno of an operating system's error: "ENOENT"; undefined when the error is of another kind. */
@@ -89,7 +93,8 @@ export function reasonOf(error: unknown): string {
   const errno = errnoOf(error);
   if (!errno) return error instanceof Error ? error.message : String(error);
   // fork(2), of limits whose names it does not tell; on a pids cgroup's too
-  if (errno === "EAGAIN" && /^spawn/.test((error as NodeJS.ErrnoException).syscall || "")) return "the user has as many processes as may be, see ulimit -u and TasksMax= (EAGAIN)";
+  if (errno === "EAGAIN" && /^spawn/.test((error as NodeJS.ErrnoException).syscall || ""))
+    return "the user has as many processes as may be, see ulimit -u and TasksMax= (EAGAIN)";
   const number = (error as { errno?: unknown }).errno;
   const words = typeof number === "number" ? getSystemErrorMap().get(number)?.[1] : undefined;
   // Deno and Bun leave errno out now and then; the message then begins "ENOENT: no such file or directory, open …"
@@ -111,5 +116,8 @@ export function capture(pattern: RegExp, text: string | undefined): string | und
 export function cleanText(text: string, maxLength = Infinity): string {
   const cut = text.length > maxLength ? `${text.slice(0, maxLength)}…` : text;
   // C0, DEL, C1, and the characters that turn the direction of writing
-  return cut.replace(/[\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/g, (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  return cut.replace(
+    /[\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/g,
+    (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
 }

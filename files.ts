@@ -60,13 +60,21 @@ type Run = string[];
  * @param lanes Shared with processes.ts, so that each learns from the other what does not answer.
  */
 export function createFiles(home: () => string, lanes = createLanes()): Methods {
-  const on = (run: (path: string, params: Params) => Promise<object>, sizeOf?: (params: Params) => "small" | "large"): Method => (params, caller) => {
-    const path = resolvePath(stringParam(params, "path"), home);
-    return lanes.run(path, () => run(path, params), sizeOf?.(params), sizeOf && caller?.peer);
-  };
+  const on =
+    (run: (path: string, params: Params) => Promise<object>, sizeOf?: (params: Params) => "small" | "large"): Method =>
+    (params, caller) => {
+      const path = resolvePath(stringParam(params, "path"), home);
+      return lanes.run(path, () => run(path, params), sizeOf?.(params), sizeOf && caller?.peer);
+    };
   return new Map<string, Method>([
     ["files.stat", on(statPath)],
-    ["files.list", on((path, params) => listDirectory(path, booleanParam(params, "includeHidden", false), lanes), () => "large")],
+    [
+      "files.list",
+      on(
+        (path, params) => listDirectory(path, booleanParam(params, "includeHidden", false), lanes),
+        () => "large",
+      ),
+    ],
     ["files.read", on(readFile, ({ maxBytes }) => (Number(maxBytes) > defaultReadBytes ? "large" : "small"))],
     ["files.write", on(writeFile)],
     ["files.validate", on(validatePath)],
@@ -109,7 +117,11 @@ async function statPath(path: string): Promise<object> {
 /** As ls(1) writes it: "-rw-r--r--", "drwxrwxrwt", "-rwsr-xr-x". */
 function describeMode(mode: number): string {
   const letters = [..."rwxrwxrwx"].map((letter, bit) => (mode & (0o400 >> bit) ? letter : "-"));
-  for (const [bit, place, letter] of [[0o4000, 2, "s"], [0o2000, 5, "s"], [0o1000, 8, "t"]] as const) {
+  for (const [bit, place, letter] of [
+    [0o4000, 2, "s"],
+    [0o2000, 5, "s"],
+    [0o1000, 8, "t"],
+  ] as const) {
     if (mode & bit) letters[place] = letters[place] === "x" ? letter : letter.toUpperCase();
   }
   return (typeOf(mode)?.[1] || "-") + letters.join("");
@@ -127,11 +139,15 @@ async function listDirectory(path: string, includeHidden: boolean, lanes: Lanes)
       if (name.startsWith(".") && !includeHidden) continue;
       const isSymlink = entry.isSymbolicLink();
       const full = prefix + name;
-      const isDir = isSymlink ? (await lanes.run(full, () => stat(full), "nested").catch(() => undefined))?.isDirectory() === true : entry.isDirectory();
+      const isDir = isSymlink
+        ? (await lanes.run(full, () => stat(full), "nested").catch(() => undefined))?.isDirectory() === true
+        : entry.isDirectory();
       const found: Entry = { name, path: full, isDir, ...(isSymlink ? { isSymlink } : {}) };
       if (run.push(`${sortKey(name)}\0${JSON.stringify(found)}`) === listStep) runs.push(run.sort()), (run = []);
       if ((bytes += name.length + full.length) > maxBodyBytes) {
-        throw cannot(`list "${path}": the names in it have more than ${maxBodyBytes} bytes, an answer has at most that many`);
+        throw cannot(
+          `list "${path}": the names in it have more than ${maxBodyBytes} bytes, an answer has at most that many`,
+        );
       }
     }
   });
@@ -141,7 +157,15 @@ async function listDirectory(path: string, includeHidden: boolean, lanes: Lanes)
   const pieces = [Buffer.from('{"entries":[')];
   for (let at = 0; at < all.length; at += listStep) {
     if (at > 0) await othersTurn();
-    pieces.push(Buffer.from((at > 0 ? "," : "") + all.slice(at, at + listStep).map((text) => text.slice(text.indexOf("\0") + 1)).join()));
+    pieces.push(
+      Buffer.from(
+        (at > 0 ? "," : "") +
+          all
+            .slice(at, at + listStep)
+            .map((text) => text.slice(text.indexOf("\0") + 1))
+            .join(),
+      ),
+    );
   }
   return new JsonPieces([...pieces, Buffer.from("]}")]);
 }
@@ -230,16 +254,23 @@ async function readBytes(handle: FileHandle, offset: number, maxBytes: number): 
 function decodeText(bytes: Buffer, path: string, stream: boolean): string {
   try {
     const options = { fatal: true, ignoreBOM: true }; // ignoreBOM keeps it
-    return new TextDecoder("utf-8", options).decode(bytes, { stream }) || new TextDecoder("utf-8", options).decode(bytes);
+    return (
+      new TextDecoder("utf-8", options).decode(bytes, { stream }) || new TextDecoder("utf-8", options).decode(bytes)
+    );
   } catch (error) {
     const data = { errno: "EILSEQ" };
-    throw cannot(`read "${path}" as utf8: it is not UTF-8`, { data, hint: 'read it with encoding "base64"', cause: error });
+    throw cannot(`read "${path}" as utf8: it is not UTF-8`, {
+      data,
+      hint: 'read it with encoding "base64"',
+      cause: error,
+    });
   }
 }
 
 function tooLarge(path: string, size: string, maxBytes: number): Failure {
   return cannot(`read "${path}": it has ${size} bytes, at most ${maxBytes} are read at once`, {
-    data: { errno: "EFBIG", maxBytes }, hint: "raise maxBytes, or read it in parts with offset",
+    data: { errno: "EFBIG", maxBytes },
+    hint: "raise maxBytes, or read it in parts with offset",
   });
 }
 
@@ -290,13 +321,23 @@ async function followLinks(path: string): Promise<{ target: string; old: Stats |
   throw Object.assign(new Error("ELOOP: too many symbolic links encountered"), { code: "ELOOP" });
 }
 
-async function replaceFile(target: string, bytes: Buffer, mode: number | undefined, old: Stats | undefined): Promise<void> {
+async function replaceFile(
+  target: string,
+  bytes: Buffer,
+  mode: number | undefined,
+  old: Stats | undefined,
+): Promise<void> {
   const temporary = join(dirname(target), `.holdfast-${randomBytes(8).toString("hex")}.tmp`);
   const handle = await open(temporary, "wx", mode === undefined && !old ? 0o666 : 0o600);
   try {
     try {
       await handle.writeFile(bytes);
-      const isOwned = !old || (await handle.chown(old.uid, old.gid).then(() => true, () => false));
+      const isOwned =
+        !old ||
+        (await handle.chown(old.uid, old.gid).then(
+          () => true,
+          () => false,
+        ));
       const kept = old && old.mode & (isOwned ? 0o7777 : 0o777); // set-uid of another user is not ours to give
       const wanted = mode === undefined ? kept : mode;
       if (wanted !== undefined) await handle.chmod(wanted); // after chown, which clears set-uid
@@ -326,7 +367,11 @@ async function validatePath(path: string): Promise<object> {
     await (await (isDir ? opendir(path) : openRegularFile(path))).close();
     return { valid: true, isDir };
   } catch (error) {
-    return { valid: false, isDir, error: error instanceof Failure ? error.message : `Cannot use "${path}": ${reasonOf(error)}` };
+    return {
+      valid: false,
+      isDir,
+      error: error instanceof Failure ? error.message : `Cannot use "${path}": ${reasonOf(error)}`,
+    };
   }
 }
 
@@ -341,7 +386,8 @@ function encodingParam(params: Params): "utf8" | "base64" {
 function modeParam(params: Params): number | undefined {
   const value = params.mode ?? undefined;
   if (value === undefined) return undefined;
-  const mode = typeof value === "string" && /^(0o)?[0-7]{1,5}$/.test(value) ? parseInt(value.replace("0o", ""), 8) : value;
+  const mode =
+    typeof value === "string" && /^(0o)?[0-7]{1,5}$/.test(value) ? parseInt(value.replace("0o", ""), 8) : value;
   if (typeof mode === "number" && Number.isInteger(mode) && mode >= 0 && mode <= 0o7777) return mode;
   throw invalidParam("mode", value, 'octal digits such as "0644", or their number (420), at most 07777');
 }

@@ -21,7 +21,8 @@ export const connect: typeof api.connect = async (options) => (await import("./a
 export const serve: typeof api.serve = async (options) => (await import("./api.ts")).serve(options);
 
 async function main(): Promise<number> {
-  if (process.platform === "win32") throw cannot("run on Windows: holdfast needs Unix sockets, process groups and signals");
+  if (process.platform === "win32")
+    throw cannot("run on Windows: holdfast needs Unix sockets, process groups and signals");
   const { mode, options, words } = parseArguments(process.argv.slice(2));
   const text = (name: string): string | undefined => options[name] as string | undefined;
   if (mode === "help") return say(help);
@@ -29,12 +30,18 @@ async function main(): Promise<number> {
   if (options.launched) return launched();
   const places = placesOf({ socket: text("socket"), log: text("log") });
   switch (mode) {
-    case "serve": return serveHost(places, options);
-    case "bridge": return bridge(places, options["no-start"] === undefined);
-    case "stop": return stop(places, options);
-    case "status": return (await import("./status.ts")).printStatus(places, options.json === true, say);
-    case "doctor": return (await import("./doctor.ts")).printDoctor(places, options.json === true, say);
-    default: return (await import("./call.ts")).call(places, words[0]!, words[1], text("token-file"));
+    case "serve":
+      return serveHost(places, options);
+    case "bridge":
+      return bridge(places, options["no-start"] === undefined);
+    case "stop":
+      return stop(places, options);
+    case "status":
+      return (await import("./status.ts")).printStatus(places, options.json === true, say);
+    case "doctor":
+      return (await import("./doctor.ts")).printDoctor(places, options.json === true, say);
+    default:
+      return (await import("./call.ts")).call(places, words[0]!, words[1], text("token-file"));
   }
 }
 
@@ -50,8 +57,15 @@ async function serveHost(places: Places, options: CommandLine["options"]): Promi
   if (given === undefined) makeRunDirectory(places.directory);
   const token = given || ownToken(places.token);
   const start: StartOptions = {
-    places, get tokenHashes() { return [hashToken(token)]; }, launch: launch === "foreground" ? "detach" : launch,
-    enableLinger: options["enable-linger"] === true, replace: options.replace === true, command: daemonCommand(places), version: version(),
+    places,
+    get tokenHashes() {
+      return [hashToken(token)];
+    },
+    launch: launch === "foreground" ? "detach" : launch,
+    enableLinger: options["enable-linger"] === true,
+    replace: options.replace === true,
+    command: daemonCommand(places),
+    version: version(),
     progress: (line) => process.stderr.isTTY && process.stderr.write(`holdfast: ${line} …\n`),
   };
   const tokenFile = given === undefined ? places.token : undefined;
@@ -62,10 +76,18 @@ async function serveHost(places: Places, options: CommandLine["options"]): Promi
 }
 
 /** In this process, for a supervisor (systemd, a container): until it is stopped. */
-async function serveHere(start: StartOptions, tokenFile: string | undefined, options: CommandLine["options"]): Promise<number> {
-  const { started, ended } = await (await import("./control.ts")).startHere(start, (await import("./server.ts")).startDaemon);
+async function serveHere(
+  start: StartOptions,
+  tokenFile: string | undefined,
+  options: CommandLine["options"],
+): Promise<number> {
+  const { started, ended } = await (await import("./control.ts")).startHere(
+    start,
+    (await import("./server.ts")).startDaemon,
+  );
   const code = report(started, start, tokenFile, options);
-  if (code !== exitCodes.done) warn(`exit code ${code} is given as it ends: in the foreground it serves all the same`, undefined);
+  if (code !== exitCodes.done)
+    warn(`exit code ${code} is given as it ends: in the foreground it serves all the same`, undefined);
   return Math.max(await ended, code);
 }
 
@@ -96,22 +118,46 @@ async function launched(): Promise<number> {
   }
 }
 
-function report(started: Started, { places }: StartOptions, tokenFile: string | undefined, options: CommandLine["options"]): number {
+function report(
+  started: Started,
+  { places }: StartOptions,
+  tokenFile: string | undefined,
+  options: CommandLine["options"],
+): number {
   const { pid, instance, lifetime, facts, how } = started;
   if (options.json) {
-    say(`${cleanText(JSON.stringify({ socket: places.socket, pid, instance, version: started.version, how, lifetime, log: places.log, tokenFile }))}\n`);
+    say(
+      `${cleanText(JSON.stringify({ socket: places.socket, pid, instance, version: started.version, how, lifetime, log: places.log, tokenFile }))}\n`,
+    );
   } else {
-    say(`Remote server listening on ${cleanText(places.socket)} (pid ${pid}, instance ${instance}, ${lifetime.where}; survives logout: ${lifetime.words})\n`);
+    say(
+      `Remote server listening on ${cleanText(places.socket)} (pid ${pid}, instance ${instance}, ${lifetime.where}; survives logout: ${lifetime.words})\n`,
+    );
     if (tokenFile) note(`its token is in ${tokenFile}`);
   }
-  if (how !== "started") note(how === "joined" ? "joined the daemon that was running" : "revived the daemon that was stopping, with its processes");
+  if (how !== "started")
+    note(
+      how === "joined"
+        ? "joined the daemon that was running"
+        : "revived the daemon that was stopping, with its processes",
+    );
   if (started.version !== version()) {
-    warn(`the daemon is of version ${started.version}, this is ${version()}`, "--serve --replace starts this one in its place; its processes end");
+    warn(
+      `the daemon is of version ${started.version}, this is ${version()}`,
+      "--serve --replace starts this one in its place; its processes end",
+    );
   }
-  if (facts.lingerSwitchedOn) note(`lingering was switched on for ${facts.user}; "loginctl disable-linger ${facts.user}" undoes it, and then the daemon ends with the last session`);
+  if (facts.lingerSwitchedOn)
+    note(
+      `lingering was switched on for ${facts.user}; "loginctl disable-linger ${facts.user}" undoes it, and then the daemon ends with the last session`,
+    );
   for (const { name, message, hint } of lifetime.warnings) warn(`${message} [README: ${name}]`, hint);
   if (!options["require-survival"] || lifetime.survivesLogout === "yes") return exitCodes.done;
-  fail(new Failure(`The daemon runs, but is not sure to survive logout: ${lifetime.words}`, { hint: lifetime.warnings[0]?.hint || "see --doctor" }));
+  fail(
+    new Failure(`The daemon runs, but is not sure to survive logout: ${lifetime.words}`, {
+      hint: lifetime.warnings[0]?.hint || "see --doctor",
+    }),
+  );
   return exitCodes.willNotSurvive;
 }
 
@@ -119,8 +165,11 @@ function report(started: Started, { places }: StartOptions, tokenFile: string | 
 
 async function bridge(places: Places, mayStart: boolean): Promise<number> {
   const world: BridgeWorld = {
-    ...(await import("./bridge.ts")).channelEnds(), socket: places.socket, warn: fail,
-    reachOtherwise: async (outcome) => (await import("./control.ts")).reachOtherwise(places, outcome, mayStart ? healing(places) : undefined),
+    ...(await import("./bridge.ts")).channelEnds(),
+    socket: places.socket,
+    warn: fail,
+    reachOtherwise: async (outcome) =>
+      (await import("./control.ts")).reachOtherwise(places, outcome, mayStart ? healing(places) : undefined),
     explainSilence: async () => (await import("./control.ts")).explainSilence(places),
     explainLoss: async () => (await import("./control.ts")).explainLoss(places),
   };
@@ -135,8 +184,13 @@ function healing(places: Places): Omit<StartOptions, "tokenHashes"> {
 
 async function stop(places: Places, options: CommandLine["options"]): Promise<number> {
   const graceMs = options.now ? 0 : options.grace ? Math.round(Number(options.grace) * 1000) : undefined; // the daemon has a grace of its own
-  if (graceMs !== undefined && !(graceMs >= 0 && graceMs <= 86_400_000)) throw usage(`--grace is "${options.grace}", it must be from 0 to 86400 seconds`);
-  const { word, count, note: words } = await (await import("./control.ts")).stopServer(places, { graceMs, ifIdle: options["if-idle"] === true });
+  if (graceMs !== undefined && !(graceMs >= 0 && graceMs <= 86_400_000))
+    throw usage(`--grace is "${options.grace}", it must be from 0 to 86400 seconds`);
+  const {
+    word,
+    count,
+    note: words,
+  } = await (await import("./control.ts")).stopServer(places, { graceMs, ifIdle: options["if-idle"] === true });
   say(options.json ? `${JSON.stringify({ word, count })}\n` : `${word} ${count}\n`);
   if (words !== undefined) note(words);
   return exitCodes.done;
@@ -185,11 +239,20 @@ function run(): void {
     },
     (error: unknown) => {
       // {0,} is *, which before a / would end the comment that the program is in
-      fail(error instanceof Failure ? error : new Failure(`Internal error: ${String((error as Error).stack || error).replace(/\n\s{0,}/g, "; ")}`));
+      fail(
+        error instanceof Failure
+          ? error
+          : new Failure(`Internal error: ${String((error as Error).stack || error).replace(/\n\s{0,}/g, "; ")}`),
+      );
       process.exit(error instanceof Failure ? error.exit : exitCodes.failed);
     },
   );
 }
 
 // from source: Node has import.meta.main from 24.2 on, Deno and Bun always
-if (build?.main ?? (import.meta as { main?: boolean }).main ?? (import.meta as { filename?: string }).filename === process.argv[1]) run();
+if (
+  build?.main ??
+  (import.meta as { main?: boolean }).main ??
+  (import.meta as { filename?: string }).filename === process.argv[1]
+)
+  run();

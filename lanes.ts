@@ -69,7 +69,9 @@ export function createLanes(): Lanes {
     readAt = now();
     const found = new Map<string, Lane>();
     // "36 35 98:0 / /mnt rw,noatime master:1 - ext3 /dev/root rw": the later ones cover the earlier
-    for (const [, id = "", path = "", type = ""] of (readText("/proc/self/mountinfo") || "").matchAll(/^(\d+) \S+ \S+ \S+ (\S+) .*? - (\S+)/gm)) {
+    for (const [, id = "", path = "", type = ""] of (readText("/proc/self/mountinfo") || "").matchAll(
+      /^(\d+) \S+ \S+ \S+ (\S+) .*? - (\S+)/gm,
+    )) {
       const mount = path.replace(/\\(\d{3})/g, (_, digits: string) => String.fromCharCode(parseInt(digits, 8)));
       const known = far.get(mount);
       if (farTypes.test(type)) found.set(mount, known && known.id === id ? known : createLane(1, mount, id));
@@ -115,7 +117,8 @@ export function createLanes(): Lanes {
         await Promise.resolve().then(action).then(resolve, reject); // it may also throw
         if (lane.mount) held--;
         lane.failures.delete(fail);
-        setImmediate(() => { // when the answer has been written
+        setImmediate(() => {
+          // when the answer has been written
           lane.count--;
           pump(lane);
         });
@@ -161,7 +164,14 @@ function watch(lane: Lane): void {
       // It is not looked for in our PATH: that may lead through this very mount, and to spawn is to wait
       await new Promise((done) => {
         const later = (): void => void setTimeout(done, 2 * askMs);
-        if (!safely(() => spawn("stat", ["-f", mount], { cwd: "/", env: { PATH: "/usr/bin:/bin" }, stdio: "ignore" }).once("exit", done).once("error", later))) later();
+        if (
+          !safely(() =>
+            spawn("stat", ["-f", mount], { cwd: "/", env: { PATH: "/usr/bin:/bin" }, stdio: "ignore" })
+              .once("exit", done)
+              .once("error", later),
+          )
+        )
+          later();
       });
       clearTimeout(timer);
       lane.silentSince = undefined;
@@ -180,8 +190,10 @@ function silence({ mount, silentSince }: Lane, path: string): Failure {
 
 /** Calls back when a connection has taken what it was sent, or is gone. */
 function whenTaken(peer: Peer, callback: () => void): void {
-  const stop = [peer.onDrain, peer.onClose].map((listen) => listen(() => {
-    for (const end of stop) end();
-    callback();
-  }));
+  const stop = [peer.onDrain, peer.onClose].map((listen) =>
+    listen(() => {
+      for (const end of stop) end();
+      callback();
+    }),
+  );
 }

@@ -111,8 +111,10 @@ export function realWorld(): World {
       // a uid without an entry in the passwd database is named by its number, which loginctl takes as well
       return (name ??= safely(() => userInfo().username) || String(uid));
     },
-    readFile: readText, exists: existsSync,
-    ask: (whom, calls, timeoutMs) => callBus(whom === "system" ? "/run/dbus/system_bus_socket" : `/run/user/${uid}/systemd/private`, calls, timeoutMs),
+    readFile: readText,
+    exists: existsSync,
+    ask: (whom, calls, timeoutMs) =>
+      callBus(whom === "system" ? "/run/dbus/system_bus_socket" : `/run/user/${uid}/systemd/private`, calls, timeoutMs),
   };
 }
 
@@ -131,7 +133,10 @@ export function parsePlace(cgroup: string): Place {
   const paths = [...cgroup.matchAll(/^\d+:(?:name=systemd)?:(\/.*)$/gm)].map((match) => match[1]!);
   const path = paths.find((candidate) => candidate !== "/");
   if (!path) return paths.length > 0 ? { kind: "none" } : { kind: "unknown" };
-  const unit = path.split("/").filter((name) => /\.(service|scope)$/.test(name)).pop();
+  const unit = path
+    .split("/")
+    .filter((name) => /\.(service|scope)$/.test(name))
+    .pop();
   const session = /\/user-(\d+)\.slice\/(session-[^/]+\.scope)/.exec(path);
   if (session) return { kind: "session", owner: Number(session[1]), unit: session[2]! };
   const manager = /\/user@(\d+)\.service/.exec(path);
@@ -152,22 +157,54 @@ export function placeOf(pid: number | "self", world: Pick<World, "readFile" | "e
  * @param pid The process whose place counts: this one, or a running daemon.
  * @param tryScope Makes a scope around nothing, too (--doctor). A launch makes its own, which proves more.
  */
-export async function probeHost(world: World, { pid = "self" as number | "self", tryScope = false } = {}): Promise<Facts> {
+export async function probeHost(
+  world: World,
+  { pid = "self" as number | "self", tryScope = false } = {},
+): Promise<Facts> {
   const place = placeOf(pid, world);
   const facts: Facts = {
-    uid: world.uid, user: world.user, systemd: world.exists("/run/systemd/system"), place,
-    killed: "no", policy: "no logind", stopDelayUs: defaultStopDelayUs, linger: "unknown", scope: "unknown",
+    uid: world.uid,
+    user: world.user,
+    systemd: world.exists("/run/systemd/system"),
+    place,
+    killed: "no",
+    policy: "no logind",
+    stopDelayUs: defaultStopDelayUs,
+    linger: "unknown",
+    scope: "unknown",
   };
-  if (!facts.systemd) return { ...facts, linger: "no", scope: "no", scopeProblem: "this host was not booted with systemd" };
+  if (!facts.systemd)
+    return { ...facts, linger: "no", scope: "no", scopeProblem: "this host was not booted with systemd" };
   const owner = "owner" in place ? place.owner : world.uid;
-  const [kill, only, exclude, delay, linger, version, ownerName, killMode] = await world.ask("system", [
-    ...["KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers", "UserStopDelayUSec"].map((property) => getProperty("login1", property)),
-    getProperty("login1", "Linger", `/user/_${world.uid}`, "User"), getProperty("systemd1", "Version"), getProperty("login1", "Name", `/user/_${owner}`, "User"),
-    ...(place.kind === "unit" ? [getProperty("systemd1", "KillMode", unitObject(place.unit), place.unit.endsWith(".scope") ? "Scope" : "Service")] : []),
-  ], probeMs);
+  const [kill, only, exclude, delay, linger, version, ownerName, killMode] = await world.ask(
+    "system",
+    [
+      ...["KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers", "UserStopDelayUSec"].map((property) =>
+        getProperty("login1", property),
+      ),
+      getProperty("login1", "Linger", `/user/_${world.uid}`, "User"),
+      getProperty("systemd1", "Version"),
+      getProperty("login1", "Name", `/user/_${owner}`, "User"),
+      ...(place.kind === "unit"
+        ? [
+            getProperty(
+              "systemd1",
+              "KillMode",
+              unitObject(place.unit),
+              place.unit.endsWith(".scope") ? "Scope" : "Service",
+            ),
+          ]
+        : []),
+    ],
+    probeMs,
+  );
   const name = owner === world.uid ? world.user : String(ownerName!.value || owner);
-  if (delay!.value !== undefined) facts.stopDelayUs = delay!.value === 2 ** 64 ? "infinity" : delay!.value as number; // 2^64 - 1 is systemd's infinity
-  [facts.killed, facts.policy] = judgePolicy({ killUserProcesses: kill!.value, only: only!.value, exclude: exclude!.value, problem: kill!.problem } as Policy, name, owner);
+  if (delay!.value !== undefined) facts.stopDelayUs = delay!.value === 2 ** 64 ? "infinity" : (delay!.value as number); // 2^64 - 1 is systemd's infinity
+  [facts.killed, facts.policy] = judgePolicy(
+    { killUserProcesses: kill!.value, only: only!.value, exclude: exclude!.value, problem: kill!.problem } as Policy,
+    name,
+    owner,
+  );
   const lingers = linger!.value; // logind knows nothing of a user who is neither logged in nor lingering
   facts.linger = lingers === undefined ? lingerFile(world.user, world) : lingers ? "yes" : "no";
   if (owner !== world.uid) {
@@ -187,7 +224,11 @@ async function noteScope(facts: Facts, world: World, problem: string | undefined
   if (problem === undefined) return;
   facts.scopeProblem = problem;
   const unit = unitObject(`user@${facts.uid}.service`);
-  const [load, active] = await world.ask("system", ["LoadState", "ActiveState"].map((name) => getProperty("systemd1", name, unit, "Unit")), probeMs);
+  const [load, active] = await world.ask(
+    "system",
+    ["LoadState", "ActiveState"].map((name) => getProperty("systemd1", name, unit, "Unit")),
+    probeMs,
+  );
   if (active!.value) facts.manager = String(load!.value === "masked" ? "masked" : active!.value);
 }
 
@@ -205,7 +246,10 @@ export function judgePolicy(policy: Policy, owner: string, ownerUid: number): [T
   if (killUserProcesses === undefined) return ["unknown", `logind's settings cannot be read: ${problem}`];
   if (ownerUid === 0 && exclude.length === 0) return ["no", "root is exempt"];
   if (exclude.includes(owner)) return ["no", `KillExcludeUsers= has ${owner}`];
-  if (only.length > 0) return only.includes(owner) ? ["yes", `KillOnlyUsers= has ${owner}`] : ["no", `KillOnlyUsers= has others, not ${owner}`];
+  if (only.length > 0)
+    return only.includes(owner)
+      ? ["yes", `KillOnlyUsers= has ${owner}`]
+      : ["no", `KillOnlyUsers= has others, not ${owner}`];
   return killUserProcesses ? ["yes", "KillUserProcesses=yes"] : ["no", "KillUserProcesses=no"];
 }
 
@@ -229,7 +273,11 @@ async function tryScopeOfNothing(world: World): Promise<string | undefined> {
  */
 export function judgePlace(place: Place, facts: Facts): Verdict {
   const verdict = (survives: Survival, where: string, ...warnings: Warning[]): Verdict => ({
-    survives, where, place, warnings, words: survives === "until" ? `until about ${delayWords(facts)} after your last session ends` : survives,
+    survives,
+    where,
+    place,
+    warnings,
+    words: survives === "until" ? `until about ${delayWords(facts)} after your last session ends` : survives,
   });
   switch (place.kind) {
     case "none":
@@ -238,20 +286,31 @@ export function judgePlace(place: Place, facts: Facts): Verdict {
       return verdict("unknown", "in a place that cannot be read", warnings.mayEnd(facts));
     case "unit": {
       const kept = facts.killMode === "process" || facts.killMode === "none";
-      if (!isPerConnection(place.unit)) return verdict("yes", kept ? "detached" : `detached in ${place.unit}; stopping that unit ends it`);
-      return kept ? verdict("yes", `detached in ${place.unit}`) : verdict("no", `in ${place.unit}`, warnings.endsWithConnection(facts));
+      if (!isPerConnection(place.unit))
+        return verdict("yes", kept ? "detached" : `detached in ${place.unit}; stopping that unit ends it`);
+      return kept
+        ? verdict("yes", `detached in ${place.unit}`)
+        : verdict("no", `in ${place.unit}`, warnings.endsWithConnection(facts));
     }
     case "session": {
-      const where = place.owner === facts.uid ? "detached in the session" : `detached in a session of ${facts.owner || `user ${place.owner}`}`;
+      const where =
+        place.owner === facts.uid
+          ? "detached in the session"
+          : `detached in a session of ${facts.owner || `user ${place.owner}`}`;
       if (facts.killed === "yes") return verdict("no", where, warnings.endsWithSession(facts));
       return facts.killed === "no" ? verdict("yes", where) : verdict("unknown", where, warnings.mayEnd(facts));
     }
     case "user-manager": {
       const own = place.owner === facts.uid;
-      const where = own ? `in ${place.unit} under your user manager` : `under the user manager of ${facts.owner || `user ${place.owner}`}`;
+      const where = own
+        ? `in ${place.unit} under your user manager`
+        : `under the user manager of ${facts.owner || `user ${place.owner}`}`;
       const linger = own ? facts.linger : facts.ownerLinger || "unknown";
-      if (linger === "yes" || facts.stopDelayUs === "infinity") return verdict("yes", where, ...warnings.lingering(facts));
-      return linger === "no" ? verdict("until", where, warnings.endsAfterLogout(facts)) : verdict("unknown", where, warnings.mayEnd(facts));
+      if (linger === "yes" || facts.stopDelayUs === "infinity")
+        return verdict("yes", where, ...warnings.lingering(facts));
+      return linger === "no"
+        ? verdict("until", where, warnings.endsAfterLogout(facts))
+        : verdict("unknown", where, warnings.mayEnd(facts));
     }
   }
 }
@@ -274,9 +333,10 @@ function noScope(facts: Facts): string {
 const warnings = {
   endsAfterLogout: (facts: Facts): Warning => ({
     name: "ends-after-last-logout",
-    message: `${facts.killed === "yes" ? "logind kills what stays in your sessions" : "it lives under your user manager"} (${facts.policy}) and user `
-      + `${facts.user} is not lingering: it ends about ${delayWords(facts)} after your last session`
-      + (facts.lingerRefused ? `; lingering could not be switched on: ${facts.lingerRefused}` : ""),
+    message:
+      `${facts.killed === "yes" ? "logind kills what stays in your sessions" : "it lives under your user manager"} (${facts.policy}) and user ` +
+      `${facts.user} is not lingering: it ends about ${delayWords(facts)} after your last session` +
+      (facts.lingerRefused ? `; lingering could not be switched on: ${facts.lingerRefused}` : ""),
     hint: `${facts.lingerRefused ? "ask an administrator for: " : ""}${enableLinger(facts)}`,
   }),
   endsWithSession: (facts: Facts): Warning => ({
@@ -291,16 +351,22 @@ const warnings = {
   }),
   mayEnd: (facts: Facts): Warning => ({
     name: "may-end-with-session",
-    message: `whether logind kills what stays in your sessions could not be found out (${facts.policy}): it may end with this session`
-      + (facts.scopeProblem ? `, ${noScope(facts)}` : ""),
+    message:
+      `whether logind kills what stays in your sessions could not be found out (${facts.policy}): it may end with this session` +
+      (facts.scopeProblem ? `, ${noScope(facts)}` : ""),
     hint: leaveSession(facts),
   }),
   /** systemd/systemd#43361: from 255 to 256.2 the manager of a lingering user may be stopped at the last logout. */
-  lingering: (facts: Facts): Warning[] => facts.systemdVersion !== 255 && facts.systemdVersion !== 256 ? [] : [{
-    name: "lingering-unreliable",
-    message: `systemd ${facts.systemdVersion} may end the user manager of a lingering user at the last logout (mended in 256.3)`,
-    hint: "update systemd to 256.3 or later",
-  }],
+  lingering: (facts: Facts): Warning[] =>
+    facts.systemdVersion !== 255 && facts.systemdVersion !== 256
+      ? []
+      : [
+          {
+            name: "lingering-unreliable",
+            message: `systemd ${facts.systemdVersion} may end the user manager of a lingering user at the last logout (mended in 256.3)`,
+            hint: "update systemd to 256.3 or later",
+          },
+        ],
 };
 
 function enableLinger(facts: Facts): string {
@@ -313,8 +379,10 @@ function enableLinger(facts: Facts): string {
  */
 function leaveSession(facts: Facts): string {
   const { scope, linger, manager = "inactive", owner, user } = facts;
-  return scope !== "no" || (linger !== "yes" && manager === "inactive") ? enableLinger(facts) : "as an administrator: mkdir -p /etc/systemd/logind.conf.d && "
-    + `printf '[Login]\\nKillExcludeUsers=root ${owner || user}\\n' > /etc/systemd/logind.conf.d/holdfast.conf && systemctl kill -s HUP systemd-logind`;
+  return scope !== "no" || (linger !== "yes" && manager === "inactive")
+    ? enableLinger(facts)
+    : "as an administrator: mkdir -p /etc/systemd/logind.conf.d && " +
+        `printf '[Login]\\nKillExcludeUsers=root ${owner || user}\\n' > /etc/systemd/logind.conf.d/holdfast.conf && systemctl kill -s HUP systemd-logind`;
 }
 
 /** How a daemon is launched. */
@@ -333,7 +401,9 @@ export function chooseLaunch(facts: Facts): { launch: Launch; verdict: Verdict }
   const stay = judgePlace(facts.place, facts);
   if (facts.scope === "no") return { launch: "detach", verdict: stay };
   const scope = judgePlace({ kind: "user-manager", owner: facts.uid, unit: "a scope of its own" }, facts);
-  return ranking.indexOf(scope.survives) < ranking.indexOf(stay.survives) ? { launch: "scope", verdict: scope } : { launch: "detach", verdict: stay };
+  return ranking.indexOf(scope.survives) < ranking.indexOf(stay.survives)
+    ? { launch: "scope", verdict: scope }
+    : { launch: "detach", verdict: stay };
 }
 
 /**
@@ -342,7 +412,11 @@ export function chooseLaunch(facts: Facts): { launch: Launch; verdict: Verdict }
  */
 export async function switchLingerOn(facts: Facts, world: World): Promise<void> {
   if (!facts.systemd || facts.linger === "yes" || chooseLaunch(facts).verdict.survives === "yes") return;
-  const [answer] = await world.ask("system", [{ service: "login1", method: "SetUserLinger", signature: "ubb", values: [facts.uid, true, false] }], probeMs);
+  const [answer] = await world.ask(
+    "system",
+    [{ service: "login1", method: "SetUserLinger", signature: "ubb", values: [facts.uid, true, false] }],
+    probeMs,
+  );
   facts.lingerRefused = answer!.problem;
   if (facts.lingerRefused) return;
   facts.linger = "yes";
@@ -359,7 +433,9 @@ export interface DaemonStart {
 }
 
 /** The daemon's one line on descriptor 4. */
-export type ReadyMessage = { ok: true; instance: string; pid: number } | { ok: false; exit: number; message: string; hint?: string };
+export type ReadyMessage =
+  | { ok: true; instance: string; pid: number }
+  | { ok: false; exit: number; message: string; hint?: string };
 
 /** A process that is to be the daemon. It boots, and then waits for what it is to serve; without that it ends, and has done nothing. */
 export interface DaemonProcess {
@@ -383,7 +459,11 @@ export interface DaemonProcess {
  * @throws {Failure} The daemon's own reason why it cannot start.
  */
 export async function launchDaemon(
-  { command, log, handover }: DaemonStart, facts: Facts, only: Launch | undefined, world: World, prepared?: DaemonProcess,
+  { command, log, handover }: DaemonStart,
+  facts: Facts,
+  only: Launch | undefined,
+  world: World,
+  prepared?: DaemonProcess,
 ): Promise<{ pid: number; instance: string }> {
   if (only === "scope" && facts.scope === "no") throw cannotScope(facts);
   const daemon = prepared || spawnDaemon(command, log);
@@ -399,7 +479,9 @@ export async function launchDaemon(
 }
 
 function cannotScope(facts: Facts): Failure {
-  return cannot(`start in a scope: ${facts.scopeProblem}`, { hint: "leave --lifetime out: it then takes the best place that the host allows" });
+  return cannot(`start in a scope: ${facts.scopeProblem}`, {
+    hint: "leave --lifetime out: it then takes the best place that the host allows",
+  });
 }
 
 /** @param retries Tries again for a while. Lingering that comes while the user manager stops, after a last logout, has it started again. */
@@ -463,7 +545,8 @@ export function spawnDaemon(command: string[], log: string): DaemonProcess {
       give?.end(handover);
       const problem = await settled;
       clearTimeout(timer);
-      if (problem !== "") throw cannot(`start the daemon: ${problem}${said(log, logged)}`, { hint: `see the log "${log}"` });
+      if (problem !== "")
+        throw cannot(`start the daemon: ${problem}${said(log, logged)}`, { hint: `see the log "${log}"` });
       const ready = JSON.parse(text) as ReadyMessage;
       if (ready.ok) return ready;
       throw new Failure(ready.message, ready);
@@ -477,9 +560,17 @@ export function spawnDaemon(command: string[], log: string): DaemonProcess {
  */
 function inheritedDescriptors(): number[] {
   const marked = build?.main && runtime === "node" ? 15 : 4; // what an application opened since is its own business
-  const isInherited = (descriptor: number): boolean => (parseInt(capture(/^flags:\s+(\d+)/m, readText(`/proc/self/fdinfo/${descriptor}`)) || "2000000", 8) & 0o2000000) === 0; // O_CLOEXEC
-  return namesIn("/proc/self/fdinfo").map(Number).filter((descriptor) => descriptor > marked && isInherited(descriptor)
-    && descriptor < readLimit("Max open files", { readFile: readText })); // dup2(2) takes none beyond it
+  const isInherited = (descriptor: number): boolean =>
+    (parseInt(capture(/^flags:\s+(\d+)/m, readText(`/proc/self/fdinfo/${descriptor}`)) || "2000000", 8) & 0o2000000) ===
+    0; // O_CLOEXEC
+  return namesIn("/proc/self/fdinfo")
+    .map(Number)
+    .filter(
+      (descriptor) =>
+        descriptor > marked &&
+        isInherited(descriptor) &&
+        descriptor < readLimit("Max open files", { readFile: readText }),
+    ); // dup2(2) takes none beyond it
 }
 
 /** What a program that ended early wrote to the log, which is its stderr: the reason, in its own words. */
@@ -501,11 +592,25 @@ async function moveIntoScope(pids: number[], world: World): Promise<string | und
   const pid = pids[0]!;
   const name = `holdfast-${pid}-${Date.now().toString(36)}.scope`;
   const properties = [
-    ["PIDs", ["au", pids]], ["TimeoutStopUSec", ["t", 10_000_000]], ["CollectMode", ["s", "inactive-or-failed"]],
+    ["PIDs", ["au", pids]],
+    ["TimeoutStopUSec", ["t", 10_000_000]],
+    ["CollectMode", ["s", "inactive-or-failed"]],
   ];
-  const start = async (...more: unknown[]): Promise<string | undefined> => (await world.ask("user manager", [
-    { service: "systemd1", method: "StartTransientUnit", signature: "ssa(sv)a(sa(sv))", values: [name, "fail", [...properties, ...more], []] },
-  ], probeMs))[0]!.problem;
+  const start = async (...more: unknown[]): Promise<string | undefined> =>
+    (
+      await world.ask(
+        "user manager",
+        [
+          {
+            service: "systemd1",
+            method: "StartTransientUnit",
+            signature: "ssa(sv)a(sa(sv))",
+            values: [name, "fail", [...properties, ...more], []],
+          },
+        ],
+        probeMs,
+      )
+    )[0]!.problem;
   let problem = await start(["OOMPolicy", ["s", "continue"]]);
   if (problem?.includes("OOMPolicy")) problem = await start(); // it may be older than pid 1, whose version we know
   if (problem) return problem;
@@ -521,13 +626,16 @@ export async function moveRunning(pids: number[], facts: Facts, world: World): P
 }
 
 /** Which signals came together with SIGTERM, and so who ended the daemon (logind and the user manager send SIGCONT after SIGTERM). */
-export function judgeSignals(seen: ReadonlySet<string>): { reason: "killed-at-logout" | "user-manager-stopped" | "terminated"; detail: string } {
+export function judgeSignals(seen: ReadonlySet<string>): {
+  reason: "killed-at-logout" | "user-manager-stopped" | "terminated";
+  detail: string;
+} {
   const detail = [...seen].sort().join(", ");
   if (!seen.has("SIGCONT")) return { reason: "terminated", detail: `${detail}: by a person or a program` };
-  return seen.has("SIGHUP") ? { reason: "killed-at-logout", detail: `${detail}: by systemd, as its session ended` }
+  return seen.has("SIGHUP")
+    ? { reason: "killed-at-logout", detail: `${detail}: by systemd, as its session ended` }
     : { reason: "user-manager-stopped", detail: `${detail}: by systemd, as the user manager stopped` };
 }
-
 
 /** A verdict as `server.capabilities` shows it. */
 export interface Lifetime {
@@ -542,5 +650,12 @@ export interface Lifetime {
 
 export function describeVerdict({ survives, words, where, place, warnings: found }: Verdict): Lifetime {
   const placement = place.kind === "session" ? "session-scope" : place.kind === "unit" ? "system-unit" : place.kind;
-  return { placement, ...("unit" in place ? { unit: place.unit } : {}), survivesLogout: survives, where, words, warnings: found };
+  return {
+    placement,
+    ...("unit" in place ? { unit: place.unit } : {}),
+    survivesLogout: survives,
+    where,
+    words,
+    warnings: found,
+  };
 }

@@ -21,14 +21,16 @@ export function watchLogouts(uid: number, stopDelayMs: number, directory = "/run
   let count = 0;
   let loggedIn = isLoggedIn(directory, uid);
   let timer: NodeJS.Timeout | undefined;
-  const watcher = safely(() => watch(directory, { persistent: false }, (_event, name) => {
-    if (name !== null && name !== String(uid)) return;
-    const now = isLoggedIn(directory, uid);
-    if (now === loggedIn) return;
-    loggedIn = now;
-    clearTimeout(timer);
-    if (!now) timer = setTimeout(() => void count++, stopDelayMs + marginMs).unref();
-  }).on("error", () => {})); // the directory went away: nothing more is counted
+  const watcher = safely(() =>
+    watch(directory, { persistent: false }, (_event, name) => {
+      if (name !== null && name !== String(uid)) return;
+      const now = isLoggedIn(directory, uid);
+      if (now === loggedIn) return;
+      loggedIn = now;
+      clearTimeout(timer);
+      if (!now) timer = setTimeout(() => void count++, stopDelayMs + marginMs).unref();
+    }).on("error", () => {}),
+  ); // the directory went away: nothing more is counted
   return {
     outlived: () => watcher && count,
     close() {

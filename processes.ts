@@ -28,7 +28,15 @@ import { createEnvironment } from "./environment.ts";
 import { decodeBase64, resolvePath } from "./files.ts";
 import { createLanes } from "./lanes.ts";
 import type { Lanes } from "./lanes.ts";
-import { booleanParam, integerParam, invalidParam, optionalStringParam, stringListParam, stringMapParam, stringParam } from "./rpc.ts";
+import {
+  booleanParam,
+  integerParam,
+  invalidParam,
+  optionalStringParam,
+  stringListParam,
+  stringMapParam,
+  stringParam,
+} from "./rpc.ts";
 import type { Caller, Method, Methods, Params, Peer } from "./rpc.ts";
 import { homeDirectory, livingProcesses, now, safely, soon } from "./socket.ts";
 
@@ -201,7 +209,10 @@ export function createProcesses(world: World): Processes {
     ["process.stdin", withChild(writeStdin)],
     ["process.kill", withChild(kill)],
     ["process.killAndWait", withChild(killAndWait, { found: false, died: false })],
-    ["process.reattach", withChild(reattach, { found: false, running: false, firstSeq: 0, lastSeq: 0, stdinApplied: 0 })],
+    [
+      "process.reattach",
+      withChild(reattach, { found: false, running: false, firstSeq: 0, lastSeq: 0, stdinApplied: 0 }),
+    ],
     ["process.list", () => ({ processes: [...children.values()].map(describeChild) })],
   ]);
 
@@ -224,14 +235,19 @@ export function createProcesses(world: World): Processes {
 
   async function spawnChild(params: Params, { peer }: Caller): Promise<object> {
     const request: Request = {
-      id: stringParam(params, "id"), command: stringParam(params, "command"), args: stringListParam(params, "args"),
-      cwd: optionalStringParam(params, "cwd"), env: stringMapParam(params, "env"),
+      id: stringParam(params, "id"),
+      command: stringParam(params, "command"),
+      args: stringListParam(params, "args"),
+      cwd: optionalStringParam(params, "cwd"),
+      env: stringMapParam(params, "env"),
     };
     refuseNul(request);
     const { id } = request;
     const old = children.get(id);
     if (starting.has(id) || (old && (!old.isOver || (old.link && !old.link.isStalled)))) {
-      throw cannot(`start process "${shorten(id)}": a process with this id is alive`, { code: errorCodes.invalidParams });
+      throw cannot(`start process "${shorten(id)}": a process with this id is alive`, {
+        code: errorCodes.invalidParams,
+      });
     }
     const link = linkOf(peer); // now: it may close while we wait
     let settle!: () => void;
@@ -252,7 +268,8 @@ export function createProcesses(world: World): Processes {
 
   async function startChild({ id, command, args, cwd, env }: Request): Promise<Child> {
     const used = await environment.make(env, !command.includes("/"));
-    const directory = cwd !== undefined ? resolvePath(cwd, home, "cwd") : (await isDirectory(home(), lanes)) ? home() : "/";
+    const directory =
+      cwd !== undefined ? resolvePath(cwd, home, "cwd") : (await isDirectory(home(), lanes)) ? home() : "/";
     const path = used.PATH || "";
     if (lanes.hasFarMounts()) await requireAnswers(command, directory, path, lanes);
     if (isEnding) throw cannot(`start "${shorten(command)}": the daemon is ending`);
@@ -263,11 +280,28 @@ export function createProcesses(world: World): Processes {
       throw await startFailure(command, directory, path, error);
     }
     const child: Child = {
-      id, command, cwd: directory, args: args.join("").length > maxListedArgs ? undefined : args,
+      id,
+      command,
+      cwd: directory,
+      args: args.join("").length > maxListedArgs ? undefined : args,
       env: { path: path || null, home: used.HOME || null, sshAuthSock: used.SSH_AUTH_SOCK || null },
-      pid: handle.pid!, startedAt: Date.now(), bornAt: now(), handle,
-      messages: new Map(), firstSeq: 1, lastSeq: 0, toldSeq: 0, heldBytes: 0, outputBytes: 0, nextSeq: 1,
-      stdin: "open", stdinApplied: 0, stdinQueued: 0, lastRead: 0, isOver: false, survivors: new Set(),
+      pid: handle.pid!,
+      startedAt: Date.now(),
+      bornAt: now(),
+      handle,
+      messages: new Map(),
+      firstSeq: 1,
+      lastSeq: 0,
+      toldSeq: 0,
+      heldBytes: 0,
+      outputBytes: 0,
+      nextSeq: 1,
+      stdin: "open",
+      stdinApplied: 0,
+      stdinQueued: 0,
+      lastRead: 0,
+      isOver: false,
+      survivors: new Set(),
     };
     for (const stream of ["stdout", "stderr"] as const) {
       handle[stream]!.on("data", (chunk: Buffer) => hold(child, stream, chunk)).on("error", () => {}); // "close" follows
@@ -287,7 +321,12 @@ export function createProcesses(world: World): Processes {
     child.heldBytes += chunk.length;
     totalBytes += chunk.length;
     const last = child.lastSeq > child.toldSeq ? child.messages.get(child.lastSeq) : undefined;
-    if (last && last.stream === stream && last.data.length < joinBytes && last.data.length + chunk.length <= limits.messageBytes) {
+    if (
+      last &&
+      last.stream === stream &&
+      last.data.length < joinBytes &&
+      last.data.length + chunk.length <= limits.messageBytes
+    ) {
       last.data = Buffer.concat([last.data, chunk]);
     } else {
       for (let at = 0; at < chunk.length; at += limits.messageBytes) {
@@ -360,7 +399,14 @@ export function createProcesses(world: World): Processes {
     const known = links.get(peer);
     if (known) return known;
     const link: Link = {
-      peer, children: new Set(), isClosed: false, isBehind: false, isStalled: false, watch: undefined, unsentBytes: 0, stillTicks: 0,
+      peer,
+      children: new Set(),
+      isClosed: false,
+      isBehind: false,
+      isStalled: false,
+      watch: undefined,
+      unsentBytes: 0,
+      stillTicks: 0,
     };
     links.set(peer, link);
     peer.onDrain(() => catchUp(link));
@@ -433,7 +479,8 @@ export function createProcesses(world: World): Processes {
   /** The answer goes first, the messages follow. */
   function reattach(child: Child, params: Params, { peer }: Caller): object {
     const fromSeq = integerParam(params, "fromSeq", { min: 0, max: Number.MAX_SAFE_INTEGER, default: 0 });
-    if (fromSeq > child.lastSeq) throw invalidParam("fromSeq", fromSeq, `at most ${child.lastSeq}, the last that this process has`);
+    if (fromSeq > child.lastSeq)
+      throw invalidParam("fromSeq", fromSeq, `at most ${child.lastSeq}, the last that this process has`);
     const link = linkOf(peer);
     detach(child, child.link === link ? undefined : peer.id);
     if (!child.isOver || fromSeq < child.lastSeq) attach(child, link, Math.max(fromSeq + 1, child.firstSeq));
@@ -449,7 +496,11 @@ export function createProcesses(world: World): Processes {
   function writeStdin(child: Child, params: Params): object {
     const text = optionalStringParam(params, "data") || "";
     const bytes = decodeBase64(text, "data");
-    const offset = integerParam(params, "offset", { min: 0, max: Number.MAX_SAFE_INTEGER, default: child.stdinApplied });
+    const offset = integerParam(params, "offset", {
+      min: 0,
+      max: Number.MAX_SAFE_INTEGER,
+      default: child.stdinApplied,
+    });
     const isEnd = booleanParam(params, "end", false);
     if (offset > child.stdinApplied) {
       const data = { applied: child.stdinApplied };
@@ -459,7 +510,10 @@ export function createProcesses(world: World): Processes {
     if (fresh.length > 0) {
       refuseClosedStdin(child);
       if (child.stdinQueued + fresh.length > limits.stdinBytes || totalQueued + fresh.length > limits.keepBytes) {
-        throw new Failure("stdin backpressure: queue full", { code: errorCodes.stdinFull, data: { applied: child.stdinApplied } });
+        throw new Failure("stdin backpressure: queue full", {
+          code: errorCodes.stdinFull,
+          data: { applied: child.stdinApplied },
+        });
       }
       child.stdinApplied += fresh.length;
       child.stdinQueued += fresh.length;
@@ -481,12 +535,17 @@ export function createProcesses(world: World): Processes {
   // Signals
 
   function kill(child: Child, params: Params): object {
-    return signalGroup(child, signalParam(params), "client") ? { success: true } : { success: true, alreadyExited: true };
+    return signalGroup(child, signalParam(params), "client")
+      ? { success: true }
+      : { success: true, alreadyExited: true };
   }
 
   async function killAndWait(child: Child, params: Params): Promise<object> {
     const signal = signalParam(params);
-    const timeoutMs = Math.min(integerParam(params, "timeoutMs", { min: 0, max: Number.MAX_SAFE_INTEGER, default: 3000 }), 30_000);
+    const timeoutMs = Math.min(
+      integerParam(params, "timeoutMs", { min: 0, max: Number.MAX_SAFE_INTEGER, default: 3000 }),
+      30_000,
+    );
     const escalate = booleanParam(params, "escalate", true);
     if (!signalGroup(child, signal, "client") && child.exit) return { found: true, died: true, alreadyExited: true };
     if (await haveEnded([child], timeoutMs)) return { found: true, died: true };
@@ -543,7 +602,9 @@ export function createProcesses(world: World): Processes {
     child.messages.set(++child.lastSeq, { stream: "exit", ...exit, ...killedBy });
     while (sendNext(child));
     keep(child);
-    world.log(`[Process] Ended "${shorten(child.id)}": pid ${child.pid}, ${exit.signal || `exit code ${exit.exitCode}`}`);
+    world.log(
+      `[Process] Ended "${shorten(child.id)}": pid ${child.pid}, ${exit.signal || `exit code ${exit.exitCode}`}`,
+    );
     announceIdle();
   }
 
@@ -570,7 +631,8 @@ export function createProcesses(world: World): Processes {
     children.delete(child.id);
     child.messages.clear();
     if (child.survivors.size > 0) forgotten.add(child);
-    for (const first of [...forgotten].slice(0, 2)) if (forgotten.delete(first) && isGroupAlive(first)) forgotten.add(first); // looked at in turn
+    for (const first of [...forgotten].slice(0, 2))
+      if (forgotten.delete(first) && isGroupAlive(first)) forgotten.add(first); // looked at in turn
   }
 
   function announceIdle(): void {
@@ -601,7 +663,15 @@ function encodeMessage(processId: string, seq: number, message: Message): object
 function describeChild(child: Child): object {
   const { id, command, args, pid, cwd, isOver, exit, firstSeq, lastSeq, stdinApplied, startedAt, link, env } = child;
   child.toldSeq = lastSeq;
-  const state = { running: !isOver, ...(isOver ? exit : {}), firstSeq, lastSeq, stdinApplied, startedAt, attached: link ? link.peer.id : null };
+  const state = {
+    running: !isOver,
+    ...(isOver ? exit : {}),
+    firstSeq,
+    lastSeq,
+    stdinApplied,
+    startedAt,
+    attached: link ? link.peer.id : null,
+  };
   return { id, command, args, pid, cwd, ...state, env };
 }
 
@@ -616,7 +686,8 @@ function refuseClosedStdin({ id, exit, stdin, stdinApplied }: Child): void {
 /** "SIGTERM" or "TERM" or 15; TERM when it is absent. */
 function signalParam(params: Params): NodeJS.Signals {
   const value = params.signal ?? "TERM";
-  const isThis = ([name, number]: [string, number]) => [name, name.slice("SIG".length), number].includes(value as string);
+  const isThis = ([name, number]: [string, number]) =>
+    [name, name.slice("SIG".length), number].includes(value as string);
   const found = Object.entries(osConstants.signals).find(isThis);
   if (!found) throw invalidParam("signal", value, 'the name of a signal, such as "SIGTERM", or its number');
   return found[0] as NodeJS.Signals;
@@ -626,7 +697,8 @@ function signalParam(params: Params): NodeJS.Signals {
 function refuseNul({ command, args, env }: Request): void {
   if (command.includes("\0")) throw invalidParam("command", command, "without NUL");
   if (args.some((text) => text.includes("\0"))) throw invalidParam("args", args, "without NUL");
-  if (Object.entries(env).some(([name, value]) => !/^[^=\0]+$/.test(name) || value.includes("\0"))) throw invalidParam("env", env, "names without =, and no NUL");
+  if (Object.entries(env).some(([name, value]) => !/^[^=\0]+$/.test(name) || value.includes("\0")))
+    throw invalidParam("env", env, "names without =, and no NUL");
 }
 
 /** A part of a client's own text, for the log and for errors. */
@@ -640,10 +712,16 @@ async function isDirectory(path: string, lanes: Lanes): Promise<boolean> {
 
 /** To spawn is to wait, with the whole event loop, for chdir(2) and execve(2): the mounts that they will meet must answer. */
 async function requireAnswers(command: string, cwd: string, path: string, lanes: Lanes): Promise<void> {
-  const isThere = (file: string): Promise<boolean> => lanes.run(file, () => access(file, constants.X_OK)).then(() => true, (error: unknown) => {
-    if (error instanceof Failure) throw error;
-    return false;
-  });
+  const isThere = (file: string): Promise<boolean> =>
+    lanes
+      .run(file, () => access(file, constants.X_OK))
+      .then(
+        () => true,
+        (error: unknown) => {
+          if (error instanceof Failure) throw error;
+          return false;
+        },
+      );
   await isThere(cwd);
   for (const directory of command.includes("/") ? [""] : path.split(":")) {
     if (await isThere(resolvePath(directory === "" ? command : `${directory}/${command}`, () => cwd))) return;
@@ -663,13 +741,15 @@ function openProcess(command: string, args: string[], cwd: string, env: NodeJS.P
 async function startFailure(command: string, cwd: string, path: string, error: unknown): Promise<Failure> {
   const name = shorten(command);
   try {
-    if (!(await stat(cwd)).isDirectory()) throw Object.assign(new Error("ENOTDIR: not a directory"), { code: "ENOTDIR" });
+    if (!(await stat(cwd)).isDirectory())
+      throw Object.assign(new Error("ENOTDIR: not a directory"), { code: "ENOTDIR" });
     await access(cwd, constants.X_OK);
   } catch (reason) {
     return osFailure(`start "${name}" in working directory "${cwd}"`, reason);
   }
   if (errnoOf(error) !== "ENOENT") return osFailure(`start "${name}"`, error);
-  const isThere = command.includes("/") && (await stat(resolvePath(command, () => cwd)).catch(() => undefined)) !== undefined;
+  const isThere =
+    command.includes("/") && (await stat(resolvePath(command, () => cwd)).catch(() => undefined)) !== undefined;
   const absent = command.includes("/") ? "no such file" : `no such command in PATH "${path}"`;
   const why = isThere ? "the interpreter that its first line names does not exist" : absent;
   return cannot(`start "${name}": ${why} (ENOENT)`, { data: { errno: "ENOENT" }, cause: error });
@@ -696,5 +776,7 @@ function groupMembers(group: number): string[] {
   } catch (error) {
     if (errnoOf(error) === "ESRCH") return [];
   }
-  return livingProcesses().filter((process) => process.group === group).map(({ pid, startTime }) => `${pid} ${startTime}`);
+  return livingProcesses()
+    .filter((process) => process.group === group)
+    .map(({ pid, startTime }) => `${pid} ${startTime}`);
 }

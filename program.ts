@@ -23,7 +23,15 @@ import { build, runtime, sourceFile } from "./version.ts";
  */
 export function daemonCommand(places: Places, isImported = false): string[] {
   const flags = isImported ? defaultFlags() : ownFlags();
-  return [process.execPath, ...flags, programFile(places, isImported), "--serve", "--launched", "--socket", places.socket];
+  return [
+    process.execPath,
+    ...flags,
+    programFile(places, isImported),
+    "--serve",
+    "--launched",
+    "--socket",
+    places.socket,
+  ];
 }
 
 /** Node's default is 4 threads for V8, of 20 kB each; what a daemon does takes none of them (bench/README.md). */
@@ -35,7 +43,8 @@ function defaultFlags(): string[] {
 
 /** What stands between runtime and script. Deno does not tell it, and Bun takes a "-" for a flag: there the kernel is asked. */
 function ownFlags(): string[] {
-  if (runtime === "node") return [leanFlag, ...process.execArgv.filter((flag) => flag !== leanFlag && !flag.startsWith("--input-type"))];
+  if (runtime === "node")
+    return [leanFlag, ...process.execArgv.filter((flag) => flag !== leanFlag && !flag.startsWith("--input-type"))];
   const words = (readText("/proc/self/cmdline") || "").split("\0").slice(0, -1);
   const scriptAt = words.length - process.argv.slice(2).length - 1;
   return scriptAt > 0 ? words.slice(1, scriptAt) : defaultFlags();
@@ -43,7 +52,9 @@ function ownFlags(): string[] {
 
 function programFile(places: Places, isImported: boolean): string {
   const script = isImported ? undefined : process.argv[1];
-  const known = [script, build ? build.file : join(dirname(sourceFile!), "holdfast.ts")].find((path) => path && isOnDisk(path));
+  const known = [script, build ? build.file : join(dirname(sourceFile!), "holdfast.ts")].find(
+    (path) => path && isOnDisk(path),
+  );
   if (known) return known;
   // .cjs: whatever package.json stands above the run directory
   const copy = join(places.directory, "holdfast.cjs");

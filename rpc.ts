@@ -89,7 +89,9 @@ type Id = string | number | null;
 type Request = Record<string, unknown>;
 export type Answer = string | Buffer[] | undefined;
 /** Bytes left in a frame beyond the reserved ones. The answers of a batch share one, first come, first served. */
-interface Room { bytes: number }
+interface Room {
+  bytes: number;
+}
 
 export function createRpc({ methods, isToken, onUnauthorized, onFailure }: RpcOptions): Rpc {
   const decoder = new TextDecoder("utf-8", { fatal: true });
@@ -99,7 +101,8 @@ export function createRpc({ methods, isToken, onUnauthorized, onFailure }: RpcOp
     try {
       message = JSON.parse(decoder.decode(body));
     } catch (error) {
-      const reason = body.length === 0 ? "the body is empty" : error instanceof TypeError ? "it is not UTF-8" : cut(reasonOf(error));
+      const reason =
+        body.length === 0 ? "the body is empty" : error instanceof TypeError ? "it is not UTF-8" : cut(reasonOf(error));
       return encodeError(null, new Failure("Parse error", { code: errorCodes.parse, data: { reason } }));
     }
     return Array.isArray(message) ? handleBatch(message, caller) : handleRequest(message, caller);
@@ -107,15 +110,21 @@ export function createRpc({ methods, isToken, onUnauthorized, onFailure }: RpcOp
 
   function handleBatch(batch: unknown[], caller: Caller): Answer | Promise<Answer> {
     if (batch.length === 0 || batch.length > maxBatchLength) {
-      return encodeError(null, invalidRequest(`the batch has ${batch.length} requests, it must have 1 to ${maxBatchLength}`));
+      return encodeError(
+        null,
+        invalidRequest(`the batch has ${batch.length} requests, it must have 1 to ${maxBatchLength}`),
+      );
     }
     const room = { bytes: maxBodyBytes - batch.length * (reservedBytes + "[]".length) };
     const answers = batch.map((request) => handleRequest(request, caller, room));
-    return answers.some((answer) => answer instanceof Promise) ? Promise.all(answers).then(joinAnswers) : joinAnswers(answers as Answer[]);
+    return answers.some((answer) => answer instanceof Promise)
+      ? Promise.all(answers).then(joinAnswers)
+      : joinAnswers(answers as Answer[]);
   }
 
   function handleRequest(request: unknown, caller: Caller, room?: Room): Answer | Promise<Answer> {
-    if (!isObject(request)) return encodeError(null, invalidRequest(`it is ${describe(request)}, it must be an object`), room);
+    if (!isObject(request))
+      return encodeError(null, invalidRequest(`it is ${describe(request)}, it must be an object`), room);
     const id = isId(request.id) ? request.id : null;
     const silent = request.id === undefined && request.jsonrpc === "2.0" && typeof request.method === "string";
     const succeed = (result: unknown) => (silent ? undefined : encodeResult(id, result, room));
@@ -160,9 +169,16 @@ export function createRpc({ methods, isToken, onUnauthorized, onFailure }: RpcOp
 
 /** Answers a frame that was not read because its body is over the limit. */
 export function oversizeAnswer(oversizeBytes: number, limitBytes: number): string {
-  return encodeError(null, cannot(`read frame: its body has ${oversizeBytes} bytes, at most ${limitBytes} are accepted`, {
-    code: errorCodes.invalidRequest, hint: limitBytes < maxBodyBytes ? `call ${authenticateMethod} first: after it ${maxBodyBytes} are accepted` : undefined,
-  }));
+  return encodeError(
+    null,
+    cannot(`read frame: its body has ${oversizeBytes} bytes, at most ${limitBytes} are accepted`, {
+      code: errorCodes.invalidRequest,
+      hint:
+        limitBytes < maxBodyBytes
+          ? `call ${authenticateMethod} first: after it ${maxBodyBytes} are accepted`
+          : undefined,
+    }),
+  );
 }
 
 // What a method may ask of its params. Each helper reads one of them, and says in a -32602 Failure what is wrong with which.
@@ -183,7 +199,11 @@ export function optionalStringParam(params: Params, name: string): string | unde
 }
 
 /** Reads an integer from `min` to `max`. Without a default it must be there. */
-export function integerParam(params: Params, name: string, range: { min: number; max: number; default?: number }): number {
+export function integerParam(
+  params: Params,
+  name: string,
+  range: { min: number; max: number; default?: number },
+): number {
   const value = valueOf(params, name, range.default);
   if (typeof value === "number" && Number.isInteger(value) && value >= range.min && value <= range.max) return value;
   throw invalidParam(name, value, `an integer from ${range.min} to ${range.max}`);
@@ -220,7 +240,9 @@ export function stringMapParam(params: Params, name: string): Record<string, str
 
 /** Makes the Failure of the helpers above, for a method whose own check is another: `must` completes "it must be …". */
 export function invalidParam(name: string, value: unknown, must: string): Failure {
-  return cannot(`use parameter "${cut(name)}": it is ${describe(value)}, it must be ${must}`, { code: errorCodes.invalidParams });
+  return cannot(`use parameter "${cut(name)}": it is ${describe(value)}, it must be ${must}`, {
+    code: errorCodes.invalidParams,
+  });
 }
 
 function valueOf(params: Params, name: string, absent?: unknown): unknown {
@@ -228,14 +250,18 @@ function valueOf(params: Params, name: string, absent?: unknown): unknown {
 }
 
 function joinAnswers(answers: Answer[]): Answer {
-  const given = answers.filter((answer) => answer !== undefined).map((answer) => (typeof answer === "string" ? answer : String(Buffer.concat(answer!))));
+  const given = answers
+    .filter((answer) => answer !== undefined)
+    .map((answer) => (typeof answer === "string" ? answer : String(Buffer.concat(answer!))));
   return given.length === 0 ? undefined : `[${given.join(",")}]`;
 }
 
 function checkVersionAndId(request: Request): void {
   if (request.jsonrpc !== "2.0") throw new Failure("Invalid JSON-RPC version", { code: errorCodes.invalidRequest });
   if (request.id === undefined || isId(request.id)) return;
-  throw invalidRequest(`the id is ${describe(request.id)}, it must be a string of at most ${maxIdLength} characters, a number of at most 2^53 - 1 or null`);
+  throw invalidRequest(
+    `the id is ${describe(request.id)}, it must be a string of at most ${maxIdLength} characters, a number of at most 2^53 - 1 or null`,
+  );
 }
 
 function checkParams(params: unknown): Params {
@@ -246,7 +272,12 @@ function checkParams(params: unknown): Params {
 
 /** JSON.parse rounds a larger number, or makes infinity of it: the answer would have an id that nobody waits for. */
 function isId(value: unknown): value is Id {
-  return value === null || (typeof value === "string" ? value.length <= maxIdLength : typeof value === "number" && Math.abs(value) <= Number.MAX_SAFE_INTEGER);
+  return (
+    value === null ||
+    (typeof value === "string"
+      ? value.length <= maxIdLength
+      : typeof value === "number" && Math.abs(value) <= Number.MAX_SAFE_INTEGER)
+  );
 }
 
 export function isObject(value: unknown): value is Record<string, unknown> {
@@ -266,7 +297,12 @@ function unknownMethod(what: string, name: string): Failure {
 }
 
 function encodeResult(id: Id, result: unknown, room?: Room): string | Buffer[] {
-  if (result instanceof JsonPieces) return fit(id, [Buffer.from(`{"jsonrpc":"2.0","id":${JSON.stringify(id)},"result":`), ...result.pieces, Buffer.from("}")], room);
+  if (result instanceof JsonPieces)
+    return fit(
+      id,
+      [Buffer.from(`{"jsonrpc":"2.0","id":${JSON.stringify(id)},"result":`), ...result.pieces, Buffer.from("}")],
+      room,
+    );
   return fit(id, JSON.stringify({ jsonrpc: "2.0", id, result: result ?? null }), room);
 }
 
@@ -289,7 +325,11 @@ function errorObject(error: unknown): { code: number; message: string; data?: ob
 }
 
 /** Takes an answer's bytes from the room; where they do not fit, a short error goes in its place. */
-function fit<T extends string | Buffer[]>(id: Id, answer: T, room: Room = { bytes: maxBodyBytes - reservedBytes }): T | string {
+function fit<T extends string | Buffer[]>(
+  id: Id,
+  answer: T,
+  room: Room = { bytes: maxBodyBytes - reservedBytes },
+): T | string {
   const bytes = typeof answer === "string" ? Buffer.byteLength(answer) : lengthOf(answer as Buffer[]);
   const bytesBeyond = Math.max(0, bytes - reservedBytes);
   if (bytesBeyond <= room.bytes) {

@@ -30,11 +30,33 @@ import type { Log } from "./log.ts";
 import { watchLogouts } from "./logouts.ts";
 import type { Logouts } from "./logouts.ts";
 import { createProcesses } from "./processes.ts";
-import { booleanParam, createRpc, encodeError, integerParam, optionalStringParam, oversizeAnswer, stringParam, unauthorized } from "./rpc.ts";
+import {
+  booleanParam,
+  createRpc,
+  encodeError,
+  integerParam,
+  optionalStringParam,
+  oversizeAnswer,
+  stringParam,
+  unauthorized,
+} from "./rpc.ts";
 import type { Caller, Method, Params, Peer } from "./rpc.ts";
 import {
-  claimSoon, homeDirectory, identify, isSame, listenBeside, livenessOf, lookAt, makeRunDirectory, notASocket, now, publishSocket, readRecord,
-  retireName, safely, writeRecord,
+  claimSoon,
+  homeDirectory,
+  identify,
+  isSame,
+  listenBeside,
+  livenessOf,
+  lookAt,
+  makeRunDirectory,
+  notASocket,
+  now,
+  publishSocket,
+  readRecord,
+  retireName,
+  safely,
+  writeRecord,
 } from "./socket.ts";
 import type { DaemonRecord, EndReason, Places } from "./socket.ts";
 
@@ -107,7 +129,10 @@ export interface Daemon {
  * @returns When its socket is published.
  * @throws {Failure} Why it cannot start, with exit code 73 or 75. Nothing is left behind.
  */
-export async function startDaemon({ places, tokenHashes, facts, command, version, over, instance, key }: Handover, world = realWorld()): Promise<Daemon> {
+export async function startDaemon(
+  { places, tokenHashes, facts, command, version, over, instance, key }: Handover,
+  world = realWorld(),
+): Promise<Daemon> {
   const log: Log = createLog(places.log);
   prepareDaemon(); // in the foreground nobody has
   const maxOpenFiles = readLimit("Max open files", world);
@@ -126,11 +151,18 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   const ended = new Promise<number>((done) => (finish = done));
 
   const lanes = createLanes();
-  const processes = createProcesses({ env: process.env, log, lanes, onAllExited: () => phase === "retired" && void end("stopped", "no process was left", killAfterMs) });
+  const processes = createProcesses({
+    env: process.env,
+    log,
+    lanes,
+    onAllExited: () => phase === "retired" && void end("stopped", "no process was left", killAfterMs),
+  });
   const files = createFiles(() => homeDirectory(), lanes);
   const methods = new Map<string, Method>([...serverMethods(), ...processes.methods, ...files]);
   const rpc = createRpc({
-    methods, isToken, onUnauthorized: noteRefusal,
+    methods,
+    isToken,
+    onUnauthorized: noteRefusal,
     onFailure: ({ data, cause, message }) => noteShortage(data.errno, cause === undefined ? message : reasonOf(cause)),
   });
   const refused = new WeakSet<Caller>();
@@ -140,8 +172,16 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   let listener = createListener();
   let socket = await listenBeside(listener, places.socket);
   const record: DaemonRecord = {
-    ...identify(), version, instance, key, tokenHashes: tokenHashes.slice(-maxTokens),
-    socket: { path: places.socket, ...socket }, log: places.log, startedAt, command, lifetime,
+    ...identify(),
+    version,
+    instance,
+    key,
+    tokenHashes: tokenHashes.slice(-maxTokens),
+    socket: { path: places.socket, ...socket },
+    log: places.log,
+    startedAt,
+    command,
+    lifetime,
   };
   try {
     if (over) await proveAnswering(socket.bound, 2000); // before it takes the name over
@@ -153,9 +193,12 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   }
   phase = "serving";
   const checkTimer = setInterval(() => void check(), checkMs);
-  setImmediate(() => { // when the launcher has its word
+  setImmediate(() => {
+    // when the launcher has its word
     logouts = watchLogouts(facts.uid, facts.stopDelayUs === "infinity" ? 0 : facts.stopDelayUs / 1000);
-    log(`Remote server listening on ${places.socket} (pid ${process.pid}, instance ${instance}, ${lifetime.where}; survives logout: ${lifetime.words})`);
+    log(
+      `Remote server listening on ${places.socket} (pid ${process.pid}, instance ${instance}, ${lifetime.where}; survives logout: ${lifetime.words})`,
+    );
   });
   return { record, lifetime, ended };
 
@@ -164,10 +207,13 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
   /** Only one publishes at a time, and only over a name that is free: what is there may be a daemon that was quicker. */
   async function publish(replace: boolean): Promise<void> {
     await withPublication(() => {
-      if (phase !== "starting" && phase !== "serving") throw cannot(`publish the socket "${places.socket}": the daemon was told to end`);
+      if (phase !== "starting" && phase !== "serving")
+        throw cannot(`publish the socket "${places.socket}": the daemon was told to end`);
       const there = lookAt(places.socket);
       if (there.kind === "socket" && !replace && !isSame(places.socket, socket)) {
-        throw cannot(`publish the socket "${places.socket}": another daemon has just done so`, { exit: exitCodes.busy });
+        throw cannot(`publish the socket "${places.socket}": another daemon has just done so`, {
+          exit: exitCodes.busy,
+        });
       }
       if (there.kind === "other") throw notASocket(places.socket, there.what);
       writeRecord(places.record, record); // first: so that a dead socket can always be told to be ours
@@ -177,7 +223,8 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   async function withPublication(action: () => void): Promise<void> {
     const claim = await claimSoon(lockPath, lockMs);
-    if (!claim) throw cannot(`publish the socket "${places.socket}": "${lockPath}" is held by another`, { exit: exitCodes.busy });
+    if (!claim)
+      throw cannot(`publish the socket "${places.socket}": "${lockPath}" is held by another`, { exit: exitCodes.busy });
     try {
       action();
     } finally {
@@ -201,11 +248,13 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   /** Makes sure that the names lead here and the record is there, and that those who clean /tmp by age see that they are in use. */
   function check(): Promise<void> {
-    return (looking ??= look().catch((error: Error) => `cannot be mended: ${error.message}`).then((problem = "") => {
-      looking = undefined;
-      if (problem !== "" && problem !== lastProblem) log(`[Server] Not reachable: "${places.socket}" ${problem}`);
-      lastProblem = problem;
-    }));
+    return (looking ??= look()
+      .catch((error: Error) => `cannot be mended: ${error.message}`)
+      .then((problem = "") => {
+        looking = undefined;
+        if (problem !== "" && problem !== lastProblem) log(`[Server] Not reachable: "${places.socket}" ${problem}`);
+        lastProblem = problem;
+      }));
   }
 
   /** @returns Why the daemon cannot be reached by its public name. */
@@ -227,8 +276,11 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
       await saveRecord();
     }
     const date = new Date();
-    for (const name of [places.socket, socket.bound]) if (isSame(name, socket)) safely(() => lutimesSync(name, date, date));
-    return phase !== "serving" || isSame(places.socket, socket) ? undefined : `is ${there.kind === "other" ? there.what : "another's socket"} now`;
+    for (const name of [places.socket, socket.bound])
+      if (isSame(name, socket)) safely(() => lutimesSync(name, date, date));
+    return phase !== "serving" || isSame(places.socket, socket)
+      ? undefined
+      : `is ${there.kind === "other" ? there.what : "another's socket"} now`;
   }
 
   /** Connections stay: they are the old listener's no more. */
@@ -264,28 +316,37 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     log("[Server] New connection from: @");
     const timer = setTimeout(() => connection.caller.known || peerSocket.destroy(), strangerMs).unref();
     peerSocket.on("error", () => {}); // "close" follows
-    peerSocket.on("drain", () => throttle(connection)).on("data", (chunk) => {
-      for (const event of connection.decoder.push(chunk)) {
-        if (!connection.caller.known && connection.answeredBytes > strangerAnswerBytes) return closeConnection(connection);
-        take(connection, event);
-      }
-      throttle(connection);
-    }).on("end", () => {
-      for (const event of connection.decoder.end()) take(connection, event);
-      connection.halfClosed = true;
-      endWhenAnswered(connection);
-    }).on("close", () => {
-      clearTimeout(timer);
-      connections.delete(connection);
-      log("[Server] Connection closed: @");
-    });
+    peerSocket
+      .on("drain", () => throttle(connection))
+      .on("data", (chunk) => {
+        for (const event of connection.decoder.push(chunk)) {
+          if (!connection.caller.known && connection.answeredBytes > strangerAnswerBytes)
+            return closeConnection(connection);
+          take(connection, event);
+        }
+        throttle(connection);
+      })
+      .on("end", () => {
+        for (const event of connection.decoder.end()) take(connection, event);
+        connection.halfClosed = true;
+        endWhenAnswered(connection);
+      })
+      .on("close", () => {
+        clearTimeout(timer);
+        connections.delete(connection);
+        log("[Server] Connection closed: @");
+      });
   }
 
   function refuse(peerSocket: Socket): void {
     const message = `Cannot accept a connection: ${maxOpenFiles - 1} files are open, the limit is ${maxOpenFiles}`;
     noteShortage("EMFILE", message);
     const failure = new Failure(message, { data: { errno: "EMFILE" } });
-    peerSocket.on("error", () => {}).on("end", () => peerSocket.destroy()).resume().write(encodeFrame(encodeError(null, failure), "native"));
+    peerSocket
+      .on("error", () => {})
+      .on("end", () => peerSocket.destroy())
+      .resume()
+      .write(encodeFrame(encodeError(null, failure), "native"));
     closeConnection({ socket: peerSocket });
   }
 
@@ -324,23 +385,34 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   /** Reads on only while the peer takes its answers. */
   function throttle({ socket: peerSocket, pending, pendingBytes }: Connection): void {
-    if (peerSocket.writableLength > maxUnsentBytes || pending > maxPending || pendingBytes > maxBodyBytes) peerSocket.pause();
+    if (peerSocket.writableLength > maxUnsentBytes || pending > maxPending || pendingBytes > maxBodyBytes)
+      peerSocket.pause();
     else if (peerSocket.isPaused()) peerSocket.resume();
   }
 
   function createConnection(id: string, peerSocket: Socket): Connection {
-    const listenTo = (event: string) => (listener: () => void) => (peerSocket.on(event, listener), () => void peerSocket.off(event, listener));
+    const listenTo = (event: string) => (listener: () => void) => (
+      peerSocket.on(event, listener), () => void peerSocket.off(event, listener)
+    );
     const peer: Peer = {
       id,
       send: (message) => deliver(connection, [encodeMessage(message, framingOf(connection))]),
       get unsentBytes() {
         return peerSocket.writableLength;
       },
-      onDrain: listenTo("drain"), onClose: listenTo("close"),
+      onDrain: listenTo("drain"),
+      onClose: listenTo("close"),
     };
     const connection: Connection = {
-      id, socket: peerSocket, decoder: createFrameDecoder({ maxBodyBytes: strangerBodyBytes }), caller: { peer, authenticated: false, known: false },
-      pending: 0, pendingBytes: 0, answeredBytes: 0, corked: false, halfClosed: false,
+      id,
+      socket: peerSocket,
+      decoder: createFrameDecoder({ maxBodyBytes: strangerBodyBytes }),
+      caller: { peer, authenticated: false, known: false },
+      pending: 0,
+      pendingBytes: 0,
+      answeredBytes: 0,
+      corked: false,
+      halfClosed: false,
     };
     return connection;
   }
@@ -417,16 +489,35 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   function capabilities(): Record<string, unknown> {
     return {
-      version, methods: [...methods.keys()].sort(), features: ["native", "lines", "batch", "lifetime", "reattach", "stdin-offset", "grace"],
-      instanceId: instance, startedAt, lifetime,
+      version,
+      methods: [...methods.keys()].sort(),
+      features: ["native", "lines", "batch", "lifetime", "reattach", "stdin-offset", "grace"],
+      instanceId: instance,
+      startedAt,
+      lifetime,
     };
   }
 
   function status(): Record<string, unknown> {
     return {
-      ...capabilities(), pid: process.pid, uptimeMs: Math.round(now() - bornAt), rssBytes: process.memoryUsage().rss, connections: connections.size,
-      processes: processes.summary(), log: places.log, socket: places.socket, phase, logoutsOutlived: logouts?.outlived(),
-      limits: { maxBodyBytes, strangerBodyBytes, maxStrangers, maxTokens, openFiles: safely(() => readdirSync("/proc/self/fd").length), maxOpenFiles },
+      ...capabilities(),
+      pid: process.pid,
+      uptimeMs: Math.round(now() - bornAt),
+      rssBytes: process.memoryUsage().rss,
+      connections: connections.size,
+      processes: processes.summary(),
+      log: places.log,
+      socket: places.socket,
+      phase,
+      logoutsOutlived: logouts?.outlived(),
+      limits: {
+        maxBodyBytes,
+        strangerBodyBytes,
+        maxStrangers,
+        maxTokens,
+        openFiles: safely(() => readdirSync("/proc/self/fd").length),
+        maxOpenFiles,
+      },
     };
   }
 
@@ -434,7 +525,10 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
     const graceMs = integerParam(params, "graceMs", { min: 0, max: 86_400_000, default: defaultGraceMs });
     const alive = processes.liveCount();
     if (booleanParam(params, "ifIdle", false) && alive > 0) {
-      throw cannot(`stop: ${alive} ${alive === 1 ? "process is" : "processes are"} alive, and it was to be stopped only if idle`, { data: { processes: alive } });
+      throw cannot(
+        `stop: ${alive} ${alive === 1 ? "process is" : "processes are"} alive, and it was to be stopped only if idle`,
+        { data: { processes: alive } },
+      );
     }
     setImmediate(() => void retire(graceMs)); // once the answer is written
     return { ok: true, processes: alive };
@@ -442,11 +536,13 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
 
   /** For the owner of the record: one more token, a new verdict; and a retired daemon serves again. */
   async function admit(params: Params): Promise<unknown> {
-    if (!isKey(stringParam(params, "key"))) throw cannot("admit: the key is not that of this daemon's record", { code: errorCodes.unauthorized });
+    if (!isKey(stringParam(params, "key")))
+      throw cannot("admit: the key is not that of this daemon's record", { code: errorCodes.unauthorized });
     if (phase === "ending") throw cannot("admit: the daemon is ending", { data: { ending: true } });
     const hash = optionalStringParam(params, "tokenHash");
     if (hash !== undefined) {
-      if (!/^[0-9a-f]{64}$/.test(hash)) throw cannot("admit: tokenHash must be 64 hex digits", { code: errorCodes.invalidParams });
+      if (!/^[0-9a-f]{64}$/.test(hash))
+        throw cannot("admit: tokenHash must be 64 hex digits", { code: errorCodes.invalidParams });
       record.tokenHashes = [...record.tokenHashes.filter((known) => known !== hash), hash].slice(-maxTokens);
     }
     if (params.facts !== undefined) {
@@ -536,7 +632,9 @@ export async function startDaemon({ places, tokenHashes, facts, command, version
         if (phase === "starting") return void (phase = "ending"); // publish() refuses then, and the start is undone
         if (phase === "ending") return void processes.endAll({ graceMs: 0 });
         setTimeout(() => {
-          const { reason, detail } = judgeSignals(new Set([...seen].filter(([, at]) => now() - at < 1000).map(([name]) => name)));
+          const { reason, detail } = judgeSignals(
+            new Set([...seen].filter(([, at]) => now() - at < 1000).map(([name]) => name)),
+          );
           void end(reason, detail, killAfterSignalMs);
         }, signalsMs);
       });
@@ -565,4 +663,3 @@ function encodeMessage(message: object, framing: Framing): Buffer {
   if (type !== "stream" || typeof data !== "string") return encodeFrame(JSON.stringify(message), framing);
   return encodeFrame(`${JSON.stringify({ ...message, data: undefined }).slice(0, -1)},"data":"`, framing, data, '"}');
 }
-

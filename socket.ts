@@ -13,8 +13,22 @@
 
 import { createHash, randomBytes } from "node:crypto";
 import {
-  chmodSync, closeSync, constants, fstatSync, linkSync, lstatSync, mkdirSync, openSync, readdirSync, readFileSync, readlinkSync, readSync, renameSync,
-  statSync, unlinkSync, writeFileSync,
+  chmodSync,
+  closeSync,
+  constants,
+  fstatSync,
+  linkSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  readSync,
+  renameSync,
+  statSync,
+  unlinkSync,
+  writeFileSync,
 } from "node:fs";
 import type { Stats } from "node:fs";
 import { hostname, userInfo } from "node:os";
@@ -107,9 +121,14 @@ export function homeDirectory(env: NodeJS.ProcessEnv = process.env): string {
   try {
     return userInfo().homedir;
   } catch (error) {
-    throw cannot(`find the home directory: HOME is not set, and user ${process.getuid!()} is not in the passwd database`, {
-      exit: exitCodes.cannotCreate, hint: "set HOME, or give the paths with --socket and --log", cause: error,
-    });
+    throw cannot(
+      `find the home directory: HOME is not set, and user ${process.getuid!()} is not in the passwd database`,
+      {
+        exit: exitCodes.cannotCreate,
+        hint: "set HOME, or give the paths with --socket and --log",
+        cause: error,
+      },
+    );
   }
 }
 
@@ -122,17 +141,33 @@ export function placesOf(options: { socket?: string | undefined; log?: string | 
   const socket = options.socket === undefined ? join(defaultDirectory(), "rpc.sock") : resolve(options.socket);
   const length = Buffer.byteLength(socket);
   if (length > maxPathBytes) {
-    throw cannot(`listen on "${socket}": the path has ${length} bytes, a Unix socket path has at most ${maxPathBytes}`, {
-      exit: exitCodes.cannotCreate, hint: "choose a shorter one with --socket",
-    });
+    throw cannot(
+      `listen on "${socket}": the path has ${length} bytes, a Unix socket path has at most ${maxPathBytes}`,
+      {
+        exit: exitCodes.cannotCreate,
+        hint: "choose a shorter one with --socket",
+      },
+    );
   }
   const name = basename(socket);
   const shared = isShared(dirname(socket));
   const directory = shared ? defaultDirectory() : dirname(socket);
-  const base = join(directory, shared ? `${name}-${createHash("sha256").update(socket).digest("hex").slice(0, 12)}` : name);
+  const base = join(
+    directory,
+    shared ? `${name}-${createHash("sha256").update(socket).digest("hex").slice(0, 12)}` : name,
+  );
   return {
-    socket, directory, record: `${base}.record`, claim: `${base}.claim`, token: `${base}.token`,
-    log: options.log !== undefined ? resolve(options.log) : !shared && name === "rpc.sock" ? join(directory, "remote-server.log") : `${base}.log`,
+    socket,
+    directory,
+    record: `${base}.record`,
+    claim: `${base}.claim`,
+    token: `${base}.token`,
+    log:
+      options.log !== undefined
+        ? resolve(options.log)
+        : !shared && name === "rpc.sock"
+          ? join(directory, "remote-server.log")
+          : `${base}.log`,
   };
 }
 
@@ -155,7 +190,8 @@ export function makeRunDirectory(directory: string): void {
     if (directory === safely(() => defaultDirectory())) chmodSync(directory, 0o700);
   } catch (error) {
     throw osFailure(`make the run directory "${directory}"`, error, {
-      exit: exitCodes.cannotCreate, hint: `${elsewhere}, in a directory that you may write to`,
+      exit: exitCodes.cannotCreate,
+      hint: `${elsewhere}, in a directory that you may write to`,
     });
   }
 }
@@ -189,14 +225,17 @@ export interface Liveness {
  */
 export function livenessOf(identity: Identity | DaemonRecord, proc: Proc = realProc): Liveness {
   const here = identify(process.pid, proc);
-  if (identity.host !== here.host) return { state: "unknown", why: `it runs on host "${identity.host}", this is "${here.host}"` };
+  if (identity.host !== here.host)
+    return { state: "unknown", why: `it runs on host "${identity.host}", this is "${here.host}"` };
   if (identity.bootId === "" || here.bootId === "") {
     // where there is no /proc (macOS), that nobody has the pid is all that can be known
-    return process.platform !== "linux" && !hasProcess(identity.pid) ? dead(`process ${identity.pid} is gone`)
+    return process.platform !== "linux" && !hasProcess(identity.pid)
+      ? dead(`process ${identity.pid} is gone`)
       : { state: "unknown", why: "this system has no boot id to compare" };
   }
   if (identity.bootId !== here.bootId) return dead("the host has been booted again since");
-  if (identity.pidNamespace !== here.pidNamespace) return { state: "unknown", why: "it runs in another pid namespace (a container)" };
+  if (identity.pidNamespace !== here.pidNamespace)
+    return { state: "unknown", why: "it runs in another pid namespace (a container)" };
   let startTime: string | undefined;
   let isOther = false;
   try {
@@ -204,7 +243,8 @@ export function livenessOf(identity: Identity | DaemonRecord, proc: Proc = realP
     const words = "command" in identity ? argumentsOf(identity.pid, proc) : []; // one that is just ending has none, and may still listen
     isOther = startTime !== identity.startTime || (words.length > 0 && !words.some((word) => /^--?serve$/.test(word)));
   } catch (error) {
-    if (errnoOf(error) !== "ENOENT" && errnoOf(error) !== "ESRCH") return { state: "unknown", why: `/proc/${identity.pid} cannot be read` };
+    if (errnoOf(error) !== "ENOENT" && errnoOf(error) !== "ESRCH")
+      return { state: "unknown", why: `/proc/${identity.pid} cannot be read` };
   }
   if (startTime === undefined) return dead(`process ${identity.pid} is gone`);
   if (isOther) return dead(`pid ${identity.pid} belongs to another process now`);
@@ -270,7 +310,11 @@ export function readRecord(path: string): FoundRecord {
     const text = readOwnFile(path, maxRecordBytes);
     const value = safely((): unknown => JSON.parse(text));
     if (isRecord(value)) return { record: value };
-    return { problem: cannot(`${doing}: ${value === undefined ? `it holds ${text.length} bytes that are not JSON` : "its JSON is not a holdfast record"}`) };
+    return {
+      problem: cannot(
+        `${doing}: ${value === undefined ? `it holds ${text.length} bytes that are not JSON` : "its JSON is not a holdfast record"}`,
+      ),
+    };
   } catch (error) {
     return errnoOf(error) === "ENOENT" ? {} : { problem: osFailure(doing, error) };
   }
@@ -279,12 +323,43 @@ export function readRecord(path: string): FoundRecord {
 function isRecord(value: unknown): value is DaemonRecord {
   const record = Object(value) as DaemonRecord;
   const socket = Object(record.socket) as DaemonRecord["socket"];
-  const { startTime, bootId, pidNamespace, host, version, instance, key, log, tokenHashes, command, stoppingAt = 0 } = record;
+  const {
+    startTime,
+    bootId,
+    pidNamespace,
+    host,
+    version,
+    instance,
+    key,
+    log,
+    tokenHashes,
+    command,
+    stoppingAt = 0,
+  } = record;
   const { at, detail } = record.ended === undefined ? { at: 0, detail: "" } : Object(record.ended);
-  return Array.isArray(tokenHashes) && tokenHashes.every((hash) => /^[0-9a-f]{64}$/.test(hash)) && Array.isArray(command)
-    && [startTime, bootId, pidNamespace, host, version, instance, key, log, detail, socket.path, socket.bound, ...command].every((item) => typeof item === "string")
-    && [record.startedAt, stoppingAt, at].every((time) => Math.abs(time) <= 8.64e15 && typeof time === "number") // what Date can take, and say
-    && typeof socket.ino === "number" && Number.isSafeInteger(record.pid) && record.pid > 0;
+  return (
+    Array.isArray(tokenHashes) &&
+    tokenHashes.every((hash) => /^[0-9a-f]{64}$/.test(hash)) &&
+    Array.isArray(command) &&
+    [
+      startTime,
+      bootId,
+      pidNamespace,
+      host,
+      version,
+      instance,
+      key,
+      log,
+      detail,
+      socket.path,
+      socket.bound,
+      ...command,
+    ].every((item) => typeof item === "string") &&
+    [record.startedAt, stoppingAt, at].every((time) => Math.abs(time) <= 8.64e15 && typeof time === "number") && // what Date can take, and say
+    typeof socket.ino === "number" &&
+    Number.isSafeInteger(record.pid) &&
+    record.pid > 0
+  );
 }
 
 /** Writes the record, whole or not at all: to a file of its own, then renamed. */
@@ -305,7 +380,11 @@ export function writeOwnFile(path: string, data: string | Uint8Array): void {
 }
 
 function createFile(path: string, data: string | Uint8Array): void {
-  const descriptor = openSync(path, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW, 0o600);
+  const descriptor = openSync(
+    path,
+    constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW,
+    0o600,
+  );
   try {
     writeFileSync(descriptor, data); // all of it: one write(2) on a full disk may take a part, without an error
   } finally {
@@ -333,21 +412,27 @@ function readOwnFile(path: string, maxBytes: number): string {
 /** Opens a file that must be ours: regular, of our user, not writable by others; never through a symbolic link. A FIFO planted there hangs nobody. */
 function openOwnFile(path: string, flags: number): number {
   const refuse = (found: string): never => {
-    throw cannot(`use "${path}": ${found}`, { exit: exitCodes.noPermission, hint: `remove it, or ${elsewhere} or --log` });
+    throw cannot(`use "${path}": ${found}`, {
+      exit: exitCodes.noPermission,
+      hint: `remove it, or ${elsewhere} or --log`,
+    });
   };
   let descriptor: number;
   try {
     descriptor = openSync(path, flags | constants.O_NOFOLLOW | constants.O_NONBLOCK, 0o600);
   } catch (error) {
     if (errnoOf(error) !== "ELOOP" && errnoOf(error) !== "ENXIO") throw error;
-    return refuse(`it is ${errnoOf(error) === "ELOOP" ? "a symbolic link" : "a FIFO or a socket"}, a regular file is needed`);
+    return refuse(
+      `it is ${errnoOf(error) === "ELOOP" ? "a symbolic link" : "a FIFO or a socket"}, a regular file is needed`,
+    );
   }
   try {
     const stats = fstatSync(descriptor);
     const uid = process.getuid!();
     if (!stats.isFile()) refuse(`it is ${kindOf(stats)}, a regular file is needed`);
     if (stats.uid !== uid) refuse(`it belongs to user ${stats.uid}, it must belong to user ${uid}`);
-    if ((stats.mode & 0o022) !== 0) refuse(`its mode is ${(stats.mode & 0o777).toString(8)}, others must not be able to write to it`);
+    if ((stats.mode & 0o022) !== 0)
+      refuse(`its mode is ${(stats.mode & 0o777).toString(8)}, others must not be able to write to it`);
     return descriptor;
   } catch (error) {
     closeSync(descriptor);
@@ -360,7 +445,10 @@ export function openLog(path: string): number {
   try {
     return openOwnFile(path, constants.O_WRONLY | constants.O_APPEND | constants.O_CREAT);
   } catch (error) {
-    throw osFailure(`open the log "${path}"`, error, { exit: exitCodes.cannotCreate, hint: "choose another file with --log" });
+    throw osFailure(`open the log "${path}"`, error, {
+      exit: exitCodes.cannotCreate,
+      hint: "choose another file with --log",
+    });
   }
 }
 
@@ -423,7 +511,9 @@ export async function claimSoon(path: string, waitMs: number): Promise<Claim | u
 function readClaim(path: string): (Identity & { id: string }) | "absent" | undefined {
   try {
     const value = JSON.parse(readOwnFile(path, 4096));
-    return value && typeof value.id === "string" && typeof value.pid === "number" && typeof value.host === "string" ? value : undefined;
+    return value && typeof value.id === "string" && typeof value.pid === "number" && typeof value.host === "string"
+      ? value
+      : undefined;
   } catch (error) {
     return errnoOf(error) === "ENOENT" ? "absent" : undefined;
   }
@@ -435,7 +525,10 @@ function removeClaim(path: string, id: string): void {
 }
 
 /** What stands under a socket's public name. */
-export type SocketName = { kind: "absent" } | { kind: "socket"; dev: number; ino: number; uid: number } | { kind: "other"; what: string };
+export type SocketName =
+  | { kind: "absent" }
+  | { kind: "socket"; dev: number; ino: number; uid: number }
+  | { kind: "other"; what: string };
 
 /**
  * Looks at the public name, without connecting.
@@ -445,22 +538,36 @@ export type SocketName = { kind: "absent" } | { kind: "socket"; dev: number; ino
 export function lookAt(path: string): SocketName {
   try {
     const stats = lstatSync(path);
-    return stats.isSocket() ? { kind: "socket", dev: stats.dev, ino: stats.ino, uid: stats.uid } : { kind: "other", what: kindOf(stats) };
+    return stats.isSocket()
+      ? { kind: "socket", dev: stats.dev, ino: stats.ino, uid: stats.uid }
+      : { kind: "other", what: kindOf(stats) };
   } catch (error) {
     if (errnoOf(error) === "ENOENT") return { kind: "absent" };
-    throw osFailure(`look at the socket "${path}"`, error, { exit: errnoOf(error) === "EACCES" ? exitCodes.noPermission : exitCodes.cannotCreate });
+    throw osFailure(`look at the socket "${path}"`, error, {
+      exit: errnoOf(error) === "EACCES" ? exitCodes.noPermission : exitCodes.cannotCreate,
+    });
   }
 }
 
 export function notASocket(path: string, what: string): Failure {
   return cannot(`publish the socket "${path}": there is ${what}, the path must be free or have an old socket of ours`, {
-    exit: exitCodes.cannotCreate, hint: `remove it if it is not needed, or ${elsewhere}`,
+    exit: exitCodes.cannotCreate,
+    hint: `remove it if it is not needed, or ${elsewhere}`,
   });
 }
 
 export function kindOf(stats: Stats): string {
-  return stats.isFile() ? "a regular file" : stats.isDirectory() ? "a directory" : stats.isSymbolicLink() ? "a symbolic link"
-    : stats.isFIFO() ? "a FIFO" : stats.isSocket() ? "a socket" : "a device";
+  return stats.isFile()
+    ? "a regular file"
+    : stats.isDirectory()
+      ? "a directory"
+      : stats.isSymbolicLink()
+        ? "a symbolic link"
+        : stats.isFIFO()
+          ? "a FIFO"
+          : stats.isSocket()
+            ? "a socket"
+            : "a device";
 }
 
 /** A socket that listens, under the name it was bound to. */
@@ -507,14 +614,20 @@ function listenAt(server: Server & { _listen2?(path: string, port: -1, type: -1)
 
 /** No longer than fits: as the public name does, or at least 4 bytes where there is room for them. */
 function boundName(path: string): string {
-  const length = Math.min(Math.max(Buffer.byteLength(basename(path)), 4), 13, maxPathBytes - Buffer.byteLength(dirname(path)) - 1);
+  const length = Math.min(
+    Math.max(Buffer.byteLength(basename(path)), 4),
+    13,
+    maxPathBytes - Buffer.byteLength(dirname(path)) - 1,
+  );
   // a name of one byte cannot begin with a dot; "a" to "z" are tried in any order
   return length < 2 ? String.fromCharCode(97 + Math.floor(Math.random() * 26)) : `.${randomName(length - 1)}`;
 }
 
 /** At most so many letters and digits that nobody else will draw; that somebody may is no secret: O_EXCL, link(2) and bind(2) tell. Not by node:crypto, which takes 1.4 ms to load. */
 function randomName(length: number): string {
-  return Math.random().toString(36).slice(2, 2 + length);
+  return Math.random()
+    .toString(36)
+    .slice(2, 2 + length);
 }
 
 /**
@@ -531,7 +644,9 @@ export function publishSocket(socket: BoundSocket, path: string, over: boolean):
     renameSync(between, path);
   } catch (error) {
     if (errnoOf(error) === "EEXIST" && isSame(path, socket)) return;
-    throw osFailure(`publish the socket "${path}"`, error, { exit: errnoOf(error) === "EEXIST" ? exitCodes.busy : exitCodes.cannotCreate });
+    throw osFailure(`publish the socket "${path}"`, error, {
+      exit: errnoOf(error) === "EEXIST" ? exitCodes.busy : exitCodes.cannotCreate,
+    });
   }
 }
 
@@ -553,8 +668,14 @@ export function isLeftBy(record: DaemonRecord, path: string): boolean {
   if (isSame(path, record.socket)) return true;
   const here = identify();
   const there = safely(() => lookAt(path));
-  return there !== undefined && there.kind === "socket" && there.uid === process.getuid!() && [record.socket.path, record.socket.bound].includes(path)
-    && record.host === here.host && record.bootId !== here.bootId;
+  return (
+    there !== undefined &&
+    there.kind === "socket" &&
+    there.uid === process.getuid!() &&
+    [record.socket.path, record.socket.bound].includes(path) &&
+    record.host === here.host &&
+    record.bootId !== here.bootId
+  );
 }
 
 /** SHA-256 of a token, in hex: what is kept and compared, never the token. */
@@ -579,9 +700,13 @@ export async function readToken(path: string, waitMs = 1000): Promise<string> {
     descriptor = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
     const stats = fstatSync(descriptor);
     if (stats.isFile() && (stats.mode & 0o002) !== 0) {
-      throw cannot(`${doing}: its mode is ${(stats.mode & 0o777).toString(8)}, others must not be able to write to it`, {
-        exit: exitCodes.noPermission, hint: `chmod 600 ${path}`,
-      });
+      throw cannot(
+        `${doing}: its mode is ${(stats.mode & 0o777).toString(8)}, others must not be able to write to it`,
+        {
+          exit: exitCodes.noPermission,
+          hint: `chmod 600 ${path}`,
+        },
+      );
     }
     const deadline = now() + waitMs;
     while (length < bytes.length) {
@@ -591,12 +716,20 @@ export async function readToken(path: string, waitMs = 1000): Promise<string> {
       else break;
     }
   } catch (error) {
-    throw osFailure(doing, error, { exit: errnoOf(error) === "EACCES" ? exitCodes.noPermission : exitCodes.failed, hint });
+    throw osFailure(doing, error, {
+      exit: errnoOf(error) === "EACCES" ? exitCodes.noPermission : exitCodes.failed,
+      hint,
+    });
   } finally {
     if (descriptor !== undefined) closeSync(descriptor);
   }
   const token = bytes.toString("utf8", 0, length).split("\n")[0]!.trim();
-  const found = token === "" ? "it is empty, a token is needed" : Buffer.byteLength(token) > 4095 ? "its first line has over 4095 bytes" : undefined;
+  const found =
+    token === ""
+      ? "it is empty, a token is needed"
+      : Buffer.byteLength(token) > 4095
+        ? "its first line has over 4095 bytes"
+        : undefined;
   if (found) throw cannot(`${doing}: ${found}`, { exit: exitCodes.noPermission, hint });
   return token;
 }

@@ -46,8 +46,18 @@ function statusWords(status: Status): string {
     ["up", `${durationWords(status.uptimeMs)}, started ${clockWords(status.startedAt)}`],
     ["lives", lifetime.where],
     ["survives logout", lifetime.words],
-    ...(status.logoutsOutlived === undefined ? [] : [["outlived", `${status.logoutsOutlived} ${status.logoutsOutlived === 1 ? "logout" : "logouts"} so far`] as [string, string]]),
-    ...lifetime.warnings.flatMap(({ message, hint }): [string, string][] => [["warning", message], ["hint", hint]]),
+    ...(status.logoutsOutlived === undefined
+      ? []
+      : [
+          ["outlived", `${status.logoutsOutlived} ${status.logoutsOutlived === 1 ? "logout" : "logouts"} so far`] as [
+            string,
+            string,
+          ],
+        ]),
+    ...lifetime.warnings.flatMap(({ message, hint }): [string, string][] => [
+      ["warning", message],
+      ["hint", hint],
+    ]),
     ["connections", String(status.connections)],
     ["memory", sizeWords(status.rssBytes)],
     ["socket", status.socket],
@@ -57,7 +67,8 @@ function statusWords(status: Status): string {
   const listed = [...processes].sort((a, b) => Number(b.running) - Number(a.running)).slice(0, maxListed);
   const lines = rows.map(([name, text]) => `${name.padEnd(16)}${cleanText(text, 1000)}`);
   for (const entry of listed) lines.push(`  ${cleanText(entry.id, 24).padEnd(24)} ${processWords(entry)}`);
-  if (processes.length > listed.length) lines.push(`  and ${processes.length - listed.length} more: --call process.list`);
+  if (processes.length > listed.length)
+    lines.push(`  and ${processes.length - listed.length} more: --call process.list`);
   return `${lines.join("\n")}\n`;
 }
 

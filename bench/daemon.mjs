@@ -6,7 +6,8 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { output } from "./measure.mjs";
 
-export const program = process.env.HOLDFAST_BENCH_PROGRAM ?? fileURLToPath(new URL("../dist/holdfast.js", import.meta.url));
+export const program =
+  process.env.HOLDFAST_BENCH_PROGRAM ?? fileURLToPath(new URL("../dist/holdfast.js", import.meta.url));
 export const token = "t".repeat(32);
 
 /** Hands a directory to `use`, and removes it, however `use` ends. */
@@ -35,7 +36,9 @@ export async function startDaemon(directory) {
   const socket = join(directory, "s");
   const tokenFile = join(directory, "token");
   writeFileSync(tokenFile, token, { mode: 0o600 });
-  const { pid } = JSON.parse(await output(process.execPath, [program, "--serve", "--json", "--socket", socket, "--token-file", tokenFile]));
+  const { pid } = JSON.parse(
+    await output(process.execPath, [program, "--serve", "--json", "--socket", socket, "--token-file", tokenFile]),
+  );
   const stop = () => output(process.execPath, [program, "--stop", "--now", "--socket", socket]);
   return { socket, tokenFile, pid, stop, log: () => readFileSync(`${socket}.log`, "utf8") };
 }

@@ -43,8 +43,10 @@ export function judge({ ours, theirs, goal }) {
   const ratios = theirs === undefined ? ours : ours.map((value, round) => value / theirs[round]);
   const middle = median(ratios);
   const wide = spread(ratios);
-  const isReached = goal === undefined ? undefined : goal.most !== undefined ? middle <= goal.most : middle >= goal.least;
-  const isWorse = goal === undefined ? false : goal.most !== undefined ? middle - wide > goal.most : middle + wide < goal.least;
+  const isReached =
+    goal === undefined ? undefined : goal.most !== undefined ? middle <= goal.most : middle >= goal.least;
+  const isWorse =
+    goal === undefined ? false : goal.most !== undefined ? middle - wide > goal.most : middle + wide < goal.least;
   return { ratios, middle, wide, isReached, isWorse };
 }
 
@@ -95,7 +97,9 @@ export function pssOf(pid) {
 
 /** What only it has, in kB: Private_Clean and Private_Dirty. */
 export function privateOf(pid) {
-  return [...readFileSync(`/proc/${pid}/smaps_rollup`, "utf8").matchAll(/^Private_\w+:\s+(\d+) kB/gm)].slice(0, 2).reduce((sum, [, kB]) => sum + Number(kB), 0);
+  return [...readFileSync(`/proc/${pid}/smaps_rollup`, "utf8").matchAll(/^Private_\w+:\s+(\d+) kB/gm)]
+    .slice(0, 2)
+    .reduce((sum, [, kB]) => sum + Number(kB), 0);
 }
 
 export function threadsOf(pid) {
@@ -105,6 +109,9 @@ export function threadsOf(pid) {
 /** Times that its threads have slept and were woken: each voluntary switch is one. proc_pid_status(5). */
 export function wakeUpsOf(pid) {
   return readdirSync(`/proc/${pid}/task`).reduce((sum, task) => {
-    return sum + Number(/^voluntary_ctxt_switches:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/task/${task}/status`, "utf8"))[1]);
+    return (
+      sum +
+      Number(/^voluntary_ctxt_switches:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/task/${task}/status`, "utf8"))[1])
+    );
   }, 0);
 }

@@ -29,7 +29,10 @@ function plotRow(row, y) {
   const label = row.theirs === undefined ? row.label : `${row.label}, beside ${row.peer}`;
   const unit = row.theirs === undefined ? ` ${row.unit}` : " ×";
   return [
-    `<text x="12" y="${y + 15}">${escape(label.replaceAll("`", ""))}</text>`.replace("<text", label.length > 66 ? '<text textLength="408" lengthAdjust="spacingAndGlyphs"' : "<text"),
+    `<text x="12" y="${y + 15}">${escape(label.replaceAll("`", ""))}</text>`.replace(
+      "<text",
+      label.length > 66 ? '<text textLength="408" lengthAdjust="spacingAndGlyphs"' : "<text",
+    ),
     `<line class="axis" x1="${left}" x2="${width - right}" y1="${y + 11}" y2="${y + 11}"/>`,
     ...ratios.map((value) => `<circle class="dot" cx="${x(value)}" cy="${y + 11}" r="4"/>`),
     `<line class="middle" x1="${x(middle)}" x2="${x(middle)}" y1="${y + 2}" y2="${y + 20}"/>`,

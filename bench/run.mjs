@@ -23,7 +23,9 @@ import { plotFigure } from "./plot.mjs";
 const here = fileURLToPath(new URL(".", import.meta.url));
 const root = fileURLToPath(new URL("..", import.meta.url));
 const names = ["start", "relay", "requests", "output", "replay", "others", "idle", "counts"];
-const { values: options } = parseArgs({ options: { only: { type: "string", multiple: true }, check: { type: "boolean" }, quick: { type: "boolean" } } });
+const { values: options } = parseArgs({
+  options: { only: { type: "string", multiple: true }, check: { type: "boolean" }, quick: { type: "boolean" } },
+});
 const wanted = options.only ?? names;
 const unknown = wanted.find((name) => !names.includes(name));
 if (unknown !== undefined) {
@@ -32,7 +34,8 @@ if (unknown !== undefined) {
 }
 process.chdir(root);
 // a start of node would read hundreds of certificates for NODE_EXTRA_CA_CERTS: 40 ms that are in both sides of a ratio, and make it look better than it is
-for (const name of Object.keys(process.env)) if (/^(NODE_|HOLDFAST_(?!BENCH))|^SSL_CERT_/.test(name)) delete process.env[name];
+for (const name of Object.keys(process.env))
+  if (/^(NODE_|HOLDFAST_(?!BENCH))|^SSL_CERT_/.test(name)) delete process.env[name];
 install();
 if (program.startsWith(root)) run(process.execPath, ["build.mjs", "--quiet"]);
 for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(1));
@@ -62,7 +65,12 @@ for (const name of wanted) {
   console.error(`${name}: ${((Date.now() - begin) / 1000).toFixed(0)} s`);
 }
 console.log(tableOf(results));
-const failed = results.flatMap(({ rows, isBroken }) => [...rows.filter((row) => judge(row).isWorse).map(({ label, peer }) => `${label}${peer === undefined ? "" : `, beside ${peer}`}`), ...(isBroken ? ["not measured"] : [])]);
+const failed = results.flatMap(({ rows, isBroken }) => [
+  ...rows
+    .filter((row) => judge(row).isWorse)
+    .map(({ label, peer }) => `${label}${peer === undefined ? "" : `, beside ${peer}`}`),
+  ...(isBroken ? ["not measured"] : []),
+]);
 if (options.check && failed.length > 0) {
   console.error(`\nworse than the goal by more than the spread:\n${failed.map((label) => `  ${label}`).join("\n")}`);
   process.exitCode = 1;
@@ -70,14 +78,20 @@ if (options.check && failed.length > 0) {
 process.exit();
 
 function tableOf(figures) {
-  const lines = [`${caption}, load ${load.toFixed(2)}${options.quick ? ", --quick: not to be quoted" : ""}`, "", "| figure | ours | beside | theirs | ratio | goal | |", "|---|---|---|---|---|---|---|"];
+  const lines = [
+    `${caption}, load ${load.toFixed(2)}${options.quick ? ", --quick: not to be quoted" : ""}`,
+    "",
+    "| figure | ours | beside | theirs | ratio | goal | |",
+    "|---|---|---|---|---|---|---|",
+  ];
   for (const { rows } of figures) {
     for (const row of rows) {
       const { middle, wide, isReached, isWorse } = judge(row);
       const ratio = row.theirs === undefined ? "" : `${number(middle)} ± ${number(wide)}`;
       const ours = `${number(median(row.ours))}${row.theirs === undefined && row.ours.length > 1 ? ` ± ${number(wide)}` : ""} ${row.unit}`;
       const theirs = row.theirs === undefined ? "" : `${number(median(row.theirs))} ${row.unit}`;
-      const goal = row.goal === undefined ? "" : row.goal.most !== undefined ? `≤ ${row.goal.most}` : `≥ ${row.goal.least}`;
+      const goal =
+        row.goal === undefined ? "" : row.goal.most !== undefined ? `≤ ${row.goal.most}` : `≥ ${row.goal.least}`;
       const word = isReached === undefined ? "" : isReached ? "✓" : isWorse ? "**not reached**" : "within the spread";
       lines.push(`| ${[row.label, ours.trim(), row.peer ?? "", theirs.trim(), ratio, goal, word].join(" | ")} |`);
     }
@@ -95,7 +109,16 @@ async function loadHost() {
   const bundle = `node_modules/.cache/holdfast-bench-${process.pid}.mjs`;
   const { build } = await import("esbuild");
   try {
-    await build({ entryPoints: ["tests/host/host.ts"], outfile: bundle, bundle: true, platform: "node", format: "esm", target: "node18", packages: "external", logLevel: "warning" });
+    await build({
+      entryPoints: ["tests/host/host.ts"],
+      outfile: bundle,
+      bundle: true,
+      platform: "node",
+      format: "esm",
+      target: "node18",
+      packages: "external",
+      logLevel: "warning",
+    });
     const host = await import(pathToFileURL(`${root}${bundle}`).href);
     return host.hostsCanRun() ?? host;
   } finally {
@@ -106,7 +129,16 @@ async function loadHost() {
 function install() {
   if (existsSync(`${here}node_modules/vscode-jsonrpc`)) return;
   console.error("installing the peers …");
-  run("npm", ["install", "--prefix", here, "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"]);
+  run("npm", [
+    "install",
+    "--prefix",
+    here,
+    "--ignore-scripts",
+    "--no-audit",
+    "--no-fund",
+    "--no-package-lock",
+    "--loglevel=error",
+  ]);
 }
 
 function run(command, args) {

@@ -45,19 +45,26 @@ export function createClient(socket, token) {
       const id = ++lastId;
       return new Promise((resolve, reject) => {
         waiting.set(id, { resolve, reject });
-        socket.write(encodeFrame({ jsonrpc: "2.0", id, method, params, ...(token === undefined ? {} : { auth: token }) }));
+        socket.write(
+          encodeFrame({ jsonrpc: "2.0", id, method, params, ...(token === undefined ? {} : { auth: token }) }),
+        );
       });
     },
   };
-  socket.on("error", () => {}).on("data", createDecoder((body) => {
-    if (client.onBody(body)) return;
-    const message = JSON.parse(body.toString());
-    const entry = message.type === undefined ? waiting.get(message.id) : undefined;
-    if (entry === undefined) return client.onMessage(message);
-    waiting.delete(message.id);
-    if (message.error === undefined) entry.resolve(message.result);
-    else entry.reject(new Error(message.error.message));
-  }));
+  socket
+    .on("error", () => {})
+    .on(
+      "data",
+      createDecoder((body) => {
+        if (client.onBody(body)) return;
+        const message = JSON.parse(body.toString());
+        const entry = message.type === undefined ? waiting.get(message.id) : undefined;
+        if (entry === undefined) return client.onMessage(message);
+        waiting.delete(message.id);
+        if (message.error === undefined) entry.resolve(message.result);
+        else entry.reject(new Error(message.error.message));
+      }),
+    );
   return client;
 }
 

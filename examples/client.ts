@@ -19,14 +19,21 @@ async function attempt(): Promise<number | undefined> {
   let bytes = Buffer.alloc(0);
   let begun = false;
   const ended = new Promise<number | undefined>((exit, fail) => {
-    bridge.on("error", fail).on("close", () => (begun || instance ? exit(undefined) : fail(new Error(`no daemon answered, but "${bytes}"`))));
+    bridge
+      .on("error", fail)
+      .on("close", () => (begun || instance ? exit(undefined) : fail(new Error(`no daemon answered, but "${bytes}"`))));
     bridge.stdin.on("error", () => {}); // "close" follows
     bridge.stdout.on("data", (chunk: Buffer) => {
       bytes = Buffer.concat([bytes, chunk]);
       const start = begun ? 0 : bytes.subarray(0, 65_537).indexOf(0); // what rc files print comes first; a frame begins with 0x00
-      if (start < 0) return void (bytes.length > 65_536 && fail(new Error(`no frame, but "${bytes.subarray(0, 65_536)}"`)));
+      if (start < 0)
+        return void (bytes.length > 65_536 && fail(new Error(`no frame, but "${bytes.subarray(0, 65_536)}"`)));
       [bytes, begun] = [bytes.subarray(start), true];
-      for (let end = 0; bytes.length >= 4 && bytes.length >= (end = 4 + bytes.readUInt32BE()); bytes = bytes.subarray(end)) {
+      for (
+        let end = 0;
+        bytes.length >= 4 && bytes.length >= (end = 4 + bytes.readUInt32BE());
+        bytes = bytes.subarray(end)
+      ) {
         const message = JSON.parse(bytes.toString("utf8", 4, end));
         if (message.type !== "stream") answers.get(message.id)?.(message);
         else if ((lastSeq = message.seq) && message.stream === "exit") exit(message.exitCode);
@@ -34,14 +41,18 @@ async function attempt(): Promise<number | undefined> {
       }
     });
   });
-  const request = (method: string, params: object = {}) => new Promise<any>((done, fail) => {
-    const body = Buffer.from(JSON.stringify({ jsonrpc: "2.0", id: answers.size + 1, method, params, auth: token }));
-    answers.set(answers.size + 1, ({ result, error }) => (error ? fail(new Error(`${error.message} ${error.data?.hint ?? ""}`)) : done(result)));
-    bridge.stdin.write(Buffer.concat([Buffer.from([0, body.length >> 16, body.length >> 8, body.length]), body]));
-  });
+  const request = (method: string, params: object = {}) =>
+    new Promise<any>((done, fail) => {
+      const body = Buffer.from(JSON.stringify({ jsonrpc: "2.0", id: answers.size + 1, method, params, auth: token }));
+      answers.set(answers.size + 1, ({ result, error }) =>
+        error ? fail(new Error(`${error.message} ${error.data?.hint ?? ""}`)) : done(result),
+      );
+      bridge.stdin.write(Buffer.concat([Buffer.from([0, body.length >> 16, body.length >> 8, body.length]), body]));
+    });
   async function takeUp(): Promise<number | undefined> {
     const { instanceId } = await request("server.capabilities");
-    if (instance !== undefined && instance !== instanceId) throw new Error("the daemon is another one: the process is lost");
+    if (instance !== undefined && instance !== instanceId)
+      throw new Error("the daemon is another one: the process is lost");
     instance = instanceId;
     const fromSeq = lastSeq; // messages may come along with the answer
     const { found, firstSeq } = await request("process.reattach", { id, fromSeq });

@@ -43,7 +43,11 @@ async function refusal(promise: Promise<unknown>): Promise<HoldfastError> {
 const collect = (): { text(name?: Output["stream"]): string; seqs: number[]; onOutput(output: Output): void } => {
   const seen: Output[] = [];
   return {
-    text: (name) => seen.filter(({ stream }) => name === undefined || stream === name).map(({ data }) => Buffer.from(data).toString()).join(""),
+    text: (name) =>
+      seen
+        .filter(({ stream }) => name === undefined || stream === name)
+        .map(({ data }) => Buffer.from(data).toString())
+        .join(""),
     get seqs() {
       return seen.map(({ seq }) => seq);
     },
@@ -62,14 +66,16 @@ connecting("authenticates, and knows the daemon", () =>
     assert.is(again.instanceId, there.instanceId);
     again.close();
     assert.is((await again.closed).reason, "closed-here");
-  }));
+  }),
+);
 
 connecting("needs no token where the record is ours to read", () =>
   withDaemon(async ({ socket }) => {
     const there = await connect({ socket });
     assert.equal(await there.request("server.ping"), { pong: true });
     there.close();
-  }));
+  }),
+);
 
 connecting("rejects with the daemon's own words: a refused token, an unknown method, wrong params", () =>
   withDaemon(async ({ socket, token }) => {
@@ -80,32 +86,47 @@ connecting("rejects with the daemon's own words: a refused token, an unknown met
       assert.is((await refusal(there.spawn({ command: "/no/such/command" }))).data?.errno, "ENOENT");
       there.close();
     }
-  }));
+  }),
+);
 
-connecting("says why there is none: no socket, a bridge without a daemon, a command that fails, one that does not exist, one that says other things", async () => {
-  const directory = mkdtempSync(join(tmpdir(), "holdfast-api-"));
-  const socket = join(directory, "s");
-  try {
-    const rows: [ConnectOptions, RegExp, string | undefined][] = [
-      [{ socket }, /no daemon/i, "never-started"],
-      [{ socket, token: "t" }, /^Cannot connect to ".*": no such file or directory \(ENOENT\)$/, undefined],
-      [{ command: bridge(socket), token: "t" }, /no daemon/i, "never-started"],
-      [{ command: ["sh", "-c", "echo 'host key verification failed' >&2; exit 255"], token: "t" }, /^Cannot connect over "sh .*": it ended with exit code 255: host key verification failed$/, undefined],
-      [{ command: [join(directory, "none"), "x"], token: "t" }, /^Cannot connect over ".*none x": .*ENOENT/, undefined],
-    ];
-    for (const [options, words, reason] of rows) {
-      const error = await refusal(connect(options));
-      assert.match(error.message, words);
-      assert.is(error.code, -32010, error.message);
-      assert.is(error.data?.reason, reason, error.message);
+connecting(
+  "says why there is none: no socket, a bridge without a daemon, a command that fails, one that does not exist, one that says other things",
+  async () => {
+    const directory = mkdtempSync(join(tmpdir(), "holdfast-api-"));
+    const socket = join(directory, "s");
+    try {
+      const rows: [ConnectOptions, RegExp, string | undefined][] = [
+        [{ socket }, /no daemon/i, "never-started"],
+        [{ socket, token: "t" }, /^Cannot connect to ".*": no such file or directory \(ENOENT\)$/, undefined],
+        [{ command: bridge(socket), token: "t" }, /no daemon/i, "never-started"],
+        [
+          { command: ["sh", "-c", "echo 'host key verification failed' >&2; exit 255"], token: "t" },
+          /^Cannot connect over "sh .*": it ended with exit code 255: host key verification failed$/,
+          undefined,
+        ],
+        [
+          { command: [join(directory, "none"), "x"], token: "t" },
+          /^Cannot connect over ".*none x": .*ENOENT/,
+          undefined,
+        ],
+      ];
+      for (const [options, words, reason] of rows) {
+        const error = await refusal(connect(options));
+        assert.match(error.message, words);
+        assert.is(error.code, -32010, error.message);
+        assert.is(error.data?.reason, reason, error.message);
+      }
+      const silent = await refusal(connect({ command: ["sleep", "1000"], token: "t", timeoutMs: 200 }));
+      assert.match(silent.message, /not answering/);
+      await eventually(
+        () => spawnSync("pgrep", ["-P", String(process.pid), "sleep"]).status !== 0,
+        "the command has ended",
+      );
+    } finally {
+      rmSync(directory, { recursive: true, force: true });
     }
-    const silent = await refusal(connect({ command: ["sleep", "1000"], token: "t", timeoutMs: 200 }));
-    assert.match(silent.message, /not answering/);
-    await eventually(() => spawnSync("pgrep", ["-P", String(process.pid), "sleep"]).status !== 0, "the command has ended");
-  } finally {
-    rmSync(directory, { recursive: true, force: true });
-  }
-});
+  },
+);
 
 connecting("resolves closed, with the bridge's reason, when the daemon ends", () =>
   withDaemon(async ({ socket, token }) => {
@@ -115,7 +136,8 @@ connecting("resolves closed, with the bridge's reason, when the daemon ends", ()
     assert.is(reason, "stopped", message);
     assert.is((await refusal(there.request("server.ping"))).code, -32010);
     await holdfast(["--serve", "--socket", socket]); // withDaemon() stops one
-  }));
+  }),
+);
 
 connecting.run();
 
@@ -124,29 +146,45 @@ const processes = suite("spawn() and reattach()");
 processes("stream a process: both outputs in order, stdin, exit", () =>
   eachWay(async (there) => {
     const seen = collect();
-    const child = await there.spawn({ command: "/bin/sh", args: ["-c", 'read x; echo "$x" "$V"; echo oops >&2; cat; exit 3'], env: { V: "été" }, cwd: "/", onOutput: seen.onOutput });
+    const child = await there.spawn({
+      command: "/bin/sh",
+      args: ["-c", 'read x; echo "$x" "$V"; echo oops >&2; cat; exit 3'],
+      env: { V: "été" },
+      cwd: "/",
+      onOutput: seen.onOutput,
+    });
     await child.write("first\n");
     const big = "x".repeat(3 << 20);
     await Promise.all([child.write(big), child.end()]);
     assert.equal(await child.exit, { exitCode: 3 });
     assert.is(seen.text("stderr"), "oops\n");
     assert.ok(seen.text("stdout") === `first été\n${big}`);
-    assert.equal(seen.seqs, seen.seqs.map((_, at) => at + 1));
+    assert.equal(
+      seen.seqs,
+      seen.seqs.map((_, at) => at + 1),
+    );
     assert.is(child.lastSeq, seen.seqs.length + 1);
-  }));
+  }),
+);
 
 processes("kill it, and tell the signal", () =>
   eachWay(async (there) => {
     const child = await there.spawn({ command: "/bin/sleep", args: ["1000"] });
     await child.kill("SIGKILL");
     assert.equal(await child.exit, { exitCode: 137, signal: "SIGKILL", killedBy: "client" });
-  }));
+  }),
+);
 
 processes("take a process up after a lost connection, and miss nothing", () =>
   withDaemon(async ({ socket, token }) => {
     const first = await connect({ command: bridge(socket), token });
     const [before, after] = [collect(), collect()];
-    const child = await first.spawn({ id: "work", command: "/bin/sh", args: ["-c", "echo 1; echo 2; read x; for i in 3 4 5; do echo $i; done; read x; exit 9"], onOutput: before.onOutput });
+    const child = await first.spawn({
+      id: "work",
+      command: "/bin/sh",
+      args: ["-c", "echo 1; echo 2; read x; for i in 3 4 5; do echo $i; done; read x; exit 9"],
+      onOutput: before.onOutput,
+    });
     await eventually(() => before.text() === "1\n2\n", "two lines");
     first.close();
     const lost = await refusal(child.exit);
@@ -165,7 +203,8 @@ processes("take a process up after a lost connection, and miss nothing", () =>
     assert.equal(await (await second.reattach("work", { fromSeq: again.lastSeq })).exit, { exitCode: 9 });
     assert.is((await refusal(second.reattach("nothing"))).data?.reason, "not-found");
     second.close();
-  }));
+  }),
+);
 
 processes("lose a process to another connection, and say so", () =>
   withDaemon(async ({ socket, token }) => {
@@ -177,7 +216,8 @@ processes("lose a process to another connection, and say so", () =>
     await taken.kill();
     assert.is((await taken.exit).signal, "SIGTERM");
     for (const there of [first, second]) there.close();
-  }));
+  }),
+);
 
 processes.run();
 
@@ -186,7 +226,18 @@ const serving = suite("serve()");
 serving("starts a daemon that outlives the script, joins it the next time, and replaces it", async () => {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-api-"));
   const socket = join(directory, "s");
-  const inScript = (options: object): Api.Served => JSON.parse(spawnSync(process.execPath, ["--no-warnings", "-e", `require(${JSON.stringify(builtFile)}).serve(${JSON.stringify(options)}).then((served) => console.log(JSON.stringify(served)))`], { encoding: "utf8" }).stdout);
+  const inScript = (options: object): Api.Served =>
+    JSON.parse(
+      spawnSync(
+        process.execPath,
+        [
+          "--no-warnings",
+          "-e",
+          `require(${JSON.stringify(builtFile)}).serve(${JSON.stringify(options)}).then((served) => console.log(JSON.stringify(served)))`,
+        ],
+        { encoding: "utf8" },
+      ).stdout,
+    );
   try {
     const started = inScript({ socket });
     assert.is(started.how, "started");

@@ -17,8 +17,31 @@ const good: [line: string[], mode: string, options: object, words?: string[]][] 
   [["--serve", "--socket=/a=b"], "serve", { socket: "/a=b" }],
   [["--serve", "--socket", "a b\n-c"], "serve", { socket: "a b\n-c" }],
   [["--serve", "--socket=a\nb"], "serve", { socket: "a\nb" }],
-  [["--serve", "--token-file", "/dev/fd/63", "--lifetime", "scope", "--log", "/l", "--enable-linger", "--require-survival", "--replace", "--json"], "serve",
-    { "token-file": "/dev/fd/63", lifetime: "scope", log: "/l", "enable-linger": true, "require-survival": true, replace: true, json: true }],
+  [
+    [
+      "--serve",
+      "--token-file",
+      "/dev/fd/63",
+      "--lifetime",
+      "scope",
+      "--log",
+      "/l",
+      "--enable-linger",
+      "--require-survival",
+      "--replace",
+      "--json",
+    ],
+    "serve",
+    {
+      "token-file": "/dev/fd/63",
+      lifetime: "scope",
+      log: "/l",
+      "enable-linger": true,
+      "require-survival": true,
+      replace: true,
+      json: true,
+    },
+  ],
   [["--bridge"], "bridge", {}],
   [["--bridge", "--no-start", "--socket", "/s"], "bridge", { "no-start": true, socket: "/s" }],
   [["--stop", "--socket", "/s"], "stop", { socket: "/s" }],
@@ -30,13 +53,20 @@ const good: [line: string[], mode: string, options: object, words?: string[]][] 
   [["--version", "--json"], "version", { json: true }],
   [["--help"], "help", {}],
   [["--call", "server.ping"], "call", {}, ["server.ping"]],
-  [["--call", "process.spawn", '{"id":"-a"}', "--token-file", "/t"], "call", { "token-file": "/t" }, ["process.spawn", '{"id":"-a"}']],
+  [
+    ["--call", "process.spawn", '{"id":"-a"}', "--token-file", "/t"],
+    "call",
+    { "token-file": "/t" },
+    ["process.spawn", '{"id":"-a"}'],
+  ],
   [["--call", "process.spawn", "-"], "call", {}, ["process.spawn", "-"]],
   [["--socket", "/s", "server.ping", "--call"], "call", { socket: "/s" }, ["server.ping"]],
 ];
 for (const [line, mode, options, words = []] of good) {
   for (const args of [line, line.map((word) => word.replace(/^--/, "-"))]) {
-    parse(`reads ${args.join(" ").replaceAll("\n", "\\n")}`, () => assert.equal(parseArguments(args), { mode, options, words }));
+    parse(`reads ${args.join(" ").replaceAll("\n", "\\n")}`, () =>
+      assert.equal(parseArguments(args), { mode, options, words }),
+    );
   }
 }
 
@@ -88,10 +118,20 @@ const bad: [line: string[], what: string][] = [
 for (const [line, what] of bad) {
   for (const args of [line, line.map((word) => word.replace(/^--(?=[a-z])/, "-"))]) {
     // what is quoted is quoted as it was given
-    const words = what.startsWith('"') ? JSON.stringify(args.find((word) => word.replace(/^-+/, "") === JSON.parse(/^"[^"]*"/.exec(what)![0]).replace(/^-+/, ""))) : what;
+    const words = what.startsWith('"')
+      ? JSON.stringify(
+          args.find((word) => word.replace(/^-+/, "") === JSON.parse(/^"[^"]*"/.exec(what)![0]).replace(/^-+/, "")),
+        )
+      : what;
     parse(`refuses ${args.join(" ") || "nothing"}`, () => {
-      assert.throws(() => parseArguments(args), (error: unknown) =>
-        error instanceof Failure && error.exit === 64 && error.hint === "see --help" && error.message.startsWith(`Cannot read the command line: ${words}`));
+      assert.throws(
+        () => parseArguments(args),
+        (error: unknown) =>
+          error instanceof Failure &&
+          error.exit === 64 &&
+          error.hint === "see --help" &&
+          error.message.startsWith(`Cannot read the command line: ${words}`),
+      );
     });
   }
 }
@@ -99,7 +139,11 @@ for (const [line, what] of bad) {
 parse("knows each option that the help names", () => {
   const named = [...new Set(help.match(/--[a-z-]+/g))];
   for (const name of named) {
-    assert.throws(() => parseArguments([name, "x", "x", "x"]), (error: Failure) => !/^Cannot read the command line: "--/.test(error.message), name);
+    assert.throws(
+      () => parseArguments([name, "x", "x", "x"]),
+      (error: Failure) => !/^Cannot read the command line: "--/.test(error.message),
+      name,
+    );
   }
 });
 
@@ -127,8 +171,14 @@ run("ends with exit code 64, an error and a hint, and nothing on stdout", async 
 });
 
 run("is told from a right one: --help and --version need nothing and end with 0", async () => {
-  for (const [args, words] of [[["-help"], /^holdfast: [\s\S]*--serve[\s\S]*Exit codes/], [["-version"], /^holdfast \d+\.\d+\.\d+\n$/], [["--version", "--json"], /^\{"version":"\d+\.\d+\.\d+".*\}\n$/]] as const) {
-    const { code, stdout, stderr } = await holdfast([...args], { env: { XDG_STATE_HOME: "/proc/none", HOME: "/proc/none" } });
+  for (const [args, words] of [
+    [["-help"], /^holdfast: [\s\S]*--serve[\s\S]*Exit codes/],
+    [["-version"], /^holdfast \d+\.\d+\.\d+\n$/],
+    [["--version", "--json"], /^\{"version":"\d+\.\d+\.\d+".*\}\n$/],
+  ] as const) {
+    const { code, stdout, stderr } = await holdfast([...args], {
+      env: { XDG_STATE_HOME: "/proc/none", HOME: "/proc/none" },
+    });
     assert.equal([code, stderr], [0, ""]);
     assert.match(stdout.toString(), words);
   }

@@ -3,7 +3,19 @@
 
 import { spawn, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { chmodSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { build } from "esbuild";
@@ -25,8 +37,11 @@ async function withDirectory(use: (directory: string) => Promise<void>): Promise
   }
 }
 
-const run = (program: string, args: string[], { stdin = "" as string | Buffer, env = {} as NodeJS.ProcessEnv, cwd = "/" } = {}): Promise<Outcome> =>
-  outcomeOf(spawn(program, args, { env: { ...process.env, ...env }, cwd }), stdin, 120_000);
+const run = (
+  program: string,
+  args: string[],
+  { stdin = "" as string | Buffer, env = {} as NodeJS.ProcessEnv, cwd = "/" } = {},
+): Promise<Outcome> => outcomeOf(spawn(program, args, { env: { ...process.env, ...env }, cwd }), stdin, 120_000);
 
 // What is in it
 
@@ -42,15 +57,41 @@ built("requires and imports nothing but modules of Node", () => {
   for (const module of named) assert.match(module, /^"node:[a-z_/]+"$/);
   assert.not.match(text, /^\s*(import|export)\b/m);
   const modules = [...new Set(named.map((module) => module.slice(6, -1)))].sort();
-  assert.equal(modules, ["buffer", "child_process", "crypto", "fs", "fs/promises", "module", "net", "os", "path", "stream", "url", "util", "vm"]);
+  assert.equal(modules, [
+    "buffer",
+    "child_process",
+    "crypto",
+    "fs",
+    "fs/promises",
+    "module",
+    "net",
+    "os",
+    "path",
+    "stream",
+    "url",
+    "util",
+    "vm",
+  ]);
 });
 
 built("evaluates no text but its own, and has no way to the network but node:net", () => {
-  for (const pattern of [/\beval\s*\(/, /\bnew Function\b/, /\bFunction\s*\(/, /\bfetch\s*\(/, /WebSocket/, /XMLHttpRequest/, /node:(https?|http2|tls|dgram|dns|inspector|worker_threads)/, /https?:\/\//]) {
+  for (const pattern of [
+    /\beval\s*\(/,
+    /\bnew Function\b/,
+    /\bFunction\s*\(/,
+    /\bfetch\s*\(/,
+    /WebSocket/,
+    /XMLHttpRequest/,
+    /node:(https?|http2|tls|dgram|dns|inspector|worker_threads)/,
+    /https?:\/\//,
+  ]) {
     assert.not.match(text, pattern);
   }
   // once: a part of the function that holds all of it
-  assert.equal([...text.matchAll(/new\(require\("node:vm"\)\).*?,|node:vm/g)].map(([found]) => found), ['new(require("node:vm")).Script(text.slice(start,']);
+  assert.equal(
+    [...text.matchAll(/new\(require\("node:vm"\)\).*?,|node:vm/g)].map(([found]) => found),
+    ['new(require("node:vm")).Script(text.slice(start,'],
+  );
   assert.match(text, /\bconst text=holdfast\.toString\(\),/);
   assert.not.match(text, /runInThisContext(?!\(\)\})|runInNewContext|runInContext|compileFunction/);
   // node:net is there for Unix sockets: no port is listened on, and no host connected to
@@ -64,14 +105,20 @@ built("loads no more than a mode needs", async () => {
   await withDirectory(async (directory) => {
     const preload = join(directory, "trace.cjs");
     writeFileSync(preload, trace);
-    const loaded = async (args: string[], stdin = ""): Promise<string> => /^loaded (.*)$/m.exec((await run(process.execPath, ["-r", preload, builtFile, ...args], { stdin })).stderr)![1]!;
+    const loaded = async (args: string[], stdin = ""): Promise<string> =>
+      /^loaded (.*)$/m.exec((await run(process.execPath, ["-r", preload, builtFile, ...args], { stdin })).stderr)![1]!;
     const versionNeeds = (await loaded(["--version"])).split(" ");
     assert.equal(versionNeeds, ["buffer", "fs", "path", "vm"]); // which node itself has loaded
     const socket = join(directory, "s");
     await holdfast(["--serve", "--socket", socket]);
-    const bridgeNeeds = (await loaded(["--bridge", "--socket", socket], `${JSON.stringify(request("server.ping"))}\n`)).split(" ");
+    const bridgeNeeds = (
+      await loaded(["--bridge", "--socket", socket], `${JSON.stringify(request("server.ping"))}\n`)
+    ).split(" ");
     await holdfast(["--stop", "--now", "--socket", socket]);
-    assert.equal(bridgeNeeds.filter((name) => ["child_process", "fs/promises", "stream", "url"].includes(name)), []);
+    assert.equal(
+      bridgeNeeds.filter((name) => ["child_process", "fs/promises", "stream", "url"].includes(name)),
+      [],
+    );
   });
 });
 
@@ -80,14 +127,22 @@ built("carries its version and its hash, which anybody can check", async () => {
   const { version, sha256 } = JSON.parse(stdout.toString());
   assert.is(version, JSON.parse(readFileSync("package.json", "utf8")).version);
   assert.is(text.split(sha256).length, 2, "it stands in the file once");
-  assert.is(createHash("sha256").update(text.replace(sha256, "0".repeat(64))).digest("hex"), sha256);
+  assert.is(
+    createHash("sha256")
+      .update(text.replace(sha256, "0".repeat(64)))
+      .digest("hex"),
+    sha256,
+  );
 });
 
 built("is built again byte by byte, by any directory", async () => {
   await withDirectory(async (directory) => {
     const built = ["one", "two"].map((name) => {
       const out = join(directory, name);
-      assert.is(spawnSync(process.execPath, [resolve("build.mjs"), "--quiet", "--out", out], { cwd: directory }).status, 0);
+      assert.is(
+        spawnSync(process.execPath, [resolve("build.mjs"), "--quiet", "--out", out], { cwd: directory }).status,
+        0,
+      );
       return Object.fromEntries(readdirSync(out).map((file) => [file, readFileSync(join(out, file), "utf8")]));
     });
     assert.equal(Object.keys(built[0]!).sort(), ["holdfast.d.ts", "holdfast.js", "package.json"]);
@@ -99,34 +154,51 @@ built("is built again byte by byte, by any directory", async () => {
 
 const running = suite("the file, run");
 
-running("is executed by the first runtime that is there: node, nodejs, bun, deno; and says so where there is none", async () => {
-  await withDirectory(async (directory) => {
-    for (const name of ["deno", "bun", "nodejs", "node", "none"]) {
-      const path = join(directory, name);
-      mkdirSync(path);
-      symlinkSync("/bin/sh", join(path, "sh"));
-      const script = name === "deno" ? `#!/bin/sh\n[ "$1 $2" = "run --allow-all" ] && shift 2 && exec ${process.execPath} "$@"\n` : `#!/bin/sh\nexec ${process.execPath} "$@"\n`;
-      if (name !== "none") writeFileSync(join(path, name), script, { mode: 0o755 });
-      const { code, stdout, stderr } = await run(builtFile, ["--call", "a b", "{"], { env: { PATH: path } });
-      if (name === "none") {
-        assert.is(code, 127);
-        assert.is(stderr, "holdfast: error: Cannot run: there is no node, nodejs, bun or deno on the PATH\n");
-      } else {
-        assert.is(code, 64, `${name}: ${stdout}${stderr}`);
-        assert.match(stderr, /^holdfast: error: Cannot read PARAMS/);
+running(
+  "is executed by the first runtime that is there: node, nodejs, bun, deno; and says so where there is none",
+  async () => {
+    await withDirectory(async (directory) => {
+      for (const name of ["deno", "bun", "nodejs", "node", "none"]) {
+        const path = join(directory, name);
+        mkdirSync(path);
+        symlinkSync("/bin/sh", join(path, "sh"));
+        const script =
+          name === "deno"
+            ? `#!/bin/sh\n[ "$1 $2" = "run --allow-all" ] && shift 2 && exec ${process.execPath} "$@"\n`
+            : `#!/bin/sh\nexec ${process.execPath} "$@"\n`;
+        if (name !== "none") writeFileSync(join(path, name), script, { mode: 0o755 });
+        const { code, stdout, stderr } = await run(builtFile, ["--call", "a b", "{"], { env: { PATH: path } });
+        if (name === "none") {
+          assert.is(code, 127);
+          assert.is(stderr, "holdfast: error: Cannot run: there is no node, nodejs, bun or deno on the PATH\n");
+        } else {
+          assert.is(code, 64, `${name}: ${stdout}${stderr}`);
+          assert.match(stderr, /^holdfast: error: Cannot read PARAMS/);
+        }
       }
-    }
-  });
-});
+    });
+  },
+);
 
 running("says in one line that it does not run on Windows, and on an old Node", async () => {
   await withDirectory(async (directory) => {
     for (const [fake, words] of [
-      [`Object.defineProperty(process, "platform", { value: "win32" })`, /^holdfast: error: Cannot run on Windows: .*\n$/],
-      [`Object.defineProperty(process, "versions", { value: { ...process.versions, node: "17.9.1" } })`, /^holdfast: error: Cannot run on Node 17\.9\.1: version 18 or later is needed\n$/],
+      [
+        `Object.defineProperty(process, "platform", { value: "win32" })`,
+        /^holdfast: error: Cannot run on Windows: .*\n$/,
+      ],
+      [
+        `Object.defineProperty(process, "versions", { value: { ...process.versions, node: "17.9.1" } })`,
+        /^holdfast: error: Cannot run on Node 17\.9\.1: version 18 or later is needed\n$/,
+      ],
     ] as const) {
       writeFileSync(join(directory, "fake.cjs"), fake);
-      const { code, stdout, stderr } = await run(process.execPath, ["-r", join(directory, "fake.cjs"), builtFile, "--serve"]);
+      const { code, stdout, stderr } = await run(process.execPath, [
+        "-r",
+        join(directory, "fake.cjs"),
+        builtFile,
+        "--serve",
+      ]);
       assert.equal([code, stdout.toString()], [1, ""]);
       assert.match(stderr, words);
     }
@@ -135,11 +207,14 @@ running("says in one line that it does not run on Windows, and on an old Node", 
 
 running("can be written out with all its whitespace: it is the same program", async () => {
   await withDirectory(async (directory) => {
-    const built = await run(process.execPath, ["build.mjs", "--quiet", "--readable", "--out", directory], { cwd: resolve(".") });
+    const built = await run(process.execPath, ["build.mjs", "--quiet", "--readable", "--out", directory], {
+      cwd: resolve("."),
+    });
     assert.equal([built.code, built.stderr], [0, ""]);
     const program = join(directory, "holdfast.readable.js");
     assert.ok(readFileSync(program, "utf8").split("\n").length > 3000);
-    const say = async (mode: string, ...args: string[]) => (await run(process.execPath, [program, mode, ...args, "--socket", join(directory, "s")])).stdout.toString();
+    const say = async (mode: string, ...args: string[]) =>
+      (await run(process.execPath, [program, mode, ...args, "--socket", join(directory, "s")])).stdout.toString();
     assert.match(await say("--serve"), /^Remote server listening on /);
     assert.is(await say("--call", "server.ping"), '{"pong":true}\n');
     assert.is(await say("--stop", "--now"), "stopped 0\n");
@@ -162,9 +237,15 @@ running("serves from a read-only, noexec file system", async () => {
 running("serves when it came through a pipe that cannot be read again", async () => {
   await withDirectory(async (directory) => {
     const socket = join(directory, "s");
-    for (const command of [`node - --serve --socket "$1" < "$2"`, `cat "$2" | node - --serve --socket "$1"`, `node --input-type=module - --serve --socket "$1" < "$2"`]) {
+    for (const command of [
+      `node - --serve --socket "$1" < "$2"`,
+      `cat "$2" | node - --serve --socket "$1"`,
+      `node --input-type=module - --serve --socket "$1" < "$2"`,
+    ]) {
       rmSync(join(directory, "holdfast.cjs"), { force: true });
-      const started = await run("bash", ["-c", command, "bash", socket, builtFile], { env: { PATH: `${resolve(process.execPath, "..")}:${process.env.PATH}` } });
+      const started = await run("bash", ["-c", command, "bash", socket, builtFile], {
+        env: { PATH: `${resolve(process.execPath, "..")}:${process.env.PATH}` },
+      });
       assert.is(started.code, 0, `${command}: ${started.stderr}`);
       assert.is(readFileSync(join(directory, "holdfast.cjs"), "utf8"), text.slice(text.indexOf("\n;(") + 1), command); // without the lines for a shell
       assert.is(statSync(join(directory, "holdfast.cjs")).mode & 0o777, 0o600);
@@ -179,7 +260,11 @@ running("runs nothing when it is imported", async () => {
     for (const name of ["a.cjs", "b.mjs"]) copyFileSync(builtFile, join(directory, name));
     const code = `Promise.all([import("./a.cjs"), import("./b.mjs")]).then(([a, b]) => console.log(Object.keys(a).join(), Object.keys(b).join()))`;
     for (const args of [["-e", code], ["--input-type=module", "-e", code], ["-"]]) {
-      const { code: exit, stdout, stderr } = await run(process.execPath, args, { cwd: directory, stdin: args[0] === "-" ? code : "" });
+      const {
+        code: exit,
+        stdout,
+        stderr,
+      } = await run(process.execPath, args, { cwd: directory, stdin: args[0] === "-" ? code : "" });
       assert.equal([exit, stderr], [0, ""]);
       // an ES module without export syntax has no exports, and with it would be no CommonJS: imported it must be CommonJS
       assert.match(stdout.toString(), /^(__esModule,)?connect,default(,module\.exports)?,serve \n$/);
@@ -192,7 +277,10 @@ running("says what is wrong when it was bundled, which leaves comments out", asy
     const [app, out] = [join(directory, "app.cjs"), join(directory, "out.cjs")];
     writeFileSync(app, `require(${JSON.stringify(builtFile)});`);
     await build({ entryPoints: [app], outfile: out, bundle: true, platform: "node", logLevel: "error" });
-    assert.match((await run(process.execPath, [out])).stderr, /^Error: Cannot run holdfast: it was bundled or minified, and its program, a comment, is lost$/m);
+    assert.match(
+      (await run(process.execPath, [out])).stderr,
+      /^Error: Cannot run holdfast: it was bundled or minified, and its program, a comment, is lost$/m,
+    );
   });
 });
 
@@ -205,28 +293,57 @@ pack("holds the file, its types and what npm adds; installed, it is run by npx, 
     // of a copy: npm packs what stands in the tree, and another may be building there
     const copy = join(directory, "copy");
     mkdirSync(join(copy, "dist"), { recursive: true });
-    for (const name of ["package.json", "LICENSE", "README.md", ...readdirSync("dist").filter((name) => /^(holdfast\.(js|d\.ts)|package\.json)$/.test(name)).map((name) => `dist/${name}`)]) {
+    for (const name of [
+      "package.json",
+      "LICENSE",
+      "README.md",
+      ...readdirSync("dist")
+        .filter((name) => /^(holdfast\.(js|d\.ts)|package\.json)$/.test(name))
+        .map((name) => `dist/${name}`),
+    ]) {
       if (existsSync(name)) copyFileSync(name, join(copy, name));
     }
-    const packed = await run("npm", ["pack", "--json", "--ignore-scripts", "--pack-destination", directory], { cwd: copy });
+    const packed = await run("npm", ["pack", "--json", "--ignore-scripts", "--pack-destination", directory], {
+      cwd: copy,
+    });
     assert.is(packed.code, 0, packed.stderr);
     const [{ filename, files }] = JSON.parse(packed.stdout.toString());
-    const names = files.map(({ path }: { path: string }) => path).filter((path: string) => path !== "README.md").sort();
+    const names = files
+      .map(({ path }: { path: string }) => path)
+      .filter((path: string) => path !== "README.md")
+      .sort();
     assert.equal(names, ["LICENSE", "dist/holdfast.d.ts", "dist/holdfast.js", "dist/package.json", "package.json"]);
 
     const project = join(directory, "project");
     mkdirSync(project);
     writeFileSync(join(project, "package.json"), '{"type":"module"}');
-    const installed = await run("npm", ["install", "--offline", "--no-audit", "--no-fund", join(directory, filename)], { cwd: project });
+    const installed = await run("npm", ["install", "--offline", "--no-audit", "--no-fund", join(directory, filename)], {
+      cwd: project,
+    });
     assert.is(installed.code, 0, installed.stderr);
-    const doctor = await run("npx", ["--no", "holdfast", "--doctor", "--json", "--socket", join(directory, "s")], { cwd: project });
+    const doctor = await run("npx", ["--no", "holdfast", "--doctor", "--json", "--socket", join(directory, "s")], {
+      cwd: project,
+    });
     assert.type(JSON.parse(doctor.stdout.toString()), "object");
-    for (const args of [["--input-type=module", "-e", 'import { connect, serve } from "holdfast"; console.log(typeof connect, typeof serve)'], ["--input-type=commonjs", "-e", 'const { connect, serve } = require("holdfast"); console.log(typeof connect, typeof serve)']]) {
+    for (const args of [
+      [
+        "--input-type=module",
+        "-e",
+        'import { connect, serve } from "holdfast"; console.log(typeof connect, typeof serve)',
+      ],
+      [
+        "--input-type=commonjs",
+        "-e",
+        'const { connect, serve } = require("holdfast"); console.log(typeof connect, typeof serve)',
+      ],
+    ]) {
       assert.is((await run(process.execPath, args, { cwd: project })).stdout.toString(), "function function\n");
     }
     // the types hold in both module types
     for (const extension of ["mts", "cts"]) {
-      writeFileSync(join(project, `use.${extension}`), `
+      writeFileSync(
+        join(project, `use.${extension}`),
+        `
         import { connect, serve } from "holdfast";
         import type { Connection, RemoteProcess } from "holdfast";
         export async function use(): Promise<number | null> {
@@ -234,8 +351,27 @@ pack("holds the file, its types and what npm adds; installed, it is run by npx, 
           const there: Connection = await connect({ socket, token: "t" });
           const child: RemoteProcess = await there.spawn({ command: "true", onOutput: ({ data }) => void data.byteLength });
           return (await child.exit).exitCode;
-        }`);
-      const checked = await run(process.execPath, [resolve("node_modules/typescript/bin/tsc"), "--ignoreConfig", "--noEmit", "--strict", "--module", "nodenext", "--target", "es2022", "--types", "node", "--typeRoots", resolve("node_modules/@types"), `use.${extension}`], { cwd: project });
+        }`,
+      );
+      const checked = await run(
+        process.execPath,
+        [
+          resolve("node_modules/typescript/bin/tsc"),
+          "--ignoreConfig",
+          "--noEmit",
+          "--strict",
+          "--module",
+          "nodenext",
+          "--target",
+          "es2022",
+          "--types",
+          "node",
+          "--typeRoots",
+          resolve("node_modules/@types"),
+          `use.${extension}`,
+        ],
+        { cwd: project },
+      );
       assert.is(checked.code, 0, checked.stdout.toString());
     }
   });

@@ -18,7 +18,8 @@ import { createRandom, mutateBytes, pick } from "./fuzz/random.ts";
 const has = (command: string): boolean => spawnSync("sh", ["-c", `command -v ${command}`]).status === 0;
 const needs = (test: typeof bus, command: string): typeof bus.skip => (has(command) ? test : test.skip);
 
-const withPath = (use: (path: string) => Promise<void>): Promise<void> => withDirectory(({ directory }) => use(join(directory, "bus")));
+const withPath = (use: (path: string) => Promise<void>): Promise<void> =>
+  withDirectory(({ directory }) => use(join(directory, "bus")));
 
 /** Who accepts, and then does something. */
 async function withServer(accept: (socket: Socket) => void, use: (path: string) => Promise<void>): Promise<void> {
@@ -36,11 +37,21 @@ async function withServer(accept: (socket: Socket) => void, use: (path: string) 
 }
 
 const bus = suite("callBus() with dbus-daemon");
-const ofBus = (method: string, signature = "", ...values: unknown[]): BusCall => ({ service: "DBus", owner: "DBus", method, signature, values });
+const ofBus = (method: string, signature = "", ...values: unknown[]): BusCall => ({
+  service: "DBus",
+  owner: "DBus",
+  method,
+  signature,
+  values,
+});
 
 async function withBus(use: (path: string) => Promise<void>): Promise<void> {
   await withPath(async (path) => {
-    const daemon = spawn("dbus-daemon", ["--session", "--nofork", "--nosyslog", "--print-address=1", `--address=unix:path=${path}`], { stdio: ["ignore", "pipe", "inherit"] });
+    const daemon = spawn(
+      "dbus-daemon",
+      ["--session", "--nofork", "--nosyslog", "--print-address=1", `--address=unix:path=${path}`],
+      { stdio: ["ignore", "pipe", "inherit"] },
+    );
     const ended = new Promise((done) => daemon.once("exit", done));
     try {
       await new Promise((done) => daemon.stdout.once("data", done));
@@ -54,24 +65,40 @@ async function withBus(use: (path: string) => Promise<void>): Promise<void> {
 
 needs(bus, "dbus-daemon")("calls methods and reads properties, all over one connection, each with its own answer", () =>
   withBus(async (path) => {
-    const answers = await callBus(path, [
-      ofBus("GetConnectionUnixUser", "s", "org.freedesktop.DBus"), ofBus("NameHasOwner", "s", "org.freedesktop.DBus"), ofBus("NameHasOwner", "s", "no.such.Name"),
-      ofBus("ListNames"), ofBus("RequestName", "su", "org.example.Name", 4), ofBus("NoSuchMethod"), ofBus("GetId"),
-      { ...getProperty("DBus", ""), values: ["org.freedesktop.DBus", "Interfaces"] },
-    ], 5000);
-    const [user, isThere, isNot, names, got, refused, id, interfaces] = answers.map(({ value, problem }) => problem ?? value);
+    const answers = await callBus(
+      path,
+      [
+        ofBus("GetConnectionUnixUser", "s", "org.freedesktop.DBus"),
+        ofBus("NameHasOwner", "s", "org.freedesktop.DBus"),
+        ofBus("NameHasOwner", "s", "no.such.Name"),
+        ofBus("ListNames"),
+        ofBus("RequestName", "su", "org.example.Name", 4),
+        ofBus("NoSuchMethod"),
+        ofBus("GetId"),
+        { ...getProperty("DBus", ""), values: ["org.freedesktop.DBus", "Interfaces"] },
+      ],
+      5000,
+    );
+    const [user, isThere, isNot, names, got, refused, id, interfaces] = answers.map(
+      ({ value, problem }) => problem ?? value,
+    );
     assert.equal([user, isThere, isNot, got], [process.getuid!(), true, false, 1]);
-    assert.ok((names as string[]).includes("org.freedesktop.DBus") && (names as string[]).some((name) => /^:\d/.test(name)), String(names));
+    assert.ok(
+      (names as string[]).includes("org.freedesktop.DBus") && (names as string[]).some((name) => /^:\d/.test(name)),
+      String(names),
+    );
     assert.match(refused as string, /NoSuchMethod/);
     assert.match(id as string, /^[0-9a-f]{32}$/);
     assert.ok(Array.isArray(interfaces) && interfaces.every((name) => typeof name === "string"), String(interfaces));
-  }));
+  }),
+);
 
 needs(bus, "dbus-daemon")("says in the bus's words what is not there", () =>
   withBus(async (path) => {
     const [answer] = await callBus(path, [{ service: "login1", method: "ListUsers" }], 5000);
     assert.match(answer!.problem!, "org.freedesktop.login1");
-  }));
+  }),
+);
 
 const values = suite("values in bytes");
 const call: BusCall = { service: "x", method: "M" };
@@ -102,15 +129,39 @@ function returnOf(serial: number, signature: string, body: Buffer, isBig = false
     isBig ? bytes.writeUInt32BE(value) : bytes.writeUInt32LE(value);
     return bytes;
   };
-  const fields = Buffer.concat([Buffer.from([5, 1]), Buffer.from("u\0"), u32(serial), Buffer.from([8, 1]), Buffer.from("g\0"), Buffer.from([signature.length]), Buffer.from(`${signature}\0`)]);
-  const name = error === "" ? Buffer.alloc(0) : Buffer.concat([Buffer.alloc(-fields.length & 7), Buffer.from([4, 1]), Buffer.from("s\0"), u32(error.length), Buffer.from(`${error}\0`)]);
+  const fields = Buffer.concat([
+    Buffer.from([5, 1]),
+    Buffer.from("u\0"),
+    u32(serial),
+    Buffer.from([8, 1]),
+    Buffer.from("g\0"),
+    Buffer.from([signature.length]),
+    Buffer.from(`${signature}\0`),
+  ]);
+  const name =
+    error === ""
+      ? Buffer.alloc(0)
+      : Buffer.concat([
+          Buffer.alloc(-fields.length & 7),
+          Buffer.from([4, 1]),
+          Buffer.from("s\0"),
+          u32(error.length),
+          Buffer.from(`${error}\0`),
+        ]);
   const all = Buffer.concat([fields, name]);
   return Buffer.concat([
-    Buffer.from([isBig ? 0x42 : 0x6c, error === "" ? 2 : 3, 1, 1]), u32(body.length), u32(77), u32(all.length), all, Buffer.alloc(-all.length & 7), body,
+    Buffer.from([isBig ? 0x42 : 0x6c, error === "" ? 2 : 3, 1, 1]),
+    u32(body.length),
+    u32(77),
+    u32(all.length),
+    all,
+    Buffer.alloc(-all.length & 7),
+    body,
   ]);
 }
 
-const stringOf = (text: string): Buffer => Buffer.concat([Buffer.from([text.length, 0, 0, 0]), Buffer.from(`${text}\0`)]);
+const stringOf = (text: string): Buffer =>
+  Buffer.concat([Buffer.from([text.length, 0, 0, 0]), Buffer.from(`${text}\0`)]);
 
 /** Lets in whoever comes, and hands over each message with what answers it. */
 function withPeer(take: (seen: Seen, socket: Socket) => void, use: (path: string) => Promise<void>): Promise<void> {
@@ -122,7 +173,14 @@ function withPeer(take: (seen: Seen, socket: Socket) => void, use: (path: string
       for (let end; !isOpen && (end = rest.indexOf("\r\n")) >= 0; rest = rest.subarray(end + 2)) {
         const line = rest.toString("latin1", 0, end).replace(/^\0/, "");
         if (line === "BEGIN") isOpen = true;
-        else socket.write(line === "NEGOTIATE_UNIX_FD" ? "ERROR\r\n" : line === "AUTH EXTERNAL" ? "DATA\r\n" : `OK ${"0".repeat(32)}\r\n`);
+        else
+          socket.write(
+            line === "NEGOTIATE_UNIX_FD"
+              ? "ERROR\r\n"
+              : line === "AUTH EXTERNAL"
+                ? "DATA\r\n"
+                : `OK ${"0".repeat(32)}\r\n`,
+          );
       }
       if (!isOpen) return;
       const found = messagesIn(rest);
@@ -150,19 +208,69 @@ async function bodyBy(client: (path: string) => Promise<unknown>): Promise<strin
 const rows: [signature: string, values: unknown[], words: string][] = [
   [
     "ssa(sv)a(sa(sv))",
-    ["a.scope", "fail", [["PIDs", ["au", [1, 70000]]], ["TimeoutStopUSec", ["t", 10_000_000]], ["CollectMode", ["s", "inactive-or-failed"]], ["OOMPolicy", ["s", "continue"]]], []],
+    [
+      "a.scope",
+      "fail",
+      [
+        ["PIDs", ["au", [1, 70000]]],
+        ["TimeoutStopUSec", ["t", 10_000_000]],
+        ["CollectMode", ["s", "inactive-or-failed"]],
+        ["OOMPolicy", ["s", "continue"]],
+      ],
+      [],
+    ],
     "a.scope fail 4 PIDs au 2 1 70000 TimeoutStopUSec t 10000000 CollectMode s inactive-or-failed OOMPolicy s continue 0",
   ],
-  ["a(sa(sv))", [[["aux", [["X", ["b", true]], ["Yy", ["v", ["y", 7]]]]], ["b", []]]], "2 aux 2 X b true Yy v y 7 b 0"],
+  [
+    "a(sa(sv))",
+    [
+      [
+        [
+          "aux",
+          [
+            ["X", ["b", true]],
+            ["Yy", ["v", ["y", 7]]],
+          ],
+        ],
+        ["b", []],
+      ],
+    ],
+    "2 aux 2 X b true Yy v y 7 b 0",
+  ],
   ["ubb", [4294967294, true, false], "4294967294 true false"],
   ["ytsogy", [1, 2 ** 40 + 3, "häuser", "/a/b", "a(sv)", 9], "1 1099511627779 häuser /a/b a(sv) 9"],
   ["yatyat", [1, [], 2, [5]], "1 0 2 1 5"],
-  ["ya(ys)as", [3, [[1, "x"], [2, "yz"]], ["", "abc", "d"]], "3 2 1 x 2 yz 3  abc d"],
+  [
+    "ya(ys)as",
+    [
+      3,
+      [
+        [1, "x"],
+        [2, "yz"],
+      ],
+      ["", "abc", "d"],
+    ],
+    "3 2 1 x 2 yz 3  abc d",
+  ],
 ];
 for (const [signature, given, words] of rows) {
   needs(values, "busctl")(`are those of busctl: ${signature}`, async () => {
-    const args = (path: string) => [`--address=unix:path=${path}`, "call", "org.freedesktop.x", "/org/freedesktop/x", "org.freedesktop.x.Manager", "M", signature, ...words.split(" ")];
-    const theirs = await bodyBy((path) => new Promise((done) => spawn("busctl", args(path), { stdio: ["ignore", "ignore", "inherit"] }).once("exit", done)));
+    const args = (path: string) => [
+      `--address=unix:path=${path}`,
+      "call",
+      "org.freedesktop.x",
+      "/org/freedesktop/x",
+      "org.freedesktop.x.Manager",
+      "M",
+      signature,
+      ...words.split(" "),
+    ];
+    const theirs = await bodyBy(
+      (path) =>
+        new Promise((done) =>
+          spawn("busctl", args(path), { stdio: ["ignore", "ignore", "inherit"] }).once("exit", done),
+        ),
+    );
     const ours = await bodyBy((path) => callBus(path, [{ ...call, signature, values: given }], 5000));
     assert.ok(theirs.length > 16, theirs);
     assert.is(ours, theirs);
@@ -170,7 +278,10 @@ for (const [signature, given, words] of rows) {
 }
 
 /** Takes a call, the first after the greeting, and answers with these bytes. */
-async function answerBy(answer: (serial: number) => Buffer, write = (socket: Socket, bytes: Buffer): void => void socket.write(bytes)): Promise<unknown> {
+async function answerBy(
+  answer: (serial: number) => Buffer,
+  write = (socket: Socket, bytes: Buffer): void => void socket.write(bytes),
+): Promise<unknown> {
   let result: unknown;
   await withPeer(
     ({ bytes }, socket) => bytes.includes("Hello\0") || write(socket, answer(bytes.readUInt32LE(8))),
@@ -180,19 +291,39 @@ async function answerBy(answer: (serial: number) => Buffer, write = (socket: Soc
 }
 
 values("are read in both byte orders, and in pieces", async () => {
-  const little = Buffer.from("01000000" + "00000000" + "0200000001000000" + "05000000" + "07000000" + "02000000" + "616200", "hex");
-  const big = Buffer.from("00000001" + "00000000" + "0000000100000002" + "00000005" + "00000007" + "00000002" + "616200", "hex");
-  for (const [body, isBig] of [[little, false], [big, true]] as const) assert.equal(await answerBy((serial) => returnOf(serial, "(btuas)", body, isBig)), { value: [true, 2 ** 32 + 2, 5, ["ab"]] });
+  const little = Buffer.from(
+    "01000000" + "00000000" + "0200000001000000" + "05000000" + "07000000" + "02000000" + "616200",
+    "hex",
+  );
+  const big = Buffer.from(
+    "00000001" + "00000000" + "0000000100000002" + "00000005" + "00000007" + "00000002" + "616200",
+    "hex",
+  );
+  for (const [body, isBig] of [
+    [little, false],
+    [big, true],
+  ] as const)
+    assert.equal(await answerBy((serial) => returnOf(serial, "(btuas)", body, isBig)), {
+      value: [true, 2 ** 32 + 2, 5, ["ab"]],
+    });
   const inPieces = (socket: Socket, bytes: Buffer): void => {
     let at = 0;
-    const timer = setInterval(() => (at < bytes.length ? socket.write(bytes.subarray(at, (at += 5))) : clearInterval(timer)), 2);
+    const timer = setInterval(
+      () => (at < bytes.length ? socket.write(bytes.subarray(at, (at += 5))) : clearInterval(timer)),
+      2,
+    );
   };
   assert.equal(await answerBy((serial) => returnOf(serial, "s", stringOf("a text")), inPieces), { value: "a text" });
 });
 
 values("of an error are its text; its name where it has none; and what systemd's tools say of a refusal", async () => {
-  const of = (name: string, text: string) => answerBy((serial) => returnOf(serial, text === "" ? "" : "s", text === "" ? Buffer.alloc(0) : stringOf(text), false, name));
-  assert.equal(await of("org.freedesktop.systemd1.UnitExists", "Unit a.scope already exists."), { problem: "Unit a.scope already exists." });
+  const of = (name: string, text: string) =>
+    answerBy((serial) =>
+      returnOf(serial, text === "" ? "" : "s", text === "" ? Buffer.alloc(0) : stringOf(text), false, name),
+    );
+  assert.equal(await of("org.freedesktop.systemd1.UnitExists", "Unit a.scope already exists."), {
+    problem: "Unit a.scope already exists.",
+  });
   assert.equal(await of("org.freedesktop.DBus.Error.NoReply", ""), { problem: "org.freedesktop.DBus.Error.NoReply" });
   assert.equal(await of("org.freedesktop.DBus.Error.AccessDenied", "Permission denied"), { problem: "Access denied" });
 });
@@ -210,17 +341,33 @@ values("that were damaged at random end each call, with a value or in words", as
     async (path) => {
       for (let i = 0; i < 100; i++) {
         for (const [answer] of await Promise.all(Array.from({ length: 20 }, () => callBus(path, [call], 300)))) {
-          outcomes.add(answer!.problem === undefined ? "value" : answer!.problem.replace(/^"[^"]*" (sent what cannot be read|closed the connection|did not answer).*/s, "$1"));
+          outcomes.add(
+            answer!.problem === undefined
+              ? "value"
+              : answer!.problem.replace(
+                  /^"[^"]*" (sent what cannot be read|closed the connection|did not answer).*/s,
+                  "$1",
+                ),
+          );
         }
       }
     },
   );
-  for (const outcome of ["value", "sent what cannot be read", "closed the connection"]) assert.ok(outcomes.has(outcome), outcome);
+  for (const outcome of ["value", "sent what cannot be read", "closed the connection"])
+    assert.ok(outcomes.has(outcome), outcome);
 });
 
 values("of a type that is not known are no answer, whatever they say of their length", async () => {
-  for (const [signature, hex] of [["d", "0000000000000000"], ["a()", "0800000000000000" + "00".repeat(8)], ["a{sv}", "0800000000000000" + "00".repeat(8)], ["u", ""], ["av", "ffffffff"]] as const) {
-    const { problem } = (await answerBy((serial) => returnOf(serial, signature, Buffer.from(hex, "hex")))) as { problem: string };
+  for (const [signature, hex] of [
+    ["d", "0000000000000000"],
+    ["a()", "0800000000000000" + "00".repeat(8)],
+    ["a{sv}", "0800000000000000" + "00".repeat(8)],
+    ["u", ""],
+    ["av", "ffffffff"],
+  ] as const) {
+    const { problem } = (await answerBy((serial) => returnOf(serial, signature, Buffer.from(hex, "hex")))) as {
+      problem: string;
+    };
     assert.match(problem, /^"\/.*\/bus" sent what cannot be read: /, signature);
   }
 });
@@ -231,32 +378,47 @@ for (const [name, accept, expected] of [
   ["are silent", () => {}, /^"\/.*" did not answer within 200 ms$/],
   ["close the connection", (socket) => socket.end(), /^"\/.*" closed the connection$/],
   ["let nobody in", (socket) => socket.write("REJECTED EXTERNAL\r\n"), /^"\/.*" does not let us in$/],
-  ["let us in, and leave", (socket) => socket.once("data", () => socket.write("OK 00\r\n", () => setTimeout(() => socket.end(), 20))), /^"\/.*" closed the connection$/],
-  ["talk nonsense", (socket) => socket.write(`OK 00\r\n${"nonsense ".repeat(100)}`), /^"\/.*" did not answer within 200 ms$/],
+  [
+    "let us in, and leave",
+    (socket) => socket.once("data", () => socket.write("OK 00\r\n", () => setTimeout(() => socket.end(), 20))),
+    /^"\/.*" closed the connection$/,
+  ],
+  [
+    "talk nonsense",
+    (socket) => socket.write(`OK 00\r\n${"nonsense ".repeat(100)}`),
+    /^"\/.*" did not answer within 200 ms$/,
+  ],
 ] as [string, (socket: Socket) => void, RegExp][]) {
   wrong(`that ${name}: each call is told`, () =>
     withServer(accept, async (path) => {
       const answers = await callBus(path, [call, call], 200);
       assert.is(answers.length, 2);
       for (const answer of answers) assert.match(answer.problem!, expected);
-    }));
+    }),
+  );
 }
 
 wrong("that are not there: says so, in words", () =>
   withPath(async (path) => {
-    assert.equal(await callBus(path, [call], 200), [{ problem: `"${path}" cannot be connected to: no such file or directory (ENOENT)` }]);
-  }));
+    assert.equal(await callBus(path, [call], 200), [
+      { problem: `"${path}" cannot be connected to: no such file or directory (ENOENT)` },
+    ]);
+  }),
+);
 
 wrong("that speak of something else before they answer", async () => {
   // a signal has no serial that it replies to; its values are of types that are not known
   const signal = (bytes: Buffer): Buffer => (bytes.writeUInt8(4, 1), bytes.writeUInt8(9, 16), bytes);
-  const answer = await answerBy((serial) => Buffer.concat([signal(returnOf(serial, "sa{sv}as", Buffer.alloc(40, 1))), returnOf(serial, "s", stringOf("1"))]));
+  const answer = await answerBy((serial) =>
+    Buffer.concat([signal(returnOf(serial, "sa{sv}as", Buffer.alloc(40, 1))), returnOf(serial, "s", stringOf("1"))]),
+  );
   assert.equal(answer, { value: "1" });
 });
 
 wrong("that answer one call of two: that one has its answer, the other is told", async () => {
   await withPeer(
-    ({ bytes }, socket) => void (bytes.includes("First\0") && socket.write(returnOf(bytes.readUInt32LE(8), "s", stringOf("1")))),
+    ({ bytes }, socket) =>
+      void (bytes.includes("First\0") && socket.write(returnOf(bytes.readUInt32LE(8), "s", stringOf("1")))),
     async (path) => {
       const [first, second] = await callBus(path, [{ ...call, method: "First" }, call], 200);
       assert.equal(first, { value: "1" });

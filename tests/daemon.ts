@@ -3,7 +3,16 @@
 import { spawn } from "node:child_process";
 import type { ChildProcessWithoutNullStreams } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { chownSync, existsSync, lstatSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  chownSync,
+  existsSync,
+  lstatSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { connect } from "node:net";
 import type { Socket } from "node:net";
 import { tmpdir } from "node:os";
@@ -43,7 +52,11 @@ export interface Outcome {
 }
 
 /** Gives a child its stdin, and waits for its end. */
-export function outcomeOf(child: ChildProcessWithoutNullStreams, stdin: string | Buffer = "", timeoutMs = 20_000): Promise<Outcome> {
+export function outcomeOf(
+  child: ChildProcessWithoutNullStreams,
+  stdin: string | Buffer = "",
+  timeoutMs = 20_000,
+): Promise<Outcome> {
   const start = Date.now();
   const stdout: Buffer[] = [];
   let stderr = "";
@@ -54,19 +67,32 @@ export function outcomeOf(child: ChildProcessWithoutNullStreams, stdin: string |
   child.stdin.on("error", () => {}); // it ended first
   child.stdin.end(stdin);
   const timer = setTimeout(() => child.kill("SIGKILL"), timeoutMs);
-  return new Promise((done) => child.once("close", (code, signal) => {
-    clearTimeout(timer);
-    done({ code, signal, stdout: Buffer.concat(stdout), stderr, ms: Date.now() - start, lastMs: Date.now() - first });
-  }));
+  return new Promise((done) =>
+    child.once("close", (code, signal) => {
+      clearTimeout(timer);
+      done({ code, signal, stdout: Buffer.concat(stdout), stderr, ms: Date.now() - start, lastMs: Date.now() - first });
+    }),
+  );
 }
 
 /** Runs the built file to its end. */
-export function holdfast(args: string[], { stdin = "" as string | Buffer, env = {} as NodeJS.ProcessEnv, cwd = "/", timeoutMs = 20_000 } = {}): Promise<Outcome> {
-  return outcomeOf(spawn(process.execPath, [builtFile, ...args], { env: { ...process.env, ...env }, cwd }), stdin, timeoutMs);
+export function holdfast(
+  args: string[],
+  { stdin = "" as string | Buffer, env = {} as NodeJS.ProcessEnv, cwd = "/", timeoutMs = 20_000 } = {},
+): Promise<Outcome> {
+  return outcomeOf(
+    spawn(process.execPath, [builtFile, ...args], { env: { ...process.env, ...env }, cwd }),
+    stdin,
+    timeoutMs,
+  );
 }
 
-export const request = (method: string, params: unknown = {}, auth?: string, id: unknown = 1): Record<string, unknown> =>
-  ({ jsonrpc: "2.0", id, method, params, ...(auth === undefined ? {} : { auth }) });
+export const request = (
+  method: string,
+  params: unknown = {},
+  auth?: string,
+  id: unknown = 1,
+): Record<string, unknown> => ({ jsonrpc: "2.0", id, method, params, ...(auth === undefined ? {} : { auth }) });
 
 /**
  * Registers tests that run side by side, most of whose time is waiting: at most `limit` at once, in order, reported one after the other.
@@ -74,7 +100,10 @@ export const request = (method: string, params: unknown = {}, auth?: string, id:
  * @param test A uvu suite.
  * @param limit How many; or lanes that several suites share: all suites of a file begin at once.
  */
-export function sideBySide(test: (name: string, body: () => Promise<void>) => void, limit: number | Promise<void>[]): (name: string, body: () => Promise<void>) => void {
+export function sideBySide(
+  test: (name: string, body: () => Promise<void>) => void,
+  limit: number | Promise<void>[],
+): (name: string, body: () => Promise<void>) => void {
   const free = typeof limit === "number" ? lanesOf(limit) : limit;
   return (name, body) => {
     const turn = free.shift()!; // a lane: each test of it begins when the one before has ended
@@ -100,14 +129,20 @@ const daemons = new Set<number>();
 process.on("exit", () => daemons.forEach((pid) => isAlive(pid) && process.kill(pid, "SIGKILL"))); // when a test file crashes
 
 /** Starts the built file, and stops it when the test is over. Its processes, its socket and its record's claim are gone then. */
-export async function withDaemon(run: (daemon: TestDaemon) => Promise<void>, env: NodeJS.ProcessEnv = {}): Promise<void> {
+export async function withDaemon(
+  run: (daemon: TestDaemon) => Promise<void>,
+  env: NodeJS.ProcessEnv = {},
+): Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-daemon-"));
   const socket = join(directory, "s");
   const tokenFile = join(directory, "token");
   const token = randomBytes(8).toString("hex");
   writeFileSync(tokenFile, `${token}\n`, { mode: 0o600 });
   try {
-    const { code, stdout, stderr } = await holdfast(["--serve", "--json", "--socket", socket, "--token-file", tokenFile], { env: { SHELL: "/bin/sh", ...env } });
+    const { code, stdout, stderr } = await holdfast(
+      ["--serve", "--json", "--socket", socket, "--token-file", tokenFile],
+      { env: { SHELL: "/bin/sh", ...env } },
+    );
     if (code !== 0) throw new Error(`--serve exited with ${code}: ${stderr}`);
     const { pid, log } = JSON.parse(stdout.toString());
     daemons.add(pid);
@@ -116,7 +151,9 @@ export async function withDaemon(run: (daemon: TestDaemon) => Promise<void>, env
     if (stopped.code !== 0) throw new Error(`--stop exited with ${stopped.code}: ${stopped.stderr}`);
     await eventually(() => !isAlive(pid), `the daemon, pid ${pid}, has ended`);
     daemons.delete(pid);
-    const left = readdirSync(directory).filter((name) => lstatSync(join(directory, name)).isSocket() || name.endsWith(".lock"));
+    const left = readdirSync(directory).filter(
+      (name) => lstatSync(join(directory, name)).isSocket() || name.endsWith(".lock"),
+    );
     if (left.length > 0) throw new Error(`It left ${left.join(", ")}`);
   } finally {
     await holdfast(["--stop", "--now", "--socket", socket]);
@@ -167,7 +204,8 @@ export function createWire(input: Readable, output: Writable, token?: string): W
   input.on("error", () => {});
   output.on("error", () => {}); // "close" of the input follows
   void closed.then(() => {
-    for (const answer of waiting.values()) answer({ error: { code: 0, message: "The connection ended before the answer" } });
+    for (const answer of waiting.values())
+      answer({ error: { code: 0, message: "The connection ended before the answer" } });
   });
 
   function take(message: any): void {
@@ -184,29 +222,34 @@ export function createWire(input: Readable, output: Writable, token?: string): W
     messages: [],
     onMessage: () => {},
     closed,
-    request: (method, params = {}, now) => new Promise((done, fail) => {
-      const id = ++lastId;
-      waiting.set(id, ({ result, error }) => {
-        if (error !== undefined) return fail(Object.assign(new Error(error.message), error));
-        now?.(result);
-        done(result);
-      });
-      output.write(frameOf(request(method, params, token, id)));
-    }),
-    message: (fits, timeoutMs = 20_000) => new Promise((done, fail) => {
-      const timer = setTimeout(() => finish(() => fail(new Error(`No such message came within ${timeoutMs} ms: ${fits}`))), timeoutMs);
-      const finish = (settle: () => void) => {
-        clearTimeout(timer);
-        watchers.delete(look);
-        settle();
-      };
-      const look = () => {
-        const found = wire.messages.find(fits);
-        if (found !== undefined) finish(() => done(found));
-      };
-      watchers.add(look);
-      look();
-    }),
+    request: (method, params = {}, now) =>
+      new Promise((done, fail) => {
+        const id = ++lastId;
+        waiting.set(id, ({ result, error }) => {
+          if (error !== undefined) return fail(Object.assign(new Error(error.message), error));
+          now?.(result);
+          done(result);
+        });
+        output.write(frameOf(request(method, params, token, id)));
+      }),
+    message: (fits, timeoutMs = 20_000) =>
+      new Promise((done, fail) => {
+        const timer = setTimeout(
+          () => finish(() => fail(new Error(`No such message came within ${timeoutMs} ms: ${fits}`))),
+          timeoutMs,
+        );
+        const finish = (settle: () => void) => {
+          clearTimeout(timer);
+          watchers.delete(look);
+          settle();
+        };
+        const look = () => {
+          const found = wire.messages.find(fits);
+          if (found !== undefined) finish(() => done(found));
+        };
+        watchers.add(look);
+        look();
+      }),
   };
   return wire;
 }
@@ -303,7 +346,10 @@ export interface RunOptions {
  * Runs a test with a directory of its own. In the end each daemon there is stopped, and checked by pid to be gone; nothing of it stays, and
  * a process that is left over is a failure.
  */
-export async function withDirectory(run: (site: Site) => Promise<void>, { owner = undefined as number | undefined } = {}): Promise<void> {
+export async function withDirectory(
+  run: (site: Site) => Promise<void>,
+  { owner = undefined as number | undefined } = {},
+): Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-test-"));
   if (owner !== undefined && isRoot) chownSync(directory, owner, owner);
   const site = siteIn(directory);
@@ -324,12 +370,20 @@ function siteIn(directory: string): Site {
   const env: NodeJS.ProcessEnv = { ...process.env, XDG_STATE_HOME: join(directory, "state"), HOLDFAST_TEST: directory };
   writeFileSync(tokenFile, `${token}\n`, { mode: 0o600 });
   const site: Site = {
-    directory, socket, token, tokenFile, env,
+    directory,
+    socket,
+    token,
+    tokenFile,
+    env,
     command: ([program, ...args], { stdin = "", env: more = {}, cwd = "/", timeoutMs = 20_000 } = {}) =>
       outcomeOf(spawn(program!, args, { env: { ...env, ...more }, cwd }), stdin, timeoutMs),
-    run: (args, options = {}) => site.command([process.execPath, options.file ?? builtFile, ...args, "--socket", socket], options),
+    run: (args, options = {}) =>
+      site.command([process.execPath, options.file ?? builtFile, ...args, "--socket", socket], options),
     serve: async (args = [], options) => {
-      const { code, stdout, stderr } = await site.run(["--serve", "--json", "--token-file", tokenFile, ...args], options);
+      const { code, stdout, stderr } = await site.run(
+        ["--serve", "--json", "--token-file", tokenFile, ...args],
+        options,
+      );
       if (code !== 0) throw new Error(`--serve ended with exit code ${code}: ${stderr}`);
       return JSON.parse(stdout.toString());
     },
@@ -347,7 +401,9 @@ function siteIn(directory: string): Site {
 }
 
 function recordsIn(directory: string): string[] {
-  return readdirSync(directory, { recursive: true }).map((name) => join(directory, String(name))).filter((path) => path.endsWith(".record"));
+  return readdirSync(directory, { recursive: true })
+    .map((name) => join(directory, String(name)))
+    .filter((path) => path.endsWith(".record"));
 }
 
 /** Ends what runs at a site: its daemons by --stop, the rest by SIGKILL. Returns what should not have been there. */
@@ -369,13 +425,15 @@ async function endAll(site: Site): Promise<string | undefined> {
 
 /** Finds processes by an environment variable: children have it too, whatever their session, parent and name. */
 function processesWith(variable: string): number[] {
-  return readdirSync("/proc").map(Number).filter((pid) => {
-    try {
-      return pid > 0 && readFileSync(`/proc/${pid}/environ`, "latin1").split("\0").includes(variable) && isAlive(pid);
-    } catch {
-      return false;
-    }
-  });
+  return readdirSync("/proc")
+    .map(Number)
+    .filter((pid) => {
+      try {
+        return pid > 0 && readFileSync(`/proc/${pid}/environ`, "latin1").split("\0").includes(variable) && isAlive(pid);
+      } catch {
+        return false;
+      }
+    });
 }
 
 /** The wire spoken by hand, over a socket or a bridge. */
@@ -425,7 +483,8 @@ function peerOf(input: Readable, output: Writable, framing: "native" | "lines", 
     return bytes.length < end ? undefined : cut(4, end, end);
   };
   const peer: Peer = {
-    socket: input as Socket, ended,
+    socket: input as Socket,
+    ended,
     write: (data) => void output.write(data),
     send: (message) => void output.write(framing === "lines" ? `${JSON.stringify(message)}\n` : frameOf(message)),
     async next(timeoutMs = 5000) {
@@ -463,7 +522,9 @@ function bridgeOf(args: string[], env: NodeJS.ProcessEnv, framing: "native" | "l
   const child = spawn(process.execPath, [builtFile, ...args], { env, cwd: "/" });
   let stderr = "";
   child.stderr.on("data", (chunk: Buffer) => (stderr += chunk));
-  const exit = new Promise<Awaited<Bridge["exit"]>>((done) => child.once("exit", (code, signal) => setImmediate(() => done({ code, signal, stderr }))));
+  const exit = new Promise<Awaited<Bridge["exit"]>>((done) =>
+    child.once("exit", (code, signal) => setImmediate(() => done({ code, signal, stderr }))),
+  );
   return { ...peerOf(child.stdout, child.stdin, framing, "the bridge"), child, exit };
 }
 

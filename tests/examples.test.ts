@@ -12,7 +12,13 @@ import type { Outcome, TestDaemon } from "./daemon.ts";
 
 /** Node 20 does not run TypeScript: the types are stripped, nothing else is done to it. */
 const typescript = resolve("node_modules/.cache/holdfast-example-client.mjs");
-const built = build({ entryPoints: ["examples/client.ts"], outfile: typescript, format: "esm", target: "node18", logLevel: "silent" });
+const built = build({
+  entryPoints: ["examples/client.ts"],
+  outfile: typescript,
+  format: "esm",
+  target: "node18",
+  logLevel: "silent",
+});
 
 const clients: [string, string[]][] = [
   ["client.ts", [process.execPath, typescript]],
@@ -22,7 +28,12 @@ const clients: [string, string[]][] = [
 
 const bridgeOf = ({ socket }: TestDaemon): string[] => [process.execPath, builtFile, "--bridge", "--socket", socket];
 
-async function run([command, ...args]: string[], tokenFile: string, script: string, connect: string[]): Promise<Outcome> {
+async function run(
+  [command, ...args]: string[],
+  tokenFile: string,
+  script: string,
+  connect: string[],
+): Promise<Outcome> {
   await built;
   return outcomeOf(spawn(command!, [...args, tokenFile, script, ...connect], { cwd: "/" }), "", 30_000);
 }
@@ -41,48 +52,68 @@ for (const [name, command] of clients) {
     assert.ok(readFileSync(join("examples", name), "utf8").trimEnd().split("\n").length < 60);
   });
 
-  test(`${name} prints a process's output byte for byte, on the streams that it came from, and ends with its code`, () => withDaemon(async (daemon) => {
-    const connect = bridgeOf(daemon);
-    const file = join(daemon.directory, "bytes");
-    writeFileSync(file, bytes);
-    const mixed = await run(command, daemon.tokenFile, `cat '${file}'; echo "err \\"\t\\\\ ä" >&2\nexit 7`, connect);
-    assert.ok(mixed.stdout.equals(bytes), `${mixed.stdout.length} bytes of ${bytes.length}: ${mixed.stderr}`);
-    assert.equal([mixed.stderr, mixed.code], ['err "\t\\ ä\n', 7]);
-    const killed = await run(command, daemon.tokenFile, "kill -TERM $$", connect);
-    assert.equal([killed.stdout.toString(), killed.stderr, killed.code], ["", "", 128 + 15]);
-  }));
+  test(`${name} prints a process's output byte for byte, on the streams that it came from, and ends with its code`, () =>
+    withDaemon(async (daemon) => {
+      const connect = bridgeOf(daemon);
+      const file = join(daemon.directory, "bytes");
+      writeFileSync(file, bytes);
+      const mixed = await run(command, daemon.tokenFile, `cat '${file}'; echo "err \\"\t\\\\ ä" >&2\nexit 7`, connect);
+      assert.ok(mixed.stdout.equals(bytes), `${mixed.stdout.length} bytes of ${bytes.length}: ${mixed.stderr}`);
+      assert.equal([mixed.stderr, mixed.code], ['err "\t\\ ä\n', 7]);
+      const killed = await run(command, daemon.tokenFile, "kill -TERM $$", connect);
+      assert.equal([killed.stdout.toString(), killed.stderr, killed.code], ["", "", 128 + 15]);
+    }));
 
-  test(`${name} skips what a shell's rc files print before the first frame`, () => withDaemon(async (daemon) => {
-    const noisy = behind("printf 'Welcome to {host}\\n\"[]\\n'; head -c 60000 /dev/zero | tr '\\0' 'x'; echo", bridgeOf(daemon));
-    const { stdout, stderr, code } = await run(command, daemon.tokenFile, "echo through", noisy);
-    assert.equal([stdout.toString(), stderr, code], ["through\n", "", 0]);
-  }));
+  test(`${name} skips what a shell's rc files print before the first frame`, () =>
+    withDaemon(async (daemon) => {
+      const noisy = behind(
+        "printf 'Welcome to {host}\\n\"[]\\n'; head -c 60000 /dev/zero | tr '\\0' 'x'; echo",
+        bridgeOf(daemon),
+      );
+      const { stdout, stderr, code } = await run(command, daemon.tokenFile, "echo through", noisy);
+      assert.equal([stdout.toString(), stderr, code], ["through\n", "", 0]);
+    }));
 
-  test(`${name} shows what came instead of a frame`, () => withDaemon(async (daemon) => {
-    for (const connect of [["sh", "-c", "echo This account is not available; exit 1"], behind("echo This account is not available; yes '{' | head -c 70000", bridgeOf(daemon))]) {
-      const { stdout, stderr, code } = await run(command, daemon.tokenFile, "echo through", connect);
-      assert.equal([stdout.toString(), code], ["", 1], stderr);
-      assert.match(stderr, /^error: no (daemon|frame).*This account is not available/s);
-      assert.ok(stderr.length < 200_000, "not without end");
-    }
-  }));
+  test(`${name} shows what came instead of a frame`, () =>
+    withDaemon(async (daemon) => {
+      for (const connect of [
+        ["sh", "-c", "echo This account is not available; exit 1"],
+        behind("echo This account is not available; yes '{' | head -c 70000", bridgeOf(daemon)),
+      ]) {
+        const { stdout, stderr, code } = await run(command, daemon.tokenFile, "echo through", connect);
+        assert.equal([stdout.toString(), code], ["", 1], stderr);
+        assert.match(stderr, /^error: no (daemon|frame).*This account is not available/s);
+        assert.ok(stderr.length < 200_000, "not without end");
+      }
+    }));
 
-  test(`${name} says so when the token is wrong, and when there is no daemon`, () => withDaemon(async (daemon) => {
-    const wrong = join(daemon.directory, "wrong");
-    writeFileSync(wrong, "wrong\n");
-    const refused = await run(command, wrong, "true", bridgeOf(daemon));
-    assert.equal([refused.stdout.toString(), refused.code], ["", 1]);
-    assert.match(refused.stderr, /Unauthorized: invalid or missing auth token/);
-    const absent = await run(command, daemon.tokenFile, "true", bridgeOf({ ...daemon, socket: join(daemon.directory, "absent") }));
-    assert.is(absent.code, 1, absent.stderr);
-    assert.match(absent.stderr, /--serve/, "the hint is shown");
-  }));
+  test(`${name} says so when the token is wrong, and when there is no daemon`, () =>
+    withDaemon(async (daemon) => {
+      const wrong = join(daemon.directory, "wrong");
+      writeFileSync(wrong, "wrong\n");
+      const refused = await run(command, wrong, "true", bridgeOf(daemon));
+      assert.equal([refused.stdout.toString(), refused.code], ["", 1]);
+      assert.match(refused.stderr, /Unauthorized: invalid or missing auth token/);
+      const absent = await run(
+        command,
+        daemon.tokenFile,
+        "true",
+        bridgeOf({ ...daemon, socket: join(daemon.directory, "absent") }),
+      );
+      assert.is(absent.code, 1, absent.stderr);
+      assert.match(absent.stderr, /--serve/, "the hint is shown");
+    }));
 }
 
-test("client.sh runs over socat, too", () => withDaemon(async (daemon) => {
-  const { stdout, stderr, code } = await run(clients[2]![1], daemon.tokenFile, "echo through; exit 3", ["socat", "-", `UNIX-CONNECT:${daemon.socket}`]);
-  assert.equal([stdout.toString(), stderr, code], ["through\n", "", 3]);
-}));
+test("client.sh runs over socat, too", () =>
+  withDaemon(async (daemon) => {
+    const { stdout, stderr, code } = await run(clients[2]![1], daemon.tokenFile, "echo through; exit 3", [
+      "socat",
+      "-",
+      `UNIX-CONNECT:${daemon.socket}`,
+    ]);
+    assert.equal([stdout.toString(), stderr, code], ["through\n", "", 3]);
+  }));
 
 /** A command that connects, and leaves its pid where a test finds it: what is killed is the bridge, not the client. */
 const killable = (daemon: TestDaemon): { connect: string[]; kill: () => Promise<void> } => {
@@ -98,32 +129,43 @@ const killable = (daemon: TestDaemon): { connect: string[]; kill: () => Promise<
   };
 };
 
-test("client.ts goes on where it was when its connection is lost, and each line is printed once", () => withDaemon(async (daemon) => {
-  const { connect, kill } = killable(daemon);
-  const lines = Array.from({ length: 40 }, (_, index) => `line ${index}\n`).join("");
-  const client = run(clients[0]![1], daemon.tokenFile, 'i=0; while [ $i -lt 40 ]; do echo "line $i"; i=$((i+1)); sleep 0.1; done; exit 9', connect);
-  await eventually(() => daemon.log().includes("[Process] Started"), "it has started");
-  for (let round = 0; round < 2; round++) {
-    await new Promise((done) => setTimeout(done, 500));
-    await kill();
-  }
-  const { stdout, stderr, code } = await client;
-  assert.equal([stdout.toString(), code], [lines, 9]);
-  assert.match(stderr, /^(connection lost\n)+$/);
-}));
+test("client.ts goes on where it was when its connection is lost, and each line is printed once", () =>
+  withDaemon(async (daemon) => {
+    const { connect, kill } = killable(daemon);
+    const lines = Array.from({ length: 40 }, (_, index) => `line ${index}\n`).join("");
+    const client = run(
+      clients[0]![1],
+      daemon.tokenFile,
+      'i=0; while [ $i -lt 40 ]; do echo "line $i"; i=$((i+1)); sleep 0.1; done; exit 9',
+      connect,
+    );
+    await eventually(() => daemon.log().includes("[Process] Started"), "it has started");
+    for (let round = 0; round < 2; round++) {
+      await new Promise((done) => setTimeout(done, 500));
+      await kill();
+    }
+    const { stdout, stderr, code } = await client;
+    assert.equal([stdout.toString(), code], [lines, 9]);
+    assert.match(stderr, /^(connection lost\n)+$/);
+  }));
 
-test("client.ts says so when the daemon that it comes back to is another: its process is lost", () => withDaemon(async (daemon) => {
-  const { connect, kill } = killable(daemon);
-  const client = run(clients[0]![1], daemon.tokenFile, "sleep 100", connect);
-  await eventually(() => daemon.log().includes("[Process] Started"), "it has started");
-  process.kill(daemon.pid, "SIGKILL");
-  await kill().catch(() => {}); // it may have ended by itself
-  const { stderr, code } = await client; // the bridge starts a daemon in the place of the dead one
-  assert.is(code, 1);
-  assert.match(stderr, /^connection lost\n(.|\n)*error: the daemon is another one: the process is lost\n$/);
-  const { stdout } = await holdfast(["--call", "process.list", "--socket", daemon.socket]);
-  assert.is(stdout.toString(), '{"processes":[]}\n', "it is not started a second time");
-}));
+test("client.ts says so when the daemon that it comes back to is another: its process is lost", () =>
+  withDaemon(async (daemon) => {
+    const { connect, kill } = killable(daemon);
+    const client = run(clients[0]![1], daemon.tokenFile, "sleep 100", connect);
+    await eventually(() => daemon.log().includes("[Process] Started"), "it has started");
+    process.kill(daemon.pid, "SIGKILL");
+    await kill().catch(() => {}); // it may have ended by itself
+    const { stderr, code } = await client; // the bridge starts a daemon in the place of the dead one
+    assert.is(code, 1);
+    assert.match(stderr, /^connection lost\n(.|\n)*error: the daemon is another one: the process is lost\n$/);
+    const { stdout } = await holdfast(["--call", "process.list", "--socket", daemon.socket]);
+    assert.is(stdout.toString(), '{"processes":[]}\n', "it is not started a second time");
+  }));
 
-for (const [name] of [["python3"], ["socat"]]) assert.ok(process.env.PATH!.split(":").some((directory) => existsSync(join(directory, name!))), `${name} is not installed`);
+for (const [name] of [["python3"], ["socat"]])
+  assert.ok(
+    process.env.PATH!.split(":").some((directory) => existsSync(join(directory, name!))),
+    `${name} is not installed`,
+  );
 examples.run();

@@ -10,15 +10,39 @@ import { spawn } from "node:child_process";
 import type { ChildProcess, ChildProcessWithoutNullStreams } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
-  appendFileSync, chmodSync, chownSync, existsSync, lstatSync, lutimesSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync,
-  statSync, symlinkSync, unlinkSync, writeFileSync,
+  appendFileSync,
+  chmodSync,
+  chownSync,
+  existsSync,
+  lstatSync,
+  lutimesSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  unlinkSync,
+  writeFileSync,
 } from "node:fs";
 import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { builtFile, createWire, eventually, faultRow, holdfast, isAlive, outcomeOf, runsAll, sideBySide } from "./daemon.ts";
+import {
+  builtFile,
+  createWire,
+  eventually,
+  faultRow,
+  holdfast,
+  isAlive,
+  outcomeOf,
+  runsAll,
+  sideBySide,
+} from "./daemon.ts";
 import type { Outcome, Wire } from "./daemon.ts";
 
 const rounds = (all: number, few: number): number => (runsAll ? all : few);
@@ -58,11 +82,23 @@ async function withPlace(use: (place: Place) => Promise<string>): Promise<string
     if (!existsSync(path)) writeFileSync(path, token, { mode: 0o600 }); // another may be reading it
     return path;
   };
-  const serveArgs = (token: string, args: string[]): string[] => ["--serve", "--socket", socket, "--token-file", tokenFile(token), ...args];
+  const serveArgs = (token: string, args: string[]): string[] => [
+    "--serve",
+    "--socket",
+    socket,
+    "--token-file",
+    tokenFile(token),
+    ...args,
+  ];
   const place: Place = {
-    directory, run, socket, record: `${socket}.record`, log: join(run, "remote-server.log"),
+    directory,
+    run,
+    socket,
+    record: `${socket}.record`,
+    log: join(run, "remote-server.log"),
     serve: (token = "t", ...args) => holdfast(serveArgs(token, args), { env, timeoutMs: 60_000 }),
-    spawnServe: (token = "t", ...args) => spawn(process.execPath, [builtFile, ...serveArgs(token, args)], { env: { ...process.env, ...env }, cwd: "/" }),
+    spawnServe: (token = "t", ...args) =>
+      spawn(process.execPath, [builtFile, ...serveArgs(token, args)], { env: { ...process.env, ...env }, cwd: "/" }),
     stop: (...args) => holdfast(["--stop", "--socket", socket, ...args], { env, timeoutMs: 60_000 }),
     daemons: () => processesOf(`--launched --socket ${socket}`),
     async open(token = "t") {
@@ -75,7 +111,8 @@ async function withPlace(use: (place: Place) => Promise<string>): Promise<string
       return (await place.open(token)).request(method, params);
     },
     readRecord: () => JSON.parse(readFileSync(place.record, "utf8")),
-    start: async (id, script) => (await place.ask("process.spawn", { id, command: "/bin/sh", args: ["-c", script] })).pid,
+    start: async (id, script) =>
+      (await place.ask("process.spawn", { id, command: "/bin/sh", args: ["-c", script] })).pid,
   };
   const connections: (() => void)[] = [];
   try {
@@ -83,7 +120,9 @@ async function withPlace(use: (place: Place) => Promise<string>): Promise<string
     for (const close of connections) close();
     await place.stop("--now");
     await eventually(() => place.daemons().length === 0, `no daemon is left of ${place.daemons()}`);
-    const left = existsSync(run) ? readdirSync(run).filter((name) => /\.(claim|lock)|^\./.test(name) || lstatSync(join(run, name)).isSocket()) : [];
+    const left = existsSync(run)
+      ? readdirSync(run).filter((name) => /\.(claim|lock)|^\./.test(name) || lstatSync(join(run, name)).isSocket())
+      : [];
     assert.equal(left, [], "files are left");
     return happened;
   } finally {
@@ -95,13 +134,16 @@ async function withPlace(use: (place: Place) => Promise<string>): Promise<string
 
 /** Living processes whose arguments, joined by spaces, end with some words: a path of the test's own, so that they are its own. */
 function processesOf(words: string): number[] {
-  return readdirSync("/proc").filter((name) => /^\d+$/.test(name)).map(Number).filter((pid) => {
-    try {
-      return readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ").trimEnd().endsWith(words);
-    } catch {
-      return false;
-    }
-  });
+  return readdirSync("/proc")
+    .filter((name) => /^\d+$/.test(name))
+    .map(Number)
+    .filter((pid) => {
+      try {
+        return readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ").trimEnd().endsWith(words);
+      } catch {
+        return false;
+      }
+    });
 }
 
 const instanceOf = ({ stdout }: Outcome): string | undefined => /instance ([0-9a-f]{32})/.exec(stdout.toString())?.[1];
@@ -113,7 +155,9 @@ function assertDone(outcome: Outcome): string {
 
 /** One daemon, and its socket leads to it. */
 async function assertOne(place: Place, instance?: string): Promise<void> {
-  await eventually(() => place.daemons().length === 1, "exactly one daemon", withinMs(5000)).catch(() => assert.is(place.daemons().length, 1, "daemons"));
+  await eventually(() => place.daemons().length === 1, "exactly one daemon", withinMs(5000)).catch(() =>
+    assert.is(place.daemons().length, 1, "daemons"),
+  );
   const { instanceId } = await place.ask("server.capabilities");
   if (instance !== undefined) assert.is(instanceId, instance, "the instance");
 }
@@ -128,32 +172,43 @@ const race = (done: string, promised: string, body: () => Promise<string>): void
   races(`${done}: ${promised}`, async () => row(await body()));
 };
 
-race("50 `--serve` at once with 50 tokens; from the second round on, a random one is killed with -9", "one daemon, one instance, exit code 0 for all others, each token accepted", async () => {
-  const times: number[] = [];
-  for (let round = 0; round < rounds(30, 2); round++) {
-    await withPlace(async (place) => {
-      const start = Date.now();
-      const victim = round === 0 ? -1 : Math.floor(Math.random() * 50);
-      const outcomes = await Promise.all(Array.from({ length: 50 }, (_, i) => {
-        const child = place.spawnServe(`t${i}`);
-        // the one that starts the daemon holds the claim for some 200 ms, somewhere in the first second
-        if (i === victim) setTimeout(() => child.kill("SIGKILL"), Math.random() * 1500);
-        return outcomeOf(child, "", 60_000);
-      }));
-      times.push(Date.now() - start);
-      const others = outcomes.filter(({ signal }, i) => i !== victim || signal === null);
-      assert.equal(others.filter(({ code }) => code !== 0).map(({ stderr }) => stderr), [], `round ${round}`);
-      assert.is(new Set(others.map(instanceOf)).size, 1, `round ${round}: instances`);
-      assert.is(place.daemons().length, 1, `round ${round}: daemons`);
-      const wire = await place.open("none");
-      for (const [i, outcome] of outcomes.entries()) if (others.includes(outcome)) await wire.request("server.authenticate", { token: `t${i}` });
-      return "";
-    });
-  }
-  // the median: one round may meet something else that takes all processors
-  assert.ok(median(times) < withinMs(5000), `a round took ${median(times)} ms, ${Math.max(...times)} ms at most`);
-  return `so in ${times.length} rounds; ${median(times)} ms each, ${Math.max(...times)} ms at most`;
-});
+race(
+  "50 `--serve` at once with 50 tokens; from the second round on, a random one is killed with -9",
+  "one daemon, one instance, exit code 0 for all others, each token accepted",
+  async () => {
+    const times: number[] = [];
+    for (let round = 0; round < rounds(30, 2); round++) {
+      await withPlace(async (place) => {
+        const start = Date.now();
+        const victim = round === 0 ? -1 : Math.floor(Math.random() * 50);
+        const outcomes = await Promise.all(
+          Array.from({ length: 50 }, (_, i) => {
+            const child = place.spawnServe(`t${i}`);
+            // the one that starts the daemon holds the claim for some 200 ms, somewhere in the first second
+            if (i === victim) setTimeout(() => child.kill("SIGKILL"), Math.random() * 1500);
+            return outcomeOf(child, "", 60_000);
+          }),
+        );
+        times.push(Date.now() - start);
+        const others = outcomes.filter(({ signal }, i) => i !== victim || signal === null);
+        assert.equal(
+          others.filter(({ code }) => code !== 0).map(({ stderr }) => stderr),
+          [],
+          `round ${round}`,
+        );
+        assert.is(new Set(others.map(instanceOf)).size, 1, `round ${round}: instances`);
+        assert.is(place.daemons().length, 1, `round ${round}: daemons`);
+        const wire = await place.open("none");
+        for (const [i, outcome] of outcomes.entries())
+          if (others.includes(outcome)) await wire.request("server.authenticate", { token: `t${i}` });
+        return "";
+      });
+    }
+    // the median: one round may meet something else that takes all processors
+    assert.ok(median(times) < withinMs(5000), `a round took ${median(times)} ms, ${Math.max(...times)} ms at most`);
+    return `so in ${times.length} rounds; ${median(times)} ms each, ${Math.max(...times)} ms at most`;
+  },
+);
 
 race("serve, kill -9, serve", "a new daemon each time, never two, never a socket that leads nowhere", async () => {
   const count = rounds(50, 5);
@@ -170,66 +225,83 @@ race("serve, kill -9, serve", "a new daemon each time, never two, never a socket
   return `so ${count} times`;
 });
 
-race("`--stop` during a start, `--serve` during a stop, at random times", "one daemon or none, and no socket that leads nowhere; after a last `--serve` one", async () => {
-  const count = rounds(50, 4);
-  let [none, first] = [0, 0];
-  await withPlace(async (place) => {
-    for (let round = 0; round < count; round++) {
-      const serving = place.serve();
-      await sleep(Math.random() * 400);
-      const stopping = place.stop();
-      await sleep(Math.random() * 200);
-      const again = place.serve();
-      assertDone(await serving);
-      assert.match((await stopping).stdout.toString(), /^(none|stopped) 0\n$/, `round ${round}: ${(await stopping).stderr}`);
-      assertDone(await again);
-      // in what order they came, nobody knows; but what is there is whole, and is what one of the two has said
-      if (place.daemons().length === 0 && !existsSync(place.socket)) none++;
-      else {
+race(
+  "`--stop` during a start, `--serve` during a stop, at random times",
+  "one daemon or none, and no socket that leads nowhere; after a last `--serve` one",
+  async () => {
+    const count = rounds(50, 4);
+    let [none, first] = [0, 0];
+    await withPlace(async (place) => {
+      for (let round = 0; round < count; round++) {
+        const serving = place.serve();
+        await sleep(Math.random() * 400);
+        const stopping = place.stop();
+        await sleep(Math.random() * 200);
+        const again = place.serve();
+        assertDone(await serving);
+        assert.match(
+          (await stopping).stdout.toString(),
+          /^(none|stopped) 0\n$/,
+          `round ${round}: ${(await stopping).stderr}`,
+        );
+        assertDone(await again);
+        // in what order they came, nobody knows; but what is there is whole, and is what one of the two has said
+        if (place.daemons().length === 0 && !existsSync(place.socket)) none++;
+        else {
+          await assertOne(place);
+          const { instanceId } = await place.ask("server.capabilities");
+          assert.ok(
+            [instanceOf(await serving), instanceOf(await again)].includes(instanceId),
+            `round ${round}: a third instance`,
+          );
+          if (instanceId !== instanceOf(await again)) first++;
+        }
+        assertDone(await place.serve());
         await assertOne(place);
-        const { instanceId } = await place.ask("server.capabilities");
-        assert.ok([instanceOf(await serving), instanceOf(await again)].includes(instanceId), `round ${round}: a third instance`);
-        if (instanceId !== instanceOf(await again)) first++;
       }
-      assertDone(await place.serve());
-      await assertOne(place);
-    }
-    return "";
-  });
-  return `so ${count} times; ${none} times none was left, ${first} times the first one was`;
-});
+      return "";
+    });
+    return `so ${count} times; ${none} times none was left, ${first} times the first one was`;
+  },
+);
 
-race("`--replace` while a client connects as fast as it can", "no connection is refused, the old daemon ends, old and new tokens are good", async () => {
-  const count = rounds(20, 3);
-  let connects = 0;
-  await withPlace(async (place) => {
-    let instance = assertDone(await place.serve());
-    let isOver = false;
-    const refused: string[] = [];
-    const client = (async () => {
-      while (!isOver) {
-        const connection = connect(place.socket);
-        await new Promise<void>((done) => connection.once("connect", done).once("error", (error) => (refused.push(error.message), done())));
-        connection.destroy();
-        connects++;
-        await sleep(1);
+race(
+  "`--replace` while a client connects as fast as it can",
+  "no connection is refused, the old daemon ends, old and new tokens are good",
+  async () => {
+    const count = rounds(20, 3);
+    let connects = 0;
+    await withPlace(async (place) => {
+      let instance = assertDone(await place.serve());
+      let isOver = false;
+      const refused: string[] = [];
+      const client = (async () => {
+        while (!isOver) {
+          const connection = connect(place.socket);
+          await new Promise<void>((done) =>
+            connection.once("connect", done).once("error", (error) => (refused.push(error.message), done())),
+          );
+          connection.destroy();
+          connects++;
+          await sleep(1);
+        }
+      })();
+      for (let round = 0; round < count; round++) {
+        const next = assertDone(await place.serve(`t${round}`, "--replace"));
+        assert.is.not(next, instance);
+        instance = next;
+        await assertOne(place, instance);
+        await place.ask("server.ping", {}, "t");
+        await place.ask("server.ping", {}, `t${round}`);
       }
-    })();
-    for (let round = 0; round < count; round++) {
-      const next = assertDone(await place.serve(`t${round}`, "--replace"));
-      assert.is.not(next, instance);
-      instance = next;
-      await assertOne(place, instance);
-      await place.ask("server.ping", {}, "t");
-      await place.ask("server.ping", {}, `t${round}`);
-    }
-    isOver = true;
-    await client;
-    assert.equal(refused, []);
-    return "";
-  });
-  return `so ${count} times; ${connects} connects, none refused`;
-});
+      isOver = true;
+      await client;
+      assert.equal(refused, []);
+      return "";
+    });
+    return `so ${count} times; ${connects} connects, none refused`;
+  },
+);
 
 const counter = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done";
 
@@ -238,30 +310,42 @@ async function readLines(place: Place, token: string): Promise<string[]> {
   const wire = await place.open(token);
   const { lastSeq } = await wire.request("process.reattach", { id: "counter", fromSeq: 0 });
   await wire.message(({ seq }) => seq >= lastSeq);
-  const text = wire.messages.filter(({ stream }) => stream === "stdout").map(({ data }) => Buffer.from(data, "base64").toString()).join("");
+  const text = wire.messages
+    .filter(({ stream }) => stream === "stdout")
+    .map(({ data }) => Buffer.from(data, "base64").toString())
+    .join("");
   return text.slice(0, text.lastIndexOf("\n")).split("\n");
 }
 
-race("`--stop && --serve` with a new token each, while a process prints a numbered line every 10 ms", "one process, one instance, every line once, every token good", async () => {
-  const count = rounds(100, 8);
-  let lines = 0;
-  await withPlace(async (place) => {
-    const instance = assertDone(await place.serve());
-    const pid = await place.start("counter", counter);
-    for (let round = 0; round < count; round++) {
-      assert.is((await place.stop()).stdout.toString(), "stopped 1\n");
-      assert.is(assertDone(await place.serve(`t${round}`)), instance, `round ${round}`);
-      assert.equal(await place.ask("server.ping", {}, `t${round}`), { pong: true });
-      assert.ok(isAlive(pid));
-    }
-    await assertOne(place, instance).catch(() => assertOne({ ...place, ask: (method) => place.ask(method, {}, `t${count - 1}`) }, instance));
-    const read = await readLines(place, `t${count - 1}`);
-    assert.equal(read, read.map((_, i) => String(i)));
-    lines = read.length;
-    return "";
-  });
-  return `so in ${count} rounds; ${lines} lines, none missing, none twice`;
-});
+race(
+  "`--stop && --serve` with a new token each, while a process prints a numbered line every 10 ms",
+  "one process, one instance, every line once, every token good",
+  async () => {
+    const count = rounds(100, 8);
+    let lines = 0;
+    await withPlace(async (place) => {
+      const instance = assertDone(await place.serve());
+      const pid = await place.start("counter", counter);
+      for (let round = 0; round < count; round++) {
+        assert.is((await place.stop()).stdout.toString(), "stopped 1\n");
+        assert.is(assertDone(await place.serve(`t${round}`)), instance, `round ${round}`);
+        assert.equal(await place.ask("server.ping", {}, `t${round}`), { pong: true });
+        assert.ok(isAlive(pid));
+      }
+      await assertOne(place, instance).catch(() =>
+        assertOne({ ...place, ask: (method) => place.ask(method, {}, `t${count - 1}`) }, instance),
+      );
+      const read = await readLines(place, `t${count - 1}`);
+      assert.equal(
+        read,
+        read.map((_, i) => String(i)),
+      );
+      lines = read.length;
+      return "";
+    });
+    return `so in ${count} rounds; ${lines} lines, none missing, none twice`;
+  },
+);
 
 race("the same with `--stop --now`", "the process is gone each time", async () => {
   const count = rounds(100, 4);
@@ -312,142 +396,203 @@ fault("the whole run directory is deleted", "there again within 30 s", async (pl
   return `there again after ${((Date.now() - start) / 1000).toFixed(0)} s`;
 });
 
-fault("`--stop`, and no start after it", "the processes have the grace of 10 s, then all is gone within 15 s", async (place) => {
-  assertDone(await place.serve());
-  const pid = await place.start("counter", counter);
-  const start = Date.now();
-  assert.is((await place.stop()).stdout.toString(), "stopped 1\n");
-  assert.not(existsSync(place.socket), "the socket is there");
-  await sleep(8000 - (Date.now() - start));
-  assert.ok(isAlive(pid), "it was not given its grace");
-  await eventually(() => !isAlive(pid) && place.daemons().length === 0, "all is gone", 7000);
-  const ms = Date.now() - start;
-  assert.ok(ms < 15_000, `after ${ms} ms`);
-  assert.equal(readdirSync(place.run).sort(), ["remote-server.log", "rpc.sock.record"]);
-  return `gone after ${(ms / 1000).toFixed(1)} s, but for log and record`;
-});
+fault(
+  "`--stop`, and no start after it",
+  "the processes have the grace of 10 s, then all is gone within 15 s",
+  async (place) => {
+    assertDone(await place.serve());
+    const pid = await place.start("counter", counter);
+    const start = Date.now();
+    assert.is((await place.stop()).stdout.toString(), "stopped 1\n");
+    assert.not(existsSync(place.socket), "the socket is there");
+    await sleep(8000 - (Date.now() - start));
+    assert.ok(isAlive(pid), "it was not given its grace");
+    await eventually(() => !isAlive(pid) && place.daemons().length === 0, "all is gone", 7000);
+    const ms = Date.now() - start;
+    assert.ok(ms < 15_000, `after ${ms} ms`);
+    assert.equal(readdirSync(place.run).sort(), ["remote-server.log", "rpc.sock.record"]);
+    return `gone after ${(ms / 1000).toFixed(1)} s, but for log and record`;
+  },
+);
 
-fault("`kill -STOP` of the daemon, then `--serve` and `--stop`", "“not answering”, never “dead”: left alone by the one; ended by the other, and its processes", async (place) => {
-  assertDone(await place.serve());
-  const seconds = `60.${process.pid}`; // a number of our own, to find them by
-  const pid = await place.start("a", `(setsid sleep ${seconds} & (sleep ${seconds} &) ; exec sleep ${seconds}) & trap '' TERM; while :; do sleep 0.1; done`);
-  await eventually(() => processesOf(`sleep ${seconds}`).length === 3, "its processes run");
-  const [daemon] = place.daemons();
-  process.kill(daemon!, "SIGSTOP");
-  const served = await place.serve();
-  assert.is(served.code, 69);
-  assert.match(served.stderr, /is not answering: .* It is not known to be dead, and was left alone/);
-  assert.ok(isAlive(daemon!));
-  const stopped = await place.stop();
-  assert.is(stopped.stdout.toString(), "stopped 1\n", stopped.stderr);
-  assert.match(stopped.stderr, /did not answer, and was ended by signal/);
-  assert.not(isAlive(daemon!));
-  assert.equal([isAlive(pid), processesOf(`sleep ${seconds}`)], [false, []]);
-  return `so: “stopped 1” after ${(stopped.ms / 1000).toFixed(1)} s`;
-});
+fault(
+  "`kill -STOP` of the daemon, then `--serve` and `--stop`",
+  "“not answering”, never “dead”: left alone by the one; ended by the other, and its processes",
+  async (place) => {
+    assertDone(await place.serve());
+    const seconds = `60.${process.pid}`; // a number of our own, to find them by
+    const pid = await place.start(
+      "a",
+      `(setsid sleep ${seconds} & (sleep ${seconds} &) ; exec sleep ${seconds}) & trap '' TERM; while :; do sleep 0.1; done`,
+    );
+    await eventually(() => processesOf(`sleep ${seconds}`).length === 3, "its processes run");
+    const [daemon] = place.daemons();
+    process.kill(daemon!, "SIGSTOP");
+    const served = await place.serve();
+    assert.is(served.code, 69);
+    assert.match(served.stderr, /is not answering: .* It is not known to be dead, and was left alone/);
+    assert.ok(isAlive(daemon!));
+    const stopped = await place.stop();
+    assert.is(stopped.stdout.toString(), "stopped 1\n", stopped.stderr);
+    assert.match(stopped.stderr, /did not answer, and was ended by signal/);
+    assert.not(isAlive(daemon!));
+    assert.equal([isAlive(pid), processesOf(`sleep ${seconds}`)], [false, []]);
+    return `so: “stopped 1” after ${(stopped.ms / 1000).toFixed(1)} s`;
+  },
+);
 
-fault("a new version that cannot start, with `--replace`", "the old daemon and its processes live on; the reason is told", async (place) => {
-  const instance = assertDone(await place.serve());
-  const pid = await place.start("a", "sleep 60");
-  const broken = join(place.directory, "broken.js");
-  writeFileSync(broken, `if (process.argv.includes("--launched")) { console.error("out of order"); process.exit(3); }\n${readFileSync(builtFile, "utf8").replace(/^#!.*\n/, "")}`);
-  const replaced = await outcomeOf(spawn(process.execPath, [broken, "--serve", "--replace", "--socket", place.socket], { cwd: "/" }));
-  assert.is(replaced.code, 1);
-  assert.match(replaced.stderr, /ended with exit code 3: out of order/, replaced.stderr);
-  await assertOne(place, instance);
-  assert.ok(isAlive(pid));
-  return "so: exit code 1, “ended with exit code 3: out of order”";
-});
+fault(
+  "a new version that cannot start, with `--replace`",
+  "the old daemon and its processes live on; the reason is told",
+  async (place) => {
+    const instance = assertDone(await place.serve());
+    const pid = await place.start("a", "sleep 60");
+    const broken = join(place.directory, "broken.js");
+    writeFileSync(
+      broken,
+      `if (process.argv.includes("--launched")) { console.error("out of order"); process.exit(3); }\n${readFileSync(builtFile, "utf8").replace(/^#!.*\n/, "")}`,
+    );
+    const replaced = await outcomeOf(
+      spawn(process.execPath, [broken, "--serve", "--replace", "--socket", place.socket], { cwd: "/" }),
+    );
+    assert.is(replaced.code, 1);
+    assert.match(replaced.stderr, /ended with exit code 3: out of order/, replaced.stderr);
+    await assertOne(place, instance);
+    assert.ok(isAlive(pid));
+    return "so: exit code 1, “ended with exit code 3: out of order”";
+  },
+);
 
-fault("a newer version, with `--serve` and with `--serve --replace`", "joins, with a warning that names both; then takes its place", async (place) => {
-  const instance = assertDone(await place.serve());
-  const newer = join(place.directory, "newer.js");
-  const text = readFileSync(builtFile, "utf8");
-  writeFileSync(newer, text.replace(/version: "[0-9.]+"/, 'version: "99.0.0"'));
-  const run = (...args: string[]): Promise<Outcome> => outcomeOf(spawn(process.execPath, [newer, "--serve", "--socket", place.socket, "--token-file", join(place.directory, "t.token"), ...args], { cwd: "/" }));
-  const joined = await run();
-  assert.is(assertDone(joined), instance);
-  assert.match(joined.stderr, /warning: the daemon is of version [0-9.]+, this is 99\.0\.0\n.*--replace/);
-  const replaced = await run("--replace");
-  assert.is.not(assertDone(replaced), instance);
-  assert.not.match(replaced.stderr, /warning/);
-  assert.is((await place.ask("server.capabilities")).version, "99.0.0");
-  return "so";
-});
+fault(
+  "a newer version, with `--serve` and with `--serve --replace`",
+  "joins, with a warning that names both; then takes its place",
+  async (place) => {
+    const instance = assertDone(await place.serve());
+    const newer = join(place.directory, "newer.js");
+    const text = readFileSync(builtFile, "utf8");
+    writeFileSync(newer, text.replace(/version: "[0-9.]+"/, 'version: "99.0.0"'));
+    const run = (...args: string[]): Promise<Outcome> =>
+      outcomeOf(
+        spawn(
+          process.execPath,
+          [newer, "--serve", "--socket", place.socket, "--token-file", join(place.directory, "t.token"), ...args],
+          { cwd: "/" },
+        ),
+      );
+    const joined = await run();
+    assert.is(assertDone(joined), instance);
+    assert.match(joined.stderr, /warning: the daemon is of version [0-9.]+, this is 99\.0\.0\n.*--replace/);
+    const replaced = await run("--replace");
+    assert.is.not(assertDone(replaced), instance);
+    assert.not.match(replaced.stderr, /warning/);
+    assert.is((await place.ask("server.capabilities")).version, "99.0.0");
+    return "so";
+  },
+);
 
-fault("70 tokens more, and one from a client that is not the record's owner", "the newest 64 are good; the stranger's is refused, though its own token is good", async (place) => {
-  assertDone(await place.serve());
-  const hash = (token: string): string => createHash("sha256").update(token).digest("hex");
-  const refused = await place.ask("server.admit", { key: "0".repeat(64), tokenHash: hash("stranger") }).catch((error: Error) => error.message);
-  assert.is(refused, "Cannot admit: the key is not that of this daemon's record");
-  const { key } = place.readRecord();
-  const owner = await place.open(key);
-  for (let i = 0; i < 70; i++) await owner.request("server.admit", { key, tokenHash: hash(`n${i}`) });
-  const good = (token: string): Promise<boolean> => place.ask("server.ping", {}, token).then(() => true, () => false);
-  assert.equal(await Promise.all(["t", "stranger", "n5", "n6", "n69"].map(good)), [false, false, false, true, true]);
-  assert.is(place.readRecord().tokenHashes.length, 64);
-  return "so";
-});
+fault(
+  "70 tokens more, and one from a client that is not the record's owner",
+  "the newest 64 are good; the stranger's is refused, though its own token is good",
+  async (place) => {
+    assertDone(await place.serve());
+    const hash = (token: string): string => createHash("sha256").update(token).digest("hex");
+    const refused = await place
+      .ask("server.admit", { key: "0".repeat(64), tokenHash: hash("stranger") })
+      .catch((error: Error) => error.message);
+    assert.is(refused, "Cannot admit: the key is not that of this daemon's record");
+    const { key } = place.readRecord();
+    const owner = await place.open(key);
+    for (let i = 0; i < 70; i++) await owner.request("server.admit", { key, tokenHash: hash(`n${i}`) });
+    const good = (token: string): Promise<boolean> =>
+      place.ask("server.ping", {}, token).then(
+        () => true,
+        () => false,
+      );
+    assert.equal(await Promise.all(["t", "stranger", "n5", "n6", "n69"].map(good)), [false, false, false, true, true]);
+    assert.is(place.readRecord().tokenHashes.length, 64);
+    return "so";
+  },
+);
 
-fault("`--stop --grace 1`, and a process that ignores SIGTERM", "it has 1 s, SIGTERM, and SIGKILL 3 s later", async (place) => {
-  assertDone(await place.serve());
-  const pid = await place.start("a", "trap '' TERM; while :; do sleep 0.1; done");
-  await sleep(200);
-  const start = Date.now();
-  assert.is((await place.stop("--grace", "1")).stdout.toString(), "stopped 1\n");
-  await eventually(() => !isAlive(pid) && place.daemons().length === 0, "both are gone", withinMs(6000));
-  const ms = Date.now() - start;
-  assert.ok(ms > 3500, `after ${ms} ms`);
-  return `gone after ${(ms / 1000).toFixed(1)} s`;
-});
+fault(
+  "`--stop --grace 1`, and a process that ignores SIGTERM",
+  "it has 1 s, SIGTERM, and SIGKILL 3 s later",
+  async (place) => {
+    assertDone(await place.serve());
+    const pid = await place.start("a", "trap '' TERM; while :; do sleep 0.1; done");
+    await sleep(200);
+    const start = Date.now();
+    assert.is((await place.stop("--grace", "1")).stdout.toString(), "stopped 1\n");
+    await eventually(() => !isAlive(pid) && place.daemons().length === 0, "both are gone", withinMs(6000));
+    const ms = Date.now() - start;
+    assert.ok(ms > 3500, `after ${ms} ms`);
+    return `gone after ${(ms / 1000).toFixed(1)} s`;
+  },
+);
 
-fault("`--stop --if-idle` while a process lives, and when it has ended", "exit code 75 and nothing done; then it stops", async (place) => {
-  const instance = assertDone(await place.serve());
-  await place.start("a", "sleep 60");
-  const refused = await place.stop("--if-idle");
-  assert.is(refused.code, 75);
-  assert.match(refused.stderr, /1 process is alive/);
-  await assertOne(place, instance);
-  await place.ask("process.killAndWait", { id: "a" });
-  await eventually(() => place.daemons().length === 1, "it is still there");
-  await sleep(100);
-  assert.is((await place.stop("--if-idle")).stdout.toString(), "stopped 0\n");
-  assert.is(place.daemons().length, 0);
-  return "so";
-});
+fault(
+  "`--stop --if-idle` while a process lives, and when it has ended",
+  "exit code 75 and nothing done; then it stops",
+  async (place) => {
+    const instance = assertDone(await place.serve());
+    await place.start("a", "sleep 60");
+    const refused = await place.stop("--if-idle");
+    assert.is(refused.code, 75);
+    assert.match(refused.stderr, /1 process is alive/);
+    await assertOne(place, instance);
+    await place.ask("process.killAndWait", { id: "a" });
+    await eventually(() => place.daemons().length === 1, "it is still there");
+    await sleep(100);
+    assert.is((await place.stop("--if-idle")).stdout.toString(), "stopped 0\n");
+    assert.is(place.daemons().length, 0);
+    return "so";
+  },
+);
 
-fault("`--stop` twice at once, and a `--serve` right after", "the processes are not lost: one daemon, the same instance", async (place) => {
-  const instance = assertDone(await place.serve());
-  const pid = await place.start("a", "sleep 60");
-  const stops = await Promise.all([place.stop(), place.stop(), place.stop()]);
-  for (const stopped of stops) assert.is(stopped.stdout.toString(), "stopped 1\n", stopped.stderr);
-  assert.is(assertDone(await place.serve()), instance);
-  assert.ok(isAlive(pid));
-  return "so";
-});
+fault(
+  "`--stop` twice at once, and a `--serve` right after",
+  "the processes are not lost: one daemon, the same instance",
+  async (place) => {
+    const instance = assertDone(await place.serve());
+    const pid = await place.start("a", "sleep 60");
+    const stops = await Promise.all([place.stop(), place.stop(), place.stop()]);
+    for (const stopped of stops) assert.is(stopped.stdout.toString(), "stopped 1\n", stopped.stderr);
+    assert.is(assertDone(await place.serve()), instance);
+    assert.ok(isAlive(pid));
+    return "so";
+  },
+);
 
-fault("`server.shutdown` from a client, with three processes of two members each", "answered with the number; SIGTERM to each group, all of it gone", async (place) => {
-  assertDone(await place.serve());
-  const seconds = `61.${process.pid}`; // a number of our own, to find them by
-  for (const id of ["a", "b", "c"]) await place.start(id, `sleep ${seconds} & wait`);
-  await eventually(() => processesOf(`sleep ${seconds}`).length === 3, "they run");
-  assert.equal(await place.ask("server.shutdown", { graceMs: 0 }), { ok: true, processes: 3 });
-  await eventually(() => place.daemons().length === 0, "the daemon has ended");
-  assert.equal(processesOf(`sleep ${seconds}`), []);
-  assert.match(readFileSync(place.log, "utf8"), /Ended, with 3 processes\n/);
-  return "so; “Ended, with 3 processes” in the log";
-});
+fault(
+  "`server.shutdown` from a client, with three processes of two members each",
+  "answered with the number; SIGTERM to each group, all of it gone",
+  async (place) => {
+    assertDone(await place.serve());
+    const seconds = `61.${process.pid}`; // a number of our own, to find them by
+    for (const id of ["a", "b", "c"]) await place.start(id, `sleep ${seconds} & wait`);
+    await eventually(() => processesOf(`sleep ${seconds}`).length === 3, "they run");
+    assert.equal(await place.ask("server.shutdown", { graceMs: 0 }), { ok: true, processes: 3 });
+    await eventually(() => place.daemons().length === 0, "the daemon has ended");
+    assert.equal(processesOf(`sleep ${seconds}`), []);
+    assert.match(readFileSync(place.log, "utf8"), /Ended, with 3 processes\n/);
+    return "so; “Ended, with 3 processes” in the log";
+  },
+);
 
-fault("SIGTERM", "the daemon and its processes end within 2 s, those that ignore SIGTERM too; the record says who", async (place) => {
-  assertDone(await place.serve());
-  const pid = await place.start("a", "trap '' TERM; while :; do sleep 0.1; done");
-  await sleep(200);
-  const start = Date.now();
-  process.kill(place.daemons()[0]!, "SIGTERM");
-  await eventually(() => !isAlive(pid) && place.daemons().length === 0, "both have ended", withinMs(2000));
-  assert.is(place.readRecord().ended.reason, "terminated");
-  return `ended after ${Date.now() - start} ms`;
-});
+fault(
+  "SIGTERM",
+  "the daemon and its processes end within 2 s, those that ignore SIGTERM too; the record says who",
+  async (place) => {
+    assertDone(await place.serve());
+    const pid = await place.start("a", "trap '' TERM; while :; do sleep 0.1; done");
+    await sleep(200);
+    const start = Date.now();
+    process.kill(place.daemons()[0]!, "SIGTERM");
+    await eventually(() => !isAlive(pid) && place.daemons().length === 0, "both have ended", withinMs(2000));
+    assert.is(place.readRecord().ended.reason, "terminated");
+    return `ended after ${Date.now() - start} ms`;
+  },
+);
 
 fault("SIGTERM twice, 200 ms apart", "the second does not wait for processes: SIGKILL at once", async (place) => {
   assertDone(await place.serve());
@@ -462,57 +607,79 @@ fault("SIGTERM twice, 200 ms apart", "the second does not wait for processes: SI
   return `ended ${Date.now() - start} ms after the second`;
 });
 
-fault("SIGTERM to a daemon that is just starting, at a random time", "none is left, or a whole one; no half socket", async (place) => {
-  const count = rounds(30, 5);
-  let started = 0;
-  for (let round = 0; round < count; round++) {
+fault(
+  "SIGTERM to a daemon that is just starting, at a random time",
+  "none is left, or a whole one; no half socket",
+  async (place) => {
+    const count = rounds(30, 5);
+    let started = 0;
+    for (let round = 0; round < count; round++) {
+      const serving = place.serve();
+      await eventually(() => place.daemons().length > 0, "it is launched", 20_000);
+      await sleep(Math.random() * 200);
+      for (const pid of place.daemons()) process.kill(pid, "SIGTERM");
+      const { code, stderr } = await serving;
+      if (code === 0) started++;
+      else assert.match(stderr, /^holdfast: error: Cannot /);
+      await eventually(() => place.daemons().length === 0, "it has ended");
+      assert.equal(
+        existsSync(place.run)
+          ? readdirSync(place.run).filter((name) => lstatSync(join(place.run, name)).isSocket())
+          : [],
+        [],
+        `round ${round}: ${stderr}`,
+      );
+    }
+    return `so ${count} times; ${started} had started by then`;
+  },
+);
+
+fault(
+  "SIGTERM to a daemon that has bound its socket, and is about to publish it",
+  "refused in words; nothing is left",
+  async (place) => {
+    mkdirSync(place.run, { mode: 0o700 });
+    writeFileSync(`${place.record}.lock`, "held", { mode: 0o600 });
     const serving = place.serve();
-    await eventually(() => place.daemons().length > 0, "it is launched", 20_000);
-    await sleep(Math.random() * 200);
+    await eventually(
+      () => readdirSync(place.run).some((name) => lstatSync(join(place.run, name)).isSocket()),
+      "it has bound its socket",
+      20_000,
+    );
     for (const pid of place.daemons()) process.kill(pid, "SIGTERM");
+    await sleep(100);
+    unlinkSync(`${place.record}.lock`);
     const { code, stderr } = await serving;
-    if (code === 0) started++;
-    else assert.match(stderr, /^holdfast: error: Cannot /);
-    await eventually(() => place.daemons().length === 0, "it has ended");
-    assert.equal(existsSync(place.run) ? readdirSync(place.run).filter((name) => lstatSync(join(place.run, name)).isSocket()) : [], [], `round ${round}: ${stderr}`);
-  }
-  return `so ${count} times; ${started} had started by then`;
-});
+    assert.is(code, 1, stderr);
+    assert.match(stderr, /Cannot publish the socket ".*": the daemon was told to end/);
+    assert.equal(readdirSync(place.run), ["remote-server.log"]);
+    return "so";
+  },
+);
 
-fault("SIGTERM to a daemon that has bound its socket, and is about to publish it", "refused in words; nothing is left", async (place) => {
-  mkdirSync(place.run, { mode: 0o700 });
-  writeFileSync(`${place.record}.lock`, "held", { mode: 0o600 });
-  const serving = place.serve();
-  await eventually(() => readdirSync(place.run).some((name) => lstatSync(join(place.run, name)).isSocket()), "it has bound its socket", 20_000);
-  for (const pid of place.daemons()) process.kill(pid, "SIGTERM");
-  await sleep(100);
-  unlinkSync(`${place.record}.lock`);
-  const { code, stderr } = await serving;
-  assert.is(code, 1, stderr);
-  assert.match(stderr, /Cannot publish the socket ".*": the daemon was told to end/);
-  assert.equal(readdirSync(place.run), ["remote-server.log"]);
-  return "so";
-});
-
-fault("SIGTERM while a `--serve` revives it", "it ends; the `--serve` had revived it, or starts another: nothing half", async (place) => {
-  const count = rounds(20, 3);
-  for (let round = 0; round < count; round++) {
-    assertDone(await place.serve());
-    await place.start("a", "sleep 60");
-    const [daemon] = place.daemons();
-    await place.stop();
-    const serving = place.serve();
-    await sleep(Math.random() * 150);
-    process.kill(daemon!, "SIGTERM");
-    const outcome = await serving;
-    assertDone(outcome);
-    await eventually(() => !isAlive(daemon!), "the first has ended");
-    // it may have been revived, and ended after that
-    if (place.daemons().length > 0) await assertOne(place);
-    assert.ok(place.daemons().length > 0 || !existsSync(place.socket));
-  }
-  return `so ${count} times`;
-});
+fault(
+  "SIGTERM while a `--serve` revives it",
+  "it ends; the `--serve` had revived it, or starts another: nothing half",
+  async (place) => {
+    const count = rounds(20, 3);
+    for (let round = 0; round < count; round++) {
+      assertDone(await place.serve());
+      await place.start("a", "sleep 60");
+      const [daemon] = place.daemons();
+      await place.stop();
+      const serving = place.serve();
+      await sleep(Math.random() * 150);
+      process.kill(daemon!, "SIGTERM");
+      const outcome = await serving;
+      assertDone(outcome);
+      await eventually(() => !isAlive(daemon!), "the first has ended");
+      // it may have been revived, and ended after that
+      if (place.daemons().length > 0) await assertOne(place);
+      assert.ok(place.daemons().length > 0 || !existsSync(place.socket));
+    }
+    return `so ${count} times`;
+  },
+);
 
 fault("SIGHUP", "no reason to end", async (place) => {
   const instance = assertDone(await place.serve());
@@ -543,18 +710,22 @@ fault("an old daemon ends after a new one has published", "it removes nothing", 
   return "so: socket, record and log are the new one's, and it answers";
 });
 
-fault("a daemon without processes finds another in its place", "it ends by itself, and removes nothing", async (place) => {
-  const old = place.spawnServe("t", "--lifetime", "foreground");
-  const ended = outcomeOf(old, "", 60_000);
-  await eventually(() => existsSync(place.socket), "it serves", 20_000);
-  await sleep(100);
-  rmSync(place.run, { recursive: true });
-  const instance = assertDone(await place.serve());
-  old.kill("SIGCONT"); // it would look by itself within 30 s
-  assert.is((await ended).code, 0);
-  await assertOne(place, instance);
-  return "so";
-});
+fault(
+  "a daemon without processes finds another in its place",
+  "it ends by itself, and removes nothing",
+  async (place) => {
+    const old = place.spawnServe("t", "--lifetime", "foreground");
+    const ended = outcomeOf(old, "", 60_000);
+    await eventually(() => existsSync(place.socket), "it serves", 20_000);
+    await sleep(100);
+    rmSync(place.run, { recursive: true });
+    const instance = assertDone(await place.serve());
+    old.kill("SIGCONT"); // it would look by itself within 30 s
+    assert.is((await ended).code, 0);
+    await assertOne(place, instance);
+    return "so";
+  },
+);
 
 /** Forges the record of a daemon that was stopped, with the pid of a process that has nothing to do with it. */
 interface Forgery {
@@ -572,48 +743,99 @@ const startTime = (pid: number): string => {
 };
 
 const forgeries: Forgery[] = [
-  { what: "a living stranger's pid and start time", forge: (record, pid) => ({ ...record, pid, startTime: startTime(pid) }), serve: /^$/, stop: /^$/ },
-  { what: "a pid that was used again", forge: (record, pid) => ({ ...record, pid, startTime: "1" }), serve: /^$/, stop: /^$/ },
-  { what: "another host's name", forge: (record, pid) => ({ ...record, pid, host: "elsewhere" }), serve: /was started on host "elsewhere", this is "/, stop: /was started on host "elsewhere"/ },
-  { what: "another boot", forge: (record, pid) => ({ ...record, pid, startTime: startTime(pid), bootId: "11111111-1111-1111-1111-111111111111" }), serve: /^$/, stop: /^$/ },
-  { what: "broken JSON", forge: (record) => JSON.stringify(record).slice(0, 500), serve: /it holds 500 bytes that are not JSON/, stop: /it holds 500 bytes that are not JSON/ },
-  { what: "10 MiB", forge: () => "x".repeat(10 << 20), serve: /it has 10485760 bytes, at most 1048576 are read/, stop: /it has 10485760 bytes/ },
-  ...(isRoot ? [{
-    what: "another owner", forge: (record: any, pid: number) => ({ ...record, pid, startTime: startTime(pid) }), after: (path: string) => chownSync(path, 65534, 65534),
-    serve: /it belongs to user 65534, it must belong to user 0/, stop: /it belongs to user 65534/,
-  }] : []),
   {
-    what: "a symbolic link in its place", forge: (record) => record,
-    after: (path) => (renameSync(path, `${path}.target`), symlinkSync(`${path}.target`, path)), serve: /it is a symbolic link/, stop: /it is a symbolic link/,
+    what: "a living stranger's pid and start time",
+    forge: (record, pid) => ({ ...record, pid, startTime: startTime(pid) }),
+    serve: /^$/,
+    stop: /^$/,
+  },
+  {
+    what: "a pid that was used again",
+    forge: (record, pid) => ({ ...record, pid, startTime: "1" }),
+    serve: /^$/,
+    stop: /^$/,
+  },
+  {
+    what: "another host's name",
+    forge: (record, pid) => ({ ...record, pid, host: "elsewhere" }),
+    serve: /was started on host "elsewhere", this is "/,
+    stop: /was started on host "elsewhere"/,
+  },
+  {
+    what: "another boot",
+    forge: (record, pid) => ({
+      ...record,
+      pid,
+      startTime: startTime(pid),
+      bootId: "11111111-1111-1111-1111-111111111111",
+    }),
+    serve: /^$/,
+    stop: /^$/,
+  },
+  {
+    what: "broken JSON",
+    forge: (record) => JSON.stringify(record).slice(0, 500),
+    serve: /it holds 500 bytes that are not JSON/,
+    stop: /it holds 500 bytes that are not JSON/,
+  },
+  {
+    what: "10 MiB",
+    forge: () => "x".repeat(10 << 20),
+    serve: /it has 10485760 bytes, at most 1048576 are read/,
+    stop: /it has 10485760 bytes/,
+  },
+  ...(isRoot
+    ? [
+        {
+          what: "another owner",
+          forge: (record: any, pid: number) => ({ ...record, pid, startTime: startTime(pid) }),
+          after: (path: string) => chownSync(path, 65534, 65534),
+          serve: /it belongs to user 65534, it must belong to user 0/,
+          stop: /it belongs to user 65534/,
+        },
+      ]
+    : []),
+  {
+    what: "a symbolic link in its place",
+    forge: (record) => record,
+    after: (path) => (renameSync(path, `${path}.target`), symlinkSync(`${path}.target`, path)),
+    serve: /it is a symbolic link/,
+    stop: /it is a symbolic link/,
   },
 ];
 
 for (const { what, forge, serve, stop, after } of forgeries) {
-  fault(`a record with ${what}`, serve.test("") ? "nobody is signalled; a new daemon is started" : "nobody is signalled; refused, with what was found", async (place) => {
-    const stranger = spawn("sleep", ["60"], { stdio: "ignore" });
-    try {
-      assertDone(await place.serve());
-      await place.stop("--now");
-      const { ended, ...record } = place.readRecord();
-      const forged = forge(record, stranger.pid!);
-      writeFileSync(place.record, typeof forged === "string" ? forged : JSON.stringify(forged), { mode: 0o600 });
-      after?.(place.record);
-      const stopped = await place.stop();
-      assert.match(stopped.stderr, stop);
-      if (stopped.code === 0) assert.is(stopped.stdout.toString(), "none 0\n");
-      assert.ok(isAlive(stranger.pid!), "--stop has signalled a stranger");
-      writeFileSync(place.record, typeof forged === "string" ? forged : JSON.stringify(forged));
-      const served = await place.serve();
-      assert.match(served.stderr, serve);
-      assert.is(served.code === 0, serve.test(""), served.stderr);
-      assert.ok(isAlive(stranger.pid!), "--serve has signalled a stranger");
-      const words = /holdfast: error: ([^\n]*)/.exec(served.stderr)?.[1];
-      if (served.code !== 0) rmSync(place.record); // withPlace() stops what there is
-      return words === undefined ? "so" : `“${words.replaceAll(place.run, "…")}”`;
-    } finally {
-      stranger.kill("SIGKILL");
-    }
-  });
+  fault(
+    `a record with ${what}`,
+    serve.test("")
+      ? "nobody is signalled; a new daemon is started"
+      : "nobody is signalled; refused, with what was found",
+    async (place) => {
+      const stranger = spawn("sleep", ["60"], { stdio: "ignore" });
+      try {
+        assertDone(await place.serve());
+        await place.stop("--now");
+        const { ended, ...record } = place.readRecord();
+        const forged = forge(record, stranger.pid!);
+        writeFileSync(place.record, typeof forged === "string" ? forged : JSON.stringify(forged), { mode: 0o600 });
+        after?.(place.record);
+        const stopped = await place.stop();
+        assert.match(stopped.stderr, stop);
+        if (stopped.code === 0) assert.is(stopped.stdout.toString(), "none 0\n");
+        assert.ok(isAlive(stranger.pid!), "--stop has signalled a stranger");
+        writeFileSync(place.record, typeof forged === "string" ? forged : JSON.stringify(forged));
+        const served = await place.serve();
+        assert.match(served.stderr, serve);
+        assert.is(served.code === 0, serve.test(""), served.stderr);
+        assert.ok(isAlive(stranger.pid!), "--serve has signalled a stranger");
+        const words = /holdfast: error: ([^\n]*)/.exec(served.stderr)?.[1];
+        if (served.code !== 0) rmSync(place.record); // withPlace() stops what there is
+        return words === undefined ? "so" : `“${words.replaceAll(place.run, "…")}”`;
+      } finally {
+        stranger.kill("SIGKILL");
+      }
+    },
+  );
 }
 
 // The file system
@@ -628,7 +850,8 @@ fault("the socket is deleted, then `--serve`", "joins, and it is there again at 
 
 fault("both names of the socket are deleted, then `--serve`", "joins the same instance", async (place) => {
   const instance = assertDone(await place.serve());
-  for (const name of readdirSync(place.run)) if (lstatSync(join(place.run, name)).isSocket()) unlinkSync(join(place.run, name));
+  for (const name of readdirSync(place.run))
+    if (lstatSync(join(place.run, name)).isSocket()) unlinkSync(join(place.run, name));
   const joined = await place.serve("u");
   assert.is(assertDone(joined), instance);
   await assertOne(place, instance);
@@ -644,30 +867,38 @@ fault("the socket is deleted, then `--stop`", "stops it", async (place) => {
   return "so";
 });
 
-fault("the whole run directory is deleted, then `--serve`", "the same daemon and its processes, with a directory of 0700, a record and a log again", async (place) => {
-  const instance = assertDone(await place.serve());
-  const pid = await place.start("a", "sleep 60");
-  rmSync(place.run, { recursive: true });
-  const joined = await place.serve("u");
-  assert.is(assertDone(joined), instance, joined.stderr);
-  await assertOne(place, instance);
-  assert.ok(isAlive(pid));
-  assert.is(statSync(place.run).mode & 0o777, 0o700);
-  assert.ok(statSync(place.log).size > 0);
-  assert.is(assertDone(await place.serve("v")), instance);
-  return `joined after ${joined.ms} ms`;
-});
+fault(
+  "the whole run directory is deleted, then `--serve`",
+  "the same daemon and its processes, with a directory of 0700, a record and a log again",
+  async (place) => {
+    const instance = assertDone(await place.serve());
+    const pid = await place.start("a", "sleep 60");
+    rmSync(place.run, { recursive: true });
+    const joined = await place.serve("u");
+    assert.is(assertDone(joined), instance, joined.stderr);
+    await assertOne(place, instance);
+    assert.ok(isAlive(pid));
+    assert.is(statSync(place.run).mode & 0o777, 0o700);
+    assert.ok(statSync(place.log).size > 0);
+    assert.is(assertDone(await place.serve("v")), instance);
+    return `joined after ${joined.ms} ms`;
+  },
+);
 
-fault("the whole run directory is deleted, then `--stop` and `--serve`", "stopped, and revived with its processes", async (place) => {
-  const instance = assertDone(await place.serve());
-  const pid = await place.start("a", "sleep 60");
-  rmSync(place.run, { recursive: true });
-  assert.is((await place.stop()).stdout.toString(), "stopped 1\n");
-  rmSync(place.run, { recursive: true }); // once more, within the grace
-  assert.is(assertDone(await place.serve()), instance);
-  assert.ok(isAlive(pid));
-  return "so";
-});
+fault(
+  "the whole run directory is deleted, then `--stop` and `--serve`",
+  "stopped, and revived with its processes",
+  async (place) => {
+    const instance = assertDone(await place.serve());
+    const pid = await place.start("a", "sleep 60");
+    rmSync(place.run, { recursive: true });
+    assert.is((await place.stop()).stdout.toString(), "stopped 1\n");
+    rmSync(place.run, { recursive: true }); // once more, within the grace
+    assert.is(assertDone(await place.serve()), instance);
+    assert.ok(isAlive(pid));
+    return "so";
+  },
+);
 
 fault("the record is deleted, then broken", "written again: the daemon is joined", async (place) => {
   const instance = assertDone(await place.serve());
@@ -683,20 +914,24 @@ for (const [what, plant, words] of [
   ["a directory", (path: string) => mkdirSync(path), /there is a directory/],
   ["a symbolic link", (path: string) => symlinkSync("/dev/null", path), /there is a symbolic link/],
 ] as const) {
-  fault(`the socket is replaced by ${what}`, "refused in words, and left there; when it is gone, the socket is there again", async (place) => {
-    const instance = assertDone(await place.serve());
-    unlinkSync(place.socket);
-    plant(place.socket);
-    const served = await place.serve("u");
-    assert.is(served.code, 73);
-    assert.match(served.stderr, words);
-    assert.not(lstatSync(place.socket).isSocket());
-    rmSync(place.socket, { recursive: true });
-    process.kill(place.daemons()[0]!, "SIGCONT"); // it would look by itself within 30 s
-    await eventually(() => existsSync(place.socket), "it is there again");
-    await assertOne(place, instance);
-    return `“${/error: ([^,]*)/.exec(served.stderr)![1]!.replaceAll(place.run, "…")}”`;
-  });
+  fault(
+    `the socket is replaced by ${what}`,
+    "refused in words, and left there; when it is gone, the socket is there again",
+    async (place) => {
+      const instance = assertDone(await place.serve());
+      unlinkSync(place.socket);
+      plant(place.socket);
+      const served = await place.serve("u");
+      assert.is(served.code, 73);
+      assert.match(served.stderr, words);
+      assert.not(lstatSync(place.socket).isSocket());
+      rmSync(place.socket, { recursive: true });
+      process.kill(place.daemons()[0]!, "SIGCONT"); // it would look by itself within 30 s
+      await eventually(() => existsSync(place.socket), "it is there again");
+      await assertOne(place, instance);
+      return `“${/error: ([^,]*)/.exec(served.stderr)![1]!.replaceAll(place.run, "…")}”`;
+    },
+  );
 }
 
 fault("the socket is replaced by another server's", "refused in words; that server is not touched", async (place) => {
@@ -719,7 +954,10 @@ fault("the socket is replaced by another server's", "refused in words; that serv
 
 fault("a dead socket that no record tells to be ours", "refused in words, and left there", async (place) => {
   mkdirSync(place.run, { mode: 0o700 });
-  const owner = spawn(process.execPath, ["-e", `require("net").createServer().listen(${JSON.stringify(place.socket)}, () => process.kill(process.pid, 9))`]);
+  const owner = spawn(process.execPath, [
+    "-e",
+    `require("net").createServer().listen(${JSON.stringify(place.socket)}, () => process.kill(process.pid, 9))`,
+  ]);
   await new Promise((done) => owner.once("close", done));
   const served = await place.serve();
   assert.is(served.code, 73);
@@ -732,7 +970,9 @@ fault("a dead socket that no record tells to be ours", "refused in words, and le
 fault("those who clean /tmp by age", "both names of the socket are kept young", async (place) => {
   assertDone(await place.serve());
   const old = new Date(Date.now() - 40 * 86_400_000);
-  const sockets = readdirSync(place.run).map((name) => join(place.run, name)).filter((path) => lstatSync(path).isSocket());
+  const sockets = readdirSync(place.run)
+    .map((name) => join(place.run, name))
+    .filter((path) => lstatSync(path).isSocket());
   for (const path of sockets) lutimesSync(path, old, old);
   process.kill(place.daemons()[0]!, "SIGCONT");
   await eventually(() => sockets.every((path) => lstatSync(path).mtimeMs > Date.now() - 60_000), "both are young");
@@ -740,53 +980,88 @@ fault("those who clean /tmp by age", "both names of the socket are kept young", 
   return "so";
 });
 
-fault("symbolic links and a FIFO planted as the log", "refused in words; where they lead nothing is written", async (place) => {
-  const shared = join(place.directory, "shared");
-  mkdirSync(shared);
-  chmodSync(shared, 0o1777);
-  const [target, link, fifo] = [join(place.directory, "precious"), join(shared, "link"), join(shared, "fifo")];
-  writeFileSync(target, "precious");
-  symlinkSync(target, link);
-  await new Promise((done) => spawn("mkfifo", [fifo]).once("close", done));
-  const linked = await place.serve("t", "--log", link);
-  assert.is(linked.code, 77);
-  assert.match(linked.stderr, /Cannot use ".*": it is a symbolic link/);
-  const piped = await place.serve("t", "--log", fifo);
-  assert.is(piped.code, 77);
-  assert.match(piped.stderr, /it is a FIFO/);
-  assert.is(readFileSync(target, "utf8"), "precious");
-  return "so, for both";
-});
+fault(
+  "symbolic links and a FIFO planted as the log",
+  "refused in words; where they lead nothing is written",
+  async (place) => {
+    const shared = join(place.directory, "shared");
+    mkdirSync(shared);
+    chmodSync(shared, 0o1777);
+    const [target, link, fifo] = [join(place.directory, "precious"), join(shared, "link"), join(shared, "fifo")];
+    writeFileSync(target, "precious");
+    symlinkSync(target, link);
+    await new Promise((done) => spawn("mkfifo", [fifo]).once("close", done));
+    const linked = await place.serve("t", "--log", link);
+    assert.is(linked.code, 77);
+    assert.match(linked.stderr, /Cannot use ".*": it is a symbolic link/);
+    const piped = await place.serve("t", "--log", fifo);
+    assert.is(piped.code, 77);
+    assert.match(piped.stderr, /it is a FIFO/);
+    assert.is(readFileSync(target, "utf8"), "precious");
+    return "so, for both";
+  },
+);
 
-fault("a socket in a directory that others may write to, as /tmp", "record and log are in the state directory; nothing planted beside the socket is used", async (place) => {
-  const shared = join(place.directory, "shared");
-  mkdirSync(shared);
-  chmodSync(shared, 0o1777);
-  const socket = join(shared, "v.sock");
-  for (const name of ["v.sock.record", "v.sock.log", "v.sock.claim"]) symlinkSync(join(place.directory, "precious"), join(shared, name));
-  const env = { SHELL: "/bin/sh", XDG_STATE_HOME: join(place.directory, "state") };
-  assertDone(await holdfast(["--serve", "--socket", socket], { env }));
-  assert.equal(readdirSync(shared).filter((name) => !lstatSync(join(shared, name)).isSocket()), ["v.sock.claim", "v.sock.log", "v.sock.record"]);
-  assert.not(existsSync(join(place.directory, "precious")));
-  assert.is((await holdfast(["--stop", "--socket", socket], { env })).stdout.toString(), "stopped 0\n");
-  assert.equal(readdirSync(shared).length, 3);
-  return "so";
-});
+fault(
+  "a socket in a directory that others may write to, as /tmp",
+  "record and log are in the state directory; nothing planted beside the socket is used",
+  async (place) => {
+    const shared = join(place.directory, "shared");
+    mkdirSync(shared);
+    chmodSync(shared, 0o1777);
+    const socket = join(shared, "v.sock");
+    for (const name of ["v.sock.record", "v.sock.log", "v.sock.claim"])
+      symlinkSync(join(place.directory, "precious"), join(shared, name));
+    const env = { SHELL: "/bin/sh", XDG_STATE_HOME: join(place.directory, "state") };
+    assertDone(await holdfast(["--serve", "--socket", socket], { env }));
+    assert.equal(
+      readdirSync(shared).filter((name) => !lstatSync(join(shared, name)).isSocket()),
+      ["v.sock.claim", "v.sock.log", "v.sock.record"],
+    );
+    assert.not(existsSync(join(place.directory, "precious")));
+    assert.is((await holdfast(["--stop", "--socket", socket], { env })).stdout.toString(), "stopped 0\n");
+    assert.equal(readdirSync(shared).length, 3);
+    return "so";
+  },
+);
 
 // A file system of its own
 
 /** Runs with a tmpfs of 64 KiB as run directory, in a mount namespace that ends with the test. */
-async function withDisk(place: Place, use: (inside: (...args: string[]) => Promise<Outcome>, run: string, enter: (program: string, ...args: string[]) => Promise<void>) => Promise<string>): Promise<string> {
+async function withDisk(
+  place: Place,
+  use: (
+    inside: (...args: string[]) => Promise<Outcome>,
+    run: string,
+    enter: (program: string, ...args: string[]) => Promise<void>,
+  ) => Promise<string>,
+): Promise<string> {
   mkdirSync(place.run, { mode: 0o700 });
   const script = `mount -t tmpfs -o size=64k,mode=700 holdfast "${place.run}" && echo ready && exec sleep 120`;
-  const holder = spawn("unshare", ["--mount", "--propagation", "private", "sh", "-c", script], { stdio: ["ignore", "pipe", "inherit"] });
+  const holder = spawn("unshare", ["--mount", "--propagation", "private", "sh", "-c", script], {
+    stdio: ["ignore", "pipe", "inherit"],
+  });
   const enter = (program: string, ...args: string[]): Promise<Outcome> =>
-    outcomeOf(spawn("nsenter", ["-t", String(holder.pid), "-m", program, ...args], { env: { ...process.env, SHELL: "/bin/sh" } }));
+    outcomeOf(
+      spawn("nsenter", ["-t", String(holder.pid), "-m", program, ...args], {
+        env: { ...process.env, SHELL: "/bin/sh" },
+      }),
+    );
   try {
     await new Promise((done) => holder.stdout!.once("data", done));
     writeFileSync(join(place.directory, "t"), "t", { mode: 0o600 });
-    const inside = (...args: string[]): Promise<Outcome> => enter(process.execPath, builtFile, ...args, "--socket", place.socket, ...(args[0] === "--serve" ? ["--token-file", join(place.directory, "t")] : []));
-    const happened = await use(inside, `/proc/${holder.pid}/root${place.run}`, async (...args) => assert.is((await enter(...args)).code, 0));
+    const inside = (...args: string[]): Promise<Outcome> =>
+      enter(
+        process.execPath,
+        builtFile,
+        ...args,
+        "--socket",
+        place.socket,
+        ...(args[0] === "--serve" ? ["--token-file", join(place.directory, "t")] : []),
+      );
+    const happened = await use(inside, `/proc/${holder.pid}/root${place.run}`, async (...args) =>
+      assert.is((await enter(...args)).code, 0),
+    );
     await inside("--stop", "--now");
     return happened;
   } finally {
@@ -808,47 +1083,71 @@ function fill(directory: string): void {
 
 const rootFault = isRoot ? fault : (done: string) => faults.skip(`${done}: needs root`);
 
-rootFault("the disk is full before the start", "refused in words; nothing is left", (place) => withDisk(place, async (inside, run) => {
-  fill(run);
-  const served = await inside("--serve");
-  assert.is(served.code, 73);
-  assert.match(served.stderr, /no space left on device \(ENOSPC\)/);
-  unlinkSync(join(run, "ballast"));
-  assert.equal(readdirSync(run).filter((name) => name !== "remote-server.log"), []);
-  assert.is((await inside("--serve")).code, 0);
-  return `“${/error: ([^\n]*)/.exec(served.stderr)![1]!.replaceAll(place.run, "…").replace(/claim\.\w+/, "claim")}”`;
-}));
+rootFault("the disk is full before the start", "refused in words; nothing is left", (place) =>
+  withDisk(place, async (inside, run) => {
+    fill(run);
+    const served = await inside("--serve");
+    assert.is(served.code, 73);
+    assert.match(served.stderr, /no space left on device \(ENOSPC\)/);
+    unlinkSync(join(run, "ballast"));
+    assert.equal(
+      readdirSync(run).filter((name) => name !== "remote-server.log"),
+      [],
+    );
+    assert.is((await inside("--serve")).code, 0);
+    return `“${/error: ([^\n]*)/
+      .exec(served.stderr)![1]!
+      .replaceAll(place.run, "…")
+      .replace(/claim\.\w+/, "claim")}”`;
+  }),
+);
 
-rootFault("the disk becomes full while it runs", "joined, used and stopped all the same; the log misses lines, nothing ends", (place) => withDisk(place, async (inside, run) => {
-  const instance = assertDone(await inside("--serve"));
-  fill(run);
-  assert.is(assertDone(await inside("--serve")), instance);
-  const listed = await inside("--call", "process.list");
-  assert.is(listed.code, 0, listed.stderr);
-  const stopped = await inside("--stop");
-  assert.is(stopped.stdout.toString(), "stopped 0\n", stopped.stderr);
-  assert.is(place.daemons().length, 0);
-  assert.equal(readdirSync(run).filter((name) => lstatSync(join(run, name)).isSocket()), []);
-  unlinkSync(join(run, "ballast"));
-  assert.is.not(assertDone(await inside("--serve")), instance);
-  return "so";
-}));
+rootFault(
+  "the disk becomes full while it runs",
+  "joined, used and stopped all the same; the log misses lines, nothing ends",
+  (place) =>
+    withDisk(place, async (inside, run) => {
+      const instance = assertDone(await inside("--serve"));
+      fill(run);
+      assert.is(assertDone(await inside("--serve")), instance);
+      const listed = await inside("--call", "process.list");
+      assert.is(listed.code, 0, listed.stderr);
+      const stopped = await inside("--stop");
+      assert.is(stopped.stdout.toString(), "stopped 0\n", stopped.stderr);
+      assert.is(place.daemons().length, 0);
+      assert.equal(
+        readdirSync(run).filter((name) => lstatSync(join(run, name)).isSocket()),
+        [],
+      );
+      unlinkSync(join(run, "ballast"));
+      assert.is.not(assertDone(await inside("--serve")), instance);
+      return "so";
+    }),
+);
 
-rootFault("the run directory becomes read-only while it runs", "joined, used and stopped all the same; a start is refused in words", (place) => withDisk(place, async (inside, _run, enter) => {
-  const instance = assertDone(await inside("--serve"));
-  await enter("mount", "--bind", "-o", "ro", place.run, place.run); // over it: the daemon's log is open below
-  assert.is(assertDone(await inside("--serve")), instance);
-  const stopped = await inside("--stop");
-  assert.is(stopped.stdout.toString(), "stopped 0\n", stopped.stderr);
-  assert.is(place.daemons().length, 0);
-  const served = await inside("--serve");
-  assert.is(served.code, 73);
-  assert.match(served.stderr, /read-only file system \(EROFS\)/);
-  assert.is((await inside("--stop")).stdout.toString(), "none 0\n");
-  await enter("umount", place.run);
-  assert.is.not(assertDone(await inside("--serve")), instance);
-  return `“${/error: ([^\n]*)/.exec(served.stderr)![1]!.replaceAll(place.run, "…").replace(/claim\.\w+/, "claim")}”`;
-}));
+rootFault(
+  "the run directory becomes read-only while it runs",
+  "joined, used and stopped all the same; a start is refused in words",
+  (place) =>
+    withDisk(place, async (inside, _run, enter) => {
+      const instance = assertDone(await inside("--serve"));
+      await enter("mount", "--bind", "-o", "ro", place.run, place.run); // over it: the daemon's log is open below
+      assert.is(assertDone(await inside("--serve")), instance);
+      const stopped = await inside("--stop");
+      assert.is(stopped.stdout.toString(), "stopped 0\n", stopped.stderr);
+      assert.is(place.daemons().length, 0);
+      const served = await inside("--serve");
+      assert.is(served.code, 73);
+      assert.match(served.stderr, /read-only file system \(EROFS\)/);
+      assert.is((await inside("--stop")).stdout.toString(), "none 0\n");
+      await enter("umount", place.run);
+      assert.is.not(assertDone(await inside("--serve")), instance);
+      return `“${/error: ([^\n]*)/
+        .exec(served.stderr)![1]!
+        .replaceAll(place.run, "…")
+        .replace(/claim\.\w+/, "claim")}”`;
+    }),
+);
 
 // The log
 
@@ -859,27 +1158,54 @@ fault("the log reaches 4 MiB", "it becomes “.1”, in the place of the one bef
   assertDone(await place.serve());
   assert.match(readFileSync(`${place.log}.1`, "utf8").slice(0, 10), /^old\nold\n/);
   assert.match(readFileSync(place.log, "utf8"), /Remote server listening on/);
-  assert.equal(readdirSync(place.run).filter((name) => name.includes("log")), ["remote-server.log", "remote-server.log.1"]);
+  assert.equal(
+    readdirSync(place.run).filter((name) => name.includes("log")),
+    ["remote-server.log", "remote-server.log.1"],
+  );
   assert.is(statSync(place.log).mode & 0o777, 0o600);
   return "so; two files, no more";
 });
 
-fault("a client with control characters in what it sends, and a wrong token", "none of them in the log; no token, no payload", async (place) => {
-  assertDone(await place.serve("secret-token"));
-  const wire = await place.open("secret-token");
-  await wire.request("process.spawn", { id: "a\x1b[31m\nforged line\u202e", command: "/bin/sh", args: ["-c", "cat", "secret-argument"], env: { PASSWORD: "secret-variable" } });
-  await wire.request("process.stdin", { id: "a\x1b[31m\nforged line\u202e", data: Buffer.from("secret-input").toString("base64"), end: true });
-  await wire.message(({ stream }) => stream === "exit");
-  const refusals = [place.ask("server.ping", {}, "secret-wrong\x07"), place.ask("no\x1bsuch.method", {}, "secret-token")].map((asked) => asked.then(() => "", (error: Error) => error.message));
-  assert.match((await Promise.all(refusals)).join("; "), /^Unauthorized.*; Unknown/);
-  await place.stop("--now");
-  const log = readFileSync(place.log, "utf8");
-  assert.not.match(log, /secret|c2VjcmV0/);
-  assert.not.match(log, /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u202e]/);
-  assert.ok(log.split("\n").every((line) => line === "" || /^\d{4}-\d\d-\d\dT/.test(line)), "a line is not the daemon's own");
-  assert.match(log, /Unauthorized request on c\d+/);
-  return "so";
-});
+fault(
+  "a client with control characters in what it sends, and a wrong token",
+  "none of them in the log; no token, no payload",
+  async (place) => {
+    assertDone(await place.serve("secret-token"));
+    const wire = await place.open("secret-token");
+    await wire.request("process.spawn", {
+      id: "a\x1b[31m\nforged line\u202e",
+      command: "/bin/sh",
+      args: ["-c", "cat", "secret-argument"],
+      env: { PASSWORD: "secret-variable" },
+    });
+    await wire.request("process.stdin", {
+      id: "a\x1b[31m\nforged line\u202e",
+      data: Buffer.from("secret-input").toString("base64"),
+      end: true,
+    });
+    await wire.message(({ stream }) => stream === "exit");
+    const refusals = [
+      place.ask("server.ping", {}, "secret-wrong\x07"),
+      place.ask("no\x1bsuch.method", {}, "secret-token"),
+    ].map((asked) =>
+      asked.then(
+        () => "",
+        (error: Error) => error.message,
+      ),
+    );
+    assert.match((await Promise.all(refusals)).join("; "), /^Unauthorized.*; Unknown/);
+    await place.stop("--now");
+    const log = readFileSync(place.log, "utf8");
+    assert.not.match(log, /secret|c2VjcmV0/);
+    assert.not.match(log, /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u202e]/);
+    assert.ok(
+      log.split("\n").every((line) => line === "" || /^\d{4}-\d\d-\d\dT/.test(line)),
+      "a line is not the daemon's own",
+    );
+    assert.match(log, /Unauthorized request on c\d+/);
+    return "so";
+  },
+);
 
 races.run();
 faults.run();

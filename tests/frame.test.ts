@@ -15,15 +15,40 @@ const frames: { name: string; framing: Framing; bodies: string[]; bytes: string 
   { name: "one native byte", framing: "native", bodies: ["7"], bytes: "\0\0\0\x017" },
   { name: "an empty native body", framing: "native", bodies: [""], bytes: "\0\0\0\0" },
   { name: "two native bodies", framing: "native", bodies: ["{}", '{"a":1}'], bytes: '\0\0\0\x02{}\0\0\0\x07{"a":1}' },
-  { name: "a native body between empty ones", framing: "native", bodies: ["", "[]", ""], bytes: "\0\0\0\0\0\0\0\x02[]\0\0\0\0" },
+  {
+    name: "a native body between empty ones",
+    framing: "native",
+    bodies: ["", "[]", ""],
+    bytes: "\0\0\0\0\0\0\0\x02[]\0\0\0\0",
+  },
   { name: "native newlines", framing: "native", bodies: ["{\n}", "\n"], bytes: "\0\0\0\x03{\n}\0\0\0\x01\n" },
-  { name: "a native body of UTF-8", framing: "native", bodies: ['"é€😀"'], bytes: '\0\0\0\x0b"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80"' },
-  { name: "a native length of two digits", framing: "native", bodies: [`"${"x".repeat(256)}"`], bytes: `\0\0\x01\x02"${"x".repeat(256)}"` },
-  { name: "a native length above 127", framing: "native", bodies: ["x".repeat(200)], bytes: `\0\0\0\xc8${"x".repeat(200)}` },
+  {
+    name: "a native body of UTF-8",
+    framing: "native",
+    bodies: ['"é€😀"'],
+    bytes: '\0\0\0\x0b"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80"',
+  },
+  {
+    name: "a native length of two digits",
+    framing: "native",
+    bodies: [`"${"x".repeat(256)}"`],
+    bytes: `\0\0\x01\x02"${"x".repeat(256)}"`,
+  },
+  {
+    name: "a native length above 127",
+    framing: "native",
+    bodies: ["x".repeat(200)],
+    bytes: `\0\0\0\xc8${"x".repeat(200)}`,
+  },
   { name: "one line", framing: "lines", bodies: ["7"], bytes: "7\n" },
   { name: "two lines", framing: "lines", bodies: ["{}", '{"a":1}'], bytes: '{}\n{"a":1}\n' },
   { name: "a line of UTF-8", framing: "lines", bodies: ['"é€😀"'], bytes: '"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80"\n' },
-  { name: "a line longer than the first store", framing: "lines", bodies: ["x".repeat(5000), "{}"], bytes: `${"x".repeat(5000)}\n{}\n` },
+  {
+    name: "a line longer than the first store",
+    framing: "lines",
+    bodies: ["x".repeat(5000), "{}"],
+    bytes: `${"x".repeat(5000)}\n{}\n`,
+  },
 ];
 
 const over = (oversizeBytes: number, fatal = false) => ({ oversizeBytes, fatal });
@@ -31,34 +56,76 @@ const over = (oversizeBytes: number, fatal = false) => ({ oversizeBytes, fatal }
 /** What is also understood, but never sent; and what is reported instead of a body. */
 const streams: { name: string; limitBytes?: number; bytes: string; events: object[]; framing?: Framing }[] = [
   { name: "nothing", bytes: "", events: [] },
-  { name: "a line that ends in \\r\\n", bytes: "{}\r\n[]\r\n", events: [{ body: "{}" }, { body: "[]" }], framing: "lines" },
+  {
+    name: "a line that ends in \\r\\n",
+    bytes: "{}\r\n[]\r\n",
+    events: [{ body: "{}" }, { body: "[]" }],
+    framing: "lines",
+  },
   { name: "only one \\r of two", bytes: "{}\r\r\n", events: [{ body: "{}\r" }], framing: "lines" },
   { name: "a \\r inside a line", bytes: "{\r}\n", events: [{ body: "{\r}" }], framing: "lines" },
   { name: "blank lines", bytes: "\n\r\n\n{}\n\n\r\n", events: [{ body: "{}" }], framing: "lines" },
-  { name: "a last line without its newline", bytes: "{}\n[]", events: [{ body: "{}" }, { body: "[]" }], framing: "lines" },
+  {
+    name: "a last line without its newline",
+    bytes: "{}\n[]",
+    events: [{ body: "{}" }, { body: "[]" }],
+    framing: "lines",
+  },
   { name: "a last line that ends in \\r", bytes: "{}\r", events: [{ body: "{}" }], framing: "lines" },
-  { name: "a zero byte in a line", bytes: "x\0\0\0\n\0\n", events: [{ body: "x\0\0\0" }, { body: "\0" }], framing: "lines" },
+  {
+    name: "a zero byte in a line",
+    bytes: "x\0\0\0\n\0\n",
+    events: [{ body: "x\0\0\0" }, { body: "\0" }],
+    framing: "lines",
+  },
   { name: "a line of n - 1 bytes", limitBytes: 4, bytes: "xxx\n", events: [{ body: "xxx" }] },
   { name: "a line of n bytes", limitBytes: 4, bytes: "xxxx\n", events: [{ body: "xxxx" }] },
   { name: "a line of n bytes and \\r\\n", limitBytes: 4, bytes: "xxxx\r\n", events: [{ body: "xxxx" }] },
   { name: "a line of n + 1 bytes", limitBytes: 4, bytes: "xxxxx\n{}\n", events: [over(5), { body: "{}" }] },
-  { name: "a line of n + 1 bytes and \\r\\n", limitBytes: 4, bytes: "xxxxx\r\n{}\n", events: [over(6), { body: "{}" }] },
+  {
+    name: "a line of n + 1 bytes and \\r\\n",
+    limitBytes: 4,
+    bytes: "xxxxx\r\n{}\n",
+    events: [over(6), { body: "{}" }],
+  },
   { name: "a line of n + 9 bytes", limitBytes: 4, bytes: "xxxxxxxxxxxxx\n{}\n", events: [over(13), { body: "{}" }] },
   { name: "a line over the limit without its newline", limitBytes: 4, bytes: "xxxxxx", events: [over(6)] },
   { name: "a native body of n - 1 bytes", limitBytes: 4, bytes: "\0\0\0\x03xxx", events: [{ body: "xxx" }] },
   { name: "a native body of n bytes", limitBytes: 4, bytes: "\0\0\0\x04xxxx", events: [{ body: "xxxx" }] },
-  { name: "a native body of n + 1 bytes", limitBytes: 4, bytes: "\0\0\0\x05xxxxx\0\0\0\x02{}", events: [over(5), { body: "{}" }] },
-  { name: "a native body over the limit after another", limitBytes: 4, bytes: "\0\0\0\x02{}\0\0\0\x05xxxxx\0\0\0\x01x",
-    events: [{ body: "{}" }, over(5), { body: "x" }] },
-  { name: "a native length whose first byte is not 0", bytes: "\0\0\0\x02{}\x01\0\0\0xx",
-    events: [{ body: "{}" }, over(0x1000000)] },
-  { name: "a native length of 64 MiB", bytes: "\0\0\0\0\x04\0\0\0",
-    events: [{ body: "" }, over(maxSkippedBytes)] },
-  { name: "a native length over 64 MiB", bytes: "\0\0\0\0\x04\0\0\x01x\0\0\0\x02{}",
-    events: [{ body: "" }, over(maxSkippedBytes + 1, true)] },
-  { name: "a native length of all ones", bytes: "\0\0\0\0\xff\xff\xff\xff", events: [{ body: "" }, over(0xffffffff, true)] },
-  { name: "lines sent on a native connection", bytes: "\0\0\0\0{\"id\":1}\n",
-    events: [{ body: "" }, over(0x7b226964, true)], framing: "native" },
+  {
+    name: "a native body of n + 1 bytes",
+    limitBytes: 4,
+    bytes: "\0\0\0\x05xxxxx\0\0\0\x02{}",
+    events: [over(5), { body: "{}" }],
+  },
+  {
+    name: "a native body over the limit after another",
+    limitBytes: 4,
+    bytes: "\0\0\0\x02{}\0\0\0\x05xxxxx\0\0\0\x01x",
+    events: [{ body: "{}" }, over(5), { body: "x" }],
+  },
+  {
+    name: "a native length whose first byte is not 0",
+    bytes: "\0\0\0\x02{}\x01\0\0\0xx",
+    events: [{ body: "{}" }, over(0x1000000)],
+  },
+  { name: "a native length of 64 MiB", bytes: "\0\0\0\0\x04\0\0\0", events: [{ body: "" }, over(maxSkippedBytes)] },
+  {
+    name: "a native length over 64 MiB",
+    bytes: "\0\0\0\0\x04\0\0\x01x\0\0\0\x02{}",
+    events: [{ body: "" }, over(maxSkippedBytes + 1, true)],
+  },
+  {
+    name: "a native length of all ones",
+    bytes: "\0\0\0\0\xff\xff\xff\xff",
+    events: [{ body: "" }, over(0xffffffff, true)],
+  },
+  {
+    name: "lines sent on a native connection",
+    bytes: '\0\0\0\0{"id":1}\n',
+    events: [{ body: "" }, over(0x7b226964, true)],
+    framing: "native",
+  },
   { name: "a header cut after 1 byte", bytes: "\0", events: [], framing: "native" },
   { name: "a header cut after 3 bytes", bytes: "\0\0\0", events: [] },
   { name: "a body cut before its first byte", bytes: "\0\0\0\x05", events: [] },
@@ -97,7 +164,10 @@ for (const framing of ["native", "lines"] as const) {
   ] as const) {
     encode(`refuses ${maxBodyBytes + 1} bytes ${what}, ${framing}`, () => {
       const message = `Cannot encode frame: its body has ${maxBodyBytes + 1} bytes, at most ${maxBodyBytes} are accepted`;
-      assert.throws(() => encodeFrame(body, framing), (error: unknown) => error instanceof Failure && error.message === message);
+      assert.throws(
+        () => encodeFrame(body, framing),
+        (error: unknown) => error instanceof Failure && error.message === message,
+      );
     });
   }
 }
@@ -108,7 +178,14 @@ const decode = suite("createFrameDecoder()");
 
 for (const { name, framing, bodies, bytes } of frames) {
   for (const [how, cut] of Object.entries(waysToCut(wire(bytes)))) {
-    decode(`reads ${name} ${how}`, () => checkStream(cut, {}, bodies.map((body) => ({ body: text(Buffer.from(body)) })), framing));
+    decode(`reads ${name} ${how}`, () =>
+      checkStream(
+        cut,
+        {},
+        bodies.map((body) => ({ body: text(Buffer.from(body)) })),
+        framing,
+      ),
+    );
   }
 }
 
@@ -283,7 +360,9 @@ decode("stores nothing of a line that it reads past", async () => {
 
 // the same once more for half a million seeds: fuzz.test.ts
 for (let seed = 1; seed <= 200; seed++) {
-  decode(`agrees with a second reading of random bytes cut at random, seed ${seed}`, () => checkFrames(createRandom(seed)));
+  decode(`agrees with a second reading of random bytes cut at random, seed ${seed}`, () =>
+    checkFrames(createRandom(seed)),
+  );
 }
 
 decode.run();
@@ -315,7 +394,8 @@ function plain(events: FrameEvent[]): object[] {
 
 function readAll(decoder: FrameDecoder, bytes: Buffer, chunkBytes = bytes.length): FrameEvent[] {
   const events: FrameEvent[] = [];
-  for (let at = 0; at < bytes.length; at += chunkBytes) events.push(...decoder.push(bytes.subarray(at, at + chunkBytes)));
+  for (let at = 0; at < bytes.length; at += chunkBytes)
+    events.push(...decoder.push(bytes.subarray(at, at + chunkBytes)));
   events.push(...decoder.end());
   return events;
 }
@@ -330,7 +410,12 @@ function waysToCut(bytes: Buffer): Record<string, Buffer[][]> {
   };
 }
 
-function checkStream(cuts: Buffer[][], options: { maxBodyBytes?: number }, events: object[], framing: Framing | undefined): void {
+function checkStream(
+  cuts: Buffer[][],
+  options: { maxBodyBytes?: number },
+  events: object[],
+  framing: Framing | undefined,
+): void {
   for (const chunks of cuts) {
     const decoder = createFrameDecoder(options);
     const found = chunks.flatMap((chunk) => decoder.push(chunk));

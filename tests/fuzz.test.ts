@@ -14,13 +14,24 @@ import { demand, rowOf, runTarget } from "./fuzz/target.ts";
 import type { Target } from "./fuzz/target.ts";
 
 const runs: [Target, cases: number][] = [
-  [frameTarget, 450_000], [rpcTarget, 250_000], [argumentsTarget, 280_000], [recordTarget, 7000], [claimTarget, 5000], [tokenTarget, 5500], [stopTarget, 500],
+  [frameTarget, 450_000],
+  [rpcTarget, 250_000],
+  [argumentsTarget, 280_000],
+  [recordTarget, 7000],
+  [claimTarget, 5000],
+  [tokenTarget, 5500],
+  [stopTarget, 500],
   [liveTarget, 2000],
 ];
 
 const fuzz = suite("fuzzing");
 
-fuzz("does a million cases", () => assert.is(runs.reduce((sum, [, cases]) => sum + cases, 0), 1_000_000));
+fuzz("does a million cases", () =>
+  assert.is(
+    runs.reduce((sum, [, cases]) => sum + cases, 0),
+    1_000_000,
+  ),
+);
 
 for (const [target, cases] of runs) {
   fuzz(`finds nothing in ${cases} cases: ${target.name}`, async () => {
@@ -33,23 +44,39 @@ for (const [target, cases] of runs) {
 
 fuzz("tells the seed of a case that fails, and what repeats it; and of what is wrong in the end", async () => {
   const target: Target = {
-    name: "test", lanes: 3,
+    name: "test",
+    lanes: 3,
     async run(useCheck) {
-      await useCheck(async (random, seed) => demand(seed !== 17 || random(1000) !== createRandom(17)(1000), "It is wrong", { seed }));
+      await useCheck(async (random, seed) =>
+        demand(seed !== 17 || random(1000) !== createRandom(17)(1000), "It is wrong", { seed }),
+      );
       throw new Error("It is not as it was");
     },
   };
   const { cases, failures } = await runTarget(target, { seed: 10, cases: 20 });
   assert.is(cases, 20);
-  assert.match(failures[0]!, /^Error: It is wrong\n {2}\{"seed":17\}\n[^]*\n {2}npm run fuzz -- --only test --seed 17 --cases 1$/);
-  assert.match(failures[1]!, /^after seeds 10 to 29: Error: It is not as it was\n[^]*\n {2}npm run fuzz -- --only test --seed 10 --cases 20$/);
+  assert.match(
+    failures[0]!,
+    /^Error: It is wrong\n {2}\{"seed":17\}\n[^]*\n {2}npm run fuzz -- --only test --seed 17 --cases 1$/,
+  );
+  assert.match(
+    failures[1]!,
+    /^after seeds 10 to 29: Error: It is not as it was\n[^]*\n {2}npm run fuzz -- --only test --seed 10 --cases 20$/,
+  );
   assert.is(failures.length, 2);
 });
 
 fuzz("runs one case by its seed, as its message says", () => {
-  const { status, stdout, stderr } = spawnSync(process.execPath, ["tests/fuzz/run.mjs", "--only", "frame", "--seed", "123456", "--cases", "1"], { encoding: "utf8" });
+  const { status, stdout, stderr } = spawnSync(
+    process.execPath,
+    ["tests/fuzz/run.mjs", "--only", "frame", "--seed", "123456", "--cases", "1"],
+    { encoding: "utf8" },
+  );
   assert.is(stderr, "");
-  assert.match(stdout, /^FUZZ frame: 1 cases, seed 123456\.\.123456, 0 failures\n[^]*\n\| frame \| 1 \| \d\.\d \| good \|\n$/);
+  assert.match(
+    stdout,
+    /^FUZZ frame: 1 cases, seed 123456\.\.123456, 0 failures\n[^]*\n\| frame \| 1 \| \d\.\d \| good \|\n$/,
+  );
   assert.is(status, 0);
   assert.is(spawnSync(process.execPath, ["tests/fuzz/run.mjs", "--only", "nothing"]).status, 64);
 });

@@ -7,7 +7,17 @@
  */
 
 import { spawn, spawnSync } from "node:child_process";
-import { chownSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chownSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { connect } from "node:net";
 import type { Socket } from "node:net";
 import { join, resolve } from "node:path";
@@ -15,7 +25,18 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { createProcesses } from "../processes.ts";
 import type { Peer } from "../rpc.ts";
-import { builtFile, eventually, faultRow, isAlive, isRoot, openSocket, sideBySide, sleep, statOf, withDirectory } from "./daemon.ts";
+import {
+  builtFile,
+  eventually,
+  faultRow,
+  isAlive,
+  isRoot,
+  openSocket,
+  sideBySide,
+  sleep,
+  statOf,
+  withDirectory,
+} from "./daemon.ts";
 import type { Outcome, Site, Wire } from "./daemon.ts";
 
 const limits = suite("limits");
@@ -25,19 +46,42 @@ const limit = (what: string, promised: string, body: (site: Site) => Promise<str
   test(`${what}: ${promised}`, () => withDirectory(async (site) => row(await body(site)), { owner }));
 };
 /** As limit(), where it takes root, or a program that may not be there. */
-const limitIf = (isPossible: boolean, why: string): typeof limit => (isPossible ? limit : (what) => limits.skip(`${what}: ${why}`));
+const limitIf = (isPossible: boolean, why: string): typeof limit =>
+  isPossible ? limit : (what) => limits.skip(`${what}: ${why}`);
 const asRoot = limitIf(isRoot, "needs root");
-const inNamespace = limitIf(spawnSync("unshare", ["--user", "--map-root-user", "true"]).status === 0, "needs user namespaces");
+const inNamespace = limitIf(
+  spawnSync("unshare", ["--user", "--map-root-user", "true"]).status === 0,
+  "needs user namespaces",
+);
 
 /** Starts a daemon by some words before the runtime: `prlimit --nofile=80`. */
-async function serveBy(site: Site, before: string[], { flags = [] as string[], env = {} as NodeJS.ProcessEnv } = {}): Promise<{ pid: number; instance: string }> {
+async function serveBy(
+  site: Site,
+  before: string[],
+  { flags = [] as string[], env = {} as NodeJS.ProcessEnv } = {},
+): Promise<{ pid: number; instance: string }> {
   const { code, stdout, stderr } = await serving(site, before, { flags, env });
   assert.is(code, 0, stderr);
   return JSON.parse(stdout.toString());
 }
 
-function serving(site: Site, before: string[], { flags = [] as string[], env = {} as NodeJS.ProcessEnv } = {}): Promise<Outcome> {
-  const words = [...before, process.execPath, ...flags, builtFile, "--serve", "--json", "--socket", site.socket, "--token-file", site.tokenFile];
+function serving(
+  site: Site,
+  before: string[],
+  { flags = [] as string[], env = {} as NodeJS.ProcessEnv } = {},
+): Promise<Outcome> {
+  const words = [
+    ...before,
+    process.execPath,
+    ...flags,
+    builtFile,
+    "--serve",
+    "--json",
+    "--socket",
+    site.socket,
+    "--token-file",
+    site.tokenFile,
+  ];
   return site.command(words, { env: { SHELL: "/bin/sh", HOME: site.directory, ...env }, timeoutMs: 60_000 });
 }
 
@@ -77,84 +121,140 @@ async function pingDuring(wire: Wire, action: () => Promise<unknown>): Promise<n
 }
 
 /** The error that a request is answered with. */
-async function refusalOf(request: Promise<unknown>): Promise<{ code: number; message: string; data?: { errno?: string } }> {
-  const error = await request.then((result) => assert.unreachable(`it succeeded: ${JSON.stringify(result).slice(0, 100)}`), (refusal: unknown) => refusal);
+async function refusalOf(
+  request: Promise<unknown>,
+): Promise<{ code: number; message: string; data?: { errno?: string } }> {
+  const error = await request.then(
+    (result) => assert.unreachable(`it succeeded: ${JSON.stringify(result).slice(0, 100)}`),
+    (refusal: unknown) => refusal,
+  );
   if (!("data" in (error as object))) throw error;
   return error as { code: number; message: string };
 }
 
-const linesOf = (site: Site, pattern: RegExp): string[] => site.log().split("\n").filter((line) => pattern.test(line));
+const linesOf = (site: Site, pattern: RegExp): string[] =>
+  site
+    .log()
+    .split("\n")
+    .filter((line) => pattern.test(line));
 const cpuMs = (pid: number): number => Number(statOf(pid)![11]) * 10 + Number(statOf(pid)![12]) * 10;
-const shown = (text: string, { directory }: Site): string => `“${text.trim().replaceAll(directory, "…").replaceAll(process.execPath, "node")}”`;
+const shown = (text: string, { directory }: Site): string =>
+  `“${text.trim().replaceAll(directory, "…").replaceAll(process.execPath, "node")}”`;
 
 // Descriptors
 
-limit("`ulimit -n` from 8 to 64 at the start", "it serves, or says why not; below what node itself needs, node's own words", async (site) => {
-  const refusals: string[] = [];
-  const served: number[] = [];
-  for (const count of [8, 16, 20, 22, 24, 28, 32, 36, 40, 64]) {
-    if (served.length > 0 && count < 64) continue;
-    const { code, signal, stderr, ms } = await serving(site, ["prlimit", `--nofile=${count}`]);
-    assert.ok(ms < 30_000, `it took ${ms} ms with ${count}`);
-    if (/^holdfast: error/.test(stderr)) refusals.push(stderr);
-    else if (code === 0) served.push(count);
-    else assert.ok(signal === "SIGABRT" || signal === "SIGSEGV" || code === 134, `with ${count}: exit code ${code}, ${signal}: ${stderr}`);
-    if (code !== 0) continue;
-    await withWires(site, async (open) => JSON.stringify(await open().request("server.ping")));
-    assert.is((await site.run(["--stop", "--now"])).stdout.toString(), "stopped 0\n");
-  }
-  assert.ok(served.includes(64), `served with ${served}`);
-  assert.ok(refusals.length > 0, "none was refused in words");
-  for (const words of refusals) assert.match(words, /^holdfast: error: Cannot start the daemon: Cannot run ".*": too many open files \(EMFILE\)/);
-  return `served from ${served[0]} on; below: ${shown(refusals[0]!.split("\n")[0]!.replace("holdfast: error: ", ""), site)}`;
-});
+limit(
+  "`ulimit -n` from 8 to 64 at the start",
+  "it serves, or says why not; below what node itself needs, node's own words",
+  async (site) => {
+    const refusals: string[] = [];
+    const served: number[] = [];
+    for (const count of [8, 16, 20, 22, 24, 28, 32, 36, 40, 64]) {
+      if (served.length > 0 && count < 64) continue;
+      const { code, signal, stderr, ms } = await serving(site, ["prlimit", `--nofile=${count}`]);
+      assert.ok(ms < 30_000, `it took ${ms} ms with ${count}`);
+      if (/^holdfast: error/.test(stderr)) refusals.push(stderr);
+      else if (code === 0) served.push(count);
+      else
+        assert.ok(
+          signal === "SIGABRT" || signal === "SIGSEGV" || code === 134,
+          `with ${count}: exit code ${code}, ${signal}: ${stderr}`,
+        );
+      if (code !== 0) continue;
+      await withWires(site, async (open) => JSON.stringify(await open().request("server.ping")));
+      assert.is((await site.run(["--stop", "--now"])).stdout.toString(), "stopped 0\n");
+    }
+    assert.ok(served.includes(64), `served with ${served}`);
+    assert.ok(refusals.length > 0, "none was refused in words");
+    for (const words of refusals)
+      assert.match(words, /^holdfast: error: Cannot start the daemon: Cannot run ".*": too many open files \(EMFILE\)/);
+    return `served from ${served[0]} on; below: ${shown(refusals[0]!.split("\n")[0]!.replace("holdfast: error: ", ""), site)}`;
+  },
+);
 
 for (const [who, fill] of [
-  ["connections", (_site: Site, open: () => Wire) => fillBy(80, () => open().request("server.ping").catch(() => "refused"))],
-  ["strangers", (site: Site) => fillBy(80, () => new Promise((done) => {
-    const stranger = connect(site.socket).once("connect", () => done(stranger)).on("error", done);
-    strangers.add(stranger);
-  }))],
-  ["processes", (_site: Site, _open: () => Wire, wire: Wire) => fillBy(40, (i) => wire.request("process.spawn", { id: `p${i}`, command: "/bin/sleep", args: ["60"] }).catch(() => "refused"))],
+  [
+    "connections",
+    (_site: Site, open: () => Wire) =>
+      fillBy(80, () =>
+        open()
+          .request("server.ping")
+          .catch(() => "refused"),
+      ),
+  ],
+  [
+    "strangers",
+    (site: Site) =>
+      fillBy(
+        80,
+        () =>
+          new Promise((done) => {
+            const stranger = connect(site.socket)
+              .once("connect", () => done(stranger))
+              .on("error", done);
+            strangers.add(stranger);
+          }),
+      ),
+  ],
+  [
+    "processes",
+    (_site: Site, _open: () => Wire, wire: Wire) =>
+      fillBy(40, (i) =>
+        wire.request("process.spawn", { id: `p${i}`, command: "/bin/sleep", args: ["60"] }).catch(() => "refused"),
+      ),
+  ],
 ] as const) {
-  limit(`the daemon's descriptors used up by ${who}`, "pings go on, the processor is idle, the client and the log are told; after it new ones are served", (site) => withWires(site, async (open) => {
-    const { pid, instance } = await serveBy(site, ["prlimit", "--nofile=80"]);
-    const wire = open();
-    await wire.request("server.ping");
-    await fill(site, open, wire);
-    const cpu = cpuMs(pid);
-    const start = performance.now();
-    const pingMs = await pingDuring(wire, () => sleep(1000));
-    const share = (cpuMs(pid) - cpu) / (performance.now() - start);
-    assert.ok(share < 0.5, `it used ${Math.round(share * 100)} % of a processor`);
-    const refusal = await refusalOf(wire.request("process.spawn", { id: "late", command: "true" })); // the first by a name: it asks the login shell
-    assert.equal([refusal.code, refusal.data?.errno], [-32603, "EMFILE"]);
-    assert.match(refusal.message, /Cannot start "true": too many open files \(EMFILE\)/);
-    assert.is((await wire.request("files.stat", { path: "/" })).isDir, true);
-    assert.is((await wire.request("server.status")).limits.maxOpenFiles, 80);
-    // the last descriptor may be saying so to one of the others, for half a second
-    const isTold = /Cannot accept a connection: 79 files are open, the limit is 80/;
-    const ask = (): Promise<Outcome> => site.run(["--call", "server.ping", "--token-file", site.tokenFile]);
-    let pinged = await ask();
-    for (let i = 0; i < 50 && who !== "processes" && !isTold.test(pinged.stderr); i++) pinged = (await sleep(200), await ask());
-    if (who === "processes") assert.is(pinged.code, 0, pinged.stderr);
-    else assert.ok(isTold.test(pinged.stderr), `exit code ${pinged.code}: ${pinged.stderr}\n${site.log()}`);
-    assert.is(linesOf(site, /short of something/).length, 1, site.log());
-    if (who === "strangers") for (const stranger of strangers) stranger.destroy(); // the three run side by side: not another's
-    if (who === "processes") await Promise.all([...Array(20).keys()].map((i) => wire.request("process.kill", { id: `p${i}`, signal: "KILL" }).catch(() => {})));
-    return JSON.stringify({ pid, instance, pingMs, message: refusal.message, pinged: pinged.stderr });
-  }).then(async (text) => {
-    const { pid, instance, pingMs, message, pinged } = JSON.parse(text);
-    await withWires(site, async (open) => { // the filling ones are closed by now
-      let wire = open();
-      for (let i = 0; i < 100 && (await wire.request("server.ping").catch(() => undefined)) === undefined; i++) wire = (await sleep(50), open());
-      await eventually(() => readdirSync(`/proc/${pid}/fd`).length < 60, "the descriptors are free");
-      assert.is((await wire.request("process.spawn", { id: "after", command: "true" })).success, true);
-      assert.is((await wire.request("server.capabilities")).instanceId, instance);
-      return "";
-    });
-    return `so; ping at most ${pingMs} ms; ${shown(who === "processes" ? message : pinged.replace(/holdfast: error: |\nholdfast: hint.*/g, ""), site)}`;
-  }));
+  limit(
+    `the daemon's descriptors used up by ${who}`,
+    "pings go on, the processor is idle, the client and the log are told; after it new ones are served",
+    (site) =>
+      withWires(site, async (open) => {
+        const { pid, instance } = await serveBy(site, ["prlimit", "--nofile=80"]);
+        const wire = open();
+        await wire.request("server.ping");
+        await fill(site, open, wire);
+        const cpu = cpuMs(pid);
+        const start = performance.now();
+        const pingMs = await pingDuring(wire, () => sleep(1000));
+        const share = (cpuMs(pid) - cpu) / (performance.now() - start);
+        assert.ok(share < 0.5, `it used ${Math.round(share * 100)} % of a processor`);
+        const refusal = await refusalOf(wire.request("process.spawn", { id: "late", command: "true" })); // the first by a name: it asks the login shell
+        assert.equal([refusal.code, refusal.data?.errno], [-32603, "EMFILE"]);
+        assert.match(refusal.message, /Cannot start "true": too many open files \(EMFILE\)/);
+        assert.is((await wire.request("files.stat", { path: "/" })).isDir, true);
+        assert.is((await wire.request("server.status")).limits.maxOpenFiles, 80);
+        // the last descriptor may be saying so to one of the others, for half a second
+        const isTold = /Cannot accept a connection: 79 files are open, the limit is 80/;
+        const ask = (): Promise<Outcome> => site.run(["--call", "server.ping", "--token-file", site.tokenFile]);
+        let pinged = await ask();
+        for (let i = 0; i < 50 && who !== "processes" && !isTold.test(pinged.stderr); i++)
+          pinged = (await sleep(200), await ask());
+        if (who === "processes") assert.is(pinged.code, 0, pinged.stderr);
+        else assert.ok(isTold.test(pinged.stderr), `exit code ${pinged.code}: ${pinged.stderr}\n${site.log()}`);
+        assert.is(linesOf(site, /short of something/).length, 1, site.log());
+        if (who === "strangers") for (const stranger of strangers) stranger.destroy(); // the three run side by side: not another's
+        if (who === "processes")
+          await Promise.all(
+            [...Array(20).keys()].map((i) =>
+              wire.request("process.kill", { id: `p${i}`, signal: "KILL" }).catch(() => {}),
+            ),
+          );
+        return JSON.stringify({ pid, instance, pingMs, message: refusal.message, pinged: pinged.stderr });
+      }).then(async (text) => {
+        const { pid, instance, pingMs, message, pinged } = JSON.parse(text);
+        await withWires(site, async (open) => {
+          // the filling ones are closed by now
+          let wire = open();
+          for (let i = 0; i < 100 && (await wire.request("server.ping").catch(() => undefined)) === undefined; i++)
+            wire = (await sleep(50), open());
+          await eventually(() => readdirSync(`/proc/${pid}/fd`).length < 60, "the descriptors are free");
+          assert.is((await wire.request("process.spawn", { id: "after", command: "true" })).success, true);
+          assert.is((await wire.request("server.capabilities")).instanceId, instance);
+          return "";
+        });
+        return `so; ping at most ${pingMs} ms; ${shown(who === "processes" ? message : pinged.replace(/holdfast: error: |\nholdfast: hint.*/g, ""), site)}`;
+      }),
+  );
 }
 
 const strangers = new Set<Socket>();
@@ -168,133 +268,234 @@ async function fillBy(count: number, add: (i: number) => Promise<unknown>): Prom
 const poorUser = 64_321;
 const asPoor = ["setpriv", `--reuid=${poorUser}`, `--regid=${poorUser}`, "--clear-groups"];
 
-asRoot("`ulimit -u` reached", "spawns are refused in words, threads that are needed are there already; it goes on when there is room", (site) => withWires(site, async (open) => {
-  chownSync(site.tokenFile, poorUser, poorUser);
-  const poor = [...asPoor, "prlimit", "--nproc=60"];
-  const { pid, instance } = await serveBy(site, poor);
-  const wire = open();
-  let count = 0;
-  let refusal: Awaited<ReturnType<typeof refusalOf>> | undefined;
-  for (; refusal === undefined && count < 60; count++) {
-    refusal = await wire.request("process.spawn", { id: `p${count}`, command: "/bin/sleep", args: ["60"], cwd: "/" }).then(() => undefined, (error) => error);
-  }
-  assert.equal([refusal?.code, refusal?.data?.errno], [-32603, "EAGAIN"]);
-  assert.match(refusal!.message, /Cannot start "\/bin\/sleep": the user has as many processes as may be, see ulimit -u/);
-  assert.is((await wire.request("files.read", { path: "/proc/sys/kernel/ostype" })).content, "Linux\n"); // would need a thread
-  const pingMs = await pingDuring(wire, async () => {
-    for (const mode of [["--bridge"], ["--serve", "--token-file", site.tokenFile]]) {
-      const { code, signal } = await site.command([...poor, process.execPath, builtFile, ...mode, "--socket", site.socket], { timeoutMs: 5000 });
-      assert.ok(code !== 0 || signal !== null, `${mode[0]} succeeded`); // node itself cannot start its threads: it aborts, or hangs
-    }
-  });
-  assert.ok(isAlive(pid));
-  assert.is(linesOf(site, /short of something/).length, 1, site.log());
-  await wire.request("process.kill", { id: "p0", signal: "KILL" });
-  await wire.message(({ processId, stream }) => processId === "p0" && stream === "exit");
-  assert.is((await wire.request("process.spawn", { id: "after", command: "/bin/true", cwd: "/" })).success, true);
-  assert.is((await wire.request("server.capabilities")).instanceId, instance);
-  await site.command([...asPoor, process.execPath, builtFile, "--stop", "--now", "--socket", site.socket], { env: { HOME: site.directory } });
-  return `so; ping at most ${pingMs} ms; ${shown(refusal!.message, site)}; \`--serve\` and \`--bridge\` of that user do not come as far as their own words: node aborts`;
-}), poorUser);
+asRoot(
+  "`ulimit -u` reached",
+  "spawns are refused in words, threads that are needed are there already; it goes on when there is room",
+  (site) =>
+    withWires(site, async (open) => {
+      chownSync(site.tokenFile, poorUser, poorUser);
+      const poor = [...asPoor, "prlimit", "--nproc=60"];
+      const { pid, instance } = await serveBy(site, poor);
+      const wire = open();
+      let count = 0;
+      let refusal: Awaited<ReturnType<typeof refusalOf>> | undefined;
+      for (; refusal === undefined && count < 60; count++) {
+        refusal = await wire
+          .request("process.spawn", { id: `p${count}`, command: "/bin/sleep", args: ["60"], cwd: "/" })
+          .then(
+            () => undefined,
+            (error) => error,
+          );
+      }
+      assert.equal([refusal?.code, refusal?.data?.errno], [-32603, "EAGAIN"]);
+      assert.match(
+        refusal!.message,
+        /Cannot start "\/bin\/sleep": the user has as many processes as may be, see ulimit -u/,
+      );
+      assert.is((await wire.request("files.read", { path: "/proc/sys/kernel/ostype" })).content, "Linux\n"); // would need a thread
+      const pingMs = await pingDuring(wire, async () => {
+        for (const mode of [["--bridge"], ["--serve", "--token-file", site.tokenFile]]) {
+          const { code, signal } = await site.command(
+            [...poor, process.execPath, builtFile, ...mode, "--socket", site.socket],
+            { timeoutMs: 5000 },
+          );
+          assert.ok(code !== 0 || signal !== null, `${mode[0]} succeeded`); // node itself cannot start its threads: it aborts, or hangs
+        }
+      });
+      assert.ok(isAlive(pid));
+      assert.is(linesOf(site, /short of something/).length, 1, site.log());
+      await wire.request("process.kill", { id: "p0", signal: "KILL" });
+      await wire.message(({ processId, stream }) => processId === "p0" && stream === "exit");
+      assert.is((await wire.request("process.spawn", { id: "after", command: "/bin/true", cwd: "/" })).success, true);
+      assert.is((await wire.request("server.capabilities")).instanceId, instance);
+      await site.command([...asPoor, process.execPath, builtFile, "--stop", "--now", "--socket", site.socket], {
+        env: { HOME: site.directory },
+      });
+      return `so; ping at most ${pingMs} ms; ${shown(refusal!.message, site)}; \`--serve\` and \`--bridge\` of that user do not come as far as their own words: node aborts`;
+    }),
+  poorUser,
+);
 
 // Disk
 
-asRoot("no space for `files.write`", "ENOSPC in words, the old content stays, nothing is left beside it; written when there is space", (site) => withWires(site, async (open) => {
-  const disk = join(site.directory, "disk");
-  mkdirSync(disk);
-  const { pid } = await serveBy(site, ["unshare", "--mount", "--propagation", "private", "sh", "-c", `mount -t tmpfs -o size=64k limits "${disk}" && exec "$@"`, "sh"]);
-  const inside = `/proc/${pid}/root${disk}`;
-  const wire = open();
-  const write = (bytes: number): Promise<any> => wire.request("files.write", { path: join(disk, "file"), content: "x".repeat(bytes) });
-  await write(100);
-  const refusals = await Promise.all([...Array(20)].map(() => refusalOf(write(1 << 20))));
-  for (const { message, data } of refusals) {
-    assert.match(message, /^Cannot write ".*": no space left on device \(ENOSPC\)$/);
-    assert.is(data?.errno, "ENOSPC");
-  }
-  assert.equal(readdirSync(inside), ["file"]);
-  assert.is(readFileSync(join(inside, "file"), "utf8"), "x".repeat(100));
-  assert.equal(await wire.request("server.ping"), { pong: true });
-  assert.is(linesOf(site, /short of something/).length, 1, site.log());
-  assert.equal(await write(30_000), { written: 30_000 });
-  return `so; ${shown(refusals[0]!.message, site)}`;
-}));
+asRoot(
+  "no space for `files.write`",
+  "ENOSPC in words, the old content stays, nothing is left beside it; written when there is space",
+  (site) =>
+    withWires(site, async (open) => {
+      const disk = join(site.directory, "disk");
+      mkdirSync(disk);
+      const { pid } = await serveBy(site, [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        `mount -t tmpfs -o size=64k limits "${disk}" && exec "$@"`,
+        "sh",
+      ]);
+      const inside = `/proc/${pid}/root${disk}`;
+      const wire = open();
+      const write = (bytes: number): Promise<any> =>
+        wire.request("files.write", { path: join(disk, "file"), content: "x".repeat(bytes) });
+      await write(100);
+      const refusals = await Promise.all([...Array(20)].map(() => refusalOf(write(1 << 20))));
+      for (const { message, data } of refusals) {
+        assert.match(message, /^Cannot write ".*": no space left on device \(ENOSPC\)$/);
+        assert.is(data?.errno, "ENOSPC");
+      }
+      assert.equal(readdirSync(inside), ["file"]);
+      assert.is(readFileSync(join(inside, "file"), "utf8"), "x".repeat(100));
+      assert.equal(await wire.request("server.ping"), { pong: true });
+      assert.is(linesOf(site, /short of something/).length, 1, site.log());
+      assert.equal(await write(30_000), { written: 30_000 });
+      return `so; ${shown(refusals[0]!.message, site)}`;
+    }),
+);
 
 // Memory
 
-limit("`node --max-old-space-size=64`, and clients that ask for as much as they can", "it answers pings, and each request; what is held is bounded", (site) => withWires(site, async (open) => {
-  const { pid } = await serveBy(site, [], { flags: ["--max-old-space-size=64"] });
-  const big = join(site.directory, "big");
-  const directory = join(site.directory, "many");
-  writeFileSync(big, Buffer.alloc(12 << 20, "a"));
-  mkdirSync(directory);
-  for (let i = 0; i < 10_000; i++) writeFileSync(join(directory, "a rather long name for a file".repeat(4) + i), "");
-  const reading = { path: big, maxBytes: 16 << 20 };
-  const wire = open();
-  await wire.request("server.authenticate", { token: site.token });
-  const deaf = openSocket(site as never); // takes nothing, as long as it lasts
-  deaf.connection.pause();
-  for (let i = 0; i < 30; i++) void deaf.wire.request("files.read", reading).catch(() => {});
-  const pingMs = await pingDuring(open(), async () => {
-    await Promise.all([
-      ...[...Array(6)].map(async () => assert.is((await wire.request("files.read", reading)).content.length, 12 << 20)),
-      ...[...Array(30)].map(async () => assert.is((await wire.request("files.list", { path: directory })).entries.length, 10_000)),
-      ...[...Array(6).keys()].map(async (i) => assert.is((await wire.request("files.write", { path: join(site.directory, `w${i}`), content: "a".repeat(15 << 20) })).written, 15 << 20)),
-    ]);
-  });
-  // requests that are large, and take their time
-  await wire.request("process.spawn", { id: "deaf", command: "/bin/sh", args: ["-c", "trap '' TERM; echo; sleep 60 & wait; wait"] });
-  await wire.message(({ processId }) => processId === "deaf");
-  const waited = await Promise.all([...Array(8)].map(() => wire.request("process.killAndWait", { id: "deaf", timeoutMs: 300, escalate: false, padding: "a".repeat(15 << 20) })));
-  assert.equal(waited.map(({ died }) => died), Array(8).fill(false));
-  for (let i = 0; i < 24; i++) await wire.request("process.spawn", { id: `p${i}`, command: "/bin/sh", args: ["-c", "head -c 17000000 /dev/zero; exec sleep 60"] });
-  deaf.connection.destroy();
-  wire.messages.length = 0;
-  let dropped = 0; // messages of at most 32 KiB
-  const listed = open();
-  for (const end = performance.now() + 20_000; ; await sleep(100)) {
-    const { processes } = await listed.request("process.list");
-    dropped = processes.reduce((sum: number, { firstSeq }: any) => sum + firstSeq - 1, 0);
-    const { processes: summary } = await listed.request("server.status");
-    if (summary.every(({ id, bytes }: any) => id === "deaf" || bytes >= 17_000_000)) break;
-    assert.ok(performance.now() < end, "the output of all processes came in time");
-  }
-  assert.ok(dropped > 3000, `${dropped} messages were dropped: of 24 times 16 MiB at most 256 MiB are held`);
-  assert.ok(isAlive(pid));
-  const megabytes = Math.round(Number(/VmHWM:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))![1]) / 1024);
-  assert.ok(megabytes < 800, `it had ${megabytes} MiB`);
-  return `so; ping at most ${pingMs} ms, ${megabytes} MiB at most`;
-}));
+limit(
+  "`node --max-old-space-size=64`, and clients that ask for as much as they can",
+  "it answers pings, and each request; what is held is bounded",
+  (site) =>
+    withWires(site, async (open) => {
+      const { pid } = await serveBy(site, [], { flags: ["--max-old-space-size=64"] });
+      const big = join(site.directory, "big");
+      const directory = join(site.directory, "many");
+      writeFileSync(big, Buffer.alloc(12 << 20, "a"));
+      mkdirSync(directory);
+      for (let i = 0; i < 10_000; i++)
+        writeFileSync(join(directory, "a rather long name for a file".repeat(4) + i), "");
+      const reading = { path: big, maxBytes: 16 << 20 };
+      const wire = open();
+      await wire.request("server.authenticate", { token: site.token });
+      const deaf = openSocket(site as never); // takes nothing, as long as it lasts
+      deaf.connection.pause();
+      for (let i = 0; i < 30; i++) void deaf.wire.request("files.read", reading).catch(() => {});
+      const pingMs = await pingDuring(open(), async () => {
+        await Promise.all([
+          ...[...Array(6)].map(async () =>
+            assert.is((await wire.request("files.read", reading)).content.length, 12 << 20),
+          ),
+          ...[...Array(30)].map(async () =>
+            assert.is((await wire.request("files.list", { path: directory })).entries.length, 10_000),
+          ),
+          ...[...Array(6).keys()].map(async (i) =>
+            assert.is(
+              (
+                await wire.request("files.write", {
+                  path: join(site.directory, `w${i}`),
+                  content: "a".repeat(15 << 20),
+                })
+              ).written,
+              15 << 20,
+            ),
+          ),
+        ]);
+      });
+      // requests that are large, and take their time
+      await wire.request("process.spawn", {
+        id: "deaf",
+        command: "/bin/sh",
+        args: ["-c", "trap '' TERM; echo; sleep 60 & wait; wait"],
+      });
+      await wire.message(({ processId }) => processId === "deaf");
+      const waited = await Promise.all(
+        [...Array(8)].map(() =>
+          wire.request("process.killAndWait", {
+            id: "deaf",
+            timeoutMs: 300,
+            escalate: false,
+            padding: "a".repeat(15 << 20),
+          }),
+        ),
+      );
+      assert.equal(
+        waited.map(({ died }) => died),
+        Array(8).fill(false),
+      );
+      for (let i = 0; i < 24; i++)
+        await wire.request("process.spawn", {
+          id: `p${i}`,
+          command: "/bin/sh",
+          args: ["-c", "head -c 17000000 /dev/zero; exec sleep 60"],
+        });
+      deaf.connection.destroy();
+      wire.messages.length = 0;
+      let dropped = 0; // messages of at most 32 KiB
+      const listed = open();
+      for (const end = performance.now() + 20_000; ; await sleep(100)) {
+        const { processes } = await listed.request("process.list");
+        dropped = processes.reduce((sum: number, { firstSeq }: any) => sum + firstSeq - 1, 0);
+        const { processes: summary } = await listed.request("server.status");
+        if (summary.every(({ id, bytes }: any) => id === "deaf" || bytes >= 17_000_000)) break;
+        assert.ok(performance.now() < end, "the output of all processes came in time");
+      }
+      assert.ok(dropped > 3000, `${dropped} messages were dropped: of 24 times 16 MiB at most 256 MiB are held`);
+      assert.ok(isAlive(pid));
+      const megabytes = Math.round(
+        Number(/VmHWM:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))![1]) / 1024,
+      );
+      assert.ok(megabytes < 800, `it had ${megabytes} MiB`);
+      return `so; ping at most ${pingMs} ms, ${megabytes} MiB at most`;
+    }),
+);
 
-limit("`process.stdin` of many processes that do not read", "what is queued for all of them together is bounded: -32002", async () => {
-  const peer: Peer = { id: "c1", send: () => true, unsentBytes: 0, onDrain: () => () => {}, onClose: () => () => {} };
-  const processes = createProcesses({ env: { PATH: process.env.PATH, SHELL: "/bin/sh" }, log: () => {}, limits: { keepBytes: 1 << 20 } });
-  const call = async (method: string, params: Record<string, unknown>): Promise<any> => processes.methods.get(`process.${method}`)!(params, { peer, authenticated: true, known: true });
-  try {
-    for (const id of ["a", "b"]) await call("spawn", { id, command: "/bin/sleep", args: ["60"] });
-    const data = Buffer.alloc(800_000).toString("base64");
-    assert.is((await call("stdin", { id: "a", data })).applied, 800_000);
-    const refusal = await call("stdin", { id: "b", data }).catch((error: unknown) => error);
-    assert.equal([refusal.code, refusal.data], [-32002, { applied: 0 }]);
-    await call("killAndWait", { id: "a", signal: "KILL" });
-    for (const end = performance.now() + 10_000; (await call("stdin", { id: "b", data }).catch(() => undefined)) === undefined; await sleep(20)) assert.ok(performance.now() < end, "there is room again");
-  } finally {
-    await processes.endAll({ graceMs: 0 });
-  }
-  return "so";
-});
+limit(
+  "`process.stdin` of many processes that do not read",
+  "what is queued for all of them together is bounded: -32002",
+  async () => {
+    const peer: Peer = { id: "c1", send: () => true, unsentBytes: 0, onDrain: () => () => {}, onClose: () => () => {} };
+    const processes = createProcesses({
+      env: { PATH: process.env.PATH, SHELL: "/bin/sh" },
+      log: () => {},
+      limits: { keepBytes: 1 << 20 },
+    });
+    const call = async (method: string, params: Record<string, unknown>): Promise<any> =>
+      processes.methods.get(`process.${method}`)!(params, { peer, authenticated: true, known: true });
+    try {
+      for (const id of ["a", "b"]) await call("spawn", { id, command: "/bin/sleep", args: ["60"] });
+      const data = Buffer.alloc(800_000).toString("base64");
+      assert.is((await call("stdin", { id: "a", data })).applied, 800_000);
+      const refusal = await call("stdin", { id: "b", data }).catch((error: unknown) => error);
+      assert.equal([refusal.code, refusal.data], [-32002, { applied: 0 }]);
+      await call("killAndWait", { id: "a", signal: "KILL" });
+      for (
+        const end = performance.now() + 10_000;
+        (await call("stdin", { id: "b", data }).catch(() => undefined)) === undefined;
+        await sleep(20)
+      )
+        assert.ok(performance.now() < end, "there is room again");
+    } finally {
+      await processes.endAll({ graceMs: 0 });
+    }
+    return "so";
+  },
+);
 
 // A file system that does not answer
 
 /** Mounts one in a mount namespace of its own. Words before a command put it there; `stop` and `go` are what happens to it. */
-async function withMount(site: Site, use: (mount: { path: string; inside: string[]; stop(): void; go(): void }) => Promise<string>): Promise<string> {
+async function withMount(
+  site: Site,
+  use: (mount: { path: string; inside: string[]; stop(): void; go(): void }) => Promise<string>,
+): Promise<string> {
   const path = join(site.directory, "far");
   mkdirSync(path);
   symlinkSync(path, join(site.directory, "link"));
-  const server = spawn("unshare", ["--mount", "--propagation", "private", process.execPath, resolve("tests/mount.mjs"), path], { stdio: ["ignore", "pipe", "inherit"] });
+  const server = spawn(
+    "unshare",
+    ["--mount", "--propagation", "private", process.execPath, resolve("tests/mount.mjs"), path],
+    { stdio: ["ignore", "pipe", "inherit"] },
+  );
   const ended = new Promise((done) => server.once("close", done));
   try {
-    assert.is(String(await Promise.race([new Promise((done) => server.stdout.once("data", done)), ended])).trim(), "mounted");
+    assert.is(
+      String(await Promise.race([new Promise((done) => server.stdout.once("data", done)), ended])).trim(),
+      "mounted",
+    );
     const inside = ["nsenter", "-t", String(server.pid), "-m"];
     return await use({ path, inside, stop: () => void server.kill("SIGSTOP"), go: () => void server.kill("SIGCONT") });
   } finally {
@@ -314,140 +515,227 @@ async function withNearFile(use: (path: string) => Promise<string>): Promise<str
   }
 }
 
-asRoot("a FUSE mount that does not answer", "pings, other files and spawns go on; who asks for it is told within 9 s; and it works again when it answers", (site) => withMount(site, ({ path, inside, stop, go }) => withNearFile((local) => withWires(site, async (open) => {
-  const { pid, instance } = await serveBy(site, inside);
-  const wire = open();
-  const read = (at: string): Promise<any> => wire.request("files.read", { path: at });
-  const run = (id: string, more: object): Promise<any> => wire.request("process.spawn", { id, command: "/bin/sh", args: ["-c", "pwd; env"], ...more });
-  assert.equal([(await read(join(path, "file"))).content, (await read("~/link/file")).content], ["hello\n", "hello\n"]);
-  // to look where a link leads is to ask the very mount that is being listed
-  const listed = (await wire.request("files.list", { path })).entries;
-  assert.equal(listed.map(({ name, isDir, isSymlink = false }: any) => [name, isDir, isSymlink]), [["file", false, false], ["to-file", false, true], ["to-here", true, true], ["tool", false, false]]);
-  await run("tool", { command: join(path, "tool"), args: [] });
-  await wire.message(({ processId, stream }) => processId === "tool" && stream === "exit");
+asRoot(
+  "a FUSE mount that does not answer",
+  "pings, other files and spawns go on; who asks for it is told within 9 s; and it works again when it answers",
+  (site) =>
+    withMount(site, ({ path, inside, stop, go }) =>
+      withNearFile((local) =>
+        withWires(site, async (open) => {
+          const { pid, instance } = await serveBy(site, inside);
+          const wire = open();
+          const read = (at: string): Promise<any> => wire.request("files.read", { path: at });
+          const run = (id: string, more: object): Promise<any> =>
+            wire.request("process.spawn", { id, command: "/bin/sh", args: ["-c", "pwd; env"], ...more });
+          assert.equal(
+            [(await read(join(path, "file"))).content, (await read("~/link/file")).content],
+            ["hello\n", "hello\n"],
+          );
+          // to look where a link leads is to ask the very mount that is being listed
+          const listed = (await wire.request("files.list", { path })).entries;
+          assert.equal(
+            listed.map(({ name, isDir, isSymlink = false }: any) => [name, isDir, isSymlink]),
+            [
+              ["file", false, false],
+              ["to-file", false, true],
+              ["to-here", true, true],
+              ["tool", false, false],
+            ],
+          );
+          await run("tool", { command: join(path, "tool"), args: [] });
+          await wire.message(({ processId, stream }) => processId === "tool" && stream === "exit");
 
-  stop();
-  const start = performance.now();
-  const refusals = [
-    ...[...Array(40)].flatMap(() => [read(join(path, "file")), read("~/link/file"), wire.request("files.stat", { path: "~/link/../link/x" })]),
-    wire.request("files.list", { path }), wire.request("files.validate", { path: "link" }), wire.request("files.write", { path: "link/new", content: "" }),
-    run("a", { cwd: path }), run("b", { cwd: "~/link" }), run("c", { command: join(path, "tool") }), run("d", { command: "tool", env: { PATH: `/nowhere:${path}` } }),
-  ].map(refusalOf);
-  let slowest = 0;
-  const pingMs = await pingDuring(open(), async () => {
-    for (let i = 0; i < 20; i++) {
-      const before = performance.now();
-      assert.is((await read(local)).content, "near");
-      assert.is((await run(`near${i}`, { env: { PATH: `/bin:/usr/bin:${path}` }, command: "true", cwd: "/" })).success, true);
-      assert.is((await wire.request("files.write", { path: local, content: "near" })).written, 4);
-      slowest = Math.max(slowest, performance.now() - before);
-      await sleep(50);
-    }
-    for (const { code, message, data } of await Promise.all(refusals)) {
-      assert.match(message, /^Cannot use ".*": the file system of ".*\/far" has not answered for \d+ s$/);
-      assert.equal([code, data?.errno], [-32603, "ETIMEDOUT"]);
-    }
-  });
-  const told = performance.now() - start;
-  assert.ok(told < 20_000, `they were told after ${Math.round(told)} ms`);
-  // behind one for the mount it would wait for 8 s, until that is told; without a processor of its own, beside other tests, for 4
-  assert.ok(slowest < 6000, `a request for what is near took ${Math.round(slowest)} ms`);
-  const again = performance.now();
-  await refusalOf(read("~/link/file"));
-  assert.ok(performance.now() - again < 2000, "it is known by now");
-  const { entries } = await wire.request("files.list", { path: "~" }); // has a link there
-  assert.is(entries.find(({ name }: any) => name === "link").isDir, false);
-  assert.is(linesOf(site, /short of something/).length, 1, site.log());
+          stop();
+          const start = performance.now();
+          const refusals = [
+            ...[...Array(40)].flatMap(() => [
+              read(join(path, "file")),
+              read("~/link/file"),
+              wire.request("files.stat", { path: "~/link/../link/x" }),
+            ]),
+            wire.request("files.list", { path }),
+            wire.request("files.validate", { path: "link" }),
+            wire.request("files.write", { path: "link/new", content: "" }),
+            run("a", { cwd: path }),
+            run("b", { cwd: "~/link" }),
+            run("c", { command: join(path, "tool") }),
+            run("d", { command: "tool", env: { PATH: `/nowhere:${path}` } }),
+          ].map(refusalOf);
+          let slowest = 0;
+          const pingMs = await pingDuring(open(), async () => {
+            for (let i = 0; i < 20; i++) {
+              const before = performance.now();
+              assert.is((await read(local)).content, "near");
+              assert.is(
+                (await run(`near${i}`, { env: { PATH: `/bin:/usr/bin:${path}` }, command: "true", cwd: "/" })).success,
+                true,
+              );
+              assert.is((await wire.request("files.write", { path: local, content: "near" })).written, 4);
+              slowest = Math.max(slowest, performance.now() - before);
+              await sleep(50);
+            }
+            for (const { code, message, data } of await Promise.all(refusals)) {
+              assert.match(message, /^Cannot use ".*": the file system of ".*\/far" has not answered for \d+ s$/);
+              assert.equal([code, data?.errno], [-32603, "ETIMEDOUT"]);
+            }
+          });
+          const told = performance.now() - start;
+          assert.ok(told < 20_000, `they were told after ${Math.round(told)} ms`);
+          // behind one for the mount it would wait for 8 s, until that is told; without a processor of its own, beside other tests, for 4
+          assert.ok(slowest < 6000, `a request for what is near took ${Math.round(slowest)} ms`);
+          const again = performance.now();
+          await refusalOf(read("~/link/file"));
+          assert.ok(performance.now() - again < 2000, "it is known by now");
+          const { entries } = await wire.request("files.list", { path: "~" }); // has a link there
+          assert.is(entries.find(({ name }: any) => name === "link").isDir, false);
+          assert.is(linesOf(site, /short of something/).length, 1, site.log());
 
-  go();
-  for (const end = performance.now() + 20_000; (await read("~/link/file").catch(() => undefined)) === undefined; await sleep(50)) assert.ok(performance.now() < end, "it works again in time");
-  await run("e", { cwd: path });
-  await wire.message(({ processId, stream }) => processId === "e" && stream === "exit");
-  const said = wire.messages.filter(({ processId, stream }) => processId === "e" && stream === "stdout").map(({ data }) => Buffer.from(data, "base64")).join("");
-  assert.ok(said.startsWith(`${path}\n`), said);
-  assert.not.match(said, /UV_THREADPOOL_SIZE/);
-  assert.is((await wire.request("server.capabilities")).instanceId, instance);
-  assert.ok(isAlive(pid));
-  await site.command([...inside, process.execPath, builtFile, "--stop", "--now", "--socket", site.socket]);
-  return `so; told after ${(told / 1000).toFixed(1)} s, ping at most ${pingMs} ms, near ones at most ${Math.round(slowest)} ms`;
-}))));
+          go();
+          for (
+            const end = performance.now() + 20_000;
+            (await read("~/link/file").catch(() => undefined)) === undefined;
+            await sleep(50)
+          )
+            assert.ok(performance.now() < end, "it works again in time");
+          await run("e", { cwd: path });
+          await wire.message(({ processId, stream }) => processId === "e" && stream === "exit");
+          const said = wire.messages
+            .filter(({ processId, stream }) => processId === "e" && stream === "stdout")
+            .map(({ data }) => Buffer.from(data, "base64"))
+            .join("");
+          assert.ok(said.startsWith(`${path}\n`), said);
+          assert.not.match(said, /UV_THREADPOOL_SIZE/);
+          assert.is((await wire.request("server.capabilities")).instanceId, instance);
+          assert.ok(isAlive(pid));
+          await site.command([...inside, process.execPath, builtFile, "--stop", "--now", "--socket", site.socket]);
+          return `so; told after ${(told / 1000).toFixed(1)} s, ping at most ${pingMs} ms, near ones at most ${Math.round(slowest)} ms`;
+        }),
+      ),
+    ),
+);
 
-asRoot("`--stop` and SIGTERM while requests wait for such a mount", "it ends all the same", (site) => withMount(site, ({ path, inside, stop }) => withWires(site, async (open) => {
-  const times: number[] = [];
-  for (const how of ["--stop", "SIGTERM"]) {
-    const { pid } = await serveBy(site, inside);
-    const wire = open();
-    stop();
-    for (let i = 0; i < 5; i++) wire.request("files.stat", { path: join(path, "file") }).catch(() => {});
-    assert.equal(await wire.request("server.ping"), { pong: true });
-    const start = performance.now();
-    if (how === "--stop") assert.is((await site.run(["--stop", "--now"])).stdout.toString(), "stopped 0\n");
-    else process.kill(pid, "SIGTERM");
-    await eventually(() => !isAlive(pid), `the end by ${how}`);
-    times.push(Math.round(performance.now() - start));
-    assert.equal([site.record().ended.reason, existsSync(site.socket)], [how === "SIGTERM" ? "terminated" : "stopped", false]);
-  }
-  assert.ok(Math.max(...times) < 5000, `after ${times} ms`);
-  return `so, after ${times.join(" and ")} ms`;
-})));
+asRoot("`--stop` and SIGTERM while requests wait for such a mount", "it ends all the same", (site) =>
+  withMount(site, ({ path, inside, stop }) =>
+    withWires(site, async (open) => {
+      const times: number[] = [];
+      for (const how of ["--stop", "SIGTERM"]) {
+        const { pid } = await serveBy(site, inside);
+        const wire = open();
+        stop();
+        for (let i = 0; i < 5; i++) wire.request("files.stat", { path: join(path, "file") }).catch(() => {});
+        assert.equal(await wire.request("server.ping"), { pong: true });
+        const start = performance.now();
+        if (how === "--stop") assert.is((await site.run(["--stop", "--now"])).stdout.toString(), "stopped 0\n");
+        else process.kill(pid, "SIGTERM");
+        await eventually(() => !isAlive(pid), `the end by ${how}`);
+        times.push(Math.round(performance.now() - start));
+        assert.equal(
+          [site.record().ended.reason, existsSync(site.socket)],
+          [how === "SIGTERM" ? "terminated" : "stopped", false],
+        );
+      }
+      assert.ok(Math.max(...times) < 5000, `after ${times} ms`);
+      return `so, after ${times.join(" and ")} ms`;
+    }),
+  ),
+);
 
 // The clock
 
-const library = readdirSync("/usr/lib").map((name) => `/usr/lib/${name}/faketime/libfaketime.so.1`).find((path) => existsSync(path));
+const library = readdirSync("/usr/lib")
+  .map((name) => `/usr/lib/${name}/faketime/libfaketime.so.1`)
+  .find((path) => existsSync(path));
 
-limitIf(library !== undefined, "needs libfaketime")("the wall clock jumps 2 days ahead, and 3 hours back", "nothing is over early, no age is negative, and a signal from before is not taken for one of now", (site) => withWires(site, async (open) => {
-  const clock = join(site.directory, "clock");
-  const jump = (words: string): void => writeFileSync(clock, words);
-  jump("+0");
-  const { pid, instance } = await serveBy(site, [], { env: { LD_PRELOAD: library!, FAKETIME_TIMESTAMP_FILE: clock, FAKETIME_NO_CACHE: "1", FAKETIME_DONT_FAKE_MONOTONIC: "1", DONT_FAKE_MONOTONIC: "1" } });
-  let wire = open();
-  await wire.request("process.spawn", { id: "live", command: "/bin/sleep", args: ["60"] });
-  await wire.request("process.spawn", { id: "over", command: "/bin/echo", args: ["kept"] });
-  await wire.message(({ processId, stream }) => processId === "over" && stream === "exit");
-  const offset = async (): Promise<number> => {
-    await wire.request("process.spawn", { id: "date", command: "/bin/date", args: ["+%s"], env: { LD_PRELOAD: library } });
-    await wire.message(({ processId, stream }) => processId === "date" && stream === "exit");
-    const { data } = wire.messages.find(({ processId, stream }) => processId === "date" && stream === "stdout");
-    wire.messages.length = 0;
-    return Math.round((Number(Buffer.from(data, "base64")) - Date.now() / 1000) / 3600);
-  };
-  process.kill(pid, "SIGCONT");
-  await sleep(1200); // from then on that SIGCONT is of no account
-  for (const [words, hours] of [["+2d", 48], ["-3h", -3]] as const) {
-    const stranger = connect(site.socket);
-    await new Promise((done) => stranger.once("connect", done));
-    jump(words);
-    assert.is(await offset(), hours);
-    const stamp = Date.parse(site.log().trim().split("\n").at(-1)!.slice(0, 24));
-    assert.is(Math.round((stamp - Date.now()) / 3_600_000), hours, "the daemon's own clock has not jumped");
-    const { uptimeMs, processes } = await wire.request("server.status");
-    for (const ms of [uptimeMs, ...processes.map(({ ageMs }: any) => ageMs)]) assert.ok(ms >= 0 && ms < 120_000, `an age is ${ms} ms`);
-    assert.is((await wire.request("process.reattach", { id: "over", fromSeq: 0 })).firstSeq, 1);
-    await sleep(300);
-    assert.ok(!stranger.destroyed, "a stranger's minute is over");
-    stranger.on("error", () => {}).destroy();
-    // the grace
-    assert.is((await site.run(["--stop", "--grace", "3600"])).stdout.toString(), "stopped 1\n");
-    jump(hours > 0 ? "+9d" : "-9d");
-    await sleep(300);
-    const served = await site.serve();
-    assert.equal([served.how, served.instance], ["revived", instance]);
-    wire = open();
-    assert.equal((await wire.request("server.status")).processes.filter(({ running }: any) => running).map(({ id }: any) => id), ["live"]);
-  }
-  process.kill(pid, "SIGTERM");
-  await eventually(() => !isAlive(pid), "the end by SIGTERM");
-  assert.is(site.record().ended.reason, "terminated");
-  return "so";
-}));
+limitIf(library !== undefined, "needs libfaketime")(
+  "the wall clock jumps 2 days ahead, and 3 hours back",
+  "nothing is over early, no age is negative, and a signal from before is not taken for one of now",
+  (site) =>
+    withWires(site, async (open) => {
+      const clock = join(site.directory, "clock");
+      const jump = (words: string): void => writeFileSync(clock, words);
+      jump("+0");
+      const { pid, instance } = await serveBy(site, [], {
+        env: {
+          LD_PRELOAD: library!,
+          FAKETIME_TIMESTAMP_FILE: clock,
+          FAKETIME_NO_CACHE: "1",
+          FAKETIME_DONT_FAKE_MONOTONIC: "1",
+          DONT_FAKE_MONOTONIC: "1",
+        },
+      });
+      let wire = open();
+      await wire.request("process.spawn", { id: "live", command: "/bin/sleep", args: ["60"] });
+      await wire.request("process.spawn", { id: "over", command: "/bin/echo", args: ["kept"] });
+      await wire.message(({ processId, stream }) => processId === "over" && stream === "exit");
+      const offset = async (): Promise<number> => {
+        await wire.request("process.spawn", {
+          id: "date",
+          command: "/bin/date",
+          args: ["+%s"],
+          env: { LD_PRELOAD: library },
+        });
+        await wire.message(({ processId, stream }) => processId === "date" && stream === "exit");
+        const { data } = wire.messages.find(({ processId, stream }) => processId === "date" && stream === "stdout");
+        wire.messages.length = 0;
+        return Math.round((Number(Buffer.from(data, "base64")) - Date.now() / 1000) / 3600);
+      };
+      process.kill(pid, "SIGCONT");
+      await sleep(1200); // from then on that SIGCONT is of no account
+      for (const [words, hours] of [
+        ["+2d", 48],
+        ["-3h", -3],
+      ] as const) {
+        const stranger = connect(site.socket);
+        await new Promise((done) => stranger.once("connect", done));
+        jump(words);
+        assert.is(await offset(), hours);
+        const stamp = Date.parse(site.log().trim().split("\n").at(-1)!.slice(0, 24));
+        assert.is(Math.round((stamp - Date.now()) / 3_600_000), hours, "the daemon's own clock has not jumped");
+        const { uptimeMs, processes } = await wire.request("server.status");
+        for (const ms of [uptimeMs, ...processes.map(({ ageMs }: any) => ageMs)])
+          assert.ok(ms >= 0 && ms < 120_000, `an age is ${ms} ms`);
+        assert.is((await wire.request("process.reattach", { id: "over", fromSeq: 0 })).firstSeq, 1);
+        await sleep(300);
+        assert.ok(!stranger.destroyed, "a stranger's minute is over");
+        stranger.on("error", () => {}).destroy();
+        // the grace
+        assert.is((await site.run(["--stop", "--grace", "3600"])).stdout.toString(), "stopped 1\n");
+        jump(hours > 0 ? "+9d" : "-9d");
+        await sleep(300);
+        const served = await site.serve();
+        assert.equal([served.how, served.instance], ["revived", instance]);
+        wire = open();
+        assert.equal(
+          (await wire.request("server.status")).processes
+            .filter(({ running }: any) => running)
+            .map(({ id }: any) => id),
+          ["live"],
+        );
+      }
+      process.kill(pid, "SIGTERM");
+      await eventually(() => !isAlive(pid), "the end by SIGTERM");
+      assert.is(site.record().ended.reason, "terminated");
+      return "so";
+    }),
+);
 
 // inotify
 
-inNamespace("no inotify instances", "it starts; it only cannot count logouts", (site) => withWires(site, async (open) => {
-  await serveBy(site, ["unshare", "--user", "--map-root-user", "sh", "-c", 'echo 0 > /proc/sys/user/max_inotify_instances && exec "$@"', "sh"]);
-  const status = await open().request("server.status");
-  assert.not("logoutsOutlived" in status);
-  return "so";
-}));
+inNamespace("no inotify instances", "it starts; it only cannot count logouts", (site) =>
+  withWires(site, async (open) => {
+    await serveBy(site, [
+      "unshare",
+      "--user",
+      "--map-root-user",
+      "sh",
+      "-c",
+      'echo 0 > /proc/sys/user/max_inotify_instances && exec "$@"',
+      "sh",
+    ]);
+    const status = await open().request("server.status");
+    assert.not("logoutsOutlived" in status);
+    return "so";
+  }),
+);
 
 limits.run();

@@ -8,12 +8,36 @@
 import { spawnSync } from "node:child_process";
 import { existsSync, openSync, readSync, writeSync } from "node:fs";
 
-const files = [["file", "hello\n", 0o100644], ["tool", "#!/bin/sh\necho ran\n", 0o100755], ["to-file", "file", 0o120777], ["to-here", ".", 0o120777]].map(([name, text, mode], i) => ({ name, mode, bytes: Buffer.from(text), id: BigInt(i + 2) }));
-const opcodes = { lookup: 1, forget: 2, getattr: 3, readlink: 5, open: 14, read: 15, statfs: 17, release: 18, flush: 25, init: 26, opendir: 27, readdir: 28, releasedir: 29, access: 34, interrupt: 36, batchForget: 42 };
+const files = [
+  ["file", "hello\n", 0o100644],
+  ["tool", "#!/bin/sh\necho ran\n", 0o100755],
+  ["to-file", "file", 0o120777],
+  ["to-here", ".", 0o120777],
+].map(([name, text, mode], i) => ({ name, mode, bytes: Buffer.from(text), id: BigInt(i + 2) }));
+const opcodes = {
+  lookup: 1,
+  forget: 2,
+  getattr: 3,
+  readlink: 5,
+  open: 14,
+  read: 15,
+  statfs: 17,
+  release: 18,
+  flush: 25,
+  init: 26,
+  opendir: 27,
+  readdir: 28,
+  releasedir: 29,
+  access: 34,
+  interrupt: 36,
+  batchForget: 42,
+};
 if (!existsSync("/dev/fuse")) spawnSync("mknod", ["/dev/fuse", "c", "10", "229"]);
 const device = openSync("/dev/fuse", "r+");
 const options = `fd=3,rootmode=40000,user_id=0,group_id=0,allow_other`;
-const { status } = spawnSync("mount", ["--internal-only", "-t", "fuse", "-o", options, "silent", process.argv[2]], { stdio: ["ignore", "inherit", "inherit", device] });
+const { status } = spawnSync("mount", ["--internal-only", "-t", "fuse", "-o", options, "silent", process.argv[2]], {
+  stdio: ["ignore", "inherit", "inherit", device],
+});
 if (status !== 0) process.exit(1);
 console.log("mounted");
 
@@ -61,17 +85,28 @@ function answer(opcode, node, length) {
       entry.writeBigUInt64LE(found.id);
       return [0, Buffer.concat([entry, attributes(found)])];
     }
-    case opcodes.getattr: return [0, Buffer.concat([Buffer.alloc(16), attributes(file)])];
-    case opcodes.readlink: return [0, file.bytes];
-    case opcodes.open: case opcodes.opendir: return [0, Buffer.alloc(16)];
+    case opcodes.getattr:
+      return [0, Buffer.concat([Buffer.alloc(16), attributes(file)])];
+    case opcodes.readlink:
+      return [0, file.bytes];
+    case opcodes.open:
+    case opcodes.opendir:
+      return [0, Buffer.alloc(16)];
     case opcodes.read: {
       const at = Number(request.readBigUInt64LE(48));
       return [0, file.bytes.subarray(at, at + request.readUInt32LE(56))];
     }
-    case opcodes.readdir: return [0, request.readBigUInt64LE(48) === 0n ? Buffer.concat(files.map(directoryEntry)) : Buffer.alloc(0)];
-    case opcodes.statfs: return [0, Buffer.alloc(80)];
-    case opcodes.release: case opcodes.releasedir: case opcodes.flush: case opcodes.access: return [0, Buffer.alloc(0)];
-    default: return [38, Buffer.alloc(0)]; // ENOSYS
+    case opcodes.readdir:
+      return [0, request.readBigUInt64LE(48) === 0n ? Buffer.concat(files.map(directoryEntry)) : Buffer.alloc(0)];
+    case opcodes.statfs:
+      return [0, Buffer.alloc(80)];
+    case opcodes.release:
+    case opcodes.releasedir:
+    case opcodes.flush:
+    case opcodes.access:
+      return [0, Buffer.alloc(0)];
+    default:
+      return [38, Buffer.alloc(0)]; // ENOSYS
   }
 }
 

@@ -1,7 +1,20 @@
 // time limit: 120 s
 /** What V8 has compiled, kept beside the file: who keeps it, that it is used, and when it is not. What runs tells, by what it prints. */
 
-import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, utimesSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  chownSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
@@ -59,18 +72,29 @@ kept("keeps one file for each mode that is often started, which nobody else can 
     assert.equal(readdirSync(cache).sort(), ["bridge", "call", "serve"]); // the daemon's comes as it ends: to make it takes memory
     assert.is((await run(["--stop"])).code, 0);
     assert.equal(readdirSync(cache).sort(), modes);
-    assert.equal(modes.map((mode) => modeOf(join(cache, mode))), modes.map(() => 0o600));
+    assert.equal(
+      modes.map((mode) => modeOf(join(cache, mode))),
+      modes.map(() => 0o600),
+    );
     assert.is(modeOf(cache), 0o700);
     const [, sha256] = /\bsha256: "([0-9a-f]{64})"/.exec(text)!;
     const { size, mtimeMs } = statSync(process.execPath);
-    for (const mode of modes) assert.equal(wordsOf(join(cache, mode)).slice(0, 5), [sha256, statSync(program).ctimeMs, process.version, size, mtimeMs].map(String), mode);
+    for (const mode of modes)
+      assert.equal(
+        wordsOf(join(cache, mode)).slice(0, 5),
+        [sha256, statSync(program).ctimeMs, process.version, size, mtimeMs].map(String),
+        mode,
+      );
     // none of it is made again
     const before = modes.map((mode) => lstatSync(join(cache, mode)).ino);
     await run(["--serve"]);
     await run(["--call", "server.ping"]);
     await run(["--bridge"], frameOf(request("server.ping", {}, token)));
     await run(["--stop"]);
-    assert.equal(modes.map((mode) => lstatSync(join(cache, mode)).ino), before);
+    assert.equal(
+      modes.map((mode) => lstatSync(join(cache, mode)).ino),
+      before,
+    );
     assert.equal(readdirSync(directory).sort(), [".server.cache", "server"]);
   });
 });

@@ -40,7 +40,8 @@ test("has each exit code, as the help has", () => {
 test("names the commands that this project has", () => {
   const { scripts } = JSON.parse(readFileSync("package.json", "utf8"));
   for (const [, name] of readme.matchAll(/npm run ([\w:]+)/g)) assert.ok(name! in scripts, name);
-  for (const [, name] of readme.matchAll(/`(--[a-z-]+)/g)) assert.ok(help.includes(name!) || name === "--suite" || name === "--launched", name);
+  for (const [, name] of readme.matchAll(/`(--[a-z-]+)/g))
+    assert.ok(help.includes(name!) || name === "--suite" || name === "--launched", name);
 });
 
 test("and the help fits a screen", () => {

@@ -15,11 +15,14 @@ const calls: Params[] = [];
 
 const methods: Methods = new Map<string, rpc.Method>([
   ["server.ping", () => ({ pong: true })],
-  ["server.authenticate", ({ token: given }, caller) => {
-    if (given !== token) throw new Failure(unauthorized.message, { code: errorCodes.unauthorized });
-    caller.authenticated = caller.known = true;
-    return { authenticated: true };
-  }],
+  [
+    "server.authenticate",
+    ({ token: given }, caller) => {
+      if (given !== token) throw new Failure(unauthorized.message, { code: errorCodes.unauthorized });
+      caller.authenticated = caller.known = true;
+      return { authenticated: true };
+    },
+  ],
   ["test.echo", (params) => params],
   ["test.later", async (params) => params],
   ["test.note", (params) => void calls.push(params)],
@@ -28,19 +31,81 @@ const methods: Methods = new Map<string, rpc.Method>([
   ["test.bytesLater", async ({ bytes }) => "x".repeat(bytes as number)],
   ["test.null", () => null],
   ["test.false", () => false],
-  ["test.circular", () => { const circle: Record<string, unknown> = {}; circle.circle = circle; return circle; }],
+  [
+    "test.circular",
+    () => {
+      const circle: Record<string, unknown> = {};
+      circle.circle = circle;
+      return circle;
+    },
+  ],
   ["test.bigint", async () => 1n],
-  ["test.failure", () => { throw new Failure("Cannot do it", { code: -32002, data: { applied: 7 } }); }],
-  ["test.failureLater", async () => { throw new Failure("Cannot do it", { code: -32002, data: { applied: 7 } }); }],
-  ["test.hint", () => { throw new Failure("Cannot do it", { hint: "do this" }); }],
-  ["test.dataAndHint", () => { throw new Failure("Cannot do it", { hint: "do this", data: { applied: 7 } }); }],
-  ["test.plain", () => { throw new Failure("Cannot do it"); }],
-  ["test.os", () => { throw osFailure('read "/x"', osError()); }],
-  ["test.bare", () => { throw osError(); }],
-  ["test.bareLater", async () => { throw osError(); }],
-  ["test.error", () => { throw new RangeError("out of range"); }],
-  ["test.string", () => { throw "a string"; }],
-  ["test.undefined", () => { throw undefined; }],
+  [
+    "test.failure",
+    () => {
+      throw new Failure("Cannot do it", { code: -32002, data: { applied: 7 } });
+    },
+  ],
+  [
+    "test.failureLater",
+    async () => {
+      throw new Failure("Cannot do it", { code: -32002, data: { applied: 7 } });
+    },
+  ],
+  [
+    "test.hint",
+    () => {
+      throw new Failure("Cannot do it", { hint: "do this" });
+    },
+  ],
+  [
+    "test.dataAndHint",
+    () => {
+      throw new Failure("Cannot do it", { hint: "do this", data: { applied: 7 } });
+    },
+  ],
+  [
+    "test.plain",
+    () => {
+      throw new Failure("Cannot do it");
+    },
+  ],
+  [
+    "test.os",
+    () => {
+      throw osFailure('read "/x"', osError());
+    },
+  ],
+  [
+    "test.bare",
+    () => {
+      throw osError();
+    },
+  ],
+  [
+    "test.bareLater",
+    async () => {
+      throw osError();
+    },
+  ],
+  [
+    "test.error",
+    () => {
+      throw new RangeError("out of range");
+    },
+  ],
+  [
+    "test.string",
+    () => {
+      throw "a string";
+    },
+  ],
+  [
+    "test.undefined",
+    () => {
+      throw undefined;
+    },
+  ],
 ]);
 
 const os = { code: -32603, message: "no such file or directory (ENOENT)", data: { errno: "ENOENT" } };
@@ -50,106 +115,243 @@ const requests: { name: string; request: object; result?: unknown; error?: objec
   { name: "a result", request: { method: "server.ping" }, result: { pong: true } },
   { name: "a result that comes later", request: { method: "test.later", params: { a: 1 } }, result: { a: 1 } },
   { name: "an empty object for absent params", request: { method: "test.echo" }, result: {} },
-  { name: "params as they are", request: { method: "test.echo", params: { a: { b: ["c", null, "é😀\n"] } } },
-    result: { a: { b: ["c", null, "é😀\n"] } } },
+  {
+    name: "params as they are",
+    request: { method: "test.echo", params: { a: { b: ["c", null, "é😀\n"] } } },
+    result: { a: { b: ["c", null, "é😀\n"] } },
+  },
   { name: "null for undefined", request: { method: "test.note", params: {} }, result: null },
   { name: "null for undefined that comes later", request: { method: "test.noteLater", params: {} }, result: null },
   { name: "null for null", request: { method: "test.null" }, result: null },
   { name: "false for false", request: { method: "test.false" }, result: false },
-  { name: "a failure's code and data", request: { method: "test.failure" },
-    error: { code: -32002, message: "Cannot do it", data: { applied: 7 } } },
-  { name: "a failure that comes later", request: { method: "test.failureLater" },
-    error: { code: -32002, message: "Cannot do it", data: { applied: 7 } } },
-  { name: "a failure's hint", request: { method: "test.hint" },
-    error: { code: -32603, message: "Cannot do it", data: { hint: "do this" } } },
-  { name: "a failure's data and hint", request: { method: "test.dataAndHint" },
-    error: { code: -32603, message: "Cannot do it", data: { applied: 7, hint: "do this" } } },
-  { name: "a failure without data", request: { method: "test.plain" }, error: { code: -32603, message: "Cannot do it" } },
-  { name: "a failure made of an operating system's error", request: { method: "test.os" },
-    error: { ...os, message: 'Cannot read "/x": no such file or directory (ENOENT)' } },
+  {
+    name: "a failure's code and data",
+    request: { method: "test.failure" },
+    error: { code: -32002, message: "Cannot do it", data: { applied: 7 } },
+  },
+  {
+    name: "a failure that comes later",
+    request: { method: "test.failureLater" },
+    error: { code: -32002, message: "Cannot do it", data: { applied: 7 } },
+  },
+  {
+    name: "a failure's hint",
+    request: { method: "test.hint" },
+    error: { code: -32603, message: "Cannot do it", data: { hint: "do this" } },
+  },
+  {
+    name: "a failure's data and hint",
+    request: { method: "test.dataAndHint" },
+    error: { code: -32603, message: "Cannot do it", data: { applied: 7, hint: "do this" } },
+  },
+  {
+    name: "a failure without data",
+    request: { method: "test.plain" },
+    error: { code: -32603, message: "Cannot do it" },
+  },
+  {
+    name: "a failure made of an operating system's error",
+    request: { method: "test.os" },
+    error: { ...os, message: 'Cannot read "/x": no such file or directory (ENOENT)' },
+  },
   { name: "an operating system's error", request: { method: "test.bare" }, error: os },
   { name: "an operating system's error that comes later", request: { method: "test.bareLater" }, error: os },
-  { name: "an error without its stack", request: { method: "test.error" }, error: { code: -32603, message: "out of range" } },
+  {
+    name: "an error without its stack",
+    request: { method: "test.error" },
+    error: { code: -32603, message: "out of range" },
+  },
   { name: "a thrown string", request: { method: "test.string" }, error: { code: -32603, message: "a string" } },
   { name: "a thrown undefined", request: { method: "test.undefined" }, error: { code: -32603, message: "undefined" } },
 
-  { name: "a method without a dot", request: { method: "ping" }, error: { code: -32601, message: "Invalid method format: ping" } },
+  {
+    name: "a method without a dot",
+    request: { method: "ping" },
+    error: { code: -32601, message: "Invalid method format: ping" },
+  },
   { name: "an empty method", request: { method: "" }, error: { code: -32601, message: "Invalid method format: " } },
-  { name: "a method without a namespace", request: { method: ".ping" }, error: { code: -32601, message: "Invalid method format: .ping" } },
-  { name: "a method without a name", request: { method: "server." }, error: { code: -32601, message: "Invalid method format: server." } },
-  { name: "an unknown namespace", request: { method: "git.clone" }, error: { code: -32601, message: "Unknown namespace: git" } },
-  { name: "the beginning of a namespace", request: { method: "serve.ping" }, error: { code: -32601, message: "Unknown namespace: serve" } },
-  { name: "an unknown method", request: { method: "server.pong" }, error: { code: -32601, message: "Unknown method: server.pong" } },
-  { name: "a method with a dot more", request: { method: "server.ping.x" },
-    error: { code: -32601, message: "Unknown method: server.ping.x" } },
-  { name: "a method of every object", request: { method: "server.constructor" },
-    error: { code: -32601, message: "Unknown method: server.constructor" } },
-  { name: "a namespace of every object", request: { method: "__proto__.x" },
-    error: { code: -32601, message: "Unknown namespace: __proto__" } },
-  { name: "a long method without a dot", request: { method: long },
-    error: { code: -32601, message: `Invalid method format: ${"x".repeat(120)}…` } },
-  { name: "a long namespace", request: { method: `${long}.x` },
-    error: { code: -32601, message: `Unknown namespace: ${"x".repeat(120)}…` } },
-  { name: "a long method", request: { method: `server.${long}` },
-    error: { code: -32601, message: `Unknown method: server.${"x".repeat(113)}…` } },
-  { name: "a long method cut inside a character", request: { method: `${"x".repeat(119)}😀` },
-    error: { code: -32601, message: `Invalid method format: ${"x".repeat(119)}…` } },
-  { name: "no method", request: {}, error: { code: -32600, message: "Invalid request: the method is absent, it must be a string" } },
-  { name: "a method that is a number", request: { method: 7 },
-    error: { code: -32600, message: "Invalid request: the method is 7, it must be a string" } },
-  { name: "params by position", request: { method: "server.ping", params: ["x"] },
-    error: { code: -32602, message: "Cannot use params: they are an array, they must be an object" } },
-  { name: "params that are null", request: { method: "server.ping", params: null },
-    error: { code: -32602, message: "Cannot use params: they are null, they must be an object" } },
-  { name: "params that are a string", request: { method: "server.ping", params: long },
-    error: { code: -32602, message: `Cannot use params: they are "${"x".repeat(120)}…", they must be an object` } },
-  { name: "an unknown method before its params", request: { method: "server.pong", params: [] },
-    error: { code: -32601, message: "Unknown method: server.pong" } },
-  { name: "another version before the method", request: { jsonrpc: "1.0", method: "server.pong" }, error: invalidVersion },
+  {
+    name: "a method without a namespace",
+    request: { method: ".ping" },
+    error: { code: -32601, message: "Invalid method format: .ping" },
+  },
+  {
+    name: "a method without a name",
+    request: { method: "server." },
+    error: { code: -32601, message: "Invalid method format: server." },
+  },
+  {
+    name: "an unknown namespace",
+    request: { method: "git.clone" },
+    error: { code: -32601, message: "Unknown namespace: git" },
+  },
+  {
+    name: "the beginning of a namespace",
+    request: { method: "serve.ping" },
+    error: { code: -32601, message: "Unknown namespace: serve" },
+  },
+  {
+    name: "an unknown method",
+    request: { method: "server.pong" },
+    error: { code: -32601, message: "Unknown method: server.pong" },
+  },
+  {
+    name: "a method with a dot more",
+    request: { method: "server.ping.x" },
+    error: { code: -32601, message: "Unknown method: server.ping.x" },
+  },
+  {
+    name: "a method of every object",
+    request: { method: "server.constructor" },
+    error: { code: -32601, message: "Unknown method: server.constructor" },
+  },
+  {
+    name: "a namespace of every object",
+    request: { method: "__proto__.x" },
+    error: { code: -32601, message: "Unknown namespace: __proto__" },
+  },
+  {
+    name: "a long method without a dot",
+    request: { method: long },
+    error: { code: -32601, message: `Invalid method format: ${"x".repeat(120)}…` },
+  },
+  {
+    name: "a long namespace",
+    request: { method: `${long}.x` },
+    error: { code: -32601, message: `Unknown namespace: ${"x".repeat(120)}…` },
+  },
+  {
+    name: "a long method",
+    request: { method: `server.${long}` },
+    error: { code: -32601, message: `Unknown method: server.${"x".repeat(113)}…` },
+  },
+  {
+    name: "a long method cut inside a character",
+    request: { method: `${"x".repeat(119)}😀` },
+    error: { code: -32601, message: `Invalid method format: ${"x".repeat(119)}…` },
+  },
+  {
+    name: "no method",
+    request: {},
+    error: { code: -32600, message: "Invalid request: the method is absent, it must be a string" },
+  },
+  {
+    name: "a method that is a number",
+    request: { method: 7 },
+    error: { code: -32600, message: "Invalid request: the method is 7, it must be a string" },
+  },
+  {
+    name: "params by position",
+    request: { method: "server.ping", params: ["x"] },
+    error: { code: -32602, message: "Cannot use params: they are an array, they must be an object" },
+  },
+  {
+    name: "params that are null",
+    request: { method: "server.ping", params: null },
+    error: { code: -32602, message: "Cannot use params: they are null, they must be an object" },
+  },
+  {
+    name: "params that are a string",
+    request: { method: "server.ping", params: long },
+    error: { code: -32602, message: `Cannot use params: they are "${"x".repeat(120)}…", they must be an object` },
+  },
+  {
+    name: "an unknown method before its params",
+    request: { method: "server.pong", params: [] },
+    error: { code: -32601, message: "Unknown method: server.pong" },
+  },
+  {
+    name: "another version before the method",
+    request: { jsonrpc: "1.0", method: "server.pong" },
+    error: invalidVersion,
+  },
   { name: "no version", request: { jsonrpc: undefined, method: "server.ping" }, error: invalidVersion },
   { name: "a version that is a number", request: { jsonrpc: 2, method: "server.ping" }, error: invalidVersion },
 ];
 
 /** Bodies to whole answers, for ids and for what is no request at all. `undefined` is no answer. */
 const bodies: { name: string; body: string | Uint8Array; answer: object | undefined }[] = [
-  ...[0, 7, -1, 0.5, 9007199254740991, -9007199254740991, "", "a", "7", "é😀", "x".repeat(rpc.maxIdLength), null].map((id) => ({
-    name: `the id ${JSON.stringify(id).slice(0, 20)}`,
-    body: JSON.stringify({ jsonrpc: "2.0", id, method: "server.ping", auth: token }),
-    answer: { jsonrpc: "2.0", id, result: { pong: true } },
-  })),
-  ...[["{}", "an object"], ["[1]", "an array"], ["true", "true"], ["1e999", "Infinity"],
+  ...[0, 7, -1, 0.5, 9007199254740991, -9007199254740991, "", "a", "7", "é😀", "x".repeat(rpc.maxIdLength), null].map(
+    (id) => ({
+      name: `the id ${JSON.stringify(id).slice(0, 20)}`,
+      body: JSON.stringify({ jsonrpc: "2.0", id, method: "server.ping", auth: token }),
+      answer: { jsonrpc: "2.0", id, result: { pong: true } },
+    }),
+  ),
+  ...[
+    ["{}", "an object"],
+    ["[1]", "an array"],
+    ["true", "true"],
+    ["1e999", "Infinity"],
     // the first is a double, the second is not: it was answered as the first, for which nobody waited
-    ["9007199254740992", "9007199254740992"], ["9007199254740993", "9007199254740992"], ["-9007199254740992", "-9007199254740992"],
-    [`"${"x".repeat(rpc.maxIdLength + 1)}"`, `"${"x".repeat(120)}…"`]].map(([id, is]) => ({
+    ["9007199254740992", "9007199254740992"],
+    ["9007199254740993", "9007199254740992"],
+    ["-9007199254740992", "-9007199254740992"],
+    [`"${"x".repeat(rpc.maxIdLength + 1)}"`, `"${"x".repeat(120)}…"`],
+  ].map(([id, is]) => ({
     name: `the id ${id!.slice(0, 20)} that is ${is!.slice(0, 20)}`,
     body: `{"jsonrpc":"2.0","id":${id},"method":"server.ping","auth":"${token}"}`,
-    answer: invalid(`the id is ${is}, it must be a string of at most 256 characters, a number of at most 2^53 - 1 or null`),
+    answer: invalid(
+      `the id is ${is}, it must be a string of at most 256 characters, a number of at most 2^53 - 1 or null`,
+    ),
   })),
-  ...[["7", "7"], ['"a"', '"a"'], ["null", "null"], ["false", "false"]].map(([body, is]) => ({
-    name: `the JSON ${body}`, body: body!, answer: invalid(`it is ${is}, it must be an object`),
+  ...[
+    ["7", "7"],
+    ['"a"', '"a"'],
+    ["null", "null"],
+    ["false", "false"],
+  ].map(([body, is]) => ({
+    name: `the JSON ${body}`,
+    body: body!,
+    answer: invalid(`it is ${is}, it must be an object`),
   })),
   { name: "an empty body", body: "", answer: parseError("the body is empty") },
   { name: "a byte that is not UTF-8", body: new Uint8Array([0x22, 0xff, 0x22]), answer: parseError("it is not UTF-8") },
   { name: "a character cut short", body: Buffer.from('"€').subarray(0, 3), answer: parseError("it is not UTF-8") },
-  { name: "a surrogate in UTF-8", body: new Uint8Array([0x22, 0xed, 0xa0, 0x80, 0x22]), answer: parseError("it is not UTF-8") },
+  {
+    name: "a surrogate in UTF-8",
+    body: new Uint8Array([0x22, 0xed, 0xa0, 0x80, 0x22]),
+    answer: parseError("it is not UTF-8"),
+  },
   { name: "a body after one that was not UTF-8", body: "null", answer: invalid("it is null, it must be an object") },
   { name: "a byte order mark", body: "\ufeff7", answer: invalid("it is 7, it must be an object") },
-  { name: "white space around a request", body: ` \r\n{"jsonrpc":"2.0","id":1,\n"method":"server.ping","auth":"${token}"}\t `,
-    answer: { jsonrpc: "2.0", id: 1, result: { pong: true } } },
+  {
+    name: "white space around a request",
+    body: ` \r\n{"jsonrpc":"2.0","id":1,\n"method":"server.ping","auth":"${token}"}\t `,
+    answer: { jsonrpc: "2.0", id: 1, result: { pong: true } },
+  },
   { name: "a notification", body: encode({ method: "server.ping" }), answer: undefined },
   { name: "a notification that is answered later", body: encode({ method: "test.later" }), answer: undefined },
   { name: "a notification that fails", body: encode({ method: "test.failure" }), answer: undefined },
   { name: "a notification that fails later", body: encode({ method: "test.failureLater" }), answer: undefined },
   { name: "a notification of an unknown method", body: encode({ method: "server.pong" }), answer: undefined },
-  { name: "a notification with params by position", body: encode({ method: "server.ping", params: [] }), answer: undefined },
-  { name: "a notification without a good token", body: encode({ method: "server.ping", auth: "bad" }), answer: undefined },
+  {
+    name: "a notification with params by position",
+    body: encode({ method: "server.ping", params: [] }),
+    answer: undefined,
+  },
+  {
+    name: "a notification without a good token",
+    body: encode({ method: "server.ping", auth: "bad" }),
+    answer: undefined,
+  },
   { name: "no id and no method", body: encode({}), answer: invalid("the method is absent, it must be a string") },
-  { name: "no id and no version", body: encode({ jsonrpc: undefined, method: "server.ping" }),
-    answer: { jsonrpc: "2.0", id: null, error: invalidVersion } },
-  { name: "no id, no method and no good token", body: encode({ auth: "bad" }), answer: { jsonrpc: "2.0", id: null, error: unauthorized } },
+  {
+    name: "no id and no version",
+    body: encode({ jsonrpc: undefined, method: "server.ping" }),
+    answer: { jsonrpc: "2.0", id: null, error: invalidVersion },
+  },
+  {
+    name: "no id, no method and no good token",
+    body: encode({ auth: "bad" }),
+    answer: { jsonrpc: "2.0", id: null, error: unauthorized },
+  },
   { name: "an empty object", body: "{}", answer: { jsonrpc: "2.0", id: null, error: unauthorized } },
-  { name: "another's response", body: encode({ id: 7, result: 1 }),
-    answer: { ...invalid("the method is absent, it must be a string"), id: 7 } },
+  {
+    name: "another's response",
+    body: encode({ id: 7, result: 1 }),
+    answer: { ...invalid("the method is absent, it must be a string"), id: 7 },
+  },
 ];
 
 const pong = { jsonrpc: "2.0", result: { pong: true } };
@@ -158,25 +360,67 @@ const notRequest = (is: string) => invalid(`it is ${is}, it must be an object`);
 /** Batches to the answers in them; `undefined` is no answer at all. */
 const batches: { name: string; batch: unknown[]; answer: object | undefined }[] = [
   { name: "one request", batch: [ping(1)], answer: [{ ...pong, id: 1 }] },
-  { name: "requests of which the first is answered last", batch: [{ ...ping(1), method: "test.later" }, ping(2)],
-    answer: [{ jsonrpc: "2.0", id: 1, result: {} }, { ...pong, id: 2 }] },
-  { name: "a notification between requests", batch: [ping(1), ping(), ping("b")], answer: [{ ...pong, id: 1 }, { ...pong, id: "b" }] },
+  {
+    name: "requests of which the first is answered last",
+    batch: [{ ...ping(1), method: "test.later" }, ping(2)],
+    answer: [
+      { jsonrpc: "2.0", id: 1, result: {} },
+      { ...pong, id: 2 },
+    ],
+  },
+  {
+    name: "a notification between requests",
+    batch: [ping(1), ping(), ping("b")],
+    answer: [
+      { ...pong, id: 1 },
+      { ...pong, id: "b" },
+    ],
+  },
   { name: "only notifications", batch: [ping(), ping()], answer: undefined },
-  { name: "only notifications, some done later", batch: [ping(), { ...ping(), method: "test.later" }], answer: undefined },
-  { name: "what are no requests", batch: [1, "a", null, [], [ping(1)]],
-    answer: [notRequest("1"), notRequest('"a"'), notRequest("null"), notRequest("an array"), notRequest("an array")] },
-  { name: "errors beside results", batch: [{ ...ping(1), method: "test.failureLater" }, ping(2), { ...ping(3), auth: "bad" }, {}], answer: [
-    { jsonrpc: "2.0", id: 1, error: { code: -32002, message: "Cannot do it", data: { applied: 7 } } },
-    { ...pong, id: 2 },
-    { jsonrpc: "2.0", id: 3, error: unauthorized },
-    { jsonrpc: "2.0", id: null, error: unauthorized },
-  ] },
-  { name: "the same id twice", batch: [ping(1), ping(1)], answer: [{ ...pong, id: 1 }, { ...pong, id: 1 }] },
+  {
+    name: "only notifications, some done later",
+    batch: [ping(), { ...ping(), method: "test.later" }],
+    answer: undefined,
+  },
+  {
+    name: "what are no requests",
+    batch: [1, "a", null, [], [ping(1)]],
+    answer: [notRequest("1"), notRequest('"a"'), notRequest("null"), notRequest("an array"), notRequest("an array")],
+  },
+  {
+    name: "errors beside results",
+    batch: [{ ...ping(1), method: "test.failureLater" }, ping(2), { ...ping(3), auth: "bad" }, {}],
+    answer: [
+      { jsonrpc: "2.0", id: 1, error: { code: -32002, message: "Cannot do it", data: { applied: 7 } } },
+      { ...pong, id: 2 },
+      { jsonrpc: "2.0", id: 3, error: unauthorized },
+      { jsonrpc: "2.0", id: null, error: unauthorized },
+    ],
+  },
+  {
+    name: "the same id twice",
+    batch: [ping(1), ping(1)],
+    answer: [
+      { ...pong, id: 1 },
+      { ...pong, id: 1 },
+    ],
+  },
   { name: "nothing", batch: [], answer: invalid("the batch has 0 requests, it must have 1 to 1000") },
-  { name: "n - 1 requests", batch: pings(rpc.maxBatchLength - 1),
-    answer: pings(rpc.maxBatchLength - 1).map(({ id }) => ({ ...pong, id })) },
-  { name: "n requests", batch: pings(rpc.maxBatchLength), answer: pings(rpc.maxBatchLength).map(({ id }) => ({ ...pong, id })) },
-  { name: "n + 1 requests", batch: pings(rpc.maxBatchLength + 1), answer: invalid("the batch has 1001 requests, it must have 1 to 1000") },
+  {
+    name: "n - 1 requests",
+    batch: pings(rpc.maxBatchLength - 1),
+    answer: pings(rpc.maxBatchLength - 1).map(({ id }) => ({ ...pong, id })),
+  },
+  {
+    name: "n requests",
+    batch: pings(rpc.maxBatchLength),
+    answer: pings(rpc.maxBatchLength).map(({ id }) => ({ ...pong, id })),
+  },
+  {
+    name: "n + 1 requests",
+    batch: pings(rpc.maxBatchLength + 1),
+    answer: invalid("the batch has 1001 requests, it must have 1 to 1000"),
+  },
 ];
 
 /** One for all, as in a daemon: nothing of one request may be left for the next. */
@@ -255,18 +499,42 @@ handle("answers JSON nested a million deep", async () => {
   checkAnswer(await ask(open + "]".repeat(1_000_000)), [notRequest("an array")]);
 });
 
-const nestings: [name: string, open: string, close: string][] = [["arrays", "[", "]"], ["objects", '{"":', "}"]];
+const nestings: [name: string, open: string, close: string][] = [
+  ["arrays", "[", "]"],
+  ["objects", '{"":', "}"],
+];
 for (const [name, open, close] of nestings) {
   const deepest = (roomBytes: number): string => {
     const depth = Math.floor((roomBytes - 1) / (open.length + close.length));
     return `${open.repeat(depth)}1${close.repeat(depth)}`;
   };
   const rows: [place: string, before: string, after: string, answer: object][] = [
-    ["params", `{"jsonrpc":"2.0","id":7,"auth":"${token}","method":"server.ping","params":{"a":`, "}}", { ...pong, id: 7 }],
-    ["id", `{"jsonrpc":"2.0","auth":"${token}","method":"server.ping","id":`, "}",
-      invalid(`the id is an ${name.slice(0, -1)}, it must be a string of at most 256 characters, a number of at most 2^53 - 1 or null`)],
-    ["method", `{"jsonrpc":"2.0","id":7,"auth":"${token}","method":`, "}", { ...invalid(`the method is an ${name.slice(0, -1)}, it must be a string`), id: 7 }],
-    ["auth", '{"jsonrpc":"2.0","id":7,"method":"server.ping","auth":', "}", { jsonrpc: "2.0", id: 7, error: unauthorized }],
+    [
+      "params",
+      `{"jsonrpc":"2.0","id":7,"auth":"${token}","method":"server.ping","params":{"a":`,
+      "}}",
+      { ...pong, id: 7 },
+    ],
+    [
+      "id",
+      `{"jsonrpc":"2.0","auth":"${token}","method":"server.ping","id":`,
+      "}",
+      invalid(
+        `the id is an ${name.slice(0, -1)}, it must be a string of at most 256 characters, a number of at most 2^53 - 1 or null`,
+      ),
+    ],
+    [
+      "method",
+      `{"jsonrpc":"2.0","id":7,"auth":"${token}","method":`,
+      "}",
+      { ...invalid(`the method is an ${name.slice(0, -1)}, it must be a string`), id: 7 },
+    ],
+    [
+      "auth",
+      '{"jsonrpc":"2.0","id":7,"method":"server.ping","auth":',
+      "}",
+      { jsonrpc: "2.0", id: 7, error: unauthorized },
+    ],
   ];
   for (const [place, before, after, answer] of rows) {
     handle(`answers a stranger's largest frame of ${name} in each other, in ${place}`, async () => {
@@ -277,7 +545,11 @@ for (const [name, open, close] of nestings) {
     assert.is(JSON.parse((await ask(open.repeat(strangerBodyBytes / open.length)))!).error.code, -32700);
   });
   handle(`answers params of ${name} too deep to be said again`, async () => {
-    const { id, error } = JSON.parse((await ask(`{"jsonrpc":"2.0","id":7,"auth":"${token}","method":"test.echo","params":{"a":${deepest(strangerBodyBytes)}}}`))!);
+    const { id, error } = JSON.parse(
+      (await ask(
+        `{"jsonrpc":"2.0","id":7,"auth":"${token}","method":"test.echo","params":{"a":${deepest(strangerBodyBytes)}}}`,
+      ))!,
+    );
     assert.equal([id, error?.code ?? -32603], [7, -32603]); // Bun can say them
   });
 }
@@ -307,7 +579,10 @@ for (const method of ["test.bytes", "test.bytesLater"]) {
     assert.is(first.result.length, 10_000_000);
     assert.equal(third, { ...pong, id: 3 });
     const room = Number(/room for (\d+)$/.exec(second.error.message)?.[1]);
-    assert.equal([second, fourth], [2, 4].map((id) => tooLarge(id, 10_000_000 + overhead, room)));
+    assert.equal(
+      [second, fourth],
+      [2, 4].map((id) => tooLarge(id, 10_000_000 + overhead, room)),
+    );
     assert.ok(room > maxBodyBytes - 10_010_000 && room <= maxBodyBytes - 10_000_000);
   });
 }
@@ -315,22 +590,47 @@ for (const method of ["test.bytes", "test.bytesLater"]) {
 handle("counts an answer's bytes, not its characters", async () => {
   const answer = JSON.parse((await ask(encode({ id: 7, method: "test.echo", params: { a: "€".repeat(5_000_000) } })))!);
   assert.is(answer.result.a.length, 5_000_000);
-  const { handle } = rpc.createRpc({ methods: new Map([["test.euros", () => "€".repeat(6_000_000)]]), isToken: () => true });
-  checkAnswer(textOf(await handle(bytes(encode({ id: 7, method: "test.euros" })), caller())), tooLarge(7, 18_000_036, maxBodyBytes));
+  const { handle } = rpc.createRpc({
+    methods: new Map([["test.euros", () => "€".repeat(6_000_000)]]),
+    isToken: () => true,
+  });
+  checkAnswer(
+    textOf(await handle(bytes(encode({ id: 7, method: "test.euros" })), caller())),
+    tooLarge(7, 18_000_036, maxBodyBytes),
+  );
 });
 
-handle("sends a result that is JSON in pieces as pieces; in a batch as one, silently not at all, and never more than a frame", async () => {
-  const make = (length: number) => new rpc.JsonPieces(['{"a":[', `"${"€".repeat(length)}"`, "]}"].map((text) => Buffer.from(text)));
-  const { handle } = rpc.createRpc({ methods: new Map([["test.pieces", ({ length }) => make(length as number)]]), isToken: () => true });
-  const answerTo = async (request: object) => handle(bytes(encode(request)), caller());
-  const request = { id: "x", method: "test.pieces", params: { length: 2 } };
-  const answer = await answerTo(request);
-  assert.equal((answer as Buffer[]).map(String), ['{"jsonrpc":"2.0","id":"x","result":', '{"a":[', '"€€"', "]}", "}"]);
-  const batch = await handle(bytes(`[${encode(request)},${encode({ ...request, id: 2 })}]`), caller());
-  assert.equal(JSON.parse(batch as string), ["x", 2].map((id) => ({ jsonrpc: "2.0", id, result: { a: ["€€"] } })));
-  assert.is(await answerTo({ ...request, id: undefined }), undefined);
-  checkAnswer(textOf(await answerTo({ ...request, id: 2, params: { length: 6_000_000 } })), tooLarge(2, 18_000_044, maxBodyBytes));
-});
+handle(
+  "sends a result that is JSON in pieces as pieces; in a batch as one, silently not at all, and never more than a frame",
+  async () => {
+    const make = (length: number) =>
+      new rpc.JsonPieces(['{"a":[', `"${"€".repeat(length)}"`, "]}"].map((text) => Buffer.from(text)));
+    const { handle } = rpc.createRpc({
+      methods: new Map([["test.pieces", ({ length }) => make(length as number)]]),
+      isToken: () => true,
+    });
+    const answerTo = async (request: object) => handle(bytes(encode(request)), caller());
+    const request = { id: "x", method: "test.pieces", params: { length: 2 } };
+    const answer = await answerTo(request);
+    assert.equal((answer as Buffer[]).map(String), [
+      '{"jsonrpc":"2.0","id":"x","result":',
+      '{"a":[',
+      '"€€"',
+      "]}",
+      "}",
+    ]);
+    const batch = await handle(bytes(`[${encode(request)},${encode({ ...request, id: 2 })}]`), caller());
+    assert.equal(
+      JSON.parse(batch as string),
+      ["x", 2].map((id) => ({ jsonrpc: "2.0", id, result: { a: ["€€"] } })),
+    );
+    assert.is(await answerTo({ ...request, id: undefined }), undefined);
+    checkAnswer(
+      textOf(await answerTo({ ...request, id: 2, params: { length: 6_000_000 } })),
+      tooLarge(2, 18_000_044, maxBodyBytes),
+    );
+  },
+);
 
 handle("keeps the largest batch of errors within a frame, and its small answers", async () => {
   for (const character of ["\u0000", "\ud800", "€"]) {
@@ -340,10 +640,15 @@ handle("keeps the largest batch of errors within a frame, and its small answers"
     const size = 2048 - Buffer.byteLength(JSON.stringify({ jsonrpc: "2.0", id, result: "" }));
     const fitting = { ...ping(), id, method: "test.bytes", params: { bytes: size } };
     const large = { ...fitting, params: { bytes: size + 1 } };
-    const answer = (await ask(JSON.stringify([full, ...Array.from({ length: 999 }, (_, at) => (at < 500 ? fitting : large))])))!;
+    const answer = (await ask(
+      JSON.stringify([full, ...Array.from({ length: 999 }, (_, at) => (at < 500 ? fitting : large))]),
+    ))!;
     assert.ok(Buffer.byteLength(answer) <= maxBodyBytes);
     const replaced = JSON.parse(answer).map(({ error }: { error?: object }) => error !== undefined);
-    assert.equal(replaced, Array.from({ length: 1000 }, (_, at) => at > 500));
+    assert.equal(
+      replaced,
+      Array.from({ length: 1000 }, (_, at) => at > 500),
+    );
   }
 });
 
@@ -353,15 +658,39 @@ const auth = suite("createRpc() authorizes");
 
 /** What `auth` and the connection's past make of a request, and of the connection. */
 const authorizations: {
-  name: string; auth?: unknown; authenticated?: boolean; method?: string; params?: object; passes: boolean; known: boolean;
+  name: string;
+  auth?: unknown;
+  authenticated?: boolean;
+  method?: string;
+  params?: object;
+  passes: boolean;
+  known: boolean;
 }[] = [
   { name: "a good token", auth: token, passes: true, known: true },
   { name: "a good token on an authenticated connection", auth: token, authenticated: true, passes: true, known: true },
   { name: "no token on an authenticated connection", authenticated: true, passes: true, known: false },
-  { name: "null for a token on an authenticated connection", auth: null, authenticated: true, passes: true, known: false },
-  { name: "server.authenticate with a good token", method: "server.authenticate", params: { token }, passes: true, known: true },
-  { name: "server.authenticate with a bad token beside the good one", method: "server.authenticate", params: { token },
-    auth: "bad", passes: true, known: true },
+  {
+    name: "null for a token on an authenticated connection",
+    auth: null,
+    authenticated: true,
+    passes: true,
+    known: false,
+  },
+  {
+    name: "server.authenticate with a good token",
+    method: "server.authenticate",
+    params: { token },
+    passes: true,
+    known: true,
+  },
+  {
+    name: "server.authenticate with a bad token beside the good one",
+    method: "server.authenticate",
+    params: { token },
+    auth: "bad",
+    passes: true,
+    known: true,
+  },
   { name: "no token", passes: false, known: false },
   { name: "null for a token", auth: null, passes: false, known: false },
   { name: "a bad token", auth: "bad", passes: false, known: false },
@@ -370,12 +699,32 @@ const authorizations: {
   { name: "a good token in an array", auth: [token], passes: false, known: false },
   { name: "a bad token on an authenticated connection", auth: "bad", authenticated: true, passes: false, known: false },
   { name: "an empty token on an authenticated connection", auth: "", authenticated: true, passes: false, known: false },
-  { name: "a token that is false on an authenticated connection", auth: false, authenticated: true, passes: false, known: false },
-  { name: "server.authenticate with a bad token", method: "server.authenticate", params: { token: "bad" }, passes: false, known: false },
+  {
+    name: "a token that is false on an authenticated connection",
+    auth: false,
+    authenticated: true,
+    passes: false,
+    known: false,
+  },
+  {
+    name: "server.authenticate with a bad token",
+    method: "server.authenticate",
+    params: { token: "bad" },
+    passes: false,
+    known: false,
+  },
   { name: "the version only after a token", auth: "bad", method: "", passes: false, known: false },
 ];
 
-for (const { name, auth: given, authenticated = false, method = "server.ping", params, passes, known } of authorizations) {
+for (const {
+  name,
+  auth: given,
+  authenticated = false,
+  method = "server.ping",
+  params,
+  passes,
+  known,
+} of authorizations) {
   auth(`${passes ? "" : "no "}request with ${name}`, async () => {
     const who = { ...caller(), authenticated };
     const answer = JSON.parse((await ask(encode({ id: 7, method, params, auth: given }), who))!);
@@ -387,7 +736,11 @@ for (const { name, auth: given, authenticated = false, method = "server.ping", p
 
 auth("nothing more of what it refuses than to say so", async () => {
   for (const wrong of [{ jsonrpc: "1.0" }, { method: 7 }, { method: "x" }, { params: [] }, {}]) {
-    checkAnswer(await ask(encode({ id: 7, method: "server.ping", ...wrong, auth: "bad" })), { jsonrpc: "2.0", id: 7, error: unauthorized });
+    checkAnswer(await ask(encode({ id: 7, method: "server.ping", ...wrong, auth: "bad" })), {
+      jsonrpc: "2.0",
+      id: 7,
+      error: unauthorized,
+    });
   }
 });
 
@@ -404,7 +757,11 @@ auth("what follows server.authenticate on the connection, also in one batch", as
 
 auth("no request without telling of it", async () => {
   const refused: Caller[] = [];
-  const { handle } = rpc.createRpc({ methods, isToken: (given) => given === token, onUnauthorized: (who) => void refused.push(who) });
+  const { handle } = rpc.createRpc({
+    methods,
+    isToken: (given) => given === token,
+    onUnauthorized: (who) => void refused.push(who),
+  });
   const who = caller();
   const send = (request: unknown) => handle(bytes(JSON.stringify(request)), who);
   send([ping(1), { ...ping(2), auth: "bad" }, { ...ping(), auth: "bad" }]);
@@ -420,7 +777,10 @@ const oversize = suite("oversizeAnswer()");
 
 oversize("names both sizes", () => {
   const message = "Cannot read frame: its body has 83886080 bytes, at most 16777215 are accepted";
-  assert.is(rpc.oversizeAnswer(83_886_080, maxBodyBytes), `{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"${message}"}}`);
+  assert.is(
+    rpc.oversizeAnswer(83_886_080, maxBodyBytes),
+    `{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"${message}"}}`,
+  );
 });
 
 oversize("tells a stranger what lifts the limit", () => {
@@ -445,12 +805,32 @@ const absent = Symbol("absent");
 
 /** A parameter to what a helper reads, or to how its message ends after `Cannot use parameter "p`. */
 const readings: [read: (given: Params) => unknown, given: unknown, value: unknown][] = [
-  [string, "x", "x"], [emptyString, "x", "x"], [emptyString, "", ""],
-  [optionalString, "x", "x"], [optionalString, "", ""], [optionalString, absent, undefined], [optionalString, null, undefined],
-  [integer, 1, 1], [integer, 2, 2], [integer, 8, 8], [integer, 9, 9], [integerOr5, absent, 5], [integerOr5, null, 5], [integerOr5, 1, 1],
-  [boolean, true, true], [boolean, false, false], [boolean, absent, true], [boolean, null, true],
-  [list, absent, []], [list, null, []], [list, [], []], [list, ["", "a"], ["", "a"]],
-  [map, absent, {}], [map, null, {}], [map, {}, {}], [map, { A: "", "b c": "d" }, { A: "", "b c": "d" }],
+  [string, "x", "x"],
+  [emptyString, "x", "x"],
+  [emptyString, "", ""],
+  [optionalString, "x", "x"],
+  [optionalString, "", ""],
+  [optionalString, absent, undefined],
+  [optionalString, null, undefined],
+  [integer, 1, 1],
+  [integer, 2, 2],
+  [integer, 8, 8],
+  [integer, 9, 9],
+  [integerOr5, absent, 5],
+  [integerOr5, null, 5],
+  [integerOr5, 1, 1],
+  [boolean, true, true],
+  [boolean, false, false],
+  [boolean, absent, true],
+  [boolean, null, true],
+  [list, absent, []],
+  [list, null, []],
+  [list, [], []],
+  [list, ["", "a"], ["", "a"]],
+  [map, absent, {}],
+  [map, null, {}],
+  [map, {}, {}],
+  [map, { A: "", "b c": "d" }, { A: "", "b c": "d" }],
 ];
 
 const refusals: [read: (given: Params) => unknown, given: unknown, ending: string][] = [
@@ -511,7 +891,11 @@ params("names of every object's members are just names", () => {
   const given = JSON.parse('{"env":{"__proto__":"a","constructor":"b","hasOwnProperty":"c"},"__proto__":"d"}');
   const env = rpc.stringMapParam(given, "env");
   assert.is(Object.getPrototypeOf(env), null);
-  assert.equal(Object.entries(env), [["__proto__", "a"], ["constructor", "b"], ["hasOwnProperty", "c"]]);
+  assert.equal(Object.entries(env), [
+    ["__proto__", "a"],
+    ["constructor", "b"],
+    ["hasOwnProperty", "c"],
+  ]);
   assert.is(rpc.stringParam(given, "__proto__"), "d");
 });
 
@@ -571,7 +955,11 @@ function tooLarge(id: number, bytes: number, room: number) {
 }
 
 function osError(): Error {
-  return Object.assign(new Error("ENOENT: no such file or directory, open '/x'"), { code: "ENOENT", errno: -2, path: "/x" });
+  return Object.assign(new Error("ENOENT: no such file or directory, open '/x'"), {
+    code: "ENOENT",
+    errno: -2,
+    path: "/x",
+  });
 }
 
 function isInvalid(message: string): (error: unknown) => boolean {

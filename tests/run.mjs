@@ -47,7 +47,8 @@ const units = options.only === "host" ? [] : findTests("tests");
 const hosts = options.only === "unit" ? [] : findTests("tests/host");
 if (options.suite && hosts.length > 0) buildSuite(options.suite); // its minutes count on no file's time limit
 
-const paint = process.stdout.isTTY && !process.env.NO_COLOR ? (colour, text) => `\x1b[${colour}m${text}\x1b[0m` : (_, text) => text;
+const paint =
+  process.stdout.isTTY && !process.env.NO_COLOR ? (colour, text) => `\x1b[${colour}m${text}\x1b[0m` : (_, text) => text;
 /** Rows that tests have printed, for --all. */
 const table = [];
 const totals = { passed: 0, failed: 0, skipped: 0 };
@@ -57,7 +58,8 @@ const others = units.filter((file) => !isBeside(file));
 const two = Promise.all([inTurn(others), inTurn(others)]);
 await Promise.all([inTurn(hosts), two.then(() => inTurn(hosts))]);
 await beside;
-if (options.all && table.length > 0) console.log(["| done to it | promised | happened |", "| --- | --- | --- |", ...table, ""].join("\n"));
+if (options.all && table.length > 0)
+  console.log(["| done to it | promised | happened |", "| --- | --- | --- |", ...table, ""].join("\n"));
 console.log(`${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped`);
 process.exitCode = totals.failed > 0 || totals.passed === 0 ? 1 : 0;
 
@@ -68,7 +70,10 @@ function removeBundles() {
 function findTests(directory) {
   const files = existsSync(directory) ? readdirSync(directory).filter((name) => name.endsWith(".test.ts")) : [];
   const wanted = (file) => fragments.length === 0 || fragments.some((fragment) => file.includes(fragment));
-  return files.map((name) => `${directory}/${name}`).filter(wanted).sort();
+  return files
+    .map((name) => `${directory}/${name}`)
+    .filter(wanted)
+    .sort();
 }
 
 /** The first line of a file, which says how it is to be run. */
@@ -106,15 +111,26 @@ async function runFile(file) {
       ...{ packages: "external", sourcemap: "inline", logLevel: "silent" },
     });
   } catch (error) {
-    return { ...judge({ source, output: "", problem: "cannot be bundled" }), output: error.message, ms: Date.now() - start };
+    return {
+      ...judge({ source, output: "", problem: "cannot be bundled" }),
+      output: error.message,
+      ms: Date.now() - start,
+    };
   }
-  const limitMs = Number(/^\/\/ time limit: (\d+) s\b/.exec(firstLineOf(file))?.[1] ?? defaultLimitMs / 1000) * (options.all ? 10_000 : 1000);
+  const limitMs =
+    Number(/^\/\/ time limit: (\d+) s\b/.exec(firstLineOf(file))?.[1] ?? defaultLimitMs / 1000) *
+    (options.all ? 10_000 : 1000);
   // certificates beside its own take each start of node three times its time, and only the installation of the runtimes may need them
   const { FORCE_COLOR, NODE_TEST_CONTEXT, NODE_EXTRA_CA_CERTS, ...env } = process.env;
   const child = spawn(process.execPath, ["--enable-source-maps", bundle], {
     detached: true, // a process group that can be ended as one
     stdio: ["ignore", "pipe", "pipe"],
-    env: { ...env, NO_COLOR: "1", HOLDFAST_TEST_ALL: options.all ? "1" : "", HOLDFAST_TEST_CERTIFICATES: NODE_EXTRA_CA_CERTS },
+    env: {
+      ...env,
+      NO_COLOR: "1",
+      HOLDFAST_TEST_ALL: options.all ? "1" : "",
+      HOLDFAST_TEST_CERTIFICATES: NODE_EXTRA_CA_CERTS,
+    },
   });
   running.add(child.pid);
   let output = "";

@@ -8,7 +8,8 @@ import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 
-const cache = process.env.HOLDFAST_RUNTIMES ?? join(process.env.XDG_CACHE_HOME || join(homedir(), ".cache"), "holdfast/runtimes");
+const cache =
+  process.env.HOLDFAST_RUNTIMES ?? join(process.env.XDG_CACHE_HOME || join(homedir(), ".cache"), "holdfast/runtimes");
 if (process.env.CI !== "true" && !existsSync(cache)) {
   console.log("SKIP 1 the runtimes are not installed here: npm run test:runtimes does it");
   process.exit(0);
@@ -17,7 +18,10 @@ if (process.env.CI !== "true" && !existsSync(cache)) {
 const test = suite("The built file");
 
 test("does the same on every runtime, and tells an old one what is needed", () => {
-  const { status, stdout, stderr } = spawnSync(process.execPath, ["tests/runtimes/run.mjs"], { encoding: "utf8", timeout: 380_000 });
+  const { status, stdout, stderr } = spawnSync(process.execPath, ["tests/runtimes/run.mjs"], {
+    encoding: "utf8",
+    timeout: 380_000,
+  });
   console.error(stdout); // the table
   assert.is(status, 0, stdout + stderr);
   assert.match(stdout, /^bun 1 +ok/m);

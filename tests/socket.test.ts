@@ -2,7 +2,19 @@
 
 import { spawn, spawnSync } from "node:child_process";
 import {
-  chmodSync, chownSync, closeSync, existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, readlinkSync, statSync, symlinkSync, truncateSync, writeFileSync,
+  chmodSync,
+  chownSync,
+  closeSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
   writeSync,
 } from "node:fs";
 import { createServer } from "node:net";
@@ -14,8 +26,26 @@ import * as assert from "uvu/assert";
 import { stopServer } from "../control.ts";
 import { Failure } from "../failure.ts";
 import {
-  defaultDirectory, hashToken, homeDirectory, identify, isSame, listenBeside, livenessOf, lookAt, makeRunDirectory, maxPathBytes, openLog, ownToken, placesOf,
-  publishSocket, readRecord, readToken, retireName, tryClaim, writeOwnFile, writeRecord,
+  defaultDirectory,
+  hashToken,
+  homeDirectory,
+  identify,
+  isSame,
+  listenBeside,
+  livenessOf,
+  lookAt,
+  makeRunDirectory,
+  maxPathBytes,
+  openLog,
+  ownToken,
+  placesOf,
+  publishSocket,
+  readRecord,
+  readToken,
+  retireName,
+  tryClaim,
+  writeOwnFile,
+  writeRecord,
 } from "../socket.ts";
 import type { DaemonRecord, Identity, Proc } from "../socket.ts";
 import { filesIn, isAlive, isRoot, sleep, until, withDirectory } from "./daemon.ts";
@@ -37,48 +67,76 @@ async function failureOf(action: () => unknown, withinMs = 500): Promise<Failure
 
 const places = suite("placesOf()");
 
-places("knows the limit of the kernel: 107 bytes and a zero on Linux", () => assert.is(maxPathBytes, process.platform === "darwin" ? 103 : 107));
+places("knows the limit of the kernel: 107 bytes and a zero on Linux", () =>
+  assert.is(maxPathBytes, process.platform === "darwin" ? 103 : 107),
+);
 
-for (const [name, letter] of [["of one byte", "a"], ["of two bytes", "é"], ["of four bytes", "😀"]] as const) {
+for (const [name, letter] of [
+  ["of one byte", "a"],
+  ["of two bytes", "é"],
+  ["of four bytes", "😀"],
+] as const) {
   places(`takes a path of ${maxPathBytes} bytes and not one of more, letters ${name}`, async () => {
     for (let length = maxPathBytes - 2; length <= maxPathBytes + 1; length++) {
-      const path = `/nonexistent/${letter.repeat(20)}`.padEnd(length - Buffer.byteLength(letter.repeat(20)) + letter.repeat(20).length, "a");
+      const path = `/nonexistent/${letter.repeat(20)}`.padEnd(
+        length - Buffer.byteLength(letter.repeat(20)) + letter.repeat(20).length,
+        "a",
+      );
       assert.is(Buffer.byteLength(path), length);
       if (length <= maxPathBytes) {
         assert.is(placesOf({ socket: path }).socket, path);
         continue;
       }
       const { message, exit, hint } = await failureOf(() => placesOf({ socket: path }));
-      assert.is(message, `Cannot listen on "${path}": the path has ${length} bytes, a Unix socket path has at most ${maxPathBytes}`);
+      assert.is(
+        message,
+        `Cannot listen on "${path}": the path has ${length} bytes, a Unix socket path has at most ${maxPathBytes}`,
+      );
       assert.equal([exit, hint], [73, "choose a shorter one with --socket"]);
     }
   });
 }
 
-places("keeps all beside the socket in a directory of our own, named after it", () => withDirectory(async ({ directory }) => {
-  const at = (name: string) => join(directory, name);
-  assert.equal(placesOf({ socket: at("rpc.sock") }), {
-    socket: at("rpc.sock"), directory, record: at("rpc.sock.record"), claim: at("rpc.sock.claim"), token: at("rpc.sock.token"), log: at("remote-server.log"),
-  });
-  assert.is(placesOf({ socket: at("v.sock") }).log, at("v.sock.log"));
-  assert.is(placesOf({ socket: at("v.sock"), log: at("a.log") }).log, at("a.log"));
-  assert.is(placesOf({ socket: at("new/v.sock") }).directory, at("new"));
-}));
+places("keeps all beside the socket in a directory of our own, named after it", () =>
+  withDirectory(async ({ directory }) => {
+    const at = (name: string) => join(directory, name);
+    assert.equal(placesOf({ socket: at("rpc.sock") }), {
+      socket: at("rpc.sock"),
+      directory,
+      record: at("rpc.sock.record"),
+      claim: at("rpc.sock.claim"),
+      token: at("rpc.sock.token"),
+      log: at("remote-server.log"),
+    });
+    assert.is(placesOf({ socket: at("v.sock") }).log, at("v.sock.log"));
+    assert.is(placesOf({ socket: at("v.sock"), log: at("a.log") }).log, at("a.log"));
+    assert.is(placesOf({ socket: at("new/v.sock") }).directory, at("new"));
+  }),
+);
 
 for (const mode of [0o1777, 0o777, 0o770, 0o2775, 0o702]) {
-  places(`keeps all but the socket out of a directory of mode ${mode.toString(8)}, in a place of its own for each socket`, () => withDirectory(async ({ directory }) => {
-    chmodSync(directory, mode);
-    const socket = join(directory, "v.sock");
-    const found = placesOf({ socket });
-    assert.is(found.socket, socket);
-    assert.is(found.directory, defaultDirectory());
-    for (const path of [found.record, found.claim, found.token, found.log]) {
-      assert.match(path, new RegExp(`^${defaultDirectory().replaceAll(".", "\\.")}/v\\.sock-[0-9a-f]{12}\\.(record|claim|token|log)$`));
-    }
-    mkdirSync(join(directory, "other"), { mode: 0o777 });
-    chmodSync(join(directory, "other"), 0o777);
-    assert.is.not(placesOf({ socket: join(directory, "other/v.sock") }).record, found.record);
-  }));
+  places(
+    `keeps all but the socket out of a directory of mode ${mode.toString(8)}, in a place of its own for each socket`,
+    () =>
+      withDirectory(async ({ directory }) => {
+        chmodSync(directory, mode);
+        const socket = join(directory, "v.sock");
+        const found = placesOf({ socket });
+        assert.is(found.socket, socket);
+        assert.is(found.directory, defaultDirectory());
+        for (const path of [found.record, found.claim, found.token, found.log]) {
+          assert.match(
+            path,
+            new RegExp(
+              `^${defaultDirectory().replaceAll(".", "\\.")}/v\\.sock-[0-9a-f]{12}\\.(record|claim|token|log)$`,
+            ),
+          );
+        }
+        mkdirSync(join(directory, "other"), { mode: 0o777 });
+        chmodSync(join(directory, "other"), 0o777);
+        assert.is.not(placesOf({ socket: join(directory, "other/v.sock") }).record, found.record);
+      }),
+  );
 }
 
 places("take the state directory by host, from the environment or the home directory", () => {
@@ -89,21 +147,23 @@ places("take the state directory by host, from the environment or the home direc
   assert.is(homeDirectory({ HOME: "" }), userInfo().homedir);
 });
 
-places("are made 0700, with the directories above, whatever the umask", () => withDirectory(async ({ directory }) => {
-  const umask = process.umask(0);
-  try {
-    makeRunDirectory(join(directory, "a/b"));
-    assert.equal([modeOf(join(directory, "a")), modeOf(join(directory, "a/b"))], ["700", "700"]);
-  } finally {
-    process.umask(umask);
-  }
-  writeFileSync(join(directory, "file"), "");
-  for (const path of ["file", "file/below"]) {
-    const { exit, message } = await failureOf(() => makeRunDirectory(join(directory, path)));
-    assert.is(exit, 73);
-    assert.match(message, new RegExp(`^Cannot make the run directory ".*/${path}": \\w+ .*\\(E\\w+\\)$`));
-  }
-}));
+places("are made 0700, with the directories above, whatever the umask", () =>
+  withDirectory(async ({ directory }) => {
+    const umask = process.umask(0);
+    try {
+      makeRunDirectory(join(directory, "a/b"));
+      assert.equal([modeOf(join(directory, "a")), modeOf(join(directory, "a/b"))], ["700", "700"]);
+    } finally {
+      process.umask(umask);
+    }
+    writeFileSync(join(directory, "file"), "");
+    for (const path of ["file", "file/below"]) {
+      const { exit, message } = await failureOf(() => makeRunDirectory(join(directory, path)));
+      assert.is(exit, 73);
+      assert.match(message, new RegExp(`^Cannot make the run directory ".*/${path}": \\w+ .*\\(E\\w+\\)$`));
+    }
+  }),
+);
 
 const identity = suite("livenessOf()");
 
@@ -111,7 +171,17 @@ const statText = (pid: number, command: string, state: string, start: string, th
   `${pid} (${command}) ${state} 1 ${pid} ${pid} 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 ${threads} 0 ${start} 1234 567 18446744073709551615\n`;
 
 /** A host with one process, 77. */
-function procOf({ command = "node", state = "S", threads = 1, start = "5000", words = "node\0holdfast.js\0--serve\0", boot = "boot-1", namespace = "pid:[1]", host = "h", error = "ENOENT" } = {}): Proc {
+function procOf({
+  command = "node",
+  state = "S",
+  threads = 1,
+  start = "5000",
+  words = "node\0holdfast.js\0--serve\0",
+  boot = "boot-1",
+  namespace = "pid:[1]",
+  host = "h",
+  error = "ENOENT",
+} = {}): Proc {
   return {
     host,
     link: () => namespace,
@@ -156,7 +226,11 @@ for (const [what, proc, state] of fates) {
   });
 }
 
-for (const [what, words, state] of [["serves", "node\0holdfast.js\0--serve\0", "alive"], ["is just ending, and has no words any more", "", "alive"], ["does something else", "vi\0", "dead"]] as const) {
+for (const [what, words, state] of [
+  ["serves", "node\0holdfast.js\0--serve\0", "alive"],
+  ["is just ending, and has no words any more", "", "alive"],
+  ["does something else", "vi\0", "dead"],
+] as const) {
   identity(`is "${state}" for a daemon's process that ${what}`, () => {
     assert.is(livenessOf({ ...process77, command: [] } as unknown as DaemonRecord, procOf({ words })).state, state);
   });
@@ -186,103 +260,174 @@ identity("follows a real process to its end by SIGKILL, as a zombie and after", 
 const recordSuite = suite("readRecord()");
 
 const record: DaemonRecord = {
-  ...identify(), version: "1.0.0", instance: "0123456789abcdef0123456789abcdef", key: "k", tokenHashes: [hashToken("t")], socket: { path: "/s", bound: "/.s", dev: 1, ino: 2 },
-  log: "/l", startedAt: 1, command: ["node", "x"], lifetime: {},
+  ...identify(),
+  version: "1.0.0",
+  instance: "0123456789abcdef0123456789abcdef",
+  key: "k",
+  tokenHashes: [hashToken("t")],
+  socket: { path: "/s", bound: "/.s", dev: 1, ino: 2 },
+  log: "/l",
+  startedAt: 1,
+  command: ["node", "x"],
+  lifetime: {},
 };
 
-recordSuite("returns what writeRecord() wrote, 0600", () => withDirectory(async ({ directory }) => {
-  const path = join(directory, "r");
-  const umask = process.umask(0);
-  writeRecord(path, record);
-  process.umask(umask);
-  assert.equal(readRecord(path), { record });
-  assert.is(modeOf(path), "600");
-  assert.equal(filesIn(directory), ["given.token", "r"]);
-  assert.equal(readRecord(join(directory, "none")), {});
-  assert.equal(readRecord(join(directory, "none/r")), {});
-}));
+recordSuite("returns what writeRecord() wrote, 0600", () =>
+  withDirectory(async ({ directory }) => {
+    const path = join(directory, "r");
+    const umask = process.umask(0);
+    writeRecord(path, record);
+    process.umask(umask);
+    assert.equal(readRecord(path), { record });
+    assert.is(modeOf(path), "600");
+    assert.equal(filesIn(directory), ["given.token", "r"]);
+    assert.equal(readRecord(join(directory, "none")), {});
+    assert.equal(readRecord(join(directory, "none/r")), {});
+  }),
+);
 
 /** What stands under a record's name, and what is said of it. */
 const oddRecords: [what: string, make: (path: string) => unknown, words: RegExp, exit?: number][] = [
   ["no bytes", (path) => writeFileSync(path, ""), /it holds 0 bytes that are not JSON$/],
-  ["half a record", (path) => writeFileSync(path, JSON.stringify(record).slice(0, 100)), /it holds 100 bytes that are not JSON$/],
+  [
+    "half a record",
+    (path) => writeFileSync(path, JSON.stringify(record).slice(0, 100)),
+    /it holds 100 bytes that are not JSON$/,
+  ],
   ["null", (path) => writeFileSync(path, "null"), /its JSON is not a holdfast record$/],
   ["an array", (path) => writeFileSync(path, "[]"), /its JSON is not a holdfast record$/],
   ["a string", (path) => writeFileSync(path, '"x"'), /its JSON is not a holdfast record$/],
-  ["10 MiB", (path) => (writeFileSync(path, "{"), truncateSync(path, 10 << 20)), /it has 10485760 bytes, at most 1048576 are read$/],
-  ["a symbolic link to a record", (path) => (writeRecord(`${path}.real`, record), symlinkSync(`${path}.real`, path)), /ELOOP|symbolic link/],
+  [
+    "10 MiB",
+    (path) => (writeFileSync(path, "{"), truncateSync(path, 10 << 20)),
+    /it has 10485760 bytes, at most 1048576 are read$/,
+  ],
+  [
+    "a symbolic link to a record",
+    (path) => (writeRecord(`${path}.real`, record), symlinkSync(`${path}.real`, path)),
+    /ELOOP|symbolic link/,
+  ],
   ["a dangling symbolic link", (path) => symlinkSync("nowhere", path), /ELOOP|symbolic link/],
   ["a FIFO", (path) => spawnSync("mkfifo", [path]), /it is a FIFO, a regular file is needed$/, 77],
   ["a directory", (path) => mkdirSync(path), /it is a directory, a regular file is needed$/, 77],
-  ["a record that others may write", (path) => (writeRecord(path, record), chmodSync(path, 0o666)), /its mode is 666, others must not be able to write to it$/, 77],
-  ["a record that the group may write", (path) => (writeRecord(path, record), chmodSync(path, 0o660)), /its mode is 660, others must not be able to write to it$/, 77],
-  ...(isRoot ? [["another's record", (path: string) => (writeRecord(path, record), chownSync(path, 65534, 65534)), /it belongs to user 65534, it must belong to user 0$/, 77] as typeof oddRecords[number]] : []),
-  ...([
-    { pid: 0 }, { pid: -1 }, { pid: 1.5 }, { pid: "1" }, { startTime: 5 }, { key: undefined }, { tokenHashes: ["a", 1] }, { tokenHashes: "a" }, { command: undefined }, { socket: null },
-    { socket: { path: "/s", bound: "/b", dev: 1 } }, { socket: { path: "/s", dev: 1, ino: 1 } }, { startedAt: "now" }, { host: null },
-    // Date threw at these, and so did all that tells why there is no daemon
-    { startedAt: 8.64e15 + 1 }, { stoppingAt: "now" }, { stoppingAt: 1e300 }, { ended: null }, { ended: 5 }, { ended: { at: "now", reason: "stopped", detail: "" } },
-    { ended: { at: 1, reason: "stopped" } },
-    // timingSafeEqual() threw at these, and a daemon that had them could admit nobody
-    { tokenHashes: ["ab"] }, { tokenHashes: [hashToken("t").toUpperCase()] }, { tokenHashes: [hashToken("t"), ""] },
-  ] as object[]).map((changes): typeof oddRecords[number] => [
-    `a record with ${JSON.stringify(changes)}`, (path) => writeFileSync(path, JSON.stringify({ ...record, ...changes })), /its JSON is not a holdfast record$/,
+  [
+    "a record that others may write",
+    (path) => (writeRecord(path, record), chmodSync(path, 0o666)),
+    /its mode is 666, others must not be able to write to it$/,
+    77,
+  ],
+  [
+    "a record that the group may write",
+    (path) => (writeRecord(path, record), chmodSync(path, 0o660)),
+    /its mode is 660, others must not be able to write to it$/,
+    77,
+  ],
+  ...(isRoot
+    ? [
+        [
+          "another's record",
+          (path: string) => (writeRecord(path, record), chownSync(path, 65534, 65534)),
+          /it belongs to user 65534, it must belong to user 0$/,
+          77,
+        ] as (typeof oddRecords)[number],
+      ]
+    : []),
+  ...(
+    [
+      { pid: 0 },
+      { pid: -1 },
+      { pid: 1.5 },
+      { pid: "1" },
+      { startTime: 5 },
+      { key: undefined },
+      { tokenHashes: ["a", 1] },
+      { tokenHashes: "a" },
+      { command: undefined },
+      { socket: null },
+      { socket: { path: "/s", bound: "/b", dev: 1 } },
+      { socket: { path: "/s", dev: 1, ino: 1 } },
+      { startedAt: "now" },
+      { host: null },
+      // Date threw at these, and so did all that tells why there is no daemon
+      { startedAt: 8.64e15 + 1 },
+      { stoppingAt: "now" },
+      { stoppingAt: 1e300 },
+      { ended: null },
+      { ended: 5 },
+      { ended: { at: "now", reason: "stopped", detail: "" } },
+      { ended: { at: 1, reason: "stopped" } },
+      // timingSafeEqual() threw at these, and a daemon that had them could admit nobody
+      { tokenHashes: ["ab"] },
+      { tokenHashes: [hashToken("t").toUpperCase()] },
+      { tokenHashes: [hashToken("t"), ""] },
+    ] as object[]
+  ).map((changes): (typeof oddRecords)[number] => [
+    `a record with ${JSON.stringify(changes)}`,
+    (path) => writeFileSync(path, JSON.stringify({ ...record, ...changes })),
+    /its JSON is not a holdfast record$/,
   ]),
 ];
 for (const [what, make, words, exit] of oddRecords) {
-  recordSuite(`tells in words what it finds, at once: ${what}`, () => withDirectory(async ({ directory }) => {
-    const path = join(directory, "r");
-    make(path);
-    const start = Date.now();
-    const { record, problem } = readRecord(path);
-    assert.is(record, undefined);
-    assert.ok(problem instanceof Failure);
-    assert.ok(problem.message.includes(`"${path}"`));
-    assert.match(problem.message, words);
-    assert.is(problem.exit, exit ?? problem.exit);
-    assert.ok(Date.now() - start < 500);
-  }));
+  recordSuite(`tells in words what it finds, at once: ${what}`, () =>
+    withDirectory(async ({ directory }) => {
+      const path = join(directory, "r");
+      make(path);
+      const start = Date.now();
+      const { record, problem } = readRecord(path);
+      assert.is(record, undefined);
+      assert.ok(problem instanceof Failure);
+      assert.ok(problem.message.includes(`"${path}"`));
+      assert.match(problem.message, words);
+      assert.is(problem.exit, exit ?? problem.exit);
+      assert.ok(Date.now() - start < 500);
+    }),
+  );
 }
 
 // A socket was removed by the record's word alone, when the record was of an earlier boot, or its inode had been given to another.
-recordSuite("is not believed about a socket at which somebody listens", () => withDirectory(async ({ directory }) => {
-  const places = placesOf({ socket: join(directory, "rpc.sock") });
-  const other = createServer((connection) => connection.destroy());
-  const bound = await listenBeside(other, join(directory, "other"));
-  try {
-    for (const changes of [{ bootId: "00000000-0000-0000-0000-000000000000" }, { pid: 4_000_000, startTime: "1" }]) {
-      writeRecord(places.record, { ...record, ...changes, socket: { path: places.socket, ...bound } });
-      assert.equal(await stopServer(places, { graceMs: 0, ifIdle: false }), { word: "none", count: 0 });
-      assert.ok(isSame(bound.bound, bound));
+recordSuite("is not believed about a socket at which somebody listens", () =>
+  withDirectory(async ({ directory }) => {
+    const places = placesOf({ socket: join(directory, "rpc.sock") });
+    const other = createServer((connection) => connection.destroy());
+    const bound = await listenBeside(other, join(directory, "other"));
+    try {
+      for (const changes of [{ bootId: "00000000-0000-0000-0000-000000000000" }, { pid: 4_000_000, startTime: "1" }]) {
+        writeRecord(places.record, { ...record, ...changes, socket: { path: places.socket, ...bound } });
+        assert.equal(await stopServer(places, { graceMs: 0, ifIdle: false }), { word: "none", count: 0 });
+        assert.ok(isSame(bound.bound, bound));
+      }
+    } finally {
+      await new Promise((done) => other.close(done));
     }
-  } finally {
-    await new Promise((done) => other.close(done));
-  }
-}));
+  }),
+);
 
 const claims = suite("tryClaim()");
 const wins = (claim: ReturnType<typeof tryClaim>): claim is { release(): void } => "release" in claim;
 /** An identity that nobody has: of this boot, and gone. */
 const deadIdentity = { ...identify(), pid: 4_000_000, startTime: "1" };
-const claimFile = (path: string, id: string, changes: object = {}): void => writeFileSync(path, JSON.stringify({ id, ...identify(), ...changes }), { mode: 0o600 });
+const claimFile = (path: string, id: string, changes: object = {}): void =>
+  writeFileSync(path, JSON.stringify({ id, ...identify(), ...changes }), { mode: 0o600 });
 
-claims("is held by one at a time, and leaves nothing when it is released", () => withDirectory(async ({ directory }) => {
-  const path = join(directory, "claim");
-  const first = tryClaim(path);
-  assert.ok(wins(first));
-  assert.is(modeOf(path), "600");
-  const second = tryClaim(path);
-  assert.not.ok(wins(second));
-  assert.is((second as { heldBy: Identity }).heldBy.pid, process.pid);
-  (first as { release(): void }).release();
-  assert.equal(filesIn(directory), ["given.token"]);
-  const third = tryClaim(path);
-  assert.ok(wins(third));
-  (first as { release(): void }).release(); // a second time: it is the third's now
-  assert.ok(existsSync(path));
-  (third as { release(): void }).release();
-  assert.equal(filesIn(directory), ["given.token"]);
-}));
+claims("is held by one at a time, and leaves nothing when it is released", () =>
+  withDirectory(async ({ directory }) => {
+    const path = join(directory, "claim");
+    const first = tryClaim(path);
+    assert.ok(wins(first));
+    assert.is(modeOf(path), "600");
+    const second = tryClaim(path);
+    assert.not.ok(wins(second));
+    assert.is((second as { heldBy: Identity }).heldBy.pid, process.pid);
+    (first as { release(): void }).release();
+    assert.equal(filesIn(directory), ["given.token"]);
+    const third = tryClaim(path);
+    assert.ok(wins(third));
+    (first as { release(): void }).release(); // a second time: it is the third's now
+    assert.ok(existsSync(path));
+    (third as { release(): void }).release();
+    assert.equal(filesIn(directory), ["given.token"]);
+  }),
+);
 
 const holders: [what: string, changes: object, taken: boolean][] = [
   ["of a process that is gone", deadIdentity, true],
@@ -293,25 +438,29 @@ const holders: [what: string, changes: object, taken: boolean][] = [
   ["of another pid namespace", { ...deadIdentity, pidNamespace: "pid:[1]" }, false],
 ];
 for (const [what, changes, taken] of holders) {
-  claims(`${taken ? "takes over" : "leaves"} the claim ${what}`, () => withDirectory(async ({ directory }) => {
-    const path = join(directory, "claim");
-    claimFile(path, "0123456789ab", changes);
-    const claim = tryClaim(path);
-    assert.is(wins(claim), taken);
-    if (wins(claim)) claim.release();
-    assert.equal(filesIn(directory), taken ? ["given.token"] : ["claim", "given.token"]);
-  }));
+  claims(`${taken ? "takes over" : "leaves"} the claim ${what}`, () =>
+    withDirectory(async ({ directory }) => {
+      const path = join(directory, "claim");
+      claimFile(path, "0123456789ab", changes);
+      const claim = tryClaim(path);
+      assert.is(wins(claim), taken);
+      if (wins(claim)) claim.release();
+      assert.equal(filesIn(directory), taken ? ["given.token"] : ["claim", "given.token"]);
+    }),
+  );
 }
 
-claims("takes over from one who died as it took over", () => withDirectory(async ({ directory }) => {
-  const path = join(directory, "claim");
-  claimFile(path, "0123456789ab", deadIdentity);
-  claimFile(`${path}-0123456789ab`, "ba9876543210", deadIdentity);
-  const claim = tryClaim(path);
-  assert.ok(wins(claim));
-  if (wins(claim)) claim.release();
-  assert.equal(filesIn(directory), ["given.token"]);
-}));
+claims("takes over from one who died as it took over", () =>
+  withDirectory(async ({ directory }) => {
+    const path = join(directory, "claim");
+    claimFile(path, "0123456789ab", deadIdentity);
+    claimFile(`${path}-0123456789ab`, "ba9876543210", deadIdentity);
+    const claim = tryClaim(path);
+    assert.ok(wins(claim));
+    if (wins(claim)) claim.release();
+    assert.equal(filesIn(directory), ["given.token"]);
+  }),
+);
 
 const garbage: [what: string, make: (path: string) => unknown][] = [
   ["text", (path) => writeFileSync(path, "hello", { mode: 0o600 })],
@@ -323,12 +472,14 @@ const garbage: [what: string, make: (path: string) => unknown][] = [
   ["what others may write", (path) => (claimFile(path, "0123456789ab", deadIdentity), chmodSync(path, 0o666))],
 ];
 for (const [what, make] of garbage) {
-  claims(`leaves what is no claim, and says so at once: ${what}`, () => withDirectory(async ({ directory }) => {
-    const path = join(directory, "claim");
-    make(path);
-    assert.equal(tryClaim(path), { heldBy: undefined });
-    assert.equal(filesIn(directory), ["claim", "given.token"]);
-  }));
+  claims(`leaves what is no claim, and says so at once: ${what}`, () =>
+    withDirectory(async ({ directory }) => {
+      const path = join(directory, "claim");
+      make(path);
+      assert.equal(tryClaim(path), { heldBy: undefined });
+      assert.equal(filesIn(directory), ["claim", "given.token"]);
+    }),
+  );
 }
 
 claims("fails with exit code 73 where it cannot write", async () => {
@@ -347,91 +498,134 @@ async function buildRacer(directory: string): Promise<string> {
     const claim = tryClaim(path);
     process.stdout.write("release" in claim ? "won\\n" : "lost\\n");
     process.stdin.resume().on("end", () => { if ("release" in claim && path.indexOf("abandon") < 0) claim.release(); process.exit(); });`;
-  await build({ stdin: { contents, resolveDir: process.cwd(), loader: "ts" }, outfile, bundle: true, platform: "node", format: "cjs", target: "node18", logLevel: "silent" });
+  await build({
+    stdin: { contents, resolveDir: process.cwd(), loader: "ts" },
+    outfile,
+    bundle: true,
+    platform: "node",
+    format: "cjs",
+    target: "node18",
+    logLevel: "silent",
+  });
   return outfile;
 }
 
-claims("is won by exactly one of 30 processes at once: over nothing, over a dead claim, and over a dead removal of it", () => withDirectory(async (site) => {
-  const racer = await buildRacer(site.directory);
-  const before = filesIn(site.directory);
-  for (const [round, prepare] of [
-    ["nothing", () => {}],
-    ["dead", (path: string) => claimFile(path, "0123456789ab", deadIdentity)],
-    ["deadremoval", (path: string) => (claimFile(path, "0123456789ab", deadIdentity), claimFile(`${path}-0123456789ab`, "ba9876543210", deadIdentity))],
-  ] as const) {
-    const path = join(site.directory, round);
-    prepare(path);
-    const children = Array.from({ length: 30 }, () => spawn(process.execPath, [racer, path, `${path}.go`], { env: site.env, stdio: ["pipe", "pipe", "inherit"] }));
-    const words = children.map(() => "");
-    children.forEach((child, at) => child.stdout.on("data", (chunk) => (words[at] += chunk)));
-    await until("all are ready", () => words.filter((word) => word.startsWith("ready")).length >= 30 || children.some(({ exitCode }) => exitCode !== null), 20_000);
-    writeFileSync(`${path}.go`, "");
-    await until("all have tried", () => words.every((word) => /won|lost/.test(word)), 10_000);
-    assert.is(words.filter((word) => word.includes("won")).length, 1, `over ${round}`);
-    for (const child of children) child.stdin.end();
-    await Promise.all(children.map((child) => child.exitCode ?? new Promise((done) => child.once("exit", done))));
-    assert.equal(filesIn(site.directory).filter((name) => !name.endsWith(".go")), before, `over ${round}`);
-  }
-}));
+claims(
+  "is won by exactly one of 30 processes at once: over nothing, over a dead claim, and over a dead removal of it",
+  () =>
+    withDirectory(async (site) => {
+      const racer = await buildRacer(site.directory);
+      const before = filesIn(site.directory);
+      for (const [round, prepare] of [
+        ["nothing", () => {}],
+        ["dead", (path: string) => claimFile(path, "0123456789ab", deadIdentity)],
+        [
+          "deadremoval",
+          (path: string) => (
+            claimFile(path, "0123456789ab", deadIdentity),
+            claimFile(`${path}-0123456789ab`, "ba9876543210", deadIdentity)
+          ),
+        ],
+      ] as const) {
+        const path = join(site.directory, round);
+        prepare(path);
+        const children = Array.from({ length: 30 }, () =>
+          spawn(process.execPath, [racer, path, `${path}.go`], { env: site.env, stdio: ["pipe", "pipe", "inherit"] }),
+        );
+        const words = children.map(() => "");
+        children.forEach((child, at) => child.stdout.on("data", (chunk) => (words[at] += chunk)));
+        await until(
+          "all are ready",
+          () =>
+            words.filter((word) => word.startsWith("ready")).length >= 30 ||
+            children.some(({ exitCode }) => exitCode !== null),
+          20_000,
+        );
+        writeFileSync(`${path}.go`, "");
+        await until("all have tried", () => words.every((word) => /won|lost/.test(word)), 10_000);
+        assert.is(words.filter((word) => word.includes("won")).length, 1, `over ${round}`);
+        for (const child of children) child.stdin.end();
+        await Promise.all(children.map((child) => child.exitCode ?? new Promise((done) => child.once("exit", done))));
+        assert.equal(
+          filesIn(site.directory).filter((name) => !name.endsWith(".go")),
+          before,
+          `over ${round}`,
+        );
+      }
+    }),
+);
 
 const names = suite("retireName()");
 
-names("removes a name only while it leads to the very socket that was published", () => withDirectory(async ({ directory }) => {
-  const path = join(directory, "s");
-  const [ours, theirs] = [createServer(), createServer()];
-  try {
-    const umask = process.umask(0);
-    const bound = await listenBeside(ours, path);
-    process.umask(umask);
-    assert.is(modeOf(bound.bound), "600");
-    publishSocket(bound, path, false);
-    publishSocket(bound, path, false); // again: it is ours
-    assert.is(lstatSync(path).ino, bound.ino);
-    const other = await listenBeside(theirs, path);
-    assert.is((await failureOf(() => publishSocket(other, path, false))).exit, 75);
-    publishSocket(other, path, true);
-    assert.is(lstatSync(path).ino, other.ino);
-    assert.is(retireName(path, bound), false);
-    assert.ok(existsSync(path));
-    assert.is(retireName(path, other), true);
-    assert.is(retireName(path, other), false);
-    writeFileSync(path, "");
-    assert.is(retireName(path, { dev: statSync(path).dev, ino: statSync(path).ino }), false, "a file is not a socket");
-    assert.equal(filesIn(directory).filter((name) => name !== "given.token"), [basename(bound.bound), basename(other.bound), "s"].sort());
-    assert.ok(isSame(bound.bound, bound) && !isSame(bound.bound, other));
-  } finally {
-    ours.close();
-    theirs.close();
-  }
-}));
+names("removes a name only while it leads to the very socket that was published", () =>
+  withDirectory(async ({ directory }) => {
+    const path = join(directory, "s");
+    const [ours, theirs] = [createServer(), createServer()];
+    try {
+      const umask = process.umask(0);
+      const bound = await listenBeside(ours, path);
+      process.umask(umask);
+      assert.is(modeOf(bound.bound), "600");
+      publishSocket(bound, path, false);
+      publishSocket(bound, path, false); // again: it is ours
+      assert.is(lstatSync(path).ino, bound.ino);
+      const other = await listenBeside(theirs, path);
+      assert.is((await failureOf(() => publishSocket(other, path, false))).exit, 75);
+      publishSocket(other, path, true);
+      assert.is(lstatSync(path).ino, other.ino);
+      assert.is(retireName(path, bound), false);
+      assert.ok(existsSync(path));
+      assert.is(retireName(path, other), true);
+      assert.is(retireName(path, other), false);
+      writeFileSync(path, "");
+      assert.is(
+        retireName(path, { dev: statSync(path).dev, ino: statSync(path).ino }),
+        false,
+        "a file is not a socket",
+      );
+      assert.equal(
+        filesIn(directory).filter((name) => name !== "given.token"),
+        [basename(bound.bound), basename(other.bound), "s"].sort(),
+      );
+      assert.ok(isSame(bound.bound, bound) && !isSame(bound.bound, other));
+    } finally {
+      ours.close();
+      theirs.close();
+    }
+  }),
+);
 
-names("does not follow a symbolic link to the socket", () => withDirectory(async ({ directory }) => {
-  const server = createServer();
-  try {
-    const bound = await listenBeside(server, join(directory, "s"));
-    symlinkSync(bound.bound, join(directory, "link"));
-    assert.is(retireName(join(directory, "link"), bound), false);
-    assert.equal(lookAt(join(directory, "link")), { kind: "other", what: "a symbolic link" });
-  } finally {
-    server.close();
-  }
-}));
-
-names("of a path at the limit is bound too, under a name that fits", () => withDirectory(async ({ directory }) => {
-  for (const name of ["s", "rpc.sock"]) {
-    const path = join(join(directory, "d").padEnd(maxPathBytes - 1 - name.length, "d"), name);
-    mkdirSync(join(path, ".."));
+names("does not follow a symbolic link to the socket", () =>
+  withDirectory(async ({ directory }) => {
     const server = createServer();
     try {
-      const { bound, ...socket } = await listenBeside(server, path);
-      assert.ok(Buffer.byteLength(bound) <= maxPathBytes, `${bound} has ${Buffer.byteLength(bound)} bytes`);
-      assert.equal([lstatSync(bound).ino, lstatSync(bound).isSocket()], [socket.ino, true]);
+      const bound = await listenBeside(server, join(directory, "s"));
+      symlinkSync(bound.bound, join(directory, "link"));
+      assert.is(retireName(join(directory, "link"), bound), false);
+      assert.equal(lookAt(join(directory, "link")), { kind: "other", what: "a symbolic link" });
     } finally {
-      await new Promise((done) => server.close(done));
+      server.close();
     }
-    assert.equal(readdirSync(join(path, "..")), []);
-  }
-}));
+  }),
+);
+
+names("of a path at the limit is bound too, under a name that fits", () =>
+  withDirectory(async ({ directory }) => {
+    for (const name of ["s", "rpc.sock"]) {
+      const path = join(join(directory, "d").padEnd(maxPathBytes - 1 - name.length, "d"), name);
+      mkdirSync(join(path, ".."));
+      const server = createServer();
+      try {
+        const { bound, ...socket } = await listenBeside(server, path);
+        assert.ok(Buffer.byteLength(bound) <= maxPathBytes, `${bound} has ${Buffer.byteLength(bound)} bytes`);
+        assert.equal([lstatSync(bound).ino, lstatSync(bound).isSocket()], [socket.ino, true]);
+      } finally {
+        await new Promise((done) => server.close(done));
+      }
+      assert.equal(readdirSync(join(path, "..")), []);
+    }
+  }),
+);
 
 const token = suite("readToken()");
 
@@ -451,140 +645,188 @@ const tokens: [what: string, text: string | Buffer, expected: string | RegExp][]
   ["spaces", "  \r\n", /it is empty, a token is needed$/],
 ];
 for (const [what, text, expected] of tokens) {
-  token(`reads ${what}, from a file and from a pipe`, () => withDirectory(async ({ directory }) => {
-    const file = join(directory, "t");
-    writeFileSync(file, text, { mode: 0o600 });
-    const pipe = join(directory, "pipe");
-    spawnSync("mkfifo", [pipe]);
-    const writer = spawn("sh", ["-c", `cat '${file}' > '${pipe}'`], { stdio: "ignore" });
-    for (const path of [file, pipe]) {
-      if (typeof expected === "string") assert.is(await readToken(path), expected);
-      else {
-        const { exit, message, hint } = await failureOf(() => readToken(path), 1500);
-        assert.is(exit, 77);
-        assert.match(message, expected);
-        assert.ok(message.includes(`"${path}"`) && hint !== undefined);
+  token(`reads ${what}, from a file and from a pipe`, () =>
+    withDirectory(async ({ directory }) => {
+      const file = join(directory, "t");
+      writeFileSync(file, text, { mode: 0o600 });
+      const pipe = join(directory, "pipe");
+      spawnSync("mkfifo", [pipe]);
+      const writer = spawn("sh", ["-c", `cat '${file}' > '${pipe}'`], { stdio: "ignore" });
+      for (const path of [file, pipe]) {
+        if (typeof expected === "string") assert.is(await readToken(path), expected);
+        else {
+          const { exit, message, hint } = await failureOf(() => readToken(path), 1500);
+          assert.is(exit, 77);
+          assert.match(message, expected);
+          assert.ok(message.includes(`"${path}"`) && hint !== undefined);
+        }
       }
-    }
-    writer.kill();
-  }));
+      writer.kill();
+    }),
+  );
 }
 
 const noTokens: [what: string, make: (path: string) => unknown, exit: number, words: RegExp][] = [
   ["a missing file", () => {}, 1, /: no such file or directory \(ENOENT\)$/],
   ["a directory", (path) => mkdirSync(path), 1, /: \w.* directory.*\(EISDIR\)$/],
-  ["a file that anyone may write", (path) => (writeFileSync(path, "t\n"), chmodSync(path, 0o666)), 77, /its mode is 666, others must not be able to write to it$/],
+  [
+    "a file that anyone may write",
+    (path) => (writeFileSync(path, "t\n"), chmodSync(path, 0o666)),
+    77,
+    /its mode is 666, others must not be able to write to it$/,
+  ],
   ["a loop of links", (path) => symlinkSync("t", path), 1, /\(ELOOP\)$/],
 ];
 for (const [what, make, exit, words] of noTokens) {
-  token(`refuses ${what}`, () => withDirectory(async ({ directory }) => {
-    make(join(directory, "t"));
-    const failure = await failureOf(() => readToken(join(directory, "t")));
-    assert.is(failure.exit, exit);
-    assert.match(failure.message, /^Cannot read the token file ".*\/t": /);
-    assert.match(failure.message, words);
-    assert.ok(failure.hint);
-  }));
+  token(`refuses ${what}`, () =>
+    withDirectory(async ({ directory }) => {
+      make(join(directory, "t"));
+      const failure = await failureOf(() => readToken(join(directory, "t")));
+      assert.is(failure.exit, exit);
+      assert.match(failure.message, /^Cannot read the token file ".*\/t": /);
+      assert.match(failure.message, words);
+      assert.ok(failure.hint);
+    }),
+  );
 }
 
-token("gives a FIFO that nobody writes to a time, and no longer", () => withDirectory(async ({ directory }) => {
-  const pipe = join(directory, "pipe");
-  spawnSync("mkfifo", [pipe]);
-  const start = Date.now();
-  const { exit, message } = await failureOf(() => readToken(pipe, 200));
-  assert.ok(Date.now() - start >= 150);
-  assert.is(exit, 77);
-  assert.match(message, /it is empty/);
-}));
+token("gives a FIFO that nobody writes to a time, and no longer", () =>
+  withDirectory(async ({ directory }) => {
+    const pipe = join(directory, "pipe");
+    spawnSync("mkfifo", [pipe]);
+    const start = Date.now();
+    const { exit, message } = await failureOf(() => readToken(pipe, 200));
+    assert.ok(Date.now() - start >= 150);
+    assert.is(exit, 77);
+    assert.match(message, /it is empty/);
+  }),
+);
 
-token("puts together what a slow writer writes, and does not wait for the end of one that stays", () => withDirectory(async ({ directory }) => {
-  const pipe = join(directory, "pipe");
-  spawnSync("mkfifo", [pipe]);
-  const slow = spawn("sh", ["-c", `exec > '${pipe}'; sleep 0.1; printf se; sleep 0.2; printf 'cret\\n'`], { stdio: "ignore" });
-  assert.is(await readToken(pipe), "secret");
-  slow.kill();
-  await sleep(50);
-  const staying = spawn("sh", ["-c", `exec > '${pipe}'; echo secret; exec sleep 100`], { stdio: "ignore" });
-  const start = Date.now();
-  assert.is(await readToken(pipe), "secret");
-  assert.ok(Date.now() - start < 1500);
-  staying.kill("SIGKILL");
-}));
+token("puts together what a slow writer writes, and does not wait for the end of one that stays", () =>
+  withDirectory(async ({ directory }) => {
+    const pipe = join(directory, "pipe");
+    spawnSync("mkfifo", [pipe]);
+    const slow = spawn("sh", ["-c", `exec > '${pipe}'; sleep 0.1; printf se; sleep 0.2; printf 'cret\\n'`], {
+      stdio: "ignore",
+    });
+    assert.is(await readToken(pipe), "secret");
+    slow.kill();
+    await sleep(50);
+    const staying = spawn("sh", ["-c", `exec > '${pipe}'; echo secret; exec sleep 100`], { stdio: "ignore" });
+    const start = Date.now();
+    assert.is(await readToken(pipe), "secret");
+    assert.ok(Date.now() - start < 1500);
+    staying.kill("SIGKILL");
+  }),
+);
 
-token("of our own making is kept, 0600, and made anew where it is empty", () => withDirectory(async ({ directory }) => {
-  const path = join(directory, "own");
-  const made = ownToken(path);
-  assert.match(made, /^[0-9a-f]{64}$/);
-  assert.equal([ownToken(path), modeOf(path)], [made, "600"]);
-  writeFileSync(path, "");
-  assert.is.not(ownToken(path), made);
-  // the daemon took the whole file for its token, those who read the file it had named the first line
-  writeFileSync(path, " mine \nand a note\n");
-  assert.equal([ownToken(path), await readToken(path)], ["mine", "mine"]);
-  chmodSync(path, 0o666);
-  assert.is((await failureOf(() => ownToken(path))).exit, 77);
-}));
+token("of our own making is kept, 0600, and made anew where it is empty", () =>
+  withDirectory(async ({ directory }) => {
+    const path = join(directory, "own");
+    const made = ownToken(path);
+    assert.match(made, /^[0-9a-f]{64}$/);
+    assert.equal([ownToken(path), modeOf(path)], [made, "600"]);
+    writeFileSync(path, "");
+    assert.is.not(ownToken(path), made);
+    // the daemon took the whole file for its token, those who read the file it had named the first line
+    writeFileSync(path, " mine \nand a note\n");
+    assert.equal([ownToken(path), await readToken(path)], ["mine", "mine"]);
+    chmodSync(path, 0o666);
+    assert.is((await failureOf(() => ownToken(path))).exit, 77);
+  }),
+);
 
 const files = suite("writeOwnFile()");
 
-files("replaces what was planted under the name instead of following it", () => withDirectory(async ({ directory }) => {
-  const [path, victim] = [join(directory, "f"), join(directory, "victim")];
-  for (const plant of [() => symlinkSync(victim, path), () => spawnSync("mkfifo", [path]), () => writeFileSync(path, "old", { mode: 0o666 })]) {
-    writeFileSync(victim, "untouched");
-    plant();
-    writeOwnFile(path, "new");
-    assert.equal([readFileSync(path, "utf8"), readFileSync(victim, "utf8"), modeOf(path)], ["new", "untouched", "600"]);
-    assert.ok(lstatSync(path).isFile());
-  }
-  mkdirSync(join(directory, "dir"));
-  assert.is((await failureOf(() => writeOwnFile(join(directory, "dir"), "x"))).exit, 73);
-  assert.equal(filesIn(directory), ["dir", "f", "given.token", "victim"]);
-}));
+files("replaces what was planted under the name instead of following it", () =>
+  withDirectory(async ({ directory }) => {
+    const [path, victim] = [join(directory, "f"), join(directory, "victim")];
+    for (const plant of [
+      () => symlinkSync(victim, path),
+      () => spawnSync("mkfifo", [path]),
+      () => writeFileSync(path, "old", { mode: 0o666 }),
+    ]) {
+      writeFileSync(victim, "untouched");
+      plant();
+      writeOwnFile(path, "new");
+      assert.equal(
+        [readFileSync(path, "utf8"), readFileSync(victim, "utf8"), modeOf(path)],
+        ["new", "untouched", "600"],
+      );
+      assert.ok(lstatSync(path).isFile());
+    }
+    mkdirSync(join(directory, "dir"));
+    assert.is((await failureOf(() => writeOwnFile(join(directory, "dir"), "x"))).exit, 73);
+    assert.equal(filesIn(directory), ["dir", "f", "given.token", "victim"]);
+  }),
+);
 
 const log = suite("openLog()");
 
-log("appends to a file of ours, 0600 when it makes it", () => withDirectory(async ({ directory }) => {
-  const path = join(directory, "l");
-  const umask = process.umask(0);
-  for (const text of ["one\n", "two\n"]) {
-    const descriptor = openLog(path);
-    writeSync(descriptor, text);
-    closeSync(descriptor);
-  }
-  process.umask(umask);
-  assert.equal([readFileSync(path, "utf8"), modeOf(path)], ["one\ntwo\n", "600"]);
-}));
+log("appends to a file of ours, 0600 when it makes it", () =>
+  withDirectory(async ({ directory }) => {
+    const path = join(directory, "l");
+    const umask = process.umask(0);
+    for (const text of ["one\n", "two\n"]) {
+      const descriptor = openLog(path);
+      writeSync(descriptor, text);
+      closeSync(descriptor);
+    }
+    process.umask(umask);
+    assert.equal([readFileSync(path, "utf8"), modeOf(path)], ["one\ntwo\n", "600"]);
+  }),
+);
 
 const oddLogs: [what: string, make: (path: string) => unknown, exit: number, words: RegExp][] = [
-  ["a symbolic link", (path) => (writeFileSync(`${path}.real`, "untouched"), symlinkSync(`${path}.real`, path)), 77, /it is a symbolic link, a regular file is needed$/],
+  [
+    "a symbolic link",
+    (path) => (writeFileSync(`${path}.real`, "untouched"), symlinkSync(`${path}.real`, path)),
+    77,
+    /it is a symbolic link, a regular file is needed$/,
+  ],
   ["a dangling symbolic link", (path) => symlinkSync(`${path}.real`, path), 77, /it is a symbolic link/],
   ["a FIFO that nobody reads", (path) => spawnSync("mkfifo", [path]), 77, /it is a FIFO/],
   ["a directory", (path) => mkdirSync(path), 73, /\(EISDIR\)$/],
   ["a file that others may write", (path) => (writeFileSync(path, ""), chmodSync(path, 0o666)), 77, /its mode is 666/],
-  ...(isRoot ? [["another's file", (path: string) => (writeFileSync(path, ""), chownSync(path, 65534, 65534)), 77, /it belongs to user 65534/] as typeof oddLogs[number]] : []),
+  ...(isRoot
+    ? [
+        [
+          "another's file",
+          (path: string) => (writeFileSync(path, ""), chownSync(path, 65534, 65534)),
+          77,
+          /it belongs to user 65534/,
+        ] as (typeof oddLogs)[number],
+      ]
+    : []),
 ];
 for (const [what, make, exit, words] of oddLogs) {
-  log(`refuses ${what}, at once`, () => withDirectory(async ({ directory }) => {
-    const path = join(directory, "l");
-    make(path);
-    const failure = await failureOf(() => openLog(path));
-    assert.is(failure.exit, exit);
-    assert.match(failure.message, words);
-    assert.ok(failure.message.includes(`"${path}"`));
-    if (existsSync(`${path}.real`)) assert.is(readFileSync(`${path}.real`, "utf8"), "untouched");
-  }));
+  log(`refuses ${what}, at once`, () =>
+    withDirectory(async ({ directory }) => {
+      const path = join(directory, "l");
+      make(path);
+      const failure = await failureOf(() => openLog(path));
+      assert.is(failure.exit, exit);
+      assert.match(failure.message, words);
+      assert.ok(failure.message.includes(`"${path}"`));
+      if (existsSync(`${path}.real`)) assert.is(readFileSync(`${path}.real`, "utf8"), "untouched");
+    }),
+  );
 }
 
-log("refuses a FIFO that somebody reads", () => withDirectory(async ({ directory }) => {
-  const path = join(directory, "l");
-  spawnSync("mkfifo", [path]);
-  const reader = spawn("sh", ["-c", `exec sleep 100 < '${path}'`], { stdio: "ignore" });
-  const writer = spawn("sh", ["-c", `exec 3> '${path}'; exec sleep 100`], { stdio: "ignore" }); // so that the reader is past its open
-  await until("both are open", () => [reader, writer].every(({ pid }) => readFileSync(`/proc/${pid}/cmdline`, "latin1").startsWith("sleep")));
-  assert.is((await failureOf(() => openLog(path))).exit, 77);
-  reader.kill("SIGKILL");
-  writer.kill("SIGKILL");
-  await until("both have ended", () => !isAlive(reader.pid!) && !isAlive(writer.pid!));
-}));
+log("refuses a FIFO that somebody reads", () =>
+  withDirectory(async ({ directory }) => {
+    const path = join(directory, "l");
+    spawnSync("mkfifo", [path]);
+    const reader = spawn("sh", ["-c", `exec sleep 100 < '${path}'`], { stdio: "ignore" });
+    const writer = spawn("sh", ["-c", `exec 3> '${path}'; exec sleep 100`], { stdio: "ignore" }); // so that the reader is past its open
+    await until("both are open", () =>
+      [reader, writer].every(({ pid }) => readFileSync(`/proc/${pid}/cmdline`, "latin1").startsWith("sleep")),
+    );
+    assert.is((await failureOf(() => openLog(path))).exit, 77);
+    reader.kill("SIGKILL");
+    writer.kill("SIGKILL");
+    await until("both have ended", () => !isAlive(reader.pid!) && !isAlive(writer.pid!));
+  }),
+);
 
 for (const test of [places, identity, recordSuite, claims, names, token, files, log]) test.run();

@@ -8,7 +8,18 @@ import { connect } from "node:net";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { builtFile, eventually, holdfast, isAlive, openBridge, openSocket, outcomeOf, request, sideBySide, withDaemon } from "./daemon.ts";
+import {
+  builtFile,
+  eventually,
+  holdfast,
+  isAlive,
+  openBridge,
+  openSocket,
+  outcomeOf,
+  request,
+  sideBySide,
+  withDaemon,
+} from "./daemon.ts";
 import { createFractions } from "./fuzz/random.ts";
 import type { Outcome, TestDaemon, Wire } from "./daemon.ts";
 
@@ -24,7 +35,11 @@ const sleep = (ms: number) => new Promise<void>((done) => setTimeout(done, ms));
 const slackMs = 5000;
 
 function bytesOf(messages: any[], id: string, stream = "stdout"): Buffer {
-  return Buffer.concat(messages.filter((message) => message.processId === id && message.stream === stream).map(({ data }) => Buffer.from(data, "base64")));
+  return Buffer.concat(
+    messages
+      .filter((message) => message.processId === id && message.stream === stream)
+      .map(({ data }) => Buffer.from(data, "base64")),
+  );
 }
 
 async function failureOf(promise: Promise<unknown>): Promise<any> {
@@ -42,7 +57,9 @@ function assertBytes(actual: Buffer, expected: Buffer, what: string): void {
   let at = 0;
   while (actual[at] === expected[at]) at++;
   const around = (bytes: Buffer) => JSON.stringify(bytes.toString("latin1", Math.max(0, at - 20), at + 40));
-  assert.unreachable(`${what}: ${actual.length} bytes, expected ${expected.length}; they differ at ${at}: ${around(actual)}, expected ${around(expected)}`);
+  assert.unreachable(
+    `${what}: ${actual.length} bytes, expected ${expected.length}; they differ at ${at}: ${around(actual)}, expected ${around(expected)}`,
+  );
 }
 
 async function closeBridge(bridge: ChildProcessWithoutNullStreams): Promise<void> {
@@ -61,56 +78,86 @@ const lineCount = Math.ceil((100 * MiB) / 9);
 function numberedLines(first: number, count: number): Buffer {
   const lines = Buffer.alloc(count * 9, "\n");
   for (let index = 0, at = 0; index < count; index++, at += 9) {
-    for (let digit = 7, number = first + index; digit >= 0; digit--, number = Math.floor(number / 10)) lines[at + digit] = 48 + (number % 10);
+    for (let digit = 7, number = first + index; digit >= 0; digit--, number = Math.floor(number / 10))
+      lines[at + digit] = 48 + (number % 10);
   }
   return lines;
 }
 
-test("100 MiB are written while no connection exists: what is held is replayed once, in order, and firstSeq names what was dropped", () => withDaemon(async (daemon) => {
-  const go = join(daemon.directory, "go");
-  const first = openBridge(daemon);
-  const script = `echo ready; while ! [ -e "$1" ]; do sleep 0.02; done; exec seq ${firstLine} ${firstLine + lineCount - 1}`;
-  const { pid } = await first.wire.request("process.spawn", { id: "lines", command: "/bin/sh", args: ["-c", script, "sh", go] });
-  const ready = await first.wire.message(({ stream }) => stream === "stdout");
-  assert.equal([ready.seq, Buffer.from(ready.data, "base64").toString()], [1, "ready\n"]);
-  await closeBridge(first.bridge);
-  const count = (words: string) => daemon.log().split(words).length;
-  await eventually(() => count("New connection from") === count("Connection closed"), "no connection exists");
-  writeFileSync(go, "");
-  await eventually(() => !isAlive(pid), "the process has ended", 60_000);
-  assert.is(count("New connection from"), count("Connection closed"), "nobody has connected meanwhile");
+test("100 MiB are written while no connection exists: what is held is replayed once, in order, and firstSeq names what was dropped", () =>
+  withDaemon(async (daemon) => {
+    const go = join(daemon.directory, "go");
+    const first = openBridge(daemon);
+    const script = `echo ready; while ! [ -e "$1" ]; do sleep 0.02; done; exec seq ${firstLine} ${firstLine + lineCount - 1}`;
+    const { pid } = await first.wire.request("process.spawn", {
+      id: "lines",
+      command: "/bin/sh",
+      args: ["-c", script, "sh", go],
+    });
+    const ready = await first.wire.message(({ stream }) => stream === "stdout");
+    assert.equal([ready.seq, Buffer.from(ready.data, "base64").toString()], [1, "ready\n"]);
+    await closeBridge(first.bridge);
+    const count = (words: string) => daemon.log().split(words).length;
+    await eventually(() => count("New connection from") === count("Connection closed"), "no connection exists");
+    writeFileSync(go, "");
+    await eventually(() => !isAlive(pid), "the process has ended", 60_000);
+    assert.is(count("New connection from"), count("Connection closed"), "nobody has connected meanwhile");
 
-  const { bridge, wire } = openBridge(daemon);
-  const found = await wire.request("process.reattach", { id: "lines", fromSeq: 1 });
-  await wire.message(isExit("lines"));
-  assert.equal(found, { found: true, running: false, firstSeq: found.firstSeq, lastSeq: found.lastSeq, stdinApplied: 0, exitCode: 0 });
-  assert.equal(wire.messages.map(({ seq }) => seq), Array.from({ length: found.lastSeq - found.firstSeq + 1 }, (_, index) => found.firstSeq + index));
-  assert.equal(wire.messages.at(-1), { type: "stream", processId: "lines", stream: "exit", seq: found.lastSeq, exitCode: 0 });
-  const held = bytesOf(wire.messages, "lines");
-  assert.ok(held.length <= replayBytes && held.length > replayBytes - messageBytes, `${held.length} bytes are held, of ${replayBytes}`);
-  const all = numberedLines(firstLine, lineCount);
-  assertBytes(held, all.subarray(all.length - held.length), "what is held is the end of the output");
-  for (const { data, seq } of wire.messages) if (data !== undefined) assert.ok(Buffer.byteLength(data, "base64") <= messageBytes, `message ${seq} is too large`);
-  // messages 1 ("ready") to firstSeq - 1 are gone, and with them exactly the bytes before what is held
-  const dropped = found.firstSeq - 1 - 1;
-  assert.ok(dropped * messageBytes >= all.length - held.length, `${dropped} messages cannot have had ${all.length - held.length} bytes`);
-  assert.ok(dropped < all.length - held.length, "no message is empty");
+    const { bridge, wire } = openBridge(daemon);
+    const found = await wire.request("process.reattach", { id: "lines", fromSeq: 1 });
+    await wire.message(isExit("lines"));
+    assert.equal(found, {
+      found: true,
+      running: false,
+      firstSeq: found.firstSeq,
+      lastSeq: found.lastSeq,
+      stdinApplied: 0,
+      exitCode: 0,
+    });
+    assert.equal(
+      wire.messages.map(({ seq }) => seq),
+      Array.from({ length: found.lastSeq - found.firstSeq + 1 }, (_, index) => found.firstSeq + index),
+    );
+    assert.equal(wire.messages.at(-1), {
+      type: "stream",
+      processId: "lines",
+      stream: "exit",
+      seq: found.lastSeq,
+      exitCode: 0,
+    });
+    const held = bytesOf(wire.messages, "lines");
+    assert.ok(
+      held.length <= replayBytes && held.length > replayBytes - messageBytes,
+      `${held.length} bytes are held, of ${replayBytes}`,
+    );
+    const all = numberedLines(firstLine, lineCount);
+    assertBytes(held, all.subarray(all.length - held.length), "what is held is the end of the output");
+    for (const { data, seq } of wire.messages)
+      if (data !== undefined)
+        assert.ok(Buffer.byteLength(data, "base64") <= messageBytes, `message ${seq} is too large`);
+    // messages 1 ("ready") to firstSeq - 1 are gone, and with them exactly the bytes before what is held
+    const dropped = found.firstSeq - 1 - 1;
+    assert.ok(
+      dropped * messageBytes >= all.length - held.length,
+      `${dropped} messages cannot have had ${all.length - held.length} bytes`,
+    );
+    assert.ok(dropped < all.length - held.length, "no message is empty");
 
-  // the same again from the middle, and from the end
-  wire.messages.length = 0;
-  const middle = found.firstSeq + 100;
-  assert.equal(await wire.request("process.reattach", { id: "lines", fromSeq: middle }), found);
-  await wire.message(isExit("lines"));
-  assert.is(wire.messages[0].seq, middle + 1);
-  const rest = bytesOf(wire.messages, "lines");
-  assertBytes(rest, all.subarray(all.length - rest.length), "the rest");
-  wire.messages.length = 0;
-  assert.equal(await wire.request("process.reattach", { id: "lines", fromSeq: found.lastSeq }), found);
-  await wire.request("server.ping");
-  assert.equal(wire.messages, []);
-  await closeBridge(bridge);
-  console.log(`100 MiB unread: ${found.lastSeq - found.firstSeq} messages held, ${dropped} dropped`);
-}));
+    // the same again from the middle, and from the end
+    wire.messages.length = 0;
+    const middle = found.firstSeq + 100;
+    assert.equal(await wire.request("process.reattach", { id: "lines", fromSeq: middle }), found);
+    await wire.message(isExit("lines"));
+    assert.is(wire.messages[0].seq, middle + 1);
+    const rest = bytesOf(wire.messages, "lines");
+    assertBytes(rest, all.subarray(all.length - rest.length), "the rest");
+    wire.messages.length = 0;
+    assert.equal(await wire.request("process.reattach", { id: "lines", fromSeq: found.lastSeq }), found);
+    await wire.request("server.ping");
+    assert.equal(wire.messages, []);
+    await closeBridge(bridge);
+    console.log(`100 MiB unread: ${found.lastSeq - found.firstSeq} messages held, ${dropped} dropped`);
+  }));
 
 /** The client's side of one process: what was given to it, and what it has seen of it. */
 interface Ledger {
@@ -144,213 +191,325 @@ function takeUp(wire: Wire, id: string, ledger: Ledger): Promise<any> {
     if (messages <= 0) return;
     const afterBytes = seenBytes(ledger);
     const before = ledger.gaps.at(-1);
-    if (before?.afterBytes === afterBytes) before.messages += messages; // killed again before a message came: one gap
+    if (before?.afterBytes === afterBytes)
+      before.messages += messages; // killed again before a message came: one gap
     else ledger.gaps.push({ afterBytes, messages });
     ledger.lastSeq = firstSeq - 1;
   });
 }
 
-test("a bridge is killed 100 times, in the middle of output and of stdin: each byte arrives once, or is in a gap that is named", () => withDaemon(async (daemon) => {
-  const random = createFractions(20_261_122);
-  const received = join(daemon.directory, "received");
-  const sent = numberedLines(firstLine, 6_000_000); // 51.5 MiB: as much as there is time for
-  let sentBytes = 0;
-  const echo: Ledger = { lastSeq: 0, seen: [], gaps: [], exit: undefined };
-  const burst: Ledger = { lastSeq: 0, seen: [], gaps: [], exit: undefined };
-  const burstLines = 2_400_000; // 20.6 MiB: more than is held
-  let bursts = 0;
-  let burstInput = "";
-  let inTheMiddle = 0;
-  const echoedBytes = () => seenBytes(echo);
+test("a bridge is killed 100 times, in the middle of output and of stdin: each byte arrives once, or is in a gap that is named", () =>
+  withDaemon(async (daemon) => {
+    const random = createFractions(20_261_122);
+    const received = join(daemon.directory, "received");
+    const sent = numberedLines(firstLine, 6_000_000); // 51.5 MiB: as much as there is time for
+    let sentBytes = 0;
+    const echo: Ledger = { lastSeq: 0, seen: [], gaps: [], exit: undefined };
+    const burst: Ledger = { lastSeq: 0, seen: [], gaps: [], exit: undefined };
+    const burstLines = 2_400_000; // 20.6 MiB: more than is held
+    let bursts = 0;
+    let burstInput = "";
+    let inTheMiddle = 0;
+    const echoedBytes = () => seenBytes(echo);
 
-  const first = openBridge(daemon);
-  await first.wire.request("process.spawn", { id: "echo", command: "tee", args: [received] });
-  await first.wire.request("process.spawn", { id: "burst", command: "/bin/sh", args: ["-c", "while read from to; do seq $from $to; done"] });
-  await closeBridge(first.bridge);
+    const first = openBridge(daemon);
+    await first.wire.request("process.spawn", { id: "echo", command: "tee", args: [received] });
+    await first.wire.request("process.spawn", {
+      id: "burst",
+      command: "/bin/sh",
+      args: ["-c", "while read from to; do seq $from $to; done"],
+    });
+    await closeBridge(first.bridge);
 
-  for (let round = 1; round <= 100; round++) {
+    for (let round = 1; round <= 100; round++) {
+      const { bridge, wire } = openBridge(daemon);
+      readInto(wire, { echo, burst });
+      const dead = new Promise<void>((done) => bridge.once("close", () => done()));
+      let isOpen = true;
+      void dead.then(() => (isOpen = false));
+      // one in five before it is attached for sure, the others from then on
+      const early = round % 5 === 0;
+      if (early) setTimeout(() => bridge.kill("SIGKILL"), random() * 120);
+      const found = await Promise.all([takeUp(wire, "echo", echo), takeUp(wire, "burst", burst)]).catch(
+        () => undefined,
+      );
+      if (found !== undefined) {
+        const [{ stdinApplied }, { stdinApplied: burstApplied }] = found;
+        assert.ok(stdinApplied <= sentBytes, "no more is applied than was sent");
+        if (round % 10 === 1) {
+          burstInput += `${firstLine + bursts * burstLines} ${firstLine + ++bursts * burstLines - 1}\n`;
+        }
+        wire
+          .request("process.stdin", {
+            id: "burst",
+            offset: burstApplied,
+            data: Buffer.from(burstInput).subarray(burstApplied).toString("base64"),
+          })
+          .catch(() => {});
+        if (!early) setTimeout(() => bridge.kill("SIGKILL"), random() * 80);
+        // from what is applied, in pieces of any size, until it is killed
+        for (let offset = stdinApplied; isOpen && offset < sent.length; await sleep(1)) {
+          if (sentBytes - echoedBytes() > replayBytes / 2) continue; // what is echoed must not be dropped
+          const piece = sent.subarray(offset, offset + 1 + Math.floor(random() * 40_000));
+          wire.request("process.stdin", { id: "echo", offset, data: piece.toString("base64") }).catch(() => {});
+          offset += piece.length;
+          sentBytes = Math.max(sentBytes, offset);
+        }
+      }
+      await dead;
+      if (found !== undefined && echoedBytes() < sentBytes) inTheMiddle++;
+    }
+
     const { bridge, wire } = openBridge(daemon);
     readInto(wire, { echo, burst });
-    const dead = new Promise<void>((done) => bridge.once("close", () => done()));
-    let isOpen = true;
-    void dead.then(() => (isOpen = false));
-    // one in five before it is attached for sure, the others from then on
-    const early = round % 5 === 0;
-    if (early) setTimeout(() => bridge.kill("SIGKILL"), random() * 120);
-    const found = await Promise.all([takeUp(wire, "echo", echo), takeUp(wire, "burst", burst)]).catch(() => undefined);
-    if (found !== undefined) {
-      const [{ stdinApplied }, { stdinApplied: burstApplied }] = found;
-      assert.ok(stdinApplied <= sentBytes, "no more is applied than was sent");
-      if (round % 10 === 1) {
-        burstInput += `${firstLine + bursts * burstLines} ${firstLine + ++bursts * burstLines - 1}\n`;
-      }
-      wire.request("process.stdin", { id: "burst", offset: burstApplied, data: Buffer.from(burstInput).subarray(burstApplied).toString("base64") }).catch(() => {});
-      if (!early) setTimeout(() => bridge.kill("SIGKILL"), random() * 80);
-      // from what is applied, in pieces of any size, until it is killed
-      for (let offset = stdinApplied; isOpen && offset < sent.length; await sleep(1)) {
-        if (sentBytes - echoedBytes() > replayBytes / 2) continue; // what is echoed must not be dropped
-        const piece = sent.subarray(offset, offset + 1 + Math.floor(random() * 40_000));
-        wire.request("process.stdin", { id: "echo", offset, data: piece.toString("base64") }).catch(() => {});
-        offset += piece.length;
-        sentBytes = Math.max(sentBytes, offset);
-      }
+    const { stdinApplied } = await takeUp(wire, "echo", echo);
+    const { stdinApplied: burstApplied } = await takeUp(wire, "burst", burst);
+    for (let offset = stdinApplied; offset < sentBytes; offset += 1 << 20) {
+      await wire.request("process.stdin", {
+        id: "echo",
+        offset,
+        data: sent.subarray(offset, Math.min(sentBytes, offset + (1 << 20))).toString("base64"),
+      });
     }
-    await dead;
-    if (found !== undefined && echoedBytes() < sentBytes) inTheMiddle++;
-  }
+    await wire.request("process.stdin", { id: "echo", end: true });
+    await wire.request("process.stdin", {
+      id: "burst",
+      offset: burstApplied,
+      data: Buffer.from(burstInput).subarray(burstApplied).toString("base64"),
+      end: true,
+    });
+    await eventually(() => echo.exit !== undefined && burst.exit !== undefined, "both have ended", 20_000);
+    await closeBridge(bridge);
 
-  const { bridge, wire } = openBridge(daemon);
-  readInto(wire, { echo, burst });
-  const { stdinApplied } = await takeUp(wire, "echo", echo);
-  const { stdinApplied: burstApplied } = await takeUp(wire, "burst", burst);
-  for (let offset = stdinApplied; offset < sentBytes; offset += 1 << 20) {
-    await wire.request("process.stdin", { id: "echo", offset, data: sent.subarray(offset, Math.min(sentBytes, offset + (1 << 20))).toString("base64") });
-  }
-  await wire.request("process.stdin", { id: "echo", end: true });
-  await wire.request("process.stdin", { id: "burst", offset: burstApplied, data: Buffer.from(burstInput).subarray(burstApplied).toString("base64"), end: true });
-  await eventually(() => echo.exit !== undefined && burst.exit !== undefined, "both have ended", 20_000);
-  await closeBridge(bridge);
-
-  assert.equal([echo.wrong, burst.wrong], [undefined, undefined]);
-  assertBytes(readFileSync(received), sent.subarray(0, sentBytes), "what the child has received");
-  assert.equal(echo.gaps, []);
-  assertBytes(Buffer.concat(echo.seen), sent.subarray(0, sentBytes), "what the client has seen of it");
-  // of the bursts there are gaps: between them each piece is where it belongs, and a gap's bytes fit into the messages that it names
-  const all = numberedLines(firstLine, bursts * burstLines);
-  const seen = Buffer.concat(burst.seen);
-  assert.ok(burst.gaps.length > 0, "no burst was interrupted: nothing was tested");
-  let place = 0;
-  let from = 0;
-  for (const { afterBytes, messages } of [...burst.gaps, { afterBytes: seen.length, messages: 0 }]) {
-    const piece = seen.subarray(from, afterBytes);
-    assertBytes(piece, all.subarray(place, place + piece.length), `the piece at ${from}`);
-    place += piece.length;
-    from = afterBytes;
-    if (messages === 0) continue;
-    const next = seen.subarray(from, from + 9 + 8); // finds its place by the first whole line
-    const line = /\n(\d{8})\n/.exec(`\n${next.toString("latin1")}`) ?? /(\d{8})\n/.exec(seen.toString("latin1", from, from + 40))!;
-    const at = (Number(line[1]) - firstLine) * 9 - (line.index + line[0].indexOf(line[1]!) - (line[0].startsWith("\n") ? 1 : 0));
-    assert.ok(at > place && at - place <= messages * messageBytes, `${messages} messages are named, ${at - place} bytes are missing`);
-    place = at;
-  }
-  assert.is(place, all.length, "the end of the output is there");
-  assert.ok(inTheMiddle >= 60, `only ${inTheMiddle} of 100 were killed in the middle`);
-  console.log(`100 bridges killed: ${sentBytes} bytes of stdin, ${inTheMiddle} times with bytes on their way, ${burst.gaps.length} gaps named of ${bursts} bursts`);
-}));
+    assert.equal([echo.wrong, burst.wrong], [undefined, undefined]);
+    assertBytes(readFileSync(received), sent.subarray(0, sentBytes), "what the child has received");
+    assert.equal(echo.gaps, []);
+    assertBytes(Buffer.concat(echo.seen), sent.subarray(0, sentBytes), "what the client has seen of it");
+    // of the bursts there are gaps: between them each piece is where it belongs, and a gap's bytes fit into the messages that it names
+    const all = numberedLines(firstLine, bursts * burstLines);
+    const seen = Buffer.concat(burst.seen);
+    assert.ok(burst.gaps.length > 0, "no burst was interrupted: nothing was tested");
+    let place = 0;
+    let from = 0;
+    for (const { afterBytes, messages } of [...burst.gaps, { afterBytes: seen.length, messages: 0 }]) {
+      const piece = seen.subarray(from, afterBytes);
+      assertBytes(piece, all.subarray(place, place + piece.length), `the piece at ${from}`);
+      place += piece.length;
+      from = afterBytes;
+      if (messages === 0) continue;
+      const next = seen.subarray(from, from + 9 + 8); // finds its place by the first whole line
+      const line =
+        /\n(\d{8})\n/.exec(`\n${next.toString("latin1")}`) ??
+        /(\d{8})\n/.exec(seen.toString("latin1", from, from + 40))!;
+      const at =
+        (Number(line[1]) - firstLine) * 9 -
+        (line.index + line[0].indexOf(line[1]!) - (line[0].startsWith("\n") ? 1 : 0));
+      assert.ok(
+        at > place && at - place <= messages * messageBytes,
+        `${messages} messages are named, ${at - place} bytes are missing`,
+      );
+      place = at;
+    }
+    assert.is(place, all.length, "the end of the output is there");
+    assert.ok(inTheMiddle >= 60, `only ${inTheMiddle} of 100 were killed in the middle`);
+    console.log(
+      `100 bridges killed: ${sentBytes} bytes of stdin, ${inTheMiddle} times with bytes on their way, ${burst.gaps.length} gaps named of ${bursts} bursts`,
+    );
+  }));
 
 const hard = suite("processes that are hard to deal with");
 const hardTest = sideBySide(hard, 2);
 
-hardTest("a grandchild that holds the pipe delays the exit message by 5 s at most; what was said before is there, and the grandchild lives", () => withDaemon(async (daemon) => {
-  const { connection, wire } = openSocket(daemon);
-  const started = performance.now();
-  const { pid } = await wire.request("process.spawn", { id: "g", command: "/bin/sh", args: ["-c", "sleep 100 & echo $!; exit 3"] });
-  const exit = await wire.message(isExit("g"));
-  const ms = performance.now() - started;
-  assert.ok(ms > 4000 && ms < 5000 + slackMs, `it came after ${ms} ms`);
-  assert.is(exit.exitCode, 3);
-  const grandchild = Number(bytesOf(wire.messages, "g").toString());
-  assert.ok(isAlive(grandchild));
-  assert.not(isAlive(pid));
-  // its group is still signalled
-  assert.equal(await wire.request("process.killAndWait", { id: "g" }), { found: true, died: true });
-  assert.not(isAlive(grandchild));
-  connection.destroy();
-}));
+hardTest(
+  "a grandchild that holds the pipe delays the exit message by 5 s at most; what was said before is there, and the grandchild lives",
+  () =>
+    withDaemon(async (daemon) => {
+      const { connection, wire } = openSocket(daemon);
+      const started = performance.now();
+      const { pid } = await wire.request("process.spawn", {
+        id: "g",
+        command: "/bin/sh",
+        args: ["-c", "sleep 100 & echo $!; exit 3"],
+      });
+      const exit = await wire.message(isExit("g"));
+      const ms = performance.now() - started;
+      assert.ok(ms > 4000 && ms < 5000 + slackMs, `it came after ${ms} ms`);
+      assert.is(exit.exitCode, 3);
+      const grandchild = Number(bytesOf(wire.messages, "g").toString());
+      assert.ok(isAlive(grandchild));
+      assert.not(isAlive(pid));
+      // its group is still signalled
+      assert.equal(await wire.request("process.killAndWait", { id: "g" }), { found: true, died: true });
+      assert.not(isAlive(grandchild));
+      connection.destroy();
+    }),
+);
 
-hardTest("a grandchild that has left the pipe delays nothing", () => withDaemon(async (daemon) => {
-  const { connection, wire } = openSocket(daemon);
-  const started = performance.now();
-  await wire.request("process.spawn", { id: "g", command: "/bin/sh", args: ["-c", "sleep 100 </dev/null >/dev/null 2>&1 & echo up"] });
-  await wire.message(isExit("g"));
-  assert.ok(performance.now() - started < 4000);
-  connection.destroy();
-}));
+hardTest("a grandchild that has left the pipe delays nothing", () =>
+  withDaemon(async (daemon) => {
+    const { connection, wire } = openSocket(daemon);
+    const started = performance.now();
+    await wire.request("process.spawn", {
+      id: "g",
+      command: "/bin/sh",
+      args: ["-c", "sleep 100 </dev/null >/dev/null 2>&1 & echo up"],
+    });
+    await wire.message(isExit("g"));
+    assert.ok(performance.now() - started < 4000);
+    connection.destroy();
+  }),
+);
 
-hardTest("a child that ignores TERM is killed after timeoutMs with all its group, or left when escalate is false", () => withDaemon(async (daemon) => {
-  const { connection, wire } = openSocket(daemon);
-  const script = "trap '' TERM; sleep 100 & echo $!; while :; do wait; done";
-  const { pid } = await wire.request("process.spawn", { id: "t", command: "/bin/sh", args: ["-c", script] });
-  const grandchild = Number(Buffer.from((await wire.message(({ stream }) => stream === "stdout")).data, "base64").toString());
-  assert.equal(await wire.request("process.killAndWait", { id: "t", timeoutMs: 200, escalate: false }), { found: true, died: false });
-  assert.ok(isAlive(pid) && isAlive(grandchild));
-  assert.equal(await wire.request("process.killAndWait", { id: "t", timeoutMs: 200 }), { found: true, died: true, escalated: true });
-  assert.not(isAlive(pid) || isAlive(grandchild));
-  const { seq, ...exit } = await wire.message(isExit("t"));
-  assert.equal(exit, { type: "stream", processId: "t", stream: "exit", exitCode: 137, signal: "SIGKILL", killedBy: "client" });
-  assert.equal(await wire.request("process.killAndWait", { id: "t" }), { found: true, died: true, alreadyExited: true });
-  assert.equal(await wire.request("process.killAndWait", { id: "no such" }), { found: false, died: false });
-  connection.destroy();
-}));
+hardTest("a child that ignores TERM is killed after timeoutMs with all its group, or left when escalate is false", () =>
+  withDaemon(async (daemon) => {
+    const { connection, wire } = openSocket(daemon);
+    const script = "trap '' TERM; sleep 100 & echo $!; while :; do wait; done";
+    const { pid } = await wire.request("process.spawn", { id: "t", command: "/bin/sh", args: ["-c", script] });
+    const grandchild = Number(
+      Buffer.from((await wire.message(({ stream }) => stream === "stdout")).data, "base64").toString(),
+    );
+    assert.equal(await wire.request("process.killAndWait", { id: "t", timeoutMs: 200, escalate: false }), {
+      found: true,
+      died: false,
+    });
+    assert.ok(isAlive(pid) && isAlive(grandchild));
+    assert.equal(await wire.request("process.killAndWait", { id: "t", timeoutMs: 200 }), {
+      found: true,
+      died: true,
+      escalated: true,
+    });
+    assert.not(isAlive(pid) || isAlive(grandchild));
+    const { seq, ...exit } = await wire.message(isExit("t"));
+    assert.equal(exit, {
+      type: "stream",
+      processId: "t",
+      stream: "exit",
+      exitCode: 137,
+      signal: "SIGKILL",
+      killedBy: "client",
+    });
+    assert.equal(await wire.request("process.killAndWait", { id: "t" }), {
+      found: true,
+      died: true,
+      alreadyExited: true,
+    });
+    assert.equal(await wire.request("process.killAndWait", { id: "no such" }), { found: false, died: false });
+    connection.destroy();
+  }),
+);
 
-hardTest("a command or working directory that is not there is refused with the reason, and no process remains", () => withDaemon(async (daemon) => {
-  const { connection, wire } = openSocket(daemon);
-  writeFileSync(join(daemon.directory, "script"), "#!/no/such/interpreter\n", { mode: 0o755 });
-  const rows: [object, string, RegExp][] = [
-    [{ command: "/no/such/file" }, "ENOENT", /"\/no\/such\/file": no such file/],
-    [{ command: "no-such-command" }, "ENOENT", /"no-such-command": no such command in PATH/],
-    [{ command: join(daemon.directory, "script") }, "ENOENT", /interpreter/],
-    [{ command: daemon.tokenFile }, "EACCES", /permission denied/],
-    [{ command: daemon.directory }, "EACCES", /permission denied/],
-    [{ command: "true", cwd: daemon.tokenFile }, "ENOTDIR", /not a directory/],
-    [{ command: "true", cwd: "/no/such/directory" }, "ENOENT", /"\/no\/such\/directory"/],
-  ];
-  for (const [params, errno, message] of rows) {
-    const failure = await failureOf(wire.request("process.spawn", { id: "x", ...params }));
-    assert.is(failure.code, -32603, JSON.stringify(params));
-    assert.is(failure.data.errno, errno, failure.message);
-    assert.match(failure.message, message);
-  }
-  assert.equal(await wire.request("process.list"), { processes: [] });
-  assert.equal(readFileSync(`/proc/${daemon.pid}/task/${daemon.pid}/children`, "utf8"), "");
-  assert.ok((await wire.request("process.spawn", { id: "x", command: "true" })).success, "the id is free");
-  connection.destroy();
-}));
+hardTest("a command or working directory that is not there is refused with the reason, and no process remains", () =>
+  withDaemon(async (daemon) => {
+    const { connection, wire } = openSocket(daemon);
+    writeFileSync(join(daemon.directory, "script"), "#!/no/such/interpreter\n", { mode: 0o755 });
+    const rows: [object, string, RegExp][] = [
+      [{ command: "/no/such/file" }, "ENOENT", /"\/no\/such\/file": no such file/],
+      [{ command: "no-such-command" }, "ENOENT", /"no-such-command": no such command in PATH/],
+      [{ command: join(daemon.directory, "script") }, "ENOENT", /interpreter/],
+      [{ command: daemon.tokenFile }, "EACCES", /permission denied/],
+      [{ command: daemon.directory }, "EACCES", /permission denied/],
+      [{ command: "true", cwd: daemon.tokenFile }, "ENOTDIR", /not a directory/],
+      [{ command: "true", cwd: "/no/such/directory" }, "ENOENT", /"\/no\/such\/directory"/],
+    ];
+    for (const [params, errno, message] of rows) {
+      const failure = await failureOf(wire.request("process.spawn", { id: "x", ...params }));
+      assert.is(failure.code, -32603, JSON.stringify(params));
+      assert.is(failure.data.errno, errno, failure.message);
+      assert.match(failure.message, message);
+    }
+    assert.equal(await wire.request("process.list"), { processes: [] });
+    assert.equal(readFileSync(`/proc/${daemon.pid}/task/${daemon.pid}/children`, "utf8"), "");
+    assert.ok((await wire.request("process.spawn", { id: "x", command: "true" })).success, "the id is free");
+    connection.destroy();
+  }),
+);
 
-hardTest("300 processes at once each have their own group, input, output and exit", () => withDaemon(async (daemon) => {
-  const { connection, wire } = openSocket(daemon);
-  const ids = Array.from({ length: 300 }, (_, index) => `p${index}`);
-  const started = performance.now();
-  const pids: number[] = await Promise.all(ids.map(async (id, index) => {
-    const script = 'echo "$0"; cat; echo "$0" >&2; exit "$1"';
-    return (await wire.request("process.spawn", { id, command: "/bin/sh", args: ["-c", script, id, String(index % 100)] })).pid;
-  }));
-  await Promise.all(ids.map((id) => wire.message(({ processId, stream }) => processId === id && stream === "stdout")));
-  const ms = performance.now() - started;
-  assert.is(new Set(pids).size, 300);
-  for (const pid of pids) {
-    const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
-    assert.is(Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[2]), pid, "it leads its own process group");
-  }
-  await Promise.all(ids.map((id) => wire.request("process.stdin", { id, data: Buffer.from(`for ${id}\n`).toString("base64"), end: true })));
-  const exits = await Promise.all(ids.map((id) => wire.message(isExit(id))));
-  assert.equal(exits.map(({ exitCode }) => exitCode), ids.map((_, index) => index % 100));
-  for (const id of ids) {
-    assert.is(bytesOf(wire.messages, id).toString(), `${id}\nfor ${id}\n`);
-    assert.is(bytesOf(wire.messages, id, "stderr").toString(), `${id}\n`);
-  }
-  assert.not(pids.some(isAlive));
-  connection.destroy();
-  console.log(`300 processes: all had spoken after ${Math.round(ms)} ms`);
-}));
+hardTest("300 processes at once each have their own group, input, output and exit", () =>
+  withDaemon(async (daemon) => {
+    const { connection, wire } = openSocket(daemon);
+    const ids = Array.from({ length: 300 }, (_, index) => `p${index}`);
+    const started = performance.now();
+    const pids: number[] = await Promise.all(
+      ids.map(async (id, index) => {
+        const script = 'echo "$0"; cat; echo "$0" >&2; exit "$1"';
+        return (
+          await wire.request("process.spawn", { id, command: "/bin/sh", args: ["-c", script, id, String(index % 100)] })
+        ).pid;
+      }),
+    );
+    await Promise.all(
+      ids.map((id) => wire.message(({ processId, stream }) => processId === id && stream === "stdout")),
+    );
+    const ms = performance.now() - started;
+    assert.is(new Set(pids).size, 300);
+    for (const pid of pids) {
+      const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
+      assert.is(Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[2]), pid, "it leads its own process group");
+    }
+    await Promise.all(
+      ids.map((id) =>
+        wire.request("process.stdin", { id, data: Buffer.from(`for ${id}\n`).toString("base64"), end: true }),
+      ),
+    );
+    const exits = await Promise.all(ids.map((id) => wire.message(isExit(id))));
+    assert.equal(
+      exits.map(({ exitCode }) => exitCode),
+      ids.map((_, index) => index % 100),
+    );
+    for (const id of ids) {
+      assert.is(bytesOf(wire.messages, id).toString(), `${id}\nfor ${id}\n`);
+      assert.is(bytesOf(wire.messages, id, "stderr").toString(), `${id}\n`);
+    }
+    assert.not(pids.some(isAlive));
+    connection.destroy();
+    console.log(`300 processes: all had spoken after ${Math.round(ms)} ms`);
+  }),
+);
 
-hardTest("ids may be any text that is not empty", () => withDaemon(async (daemon) => {
-  const { connection, wire } = openSocket(daemon);
-  const ids = [
-    " ", "a b", "\n", "\0", "\0\0", '"', "'; rm -rf /", "../../etc/passwd", "__proto__", "constructor", "toString", "0", "-1", "null", "%s", "${x}",
-    "\u00e4", "a\u0308", "日本語", "🚀", "\ud800", "\u2028", "\x1b[31m", "x".repeat(10_000),
-  ];
-  await Promise.all(ids.map(async (id, index) => {
-    assert.ok((await wire.request("process.spawn", { id, command: "/bin/cat" })).success);
-    await wire.request("process.stdin", { id, data: Buffer.from(String(index)).toString("base64"), end: true });
-    await wire.message(isExit(id));
-    assert.is(bytesOf(wire.messages, id).toString(), String(index), JSON.stringify(id.slice(0, 20)));
-  }));
-  assert.equal((await wire.request("process.list")).processes.map(({ id }: any) => id).sort(), [...ids].sort());
-  for (const id of ["", 7, null, undefined, {}]) assert.is((await failureOf(wire.request("process.spawn", { id, command: "/bin/cat" }))).code, -32602);
-  assert.not(/[\0\x1b]/.test(daemon.log()), "none of it is in the log as it is");
-  connection.destroy();
-}));
+hardTest("ids may be any text that is not empty", () =>
+  withDaemon(async (daemon) => {
+    const { connection, wire } = openSocket(daemon);
+    const ids = [
+      " ",
+      "a b",
+      "\n",
+      "\0",
+      "\0\0",
+      '"',
+      "'; rm -rf /",
+      "../../etc/passwd",
+      "__proto__",
+      "constructor",
+      "toString",
+      "0",
+      "-1",
+      "null",
+      "%s",
+      "${x}",
+      "\u00e4",
+      "a\u0308",
+      "日本語",
+      "🚀",
+      "\ud800",
+      "\u2028",
+      "\x1b[31m",
+      "x".repeat(10_000),
+    ];
+    await Promise.all(
+      ids.map(async (id, index) => {
+        assert.ok((await wire.request("process.spawn", { id, command: "/bin/cat" })).success);
+        await wire.request("process.stdin", { id, data: Buffer.from(String(index)).toString("base64"), end: true });
+        await wire.message(isExit(id));
+        assert.is(bytesOf(wire.messages, id).toString(), String(index), JSON.stringify(id.slice(0, 20)));
+      }),
+    );
+    assert.equal((await wire.request("process.list")).processes.map(({ id }: any) => id).sort(), [...ids].sort());
+    for (const id of ["", 7, null, undefined, {}])
+      assert.is((await failureOf(wire.request("process.spawn", { id, command: "/bin/cat" }))).code, -32602);
+    assert.not(/[\0\x1b]/.test(daemon.log()), "none of it is in the log as it is");
+    connection.destroy();
+  }),
+);
 
 const existing = suite("existing clients and people");
 const existingTest = sideBySide(existing, 2);
@@ -381,225 +540,376 @@ function createLineClient({ socket, token }: TestDaemon) {
   return { connection, lines, wait, call };
 }
 
-existingTest("a client of lines and string ids does all of process.* and files.* with the names of wire.md", () => withDaemon(async (daemon) => {
-  const { connection, lines, wait, call } = createLineClient(daemon);
-  const base64 = (text: string) => Buffer.from(text).toString("base64");
-  const path = join(daemon.directory, "file.txt");
-  assert.equal(await call("server.ping"), { pong: true });
-  const capabilities = await call("server.capabilities");
-  assert.match(capabilities.instanceId, /^[0-9a-f]{32}$/);
-  assert.equal([typeof capabilities.version, typeof capabilities.startedAt, typeof capabilities.lifetime], ["string", "number", "object"]);
-  for (const name of ["server.ping", "process.spawn", "process.stdin", "process.kill", "process.killAndWait", "process.reattach", "process.list",
-    "files.stat", "files.list", "files.read", "files.write", "files.validate"]) assert.ok(capabilities.methods.includes(name), name);
+existingTest("a client of lines and string ids does all of process.* and files.* with the names of wire.md", () =>
+  withDaemon(async (daemon) => {
+    const { connection, lines, wait, call } = createLineClient(daemon);
+    const base64 = (text: string) => Buffer.from(text).toString("base64");
+    const path = join(daemon.directory, "file.txt");
+    assert.equal(await call("server.ping"), { pong: true });
+    const capabilities = await call("server.capabilities");
+    assert.match(capabilities.instanceId, /^[0-9a-f]{32}$/);
+    assert.equal(
+      [typeof capabilities.version, typeof capabilities.startedAt, typeof capabilities.lifetime],
+      ["string", "number", "object"],
+    );
+    for (const name of [
+      "server.ping",
+      "process.spawn",
+      "process.stdin",
+      "process.kill",
+      "process.killAndWait",
+      "process.reattach",
+      "process.list",
+      "files.stat",
+      "files.list",
+      "files.read",
+      "files.write",
+      "files.validate",
+    ])
+      assert.ok(capabilities.methods.includes(name), name);
 
-  const spawned = await call("process.spawn", { id: "uuid-1", command: "/bin/sh", args: ["-c", 'echo "$GREETING from $PWD"; echo oops >&2; cat'], cwd: "/tmp", env: { GREETING: "hello" } });
-  assert.equal(spawned, { success: true, pid: spawned.pid });
-  assert.ok(isAlive(spawned.pid));
-  const isOutput = (seq: number) => (line: any) => line.processId === "uuid-1" && line.seq === seq;
-  const said = [await wait(isOutput(1)), await wait(isOutput(2))].sort((one, other) => (one.stream < other.stream ? 1 : -1));
-  assert.equal(said.map(({ seq, ...line }) => line), [
-    { type: "stream", processId: "uuid-1", stream: "stdout", data: base64("hello from /tmp\n") },
-    { type: "stream", processId: "uuid-1", stream: "stderr", data: base64("oops\n") },
-  ]);
-  assert.equal(await call("process.stdin", { id: "uuid-1", data: base64("one "), offset: 0 }), { success: true, applied: 4 });
-  assert.equal(await call("process.stdin", { id: "uuid-1", data: base64("one two "), offset: 0 }), { success: true, applied: 8 });
-  assert.equal(await call("process.stdin", { id: "uuid-1", data: base64("two "), offset: 4 }), { success: true, applied: 8, duplicate: true });
-  const gap = await call("process.stdin", { id: "uuid-1", data: base64("x"), offset: 9 });
-  assert.equal([gap.code, gap.data.applied], [-32003, 8]);
-  const { processes: [listed] } = await call("process.list");
-  assert.equal([listed.id, listed.command, listed.pid, listed.cwd, listed.running], ["uuid-1", "/bin/sh", spawned.pid, "/tmp", true]);
-  assert.equal(await call("process.stdin", { id: "uuid-1", data: base64("three"), end: true }), { success: true, applied: 13 });
-  const exit = await wait((line) => line.stream === "exit");
-  assert.equal(exit, { type: "stream", processId: "uuid-1", stream: "exit", seq: lines.filter(({ type }) => type === "stream").length, exitCode: 0 });
-  assert.is(bytesOf(lines, "uuid-1").toString(), "hello from /tmp\none two three");
-  assert.equal(await call("process.reattach", { id: "uuid-1", fromSeq: 0 }), { found: true, running: false, firstSeq: 1, lastSeq: exit.seq, stdinApplied: 13, exitCode: 0 });
-  await wait((line) => lines.filter(({ stream }) => stream === "exit").length === 2 && line.stream === "exit");
-  assert.is(lines.filter(({ type }) => type === "stream").length, 2 * exit.seq, "the replay is what was sent first");
+    const spawned = await call("process.spawn", {
+      id: "uuid-1",
+      command: "/bin/sh",
+      args: ["-c", 'echo "$GREETING from $PWD"; echo oops >&2; cat'],
+      cwd: "/tmp",
+      env: { GREETING: "hello" },
+    });
+    assert.equal(spawned, { success: true, pid: spawned.pid });
+    assert.ok(isAlive(spawned.pid));
+    const isOutput = (seq: number) => (line: any) => line.processId === "uuid-1" && line.seq === seq;
+    const said = [await wait(isOutput(1)), await wait(isOutput(2))].sort((one, other) =>
+      one.stream < other.stream ? 1 : -1,
+    );
+    assert.equal(
+      said.map(({ seq, ...line }) => line),
+      [
+        { type: "stream", processId: "uuid-1", stream: "stdout", data: base64("hello from /tmp\n") },
+        { type: "stream", processId: "uuid-1", stream: "stderr", data: base64("oops\n") },
+      ],
+    );
+    assert.equal(await call("process.stdin", { id: "uuid-1", data: base64("one "), offset: 0 }), {
+      success: true,
+      applied: 4,
+    });
+    assert.equal(await call("process.stdin", { id: "uuid-1", data: base64("one two "), offset: 0 }), {
+      success: true,
+      applied: 8,
+    });
+    assert.equal(await call("process.stdin", { id: "uuid-1", data: base64("two "), offset: 4 }), {
+      success: true,
+      applied: 8,
+      duplicate: true,
+    });
+    const gap = await call("process.stdin", { id: "uuid-1", data: base64("x"), offset: 9 });
+    assert.equal([gap.code, gap.data.applied], [-32003, 8]);
+    const {
+      processes: [listed],
+    } = await call("process.list");
+    assert.equal(
+      [listed.id, listed.command, listed.pid, listed.cwd, listed.running],
+      ["uuid-1", "/bin/sh", spawned.pid, "/tmp", true],
+    );
+    assert.equal(await call("process.stdin", { id: "uuid-1", data: base64("three"), end: true }), {
+      success: true,
+      applied: 13,
+    });
+    const exit = await wait((line) => line.stream === "exit");
+    assert.equal(exit, {
+      type: "stream",
+      processId: "uuid-1",
+      stream: "exit",
+      seq: lines.filter(({ type }) => type === "stream").length,
+      exitCode: 0,
+    });
+    assert.is(bytesOf(lines, "uuid-1").toString(), "hello from /tmp\none two three");
+    assert.equal(await call("process.reattach", { id: "uuid-1", fromSeq: 0 }), {
+      found: true,
+      running: false,
+      firstSeq: 1,
+      lastSeq: exit.seq,
+      stdinApplied: 13,
+      exitCode: 0,
+    });
+    await wait((line) => lines.filter(({ stream }) => stream === "exit").length === 2 && line.stream === "exit");
+    assert.is(lines.filter(({ type }) => type === "stream").length, 2 * exit.seq, "the replay is what was sent first");
 
-  await call("process.spawn", { id: "uuid-2", command: "sleep", args: ["100"] });
-  assert.equal(await call("process.kill", { id: "uuid-2", signal: "SIGINT" }), { success: true });
-  const { seq: _, ...killed } = await wait((line) => line.processId === "uuid-2" && line.stream === "exit");
-  assert.equal(killed, { type: "stream", processId: "uuid-2", stream: "exit", exitCode: 130, signal: "SIGINT", killedBy: "client" });
-  await call("process.spawn", { id: "uuid-3", command: "sleep", args: ["100"] });
-  assert.equal(await call("process.killAndWait", { id: "uuid-3", timeoutMs: 5000 }), { found: true, died: true });
+    await call("process.spawn", { id: "uuid-2", command: "sleep", args: ["100"] });
+    assert.equal(await call("process.kill", { id: "uuid-2", signal: "SIGINT" }), { success: true });
+    const { seq: _, ...killed } = await wait((line) => line.processId === "uuid-2" && line.stream === "exit");
+    assert.equal(killed, {
+      type: "stream",
+      processId: "uuid-2",
+      stream: "exit",
+      exitCode: 130,
+      signal: "SIGINT",
+      killedBy: "client",
+    });
+    await call("process.spawn", { id: "uuid-3", command: "sleep", args: ["100"] });
+    assert.equal(await call("process.killAndWait", { id: "uuid-3", timeoutMs: 5000 }), { found: true, died: true });
 
-  assert.equal(await call("files.write", { path, content: "text\n", mode: 0o640 }), { written: 5 });
-  const { mtimeMs, ...stat } = await call("files.stat", { path });
-  assert.equal([stat, typeof mtimeMs], [{ exists: true, isDir: false, size: 5, mode: "-rw-r-----" }, "number"]);
-  const read = await call("files.read", { path });
-  assert.equal([read.content, read.exists], ["text\n", true]);
-  assert.ok((await call("files.list", { path: daemon.directory })).entries.some((entry: any) => entry.name === "file.txt" && entry.path === path && entry.isDir === false));
-  assert.equal(await call("files.validate", { path: daemon.directory }), { valid: true, isDir: true });
-  assert.equal((await call("files.read", { path: daemon.directory })).code, -32603);
-  connection.destroy();
-}));
+    assert.equal(await call("files.write", { path, content: "text\n", mode: 0o640 }), { written: 5 });
+    const { mtimeMs, ...stat } = await call("files.stat", { path });
+    assert.equal([stat, typeof mtimeMs], [{ exists: true, isDir: false, size: 5, mode: "-rw-r-----" }, "number"]);
+    const read = await call("files.read", { path });
+    assert.equal([read.content, read.exists], ["text\n", true]);
+    assert.ok(
+      (await call("files.list", { path: daemon.directory })).entries.some(
+        (entry: any) => entry.name === "file.txt" && entry.path === path && entry.isDir === false,
+      ),
+    );
+    assert.equal(await call("files.validate", { path: daemon.directory }), { valid: true, isDir: true });
+    assert.equal((await call("files.read", { path: daemon.directory })).code, -32603);
+    connection.destroy();
+  }),
+);
 
-existingTest("another connection takes a stream over: the one before is told, stays open, and sees no more of it", () => withDaemon(async (daemon) => {
-  const one = openSocket(daemon);
-  const other = openBridge(daemon);
-  await one.wire.request("process.spawn", { id: "a", command: "/bin/cat" });
-  await other.wire.request("process.reattach", { id: "a", fromSeq: 0 });
-  const detached = await one.wire.message(({ type }) => type === "detached");
-  assert.equal({ ...detached, by: typeof detached.by }, { type: "detached", processId: "a", by: "string" });
-  await one.wire.request("process.stdin", { id: "a", data: Buffer.from("hello").toString("base64"), end: true });
-  await other.wire.message(isExit("a"));
-  assert.is(bytesOf(other.wire.messages, "a").toString(), "hello");
-  await one.wire.request("server.ping");
-  assert.equal(one.wire.messages, [detached]);
-  one.connection.destroy();
-  await closeBridge(other.bridge);
-}));
+existingTest("another connection takes a stream over: the one before is told, stays open, and sees no more of it", () =>
+  withDaemon(async (daemon) => {
+    const one = openSocket(daemon);
+    const other = openBridge(daemon);
+    await one.wire.request("process.spawn", { id: "a", command: "/bin/cat" });
+    await other.wire.request("process.reattach", { id: "a", fromSeq: 0 });
+    const detached = await one.wire.message(({ type }) => type === "detached");
+    assert.equal({ ...detached, by: typeof detached.by }, { type: "detached", processId: "a", by: "string" });
+    await one.wire.request("process.stdin", { id: "a", data: Buffer.from("hello").toString("base64"), end: true });
+    await other.wire.message(isExit("a"));
+    assert.is(bytesOf(other.wire.messages, "a").toString(), "hello");
+    await one.wire.request("server.ping");
+    assert.equal(one.wire.messages, [detached]);
+    one.connection.destroy();
+    await closeBridge(other.bridge);
+  }),
+);
 
 const bridgeCommand = ({ socket }: TestDaemon) => `'${process.execPath}' '${builtFile}' --bridge --socket '${socket}'`;
-const shell = (script: string, timeoutMs = 20_000): Promise<Outcome> => outcomeOf(spawn("/bin/sh", ["-c", script]), "", timeoutMs);
+const shell = (script: string, timeoutMs = 20_000): Promise<Outcome> =>
+  outcomeOf(spawn("/bin/sh", ["-c", script]), "", timeoutMs);
 
-existingTest("echo into --bridge answers in lines and ends", () => withDaemon(async (daemon) => {
-  const { code, stdout, stderr, lastMs } = await shell(`echo '{"jsonrpc":"2.0","id":1,"method":"server.ping","auth":"${daemon.token}"}' | ${bridgeCommand(daemon)}`);
-  assert.equal([stdout.toString(), stderr, code], ['{"jsonrpc":"2.0","id":1,"result":{"pong":true}}\n', "", 0]);
-  assert.ok(lastMs < 1500, `it ended ${lastMs} ms after the answer`); // not after the 2 s in which it waits for answers
-  const several = await shell(`printf '%s\\r\\n' '{"jsonrpc":"2.0","id":"a","method":"server.authenticate","params":{"token":"${daemon.token}"}}' '' '{"jsonrpc":"2.0","id":"b","method":"server.ping"}' 'nonsense' | ${bridgeCommand(daemon)}`);
-  const answers = several.stdout.toString().trim().split("\n").map((line) => JSON.parse(line));
-  assert.equal(answers.map(({ id, result, error }) => [id, result ?? error.code]), [["a", { authenticated: true }], ["b", { pong: true }], [null, -32700]]);
-}));
+existingTest("echo into --bridge answers in lines and ends", () =>
+  withDaemon(async (daemon) => {
+    const { code, stdout, stderr, lastMs } = await shell(
+      `echo '{"jsonrpc":"2.0","id":1,"method":"server.ping","auth":"${daemon.token}"}' | ${bridgeCommand(daemon)}`,
+    );
+    assert.equal([stdout.toString(), stderr, code], ['{"jsonrpc":"2.0","id":1,"result":{"pong":true}}\n', "", 0]);
+    assert.ok(lastMs < 1500, `it ended ${lastMs} ms after the answer`); // not after the 2 s in which it waits for answers
+    const several = await shell(
+      `printf '%s\\r\\n' '{"jsonrpc":"2.0","id":"a","method":"server.authenticate","params":{"token":"${daemon.token}"}}' '' '{"jsonrpc":"2.0","id":"b","method":"server.ping"}' 'nonsense' | ${bridgeCommand(daemon)}`,
+    );
+    const answers = several.stdout
+      .toString()
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line));
+    assert.equal(
+      answers.map(({ id, result, error }) => [id, result ?? error.code]),
+      [
+        ["a", { authenticated: true }],
+        ["b", { pong: true }],
+        [null, -32700],
+      ],
+    );
+  }),
+);
 
-existingTest("a person types lines at a terminal into --bridge, and sees answers and output as they come", () => withDaemon(async (daemon) => {
-  const terminal = spawn("script", ["-q", "-e", "-c", `stty -echo; ${bridgeCommand(daemon)}`, "/dev/null"], { env: { ...process.env, SHELL: "/bin/sh" } });
-  let screen = "";
-  terminal.stdout.on("data", (chunk) => (screen += chunk));
-  const type = async (message: object, answer: string): Promise<void> => {
-    terminal.stdin.write(`${JSON.stringify(message)}\n`);
-    await eventually(() => screen.includes(answer), `${answer} on the screen:\n${screen}`);
-  };
-  await sleep(200); // a terminal that still echoes shows the line once more, no harm
-  await type(request("server.authenticate", { token: daemon.token }), '{"jsonrpc":"2.0","id":1,"result":{"authenticated":true}}');
-  await type(request("process.spawn", { id: "a", command: "echo", args: ["hi"] }, undefined, "second"), `"stream":"stdout","seq":1,"data":"${Buffer.from("hi\n").toString("base64")}"}`);
-  assert.ok(screen.includes('"id":"second","result":{"success":true,"pid":'), screen);
-  for (const line of screen.split("\r\n")) if (line !== "") assert.type(JSON.parse(line), "object"); // and nothing between the lines
-  const ended = new Promise((done) => terminal.once("close", done));
-  terminal.stdin.write("\x04"); // Ctrl-D
-  assert.is(await ended, 0);
-}));
+existingTest("a person types lines at a terminal into --bridge, and sees answers and output as they come", () =>
+  withDaemon(async (daemon) => {
+    const terminal = spawn("script", ["-q", "-e", "-c", `stty -echo; ${bridgeCommand(daemon)}`, "/dev/null"], {
+      env: { ...process.env, SHELL: "/bin/sh" },
+    });
+    let screen = "";
+    terminal.stdout.on("data", (chunk) => (screen += chunk));
+    const type = async (message: object, answer: string): Promise<void> => {
+      terminal.stdin.write(`${JSON.stringify(message)}\n`);
+      await eventually(() => screen.includes(answer), `${answer} on the screen:\n${screen}`);
+    };
+    await sleep(200); // a terminal that still echoes shows the line once more, no harm
+    await type(
+      request("server.authenticate", { token: daemon.token }),
+      '{"jsonrpc":"2.0","id":1,"result":{"authenticated":true}}',
+    );
+    await type(
+      request("process.spawn", { id: "a", command: "echo", args: ["hi"] }, undefined, "second"),
+      `"stream":"stdout","seq":1,"data":"${Buffer.from("hi\n").toString("base64")}"}`,
+    );
+    assert.ok(screen.includes('"id":"second","result":{"success":true,"pid":'), screen);
+    for (const line of screen.split("\r\n")) if (line !== "") assert.type(JSON.parse(line), "object"); // and nothing between the lines
+    const ended = new Promise((done) => terminal.once("close", done));
+    terminal.stdin.write("\x04"); // Ctrl-D
+    assert.is(await ended, 0);
+  }),
+);
 
 const calls = suite("--call");
 const callTest = sideBySide(calls, 2);
 
-const call = ({ socket }: TestDaemon, args: string[], stdin = ""): Promise<Outcome> => holdfast(["--call", ...args, "--socket", socket], { stdin });
+const call = ({ socket }: TestDaemon, args: string[], stdin = ""): Promise<Outcome> =>
+  holdfast(["--call", ...args, "--socket", socket], { stdin });
 
-callTest("prints the result as one line of JSON, with PARAMS from the argument, from stdin, or none", () => withDaemon(async (daemon) => {
-  const ping = await call(daemon, ["server.ping"]);
-  assert.equal([ping.stdout.toString(), ping.stderr, ping.code], ['{"pong":true}\n', "", 0]);
-  const path = JSON.stringify({ path: daemon.tokenFile });
-  const expected = `{"content":"${daemon.token}\\n","exists":true,`;
-  const argument = await call(daemon, ["files.read", path]);
-  assert.is(argument.stdout.toString().slice(0, expected.length), expected);
-  const large = { path: join(daemon.directory, "large"), content: "x".repeat(200_000) }; // over what an argument may have
-  assert.is((await call(daemon, ["files.write", "-"], JSON.stringify(large))).stdout.toString(), '{"written":200000}\n');
-  assert.is(readFileSync(large.path, "utf8"), large.content);
-  const withToken = await call(daemon, ["server.ping", "--token-file", daemon.tokenFile]);
-  assert.is(withToken.code, 0);
-}));
+callTest("prints the result as one line of JSON, with PARAMS from the argument, from stdin, or none", () =>
+  withDaemon(async (daemon) => {
+    const ping = await call(daemon, ["server.ping"]);
+    assert.equal([ping.stdout.toString(), ping.stderr, ping.code], ['{"pong":true}\n', "", 0]);
+    const path = JSON.stringify({ path: daemon.tokenFile });
+    const expected = `{"content":"${daemon.token}\\n","exists":true,`;
+    const argument = await call(daemon, ["files.read", path]);
+    assert.is(argument.stdout.toString().slice(0, expected.length), expected);
+    const large = { path: join(daemon.directory, "large"), content: "x".repeat(200_000) }; // over what an argument may have
+    assert.is(
+      (await call(daemon, ["files.write", "-"], JSON.stringify(large))).stdout.toString(),
+      '{"written":200000}\n',
+    );
+    assert.is(readFileSync(large.path, "utf8"), large.content);
+    const withToken = await call(daemon, ["server.ping", "--token-file", daemon.tokenFile]);
+    assert.is(withToken.code, 0);
+  }),
+);
 
-callTest("streams a process that it spawns, keeps stdout and stderr apart, and exits with its code", () => withDaemon(async (daemon) => {
-  const spawnOf = (script: string) => JSON.stringify({ id: script, command: "/bin/sh", args: ["-c", script] });
-  const plain = await call(daemon, ["process.spawn", spawnOf("echo out; echo err >&2; exit 7")]);
-  assert.equal([plain.stdout.toString(), plain.stderr, plain.code], ["out\n", "err\n", 7]);
-  const fromStdin = await call(daemon, ["process.spawn", "-"], spawnOf("echo stdin"));
-  assert.equal([fromStdin.stdout.toString(), fromStdin.code], ["stdin\n", 0]);
-  assert.is((await call(daemon, ["process.spawn", spawnOf("kill -TERM $$")])).code, 128 + 15);
-  assert.is((await call(daemon, ["process.spawn", spawnOf("kill -KILL $$")])).code, 128 + 9);
-  const lines = numberedLines(firstLine, 1_000_000);
-  const much = await call(daemon, ["process.spawn", spawnOf(`seq ${firstLine} ${firstLine + 999_999}`)]);
-  assertBytes(much.stdout, lines, "8.6 MiB");
-  assert.is(much.code, 0);
-}));
+callTest("streams a process that it spawns, keeps stdout and stderr apart, and exits with its code", () =>
+  withDaemon(async (daemon) => {
+    const spawnOf = (script: string) => JSON.stringify({ id: script, command: "/bin/sh", args: ["-c", script] });
+    const plain = await call(daemon, ["process.spawn", spawnOf("echo out; echo err >&2; exit 7")]);
+    assert.equal([plain.stdout.toString(), plain.stderr, plain.code], ["out\n", "err\n", 7]);
+    const fromStdin = await call(daemon, ["process.spawn", "-"], spawnOf("echo stdin"));
+    assert.equal([fromStdin.stdout.toString(), fromStdin.code], ["stdin\n", 0]);
+    assert.is((await call(daemon, ["process.spawn", spawnOf("kill -TERM $$")])).code, 128 + 15);
+    assert.is((await call(daemon, ["process.spawn", spawnOf("kill -KILL $$")])).code, 128 + 9);
+    const lines = numberedLines(firstLine, 1_000_000);
+    const much = await call(daemon, ["process.spawn", spawnOf(`seq ${firstLine} ${firstLine + 999_999}`)]);
+    assertBytes(much.stdout, lines, "8.6 MiB");
+    assert.is(much.code, 0);
+  }),
+);
 
-callTest("process.reattach picks a process up after its caller was killed, and one that has ended", () => withDaemon(async (daemon) => {
-  const params = JSON.stringify({ id: "make", command: "/bin/sh", args: ["-c", 'echo one; while ! [ -e "$0" ]; do sleep 0.02; done; echo two; exit 5', join(daemon.directory, "go")] });
-  const caller = spawn(process.execPath, [builtFile, "--call", "process.spawn", params, "--socket", daemon.socket]);
-  await new Promise((done) => caller.stdout.once("data", done));
-  caller.kill("SIGKILL");
-  const taken = call(daemon, ["process.reattach", '{"id":"make"}']);
-  await eventually(() => daemon.log().split("New connection").length >= 4, "it has connected"); // serve's own, the caller's, this one's
-  writeFileSync(join(daemon.directory, "go"), "");
-  const { stdout, stderr, code } = await taken;
-  assert.equal([stdout.toString(), stderr, code], ["one\ntwo\n", "", 5]);
-  const again = await call(daemon, ["process.reattach", '{"id":"make"}']);
-  assert.equal([again.stdout.toString(), again.code], ["one\ntwo\n", 5]);
-  const rest = await call(daemon, ["process.reattach", '{"id":"make","fromSeq":1}']);
-  assert.equal([rest.stdout.toString(), rest.code], ["two\n", 5]);
-  const nothing = await call(daemon, ["process.reattach", '{"id":"make","fromSeq":3}']); // all of it was seen, the exit too
-  assert.equal([nothing.stdout.toString(), nothing.code], ["", 5]);
-}));
+callTest("process.reattach picks a process up after its caller was killed, and one that has ended", () =>
+  withDaemon(async (daemon) => {
+    const params = JSON.stringify({
+      id: "make",
+      command: "/bin/sh",
+      args: [
+        "-c",
+        'echo one; while ! [ -e "$0" ]; do sleep 0.02; done; echo two; exit 5',
+        join(daemon.directory, "go"),
+      ],
+    });
+    const caller = spawn(process.execPath, [builtFile, "--call", "process.spawn", params, "--socket", daemon.socket]);
+    await new Promise((done) => caller.stdout.once("data", done));
+    caller.kill("SIGKILL");
+    const taken = call(daemon, ["process.reattach", '{"id":"make"}']);
+    await eventually(() => daemon.log().split("New connection").length >= 4, "it has connected"); // serve's own, the caller's, this one's
+    writeFileSync(join(daemon.directory, "go"), "");
+    const { stdout, stderr, code } = await taken;
+    assert.equal([stdout.toString(), stderr, code], ["one\ntwo\n", "", 5]);
+    const again = await call(daemon, ["process.reattach", '{"id":"make"}']);
+    assert.equal([again.stdout.toString(), again.code], ["one\ntwo\n", 5]);
+    const rest = await call(daemon, ["process.reattach", '{"id":"make","fromSeq":1}']);
+    assert.equal([rest.stdout.toString(), rest.code], ["two\n", 5]);
+    const nothing = await call(daemon, ["process.reattach", '{"id":"make","fromSeq":3}']); // all of it was seen, the exit too
+    assert.equal([nothing.stdout.toString(), nothing.code], ["", 5]);
+  }),
+);
 
-callTest("says how many messages are not held any more", () => withDaemon(async (daemon) => {
-  const { connection, wire } = openSocket(daemon);
-  const { pid } = await wire.request("process.spawn", { id: "much", command: "/bin/sh", args: ["-c", `sleep 0.3; exec seq ${firstLine} ${firstLine + 2_999_999}`] });
-  connection.destroy();
-  await eventually(() => !isAlive(pid), "it has ended");
-  const { stdout, stderr, code } = await call(daemon, ["process.reattach", '{"id":"much"}']);
-  assert.match(stderr, /^holdfast: \d+ older messages are not held any more\n$/, `stderr: ${stderr}; ${code}, ${stdout.length} bytes`);
-  const all = numberedLines(firstLine, 3_000_000);
-  assertBytes(stdout, all.subarray(all.length - stdout.length), "the rest");
-  assert.is(code, 0);
-}));
+callTest("says how many messages are not held any more", () =>
+  withDaemon(async (daemon) => {
+    const { connection, wire } = openSocket(daemon);
+    const { pid } = await wire.request("process.spawn", {
+      id: "much",
+      command: "/bin/sh",
+      args: ["-c", `sleep 0.3; exec seq ${firstLine} ${firstLine + 2_999_999}`],
+    });
+    connection.destroy();
+    await eventually(() => !isAlive(pid), "it has ended");
+    const { stdout, stderr, code } = await call(daemon, ["process.reattach", '{"id":"much"}']);
+    assert.match(
+      stderr,
+      /^holdfast: \d+ older messages are not held any more\n$/,
+      `stderr: ${stderr}; ${code}, ${stdout.length} bytes`,
+    );
+    const all = numberedLines(firstLine, 3_000_000);
+    assertBytes(stdout, all.subarray(all.length - stdout.length), "the rest");
+    assert.is(code, 0);
+  }),
+);
 
-callTest("whose stdout nobody reads for long goes on where it was, or says what is missing; whose reader is gone says so", () => withDaemon(async (daemon) => {
-  // 4 MiB wait in pipes and buffers, 10 s later the process goes on by itself and ends; then the reader reads
-  const count = 4_000_000; // 34 MiB: more than is held
-  const params = JSON.stringify({ id: "slow", command: "seq", args: [`${firstLine}`, `${firstLine + count - 1}`] });
-  const { stdout, code } = await shell(`'${process.execPath}' '${builtFile}' --call process.spawn '${params}' --socket '${daemon.socket}' 2>'${daemon.directory}/words' | (sleep 13; cat)`, 60_000);
-  const words = readFileSync(join(daemon.directory, "words"), "utf8");
-  assert.match(words, /^holdfast: \d+ older messages are not held any more\n$/);
-  assert.is(code, 0);
-  const all = numberedLines(firstLine, count);
-  const seen = stdout;
-  let split = 0; // everything before the one gap, and everything after
-  while (split < seen.length && seen[split] === all[split]) split++;
-  const tail = seen.subarray(split);
-  assertBytes(tail, all.subarray(all.length - tail.length), "what comes after the gap");
-  const gone = await shell(`('${process.execPath}' '${builtFile}' --call process.spawn '{"id":"yes","command":"yes"}' --socket '${daemon.socket}'; echo $? >'${daemon.directory}/code') | head -n 1`);
-  assert.is(gone.stdout.toString(), "y\n");
-  assert.match(gone.stderr, /^holdfast: error: Cannot write the output: broken pipe \(EPIPE\); the process goes on\nholdfast: hint: --call process.reattach '\{"id":"yes"\}'\n$/);
-  assert.is(readFileSync(join(daemon.directory, "code"), "utf8"), "1\n");
-  assert.ok((await call(daemon, ["process.list"])).stdout.includes('"id":"yes","command":"yes"'));
-}));
+callTest(
+  "whose stdout nobody reads for long goes on where it was, or says what is missing; whose reader is gone says so",
+  () =>
+    withDaemon(async (daemon) => {
+      // 4 MiB wait in pipes and buffers, 10 s later the process goes on by itself and ends; then the reader reads
+      const count = 4_000_000; // 34 MiB: more than is held
+      const params = JSON.stringify({ id: "slow", command: "seq", args: [`${firstLine}`, `${firstLine + count - 1}`] });
+      const { stdout, code } = await shell(
+        `'${process.execPath}' '${builtFile}' --call process.spawn '${params}' --socket '${daemon.socket}' 2>'${daemon.directory}/words' | (sleep 13; cat)`,
+        60_000,
+      );
+      const words = readFileSync(join(daemon.directory, "words"), "utf8");
+      assert.match(words, /^holdfast: \d+ older messages are not held any more\n$/);
+      assert.is(code, 0);
+      const all = numberedLines(firstLine, count);
+      const seen = stdout;
+      let split = 0; // everything before the one gap, and everything after
+      while (split < seen.length && seen[split] === all[split]) split++;
+      const tail = seen.subarray(split);
+      assertBytes(tail, all.subarray(all.length - tail.length), "what comes after the gap");
+      const gone = await shell(
+        `('${process.execPath}' '${builtFile}' --call process.spawn '{"id":"yes","command":"yes"}' --socket '${daemon.socket}'; echo $? >'${daemon.directory}/code') | head -n 1`,
+      );
+      assert.is(gone.stdout.toString(), "y\n");
+      assert.match(
+        gone.stderr,
+        /^holdfast: error: Cannot write the output: broken pipe \(EPIPE\); the process goes on\nholdfast: hint: --call process.reattach '\{"id":"yes"\}'\n$/,
+      );
+      assert.is(readFileSync(join(daemon.directory, "code"), "utf8"), "1\n");
+      assert.ok((await call(daemon, ["process.list"])).stdout.includes('"id":"yes","command":"yes"'));
+    }),
+);
 
-callTest("says what is wrong, with the exit code of the table", () => withDaemon(async (daemon) => {
-  const absent = { ...daemon, socket: join(daemon.directory, "absent") };
-  const wrong = join(daemon.directory, "wrong");
-  writeFileSync(wrong, "wrong\n", { mode: 0o600 });
-  const rows: [TestDaemon, string[], number, RegExp][] = [
-    [daemon, [], 64, /--call needs METHOD/],
-    [daemon, ["server.ping", "{}", "{}"], 64, /at most one PARAMS/],
-    [daemon, ["server.ping", "{"], 64, /Cannot read PARAMS/],
-    [daemon, ["server.ping", "[1]"], 64, /a JSON object is needed/],
-    [daemon, ["server.nothing"], 1, /Unknown method: server.nothing/],
-    [daemon, ["process.spawn", '{"id":"a","command":"/no/such/file"}'], 1, /no such file/],
-    [daemon, ["process.spawn", "{}"], 1, /"id"/],
-    [daemon, ["process.reattach", '{"id":"nobody"}'], 1, /no process has the id "nobody"/],
-    [daemon, ["server.ping", "{}", "--token-file", wrong], 77, /Unauthorized/],
-    [daemon, ["server.ping", "{}", "--token-file", "/no/such/file"], 1, /no\/such\/file/],
-    [absent, ["server.ping"], 69, /absent/],
-  ];
-  for (const [where, args, code, words] of rows) {
-    const outcome = await call(where, args);
-    assert.equal([outcome.code, outcome.stdout.toString()], [code, ""], `${args.join(" ")}: ${outcome.stderr}`);
-    assert.match(outcome.stderr, words);
-    assert.match(outcome.stderr, /^holdfast: error: /);
-  }
-  // taken over by another, and the daemon's end
-  const taken = call(daemon, ["process.spawn", '{"id":"long","command":"sleep","args":["100"]}']);
-  await eventually(() => daemon.log().includes('Started "long"'), "it has started");
-  const { connection, wire } = openSocket(daemon);
-  await wire.request("process.reattach", { id: "long" });
-  const outcome = await taken;
-  assert.equal([outcome.code, /Another connection .* has taken the output over/.test(outcome.stderr)], [1, true], outcome.stderr);
-  const cut = call(daemon, ["process.reattach", '{"id":"long"}']);
-  await wire.message(({ type }) => type === "detached"); // it has the stream
-  process.kill(daemon.pid, "SIGKILL");
-  assert.equal([(await cut).code, /^holdfast: error: The connection .*ended/.test((await cut).stderr)], [69, true], (await cut).stderr);
-  connection.destroy();
-}));
+callTest("says what is wrong, with the exit code of the table", () =>
+  withDaemon(async (daemon) => {
+    const absent = { ...daemon, socket: join(daemon.directory, "absent") };
+    const wrong = join(daemon.directory, "wrong");
+    writeFileSync(wrong, "wrong\n", { mode: 0o600 });
+    const rows: [TestDaemon, string[], number, RegExp][] = [
+      [daemon, [], 64, /--call needs METHOD/],
+      [daemon, ["server.ping", "{}", "{}"], 64, /at most one PARAMS/],
+      [daemon, ["server.ping", "{"], 64, /Cannot read PARAMS/],
+      [daemon, ["server.ping", "[1]"], 64, /a JSON object is needed/],
+      [daemon, ["server.nothing"], 1, /Unknown method: server.nothing/],
+      [daemon, ["process.spawn", '{"id":"a","command":"/no/such/file"}'], 1, /no such file/],
+      [daemon, ["process.spawn", "{}"], 1, /"id"/],
+      [daemon, ["process.reattach", '{"id":"nobody"}'], 1, /no process has the id "nobody"/],
+      [daemon, ["server.ping", "{}", "--token-file", wrong], 77, /Unauthorized/],
+      [daemon, ["server.ping", "{}", "--token-file", "/no/such/file"], 1, /no\/such\/file/],
+      [absent, ["server.ping"], 69, /absent/],
+    ];
+    for (const [where, args, code, words] of rows) {
+      const outcome = await call(where, args);
+      assert.equal([outcome.code, outcome.stdout.toString()], [code, ""], `${args.join(" ")}: ${outcome.stderr}`);
+      assert.match(outcome.stderr, words);
+      assert.match(outcome.stderr, /^holdfast: error: /);
+    }
+    // taken over by another, and the daemon's end
+    const taken = call(daemon, ["process.spawn", '{"id":"long","command":"sleep","args":["100"]}']);
+    await eventually(() => daemon.log().includes('Started "long"'), "it has started");
+    const { connection, wire } = openSocket(daemon);
+    await wire.request("process.reattach", { id: "long" });
+    const outcome = await taken;
+    assert.equal(
+      [outcome.code, /Another connection .* has taken the output over/.test(outcome.stderr)],
+      [1, true],
+      outcome.stderr,
+    );
+    const cut = call(daemon, ["process.reattach", '{"id":"long"}']);
+    await wire.message(({ type }) => type === "detached"); // it has the stream
+    process.kill(daemon.pid, "SIGKILL");
+    assert.equal(
+      [(await cut).code, /^holdfast: error: The connection .*ended/.test((await cut).stderr)],
+      [69, true],
+      (await cut).stderr,
+    );
+    connection.destroy();
+  }),
+);
 
 // Last and by itself in this file: it measures.
 const flood = suite("a client that stops reading");
@@ -618,7 +928,8 @@ function writtenBy(pid: number): number | undefined {
   }
 }
 
-const percentile = (values: number[], part: number): number => [...values].sort((a, b) => a - b)[Math.ceil(values.length * part) - 1] ?? NaN;
+const percentile = (values: number[], part: number): number =>
+  [...values].sort((a, b) => a - b)[Math.ceil(values.length * part) - 1] ?? NaN;
 
 /** Asks again and again, one at a time, and takes the time of each answer. */
 async function timePings(wire: Wire, goOn: () => boolean, each: (ms: number) => void): Promise<void> {
@@ -644,10 +955,15 @@ async function measureFlood(daemon: TestDaemon, control: TestDaemon): Promise<Me
   const pinger = openSocket(daemon);
   const controlPinger = openSocket(control);
   const { bridge, wire } = openBridge(daemon);
-  for (const { wire: one } of [pinger, controlPinger, { wire }]) for (let count = 0; count < 50; count++) await one.request("server.ping");
+  for (const { wire: one } of [pinger, controlPinger, { wire }])
+    for (let count = 0; count < 50; count++) await one.request("server.ping");
   const idleKiB = memoryOf(daemon.pid, "VmRSS");
   const bridgeIdleKiB = memoryOf(bridge.pid!, "VmRSS");
-  const { pid } = await wire.request("process.spawn", { id: "flood", command: "head", args: ["-c", "1G", "/dev/zero"] });
+  const { pid } = await wire.request("process.spawn", {
+    id: "flood",
+    command: "head",
+    args: ["-c", "1G", "/dev/zero"],
+  });
   bridge.stdout.pause();
   const busyMs: number[] = [];
   const allMs: number[] = [];
@@ -673,12 +989,18 @@ async function measureFlood(daemon: TestDaemon, control: TestDaemon): Promise<Me
   const detached = await wire.message(({ type }) => type === "detached");
   assert.equal(detached, { type: "detached", processId: "flood", by: "backpressure" });
   const seen = wire.messages.filter(({ stream }) => stream === "stdout");
-  assert.equal(seen.map(({ seq }) => seq), seen.map((_, index) => index + 1));
+  assert.equal(
+    seen.map(({ seq }) => seq),
+    seen.map((_, index) => index + 1),
+  );
   const lastSeq = seen.at(-1).seq;
   wire.messages.length = 0;
   const found = await wire.request("process.reattach", { id: "flood", fromSeq: lastSeq });
   await wire.message(isExit("flood"));
-  assert.equal(wire.messages.map(({ seq }) => seq), Array.from({ length: found.lastSeq - found.firstSeq + 1 }, (_, index) => found.firstSeq + index));
+  assert.equal(
+    wire.messages.map(({ seq }) => seq),
+    Array.from({ length: found.lastSeq - found.firstSeq + 1 }, (_, index) => found.firstSeq + index),
+  );
   assert.ok(found.firstSeq > lastSeq + 1 && found.exitCode === 0, JSON.stringify(found));
   await closeBridge(bridge);
   pinger.connection.destroy();
@@ -686,22 +1008,38 @@ async function measureFlood(daemon: TestDaemon, control: TestDaemon): Promise<Me
   return { idleKiB, peakKiB, bridgeKiB, busyMs, allMs, controlMs };
 }
 
-flood("while a child prints 1 GiB costs the daemon less than 120 MiB, and the 99th percentile of another client's pings less than 50 ms; the child ends", async () => {
-  // A measurement counts if it is good, or if the machine was: where a daemon with nothing to do answers as slowly, it says nothing.
-  for (let attempt = 1; ; attempt++) {
-    let measured!: Measured;
-    await withDaemon((control) => withDaemon(async (daemon) => void (measured = await measureFlood(daemon, control))));
-    const { idleKiB, peakKiB, bridgeKiB, busyMs, allMs, controlMs } = measured;
-    const [busy, all, idle] = [busyMs, allMs, controlMs].map((values) => percentile(values, 0.99)) as [number, number, number];
-    const ms = (value: number) => `${value.toFixed(1)} ms`;
-    console.log(`1 GiB unread: daemon ${(idleKiB / 1024).toFixed(0)} MiB idle, at most ${((peakKiB - idleKiB) / 1024).toFixed(0)} MiB over it, bridge ${(bridgeKiB / 1024).toFixed(0)} MiB over its own`);
-    console.log(`pings, p99: ${ms(busy)} of ${busyMs.length} while it flowed (median ${ms(percentile(busyMs, 0.5))}, worst ${ms(Math.max(...busyMs))}), ${ms(all)} of all ${allMs.length}; of an idle daemon ${ms(idle)}`);
-    assert.ok(peakKiB - idleKiB < 120 * 1024, `${peakKiB - idleKiB} KiB over idle`);
-    assert.ok(bridgeKiB < 120 * 1024, `the bridge: ${bridgeKiB} KiB over idle`);
-    assert.ok(busyMs.length >= 100, `only ${busyMs.length} pings while it flowed`);
-    if (busy < 50 && all < 50) return;
-    assert.ok(idle > 20 && attempt < 3, `the 99th percentile of pings is ${ms(busy)}, that of an idle daemon ${ms(idle)} (attempt ${attempt})`);
-  }
-});
+flood(
+  "while a child prints 1 GiB costs the daemon less than 120 MiB, and the 99th percentile of another client's pings less than 50 ms; the child ends",
+  async () => {
+    // A measurement counts if it is good, or if the machine was: where a daemon with nothing to do answers as slowly, it says nothing.
+    for (let attempt = 1; ; attempt++) {
+      let measured!: Measured;
+      await withDaemon((control) =>
+        withDaemon(async (daemon) => void (measured = await measureFlood(daemon, control))),
+      );
+      const { idleKiB, peakKiB, bridgeKiB, busyMs, allMs, controlMs } = measured;
+      const [busy, all, idle] = [busyMs, allMs, controlMs].map((values) => percentile(values, 0.99)) as [
+        number,
+        number,
+        number,
+      ];
+      const ms = (value: number) => `${value.toFixed(1)} ms`;
+      console.log(
+        `1 GiB unread: daemon ${(idleKiB / 1024).toFixed(0)} MiB idle, at most ${((peakKiB - idleKiB) / 1024).toFixed(0)} MiB over it, bridge ${(bridgeKiB / 1024).toFixed(0)} MiB over its own`,
+      );
+      console.log(
+        `pings, p99: ${ms(busy)} of ${busyMs.length} while it flowed (median ${ms(percentile(busyMs, 0.5))}, worst ${ms(Math.max(...busyMs))}), ${ms(all)} of all ${allMs.length}; of an idle daemon ${ms(idle)}`,
+      );
+      assert.ok(peakKiB - idleKiB < 120 * 1024, `${peakKiB - idleKiB} KiB over idle`);
+      assert.ok(bridgeKiB < 120 * 1024, `the bridge: ${bridgeKiB} KiB over idle`);
+      assert.ok(busyMs.length >= 100, `only ${busyMs.length} pings while it flowed`);
+      if (busy < 50 && all < 50) return;
+      assert.ok(
+        idle > 20 && attempt < 3,
+        `the 99th percentile of pings is ${ms(busy)}, that of an idle daemon ${ms(idle)} (attempt ${attempt})`,
+      );
+    }
+  },
+);
 
 for (const one of [alone, hard, existing, calls, flood]) one.run();

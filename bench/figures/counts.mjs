@@ -21,34 +21,63 @@ export function run({ progress }) {
     for (const inFlight of [1, 64]) {
       progress(`system calls of the daemon, ${inFlight} in flight`);
       const client = await openClient(daemon.socket, token);
-      rows.push(row(`system calls per request, daemon, ${inFlight} in flight`, await traced(daemon.pid, daemon.directory, () => ping(client, inFlight))));
+      rows.push(
+        row(
+          `system calls per request, daemon, ${inFlight} in flight`,
+          await traced(daemon.pid, daemon.directory, () => ping(client, inFlight)),
+        ),
+      );
       client.socket.destroy();
       progress(`system calls of the bridge, ${inFlight} in flight`);
-      const bridge = start(process.execPath, [program, "--bridge", "--no-start", "--socket", daemon.socket], { stdio: ["pipe", "pipe", "inherit"] });
+      const bridge = start(process.execPath, [program, "--bridge", "--no-start", "--socket", daemon.socket], {
+        stdio: ["pipe", "pipe", "inherit"],
+      });
       const through = createClient(duplexOf(bridge));
       await through.request("server.authenticate", { token });
-      rows.push(row(`system calls per request, bridge, ${inFlight} in flight`, await traced(bridge.pid, daemon.directory, () => ping(through, inFlight))));
+      rows.push(
+        row(
+          `system calls per request, bridge, ${inFlight} in flight`,
+          await traced(bridge.pid, daemon.directory, () => ping(through, inFlight)),
+        ),
+      );
       bridge.stdin.end();
       await exitOf(bridge);
     }
     progress("bytes copied per byte of output");
-    const there = await createRequire(import.meta.url)(program).connect({ command: [process.execPath, program, "--bridge", "--no-start", "--socket", daemon.socket], token });
-    const [bridge] = readdirSync("/proc").filter((pid) => /^\d/.test(pid) && argumentsOf(pid).join(" ").endsWith(`--bridge --no-start --socket ${daemon.socket}`));
+    const there = await createRequire(import.meta.url)(program).connect({
+      command: [process.execPath, program, "--bridge", "--no-start", "--socket", daemon.socket],
+      token,
+    });
+    const [bridge] = readdirSync("/proc").filter(
+      (pid) => /^\d/.test(pid) && argumentsOf(pid).join(" ").endsWith(`--bridge --no-start --socket ${daemon.socket}`),
+    );
     const copies = await copied({ daemon: daemon.pid, bridge }, daemon.directory, async () => {
-      const head = await there.spawn({ command: "head", args: ["-c", String(outputBytes), "/dev/zero"], onOutput: () => {} });
+      const head = await there.spawn({
+        command: "head",
+        args: ["-c", String(outputBytes), "/dev/zero"],
+        onOutput: () => {},
+      });
       await head.exit;
     });
     there.close();
     for (const [name, { taken, given }] of Object.entries(copies)) {
-      rows.push(row(`bytes copied from the kernel per byte of output, ${name}`, taken), row(`bytes copied to the kernel per byte of output, ${name}`, given));
+      rows.push(
+        row(`bytes copied from the kernel per byte of output, ${name}`, taken),
+        row(`bytes copied to the kernel per byte of output, ${name}`, given),
+      );
     }
     const counts = {};
-    for (const [what, args] of [["`node -e 0`", ["-e", "0"]], ["`--version`", [program, "--version"]], ["`--bridge`, to its end", [program, "--bridge", "--no-start", "--socket", daemon.socket]]]) {
+    for (const [what, args] of [
+      ["`node -e 0`", ["-e", "0"]],
+      ["`--version`", [program, "--version"]],
+      ["`--bridge`, to its end", [program, "--bridge", "--no-start", "--socket", daemon.socket]],
+    ]) {
       progress(`system calls and instructions of ${what}`);
       counts[what] = await straceCount([process.execPath, ...args]);
       rows.push(row(`system calls, ${what}`, counts[what]));
       const instructions = await callgrind([process.execPath, ...args], daemon.directory);
-      if (typeof instructions === "number") rows.push({ label: `instructions, ${what} (valgrind, no JIT)`, unit: "million", ours: [instructions / 1e6] });
+      if (typeof instructions === "number")
+        rows.push({ label: `instructions, ${what} (valgrind, no JIT)`, unit: "million", ours: [instructions / 1e6] });
       else notes.push(`instructions of ${what}: ${instructions}`);
     }
     return { rows, notes };
@@ -68,7 +97,9 @@ async function ping(client, inFlight) {
 /** System calls per request, all threads, while `work` runs. */
 async function traced(pid, directory, work) {
   const file = `${directory}/strace.${pid}`;
-  const strace = start("strace", ["-f", "-c", "-U", "calls,name", "-o", file, "-p", String(pid)], { stdio: ["ignore", "ignore", "pipe"] });
+  const strace = start("strace", ["-f", "-c", "-U", "calls,name", "-o", file, "-p", String(pid)], {
+    stdio: ["ignore", "ignore", "pipe"],
+  });
   await new Promise((done) => strace.stderr.once("data", done)); // "attached"
   await sleep(200);
   await work();
@@ -81,7 +112,9 @@ async function copied(pids, directory, work) {
   const traces = [];
   for (const [name, pid] of Object.entries(pids)) {
     const file = `${directory}/copied.${name}`;
-    const strace = start("strace", ["-f", "-s", "0", "-e", `trace=${copying}`, "-o", file, "-p", String(pid)], { stdio: ["ignore", "ignore", "pipe"] });
+    const strace = start("strace", ["-f", "-s", "0", "-e", `trace=${copying}`, "-o", file, "-p", String(pid)], {
+      stdio: ["ignore", "ignore", "pipe"],
+    });
     await new Promise((done) => strace.stderr.once("data", done)); // "attached"
     traces.push({ name, file, strace, threads: readdirSync(`/proc/${pid}/task`) });
   }
@@ -91,9 +124,12 @@ async function copied(pids, directory, work) {
   for (const { name, file, strace, threads } of traces) {
     await end(strace, "SIGINT");
     found[name] = { taken: 0, given: 0 };
-    for (const [, thread, call, bytes] of readFileSync(file, "utf8").matchAll(/^(\d+) +(?:<\.\.\. )?(\w+).* = (\d+)$/gm)) {
+    for (const [, thread, call, bytes] of readFileSync(file, "utf8").matchAll(
+      /^(\d+) +(?:<\.\.\. )?(\w+).* = (\d+)$/gm,
+    )) {
       // not of head, which strace follows as well
-      if (threads.includes(thread)) found[name][/^(read|recv)/.test(call) ? "taken" : "given"] += Number(bytes) / outputBytes;
+      if (threads.includes(thread))
+        found[name][/^(read|recv)/.test(call) ? "taken" : "given"] += Number(bytes) / outputBytes;
     }
   }
   return found;
@@ -117,7 +153,18 @@ function callsIn(file) {
 function callgrind(command, directory) {
   return new Promise((done) => {
     const [node, ...args] = command;
-    const child = spawn("valgrind", ["--tool=callgrind", `--callgrind-out-file=${directory}/callgrind`, "--smc-check=all-non-file", node, "--jitless", ...args], { stdio: ["ignore", "ignore", "pipe"] });
+    const child = spawn(
+      "valgrind",
+      [
+        "--tool=callgrind",
+        `--callgrind-out-file=${directory}/callgrind`,
+        "--smc-check=all-non-file",
+        node,
+        "--jitless",
+        ...args,
+      ],
+      { stdio: ["ignore", "ignore", "pipe"] },
+    );
     const timer = setTimeout(() => child.kill("SIGKILL"), 60_000);
     let text = "";
     child.stderr.setEncoding("utf8").on("data", (chunk) => (text += chunk));
@@ -125,7 +172,11 @@ function callgrind(command, directory) {
     child.once("close", (code) => {
       clearTimeout(timer);
       const found = /Collected : (\d+)/.exec(text)?.[1];
-      done(found === undefined || code !== 0 ? `valgrind ended with ${code}: ${text.trim().split("\n").at(-1)}` : Number(found));
+      done(
+        found === undefined || code !== 0
+          ? `valgrind ended with ${code}: ${text.trim().split("\n").at(-1)}`
+          : Number(found),
+      );
     });
   });
 }

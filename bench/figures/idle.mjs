@@ -14,12 +14,29 @@ export const title = "Idle";
 export async function run({ rounds, progress, scale }) {
   const beside = await measureIdle(progress, scale(60_000));
   const rows = [
-    { label: "idle daemon, PSS", unit: "kB", ours: beside.ours.pss, peer: "idle `node`", theirs: beside.theirs.pss, goal: { most: 1.15 } },
-    { label: "idle daemon, threads", unit: "", ours: beside.ours.threads, peer: "idle `node`", theirs: beside.theirs.threads, goal: { most: 1.15 } },
+    {
+      label: "idle daemon, PSS",
+      unit: "kB",
+      ours: beside.ours.pss,
+      peer: "idle `node`",
+      theirs: beside.theirs.pss,
+      goal: { most: 1.15 },
+    },
+    {
+      label: "idle daemon, threads",
+      unit: "",
+      ours: beside.ours.threads,
+      peer: "idle `node`",
+      theirs: beside.theirs.threads,
+      goal: { most: 1.15 },
+    },
     { label: "idle daemon, wake-ups per minute", unit: "", ours: beside.ours.wakeUps, goal: { most: 3 } },
     { label: "idle `node`, wake-ups per minute", unit: "", ours: beside.theirs.wakeUps },
   ];
-  for (const [what, add] of [["connection", addConnections], ["process", addProcesses]]) {
+  for (const [what, add] of [
+    ["connection", addConnections],
+    ["process", addProcesses],
+  ]) {
     const cost = {};
     for (const count of [10, 100, 1000]) {
       cost[count] = [];
@@ -29,7 +46,14 @@ export async function run({ rounds, progress, scale }) {
       }
       rows.push({ label: `memory per idle ${what}, of ${count}`, unit: "kB", ours: cost[count] });
     }
-    rows.push({ label: `memory per idle ${what}, 1000 beside 100`, unit: "kB", ours: cost[1000], peer: "of 100", theirs: cost[100].map(() => median(cost[100])), goal: { most: 1.25 } });
+    rows.push({
+      label: `memory per idle ${what}, 1000 beside 100`,
+      unit: "kB",
+      ours: cost[1000],
+      peer: "of 100",
+      theirs: cost[100].map(() => median(cost[100])),
+      goal: { most: 1.25 },
+    });
   }
   return { rows, notes: [] };
 }
@@ -47,16 +71,23 @@ async function measureIdle(progress, windowMs) {
       progress(`until all is idle, ${idleAfterMs / 1000} s`);
       await sleep(idleAfterMs);
       const all = { ours: daemons, theirs: nodes };
-      const before = Object.fromEntries(Object.entries(all).map(([name, list]) => [name, list.map(({ pid }) => wakeUpsOf(pid))]));
+      const before = Object.fromEntries(
+        Object.entries(all).map(([name, list]) => [name, list.map(({ pid }) => wakeUpsOf(pid))]),
+      );
       for (let passed = 0; passed < windowMs; passed += 5000) {
         progress(`idle for ${windowMs / 1000} s: ${passed / 1000} s`);
         await sleep(Math.min(5000, windowMs - passed));
       }
-      return Object.fromEntries(Object.entries(all).map(([name, list]) => [name, {
-        pss: list.map(({ pid }) => pssOf(pid)),
-        threads: list.map(({ pid }) => threadsOf(pid)),
-        wakeUps: list.map(({ pid }, i) => ((wakeUpsOf(pid) - before[name][i]) * 60_000) / windowMs),
-      }]));
+      return Object.fromEntries(
+        Object.entries(all).map(([name, list]) => [
+          name,
+          {
+            pss: list.map(({ pid }) => pssOf(pid)),
+            threads: list.map(({ pid }) => threadsOf(pid)),
+            wakeUps: list.map(({ pid }, i) => ((wakeUpsOf(pid) - before[name][i]) * 60_000) / windowMs),
+          },
+        ]),
+      );
     } finally {
       for (const daemon of daemons) await daemon.stop();
       for (const node of nodes) await end(node);
@@ -65,7 +96,9 @@ async function measureIdle(progress, windowMs) {
 }
 
 async function withDirectories(count, use, made = []) {
-  return made.length === count ? use(made) : withDirectory((directory) => withDirectories(count, use, [...made, directory]));
+  return made.length === count
+    ? use(made)
+    : withDirectory((directory) => withDirectories(count, use, [...made, directory]));
 }
 
 /** @returns kB for each. */
@@ -88,6 +121,7 @@ async function addConnections(socket, _client, count) {
 }
 
 async function addProcesses(_socket, client, count) {
-  for (let i = 0; i < count; i++) await client.request("process.spawn", { id: `p${i}`, command: "/bin/sleep", args: ["1000"] });
+  for (let i = 0; i < count; i++)
+    await client.request("process.spawn", { id: `p${i}`, command: "/bin/sleep", args: ["1000"] });
   return () => {}; // --stop --now ends them
 }

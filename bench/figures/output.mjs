@@ -22,14 +22,36 @@ export function run({ rounds, progress, scale }) {
     if (isOurs) mkdirSync(privilegeSeparation, { mode: 0o755 });
     const { sshd, ssh } = await startSshd(directory);
     try {
-      const take = (kind, ...args) => () => new Promise((done, fail) => {
-        const child = fork(taker, [kind, String(bytes), ...args]);
-        child.once("message", (seconds) => done(bytes / 2 ** 20 / seconds)).once("exit", (code) => fail(new Error(`${kind} ended with ${code}`)));
-      });
-      const { ours, theirs } = await sideBySide(rounds(7), {
-        ours: take("holdfast", socket, token), theirs: take("ssh", ...ssh),
-      }, progress);
-      return { rows: [{ label: `process output, ${bytes / 2 ** 30} GiB`, unit: "MiB/s", ours, peer: "`ssh` on loopback", theirs, goal: { least: 1 } }], notes: [] };
+      const take =
+        (kind, ...args) =>
+        () =>
+          new Promise((done, fail) => {
+            const child = fork(taker, [kind, String(bytes), ...args]);
+            child
+              .once("message", (seconds) => done(bytes / 2 ** 20 / seconds))
+              .once("exit", (code) => fail(new Error(`${kind} ended with ${code}`)));
+          });
+      const { ours, theirs } = await sideBySide(
+        rounds(7),
+        {
+          ours: take("holdfast", socket, token),
+          theirs: take("ssh", ...ssh),
+        },
+        progress,
+      );
+      return {
+        rows: [
+          {
+            label: `process output, ${bytes / 2 ** 30} GiB`,
+            unit: "MiB/s",
+            ours,
+            peer: "`ssh` on loopback",
+            theirs,
+            goal: { least: 1 },
+          },
+        ],
+        notes: [],
+      };
     } finally {
       await end(sshd);
       if (isOurs) rmdirSync(privilegeSeparation);
@@ -43,7 +65,9 @@ async function startSshd(directory) {
   copyFileSync(`${directory}/key.pub`, `${directory}/authorized`);
   chmodSync(`${directory}/authorized`, 0o600);
   const port = await freePort();
-  writeFileSync(`${directory}/sshd_config`, `
+  writeFileSync(
+    `${directory}/sshd_config`,
+    `
 ListenAddress 127.0.0.1
 Port ${port}
 HostKey ${directory}/key
@@ -53,10 +77,28 @@ StrictModes no
 UsePAM no
 PermitRootLogin prohibit-password
 PasswordAuthentication no
-`);
+`,
+  );
   const sshd = start("/usr/sbin/sshd", ["-D", "-e", "-f", `${directory}/sshd_config`], { stdio: "ignore" });
-  const ssh = ["-F", "none", "-i", `${directory}/key`, "-p", String(port), "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no",
-    "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", `${userInfo().username}@127.0.0.1`];
+  const ssh = [
+    "-F",
+    "none",
+    "-i",
+    `${directory}/key`,
+    "-p",
+    String(port),
+    "-o",
+    "IdentitiesOnly=yes",
+    "-o",
+    "BatchMode=yes",
+    "-o",
+    "StrictHostKeyChecking=no",
+    "-o",
+    "UserKnownHostsFile=/dev/null",
+    "-o",
+    "LogLevel=ERROR",
+    `${userInfo().username}@127.0.0.1`,
+  ];
   for (let attempt = 0; ; attempt++) {
     try {
       await output("ssh", [...ssh, "true"]);

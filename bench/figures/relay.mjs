@@ -12,14 +12,20 @@ export const title = "Relay";
 export async function run({ rounds, progress, scale }) {
   const bytes = scale(4 * 2 ** 30);
   const rows = [];
-  for (const [direction, words] of [["source", "to the client"], ["sink", "to the daemon"]]) {
+  for (const [direction, words] of [
+    ["source", "to the client"],
+    ["sink", "to the daemon"],
+  ]) {
     await withDirectory(async (directory) => {
       const socket = `${directory}/s`;
       const far = fork(endpoint, [socket, direction, String(bytes)]);
       await new Promise((done) => far.once("message", done));
       const through = (command) => async () => {
         const dd = "dd bs=1M status=none iflag=fullblock";
-        const line = direction === "source" ? `${command} | ${dd} count=${bytes / 2 ** 20} of=/dev/null` : `${dd} if=/dev/zero count=${bytes / 2 ** 20} | ${command}`;
+        const line =
+          direction === "source"
+            ? `${command} | ${dd} count=${bytes / 2 ** 20} of=/dev/null`
+            : `${dd} if=/dev/zero count=${bytes / 2 ** 20} | ${command}`;
         const begin = performance.now();
         const received = direction === "sink" ? new Promise((done) => far.once("message", done)) : undefined;
         const child = start("sh", ["-c", line], { stdio: ["pipe", "ignore", "ignore"] });
@@ -29,11 +35,22 @@ export async function run({ rounds, progress, scale }) {
         await exitOf(child);
         return bytes / 2 ** 20 / seconds;
       };
-      const { ours, theirs } = await sideBySide(rounds(5), {
-        ours: through(`'${process.execPath}' '${program}' --bridge --no-start --socket '${socket}'`),
-        theirs: through(`socat -b 65536 STDIO UNIX-CONNECT:'${socket}'`),
-      }, (text) => progress(`${words}, ${text}`));
-      rows.push({ label: `bridge, ${bytes / 2 ** 30} GiB ${words}`, unit: "MiB/s", ours, peer: "`socat -b 65536`", theirs, goal: { least: 1 } });
+      const { ours, theirs } = await sideBySide(
+        rounds(5),
+        {
+          ours: through(`'${process.execPath}' '${program}' --bridge --no-start --socket '${socket}'`),
+          theirs: through(`socat -b 65536 STDIO UNIX-CONNECT:'${socket}'`),
+        },
+        (text) => progress(`${words}, ${text}`),
+      );
+      rows.push({
+        label: `bridge, ${bytes / 2 ** 30} GiB ${words}`,
+        unit: "MiB/s",
+        ours,
+        peer: "`socat -b 65536`",
+        theirs,
+        goal: { least: 1 },
+      });
       await end(far);
     });
   }

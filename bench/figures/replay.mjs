@@ -36,7 +36,8 @@ export function run({ rounds, progress }) {
         if (body.includes('"type":"stream"')) frames.push(header, Buffer.from(body));
         return false;
       };
-      client.onMessage = ({ stream, data }) => (stream === "exit" ? done(Buffer.concat(parts)) : parts.push(Buffer.from(data, "base64")));
+      client.onMessage = ({ stream, data }) =>
+        stream === "exit" ? done(Buffer.concat(parts)) : parts.push(Buffer.from(data, "base64"));
       client.request("process.reattach", { id: "a", fromSeq: 0 });
     });
     client.onBody = () => false;
@@ -49,23 +50,63 @@ export function run({ rounds, progress }) {
       await action();
       return performance.now() - begin;
     };
-    const found = await sideBySide(rounds(15), {
-      reattach: timed(reattach),
-      frames: timed(() => new Promise((done) => {
-        const take = receiver(done);
-        createReadStream(`${directory}/frames`).on("data", createDecoder((body) => take(JSON.parse(body.toString()))));
-      })),
-      stream: timed(() => new Promise((done, fail) => createReadStream(`${directory}/bytes`).on("data", () => {}).on("error", fail).on("end", done))),
-      bytes: timed(() => readFile(`${directory}/bytes`)),
-    }, progress, { warmup: 3 });
+    const found = await sideBySide(
+      rounds(15),
+      {
+        reattach: timed(reattach),
+        frames: timed(
+          () =>
+            new Promise((done) => {
+              const take = receiver(done);
+              createReadStream(`${directory}/frames`).on(
+                "data",
+                createDecoder((body) => take(JSON.parse(body.toString()))),
+              );
+            }),
+        ),
+        stream: timed(
+          () =>
+            new Promise((done, fail) =>
+              createReadStream(`${directory}/bytes`)
+                .on("data", () => {})
+                .on("error", fail)
+                .on("end", done),
+            ),
+        ),
+        bytes: timed(() => readFile(`${directory}/bytes`)),
+      },
+      progress,
+      { warmup: 3 },
+    );
     if (readFileSync(`${directory}/bytes`).length !== size) throw new Error("the file was cut");
     client.socket.destroy();
     there.close();
     return {
       rows: [
-        { label: "reattach and replay 16 MiB", unit: "ms", ours: found.reattach, peer: "the same frames from a file, decoded", theirs: found.frames, goal: { most: 3 } },
-        { label: "reattach and replay 16 MiB", unit: "ms", ours: found.reattach, peer: "the raw bytes from a file, as a stream", theirs: found.stream, goal: { most: 3 } },
-        { label: "reattach and replay 16 MiB", unit: "ms", ours: found.reattach, peer: "the raw bytes from a file, by one `readFile()`", theirs: found.bytes, goal: { most: 3 } },
+        {
+          label: "reattach and replay 16 MiB",
+          unit: "ms",
+          ours: found.reattach,
+          peer: "the same frames from a file, decoded",
+          theirs: found.frames,
+          goal: { most: 3 },
+        },
+        {
+          label: "reattach and replay 16 MiB",
+          unit: "ms",
+          ours: found.reattach,
+          peer: "the raw bytes from a file, as a stream",
+          theirs: found.stream,
+          goal: { most: 3 },
+        },
+        {
+          label: "reattach and replay 16 MiB",
+          unit: "ms",
+          ours: found.reattach,
+          peer: "the raw bytes from a file, by one `readFile()`",
+          theirs: found.bytes,
+          goal: { most: 3 },
+        },
       ],
       notes: [],
     };

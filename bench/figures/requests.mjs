@@ -17,29 +17,55 @@ export function run({ rounds, progress, scale }) {
     const started = async (...args) => {
       const child = fork(...args);
       forks.push(child);
-      await new Promise((done, fail) => child.once("message", done).once("exit", () => fail(new Error(`${args[1]} ended`))));
+      await new Promise((done, fail) =>
+        child.once("message", done).once("exit", () => fail(new Error(`${args[1]} ended`))),
+      );
       return child;
     };
     const relays = [];
     try {
-      const clients = { socket: { holdfast: await started(at("client.mjs"), ["holdfast", socket, token]) }, bridge: { holdfast: await started(at("client.mjs"), ["holdfast bridge", socket, token]) } };
+      const clients = {
+        socket: { holdfast: await started(at("client.mjs"), ["holdfast", socket, token]) },
+        bridge: { holdfast: await started(at("client.mjs"), ["holdfast bridge", socket, token]) },
+      };
       for (const peer of peers) {
         progress(`starting ${peer}`);
         const path = `${directory}/${peer}`;
         await started(at("server.mjs"), [peer, path]);
         clients.socket[peer] = await started(at("client.mjs"), [peer, path]);
-        relays.push(start("socat", ["-b", "65536", `UNIX-LISTEN:${path}.relay,fork`, `UNIX-CONNECT:${path}`], { stdio: "ignore", detached: true }));
+        relays.push(
+          start("socat", ["-b", "65536", `UNIX-LISTEN:${path}.relay,fork`, `UNIX-CONNECT:${path}`], {
+            stdio: "ignore",
+            detached: true,
+          }),
+        );
         while (!existsSync(`${path}.relay`)) await sleep(10);
         clients.bridge[peer] = await started(at("client.mjs"), [peer, `${path}.relay`]);
       }
       const rows = [];
-      for (const [way, words] of [["socket", "socket"], ["bridge", "bridge (theirs: socat)"]]) {
+      for (const [way, words] of [
+        ["socket", "socket"],
+        ["bridge", "bridge (theirs: socat)"],
+      ]) {
         for (const inFlight of [1, 64]) {
-          const load = (child) => () => new Promise((done) => child.once("message", done).send({ inFlight, ms: scale(600) }));
+          const load = (child) => () =>
+            new Promise((done) => child.once("message", done).send({ inFlight, ms: scale(600) }));
           const tasks = Object.fromEntries(Object.entries(clients[way]).map(([name, child]) => [name, load(child)]));
-          const found = await sideBySide(rounds(9), tasks, (text) => progress(`${way}, ${inFlight} in flight, ${text}`), { warmup: 2 });
+          const found = await sideBySide(
+            rounds(9),
+            tasks,
+            (text) => progress(`${way}, ${inFlight} in flight, ${text}`),
+            { warmup: 2 },
+          );
           for (const peer of peers) {
-            rows.push({ label: `round trips, ${words}, ${inFlight} in flight`, unit: "per s", ours: found.holdfast, peer, theirs: found[peer], goal: { least: 1 } });
+            rows.push({
+              label: `round trips, ${words}, ${inFlight} in flight`,
+              unit: "per s",
+              ours: found.holdfast,
+              peer,
+              theirs: found[peer],
+              goal: { least: 1 },
+            });
           }
         }
       }

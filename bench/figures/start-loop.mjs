@@ -29,15 +29,18 @@ async function node(counts) {
 
 async function serveAndBridge(counts) {
   spawnSync(process.execPath, [program, "--stop", "--now", "--socket", socket]);
-  const served = await timed([program, "--serve", "--socket", socket, "--token-file", `${directory}/token`, ...lifetime], (child, done) => {
-    let text = "";
-    child.stdout.on("data", (chunk) => {
-      text += chunk;
-      if (!text.includes("\n")) return;
-      found.line = text.trim();
-      done();
-    });
-  });
+  const served = await timed(
+    [program, "--serve", "--socket", socket, "--token-file", `${directory}/token`, ...lifetime],
+    (child, done) => {
+      let text = "";
+      child.stdout.on("data", (chunk) => {
+        text += chunk;
+        if (!text.includes("\n")) return;
+        found.line = text.trim();
+        done();
+      });
+    },
+  );
   const bridged = await timed([program, "--bridge", "--socket", socket], (child, done) => {
     child.stdin.write(ping);
     let bytes = Buffer.alloc(0);

@@ -18,7 +18,8 @@ const holdfast = async (options) => {
 };
 const kinds = {
   holdfast: () => holdfast({ socket: path }),
-  "holdfast bridge": () => holdfast({ command: [process.execPath, program, "--bridge", "--no-start", "--socket", path] }),
+  "holdfast bridge": () =>
+    holdfast({ command: [process.execPath, program, "--bridge", "--no-start", "--socket", path] }),
   async "vscode-jsonrpc"() {
     const { createMessageConnection, SocketMessageReader, SocketMessageWriter } = await import("vscode-jsonrpc/node");
     const socket = await connected();
@@ -31,7 +32,8 @@ const kinds = {
     const { loadSync } = await import("@grpc/proto-loader");
     const { Server } = grpc.loadPackageDefinition(loadSync(fileURLToPath(new URL("ping.proto", import.meta.url))));
     const client = new Server(`unix:${path}`, grpc.credentials.createInsecure());
-    return () => new Promise((done, fail) => client.ping(payload, (error, answer) => (error ? fail(error) : done(answer))));
+    return () =>
+      new Promise((done, fail) => client.ping(payload, (error, answer) => (error ? fail(error) : done(answer))));
   },
   async jayson() {
     const socket = await connected();
@@ -46,10 +48,11 @@ const kinds = {
         waiting.delete(id);
       }
     });
-    return () => new Promise((done) => {
-      waiting.set(++lastId, done);
-      socket.write(`${JSON.stringify({ jsonrpc: "2.0", id: lastId, method: "server.ping", params: payload })}\n`);
-    });
+    return () =>
+      new Promise((done) => {
+        waiting.set(++lastId, done);
+        socket.write(`${JSON.stringify({ jsonrpc: "2.0", id: lastId, method: "server.ping", params: payload })}\n`);
+      });
   },
 };
 

@@ -7,11 +7,13 @@ const [kind, path] = process.argv.slice(2);
 const kinds = {
   async "vscode-jsonrpc"() {
     const { createMessageConnection, SocketMessageReader, SocketMessageWriter } = await import("vscode-jsonrpc/node");
-    await listening(createServer((socket) => {
-      const connection = createMessageConnection(new SocketMessageReader(socket), new SocketMessageWriter(socket));
-      connection.onRequest("server.ping", () => ({ pong: true }));
-      connection.listen();
-    }));
+    await listening(
+      createServer((socket) => {
+        const connection = createMessageConnection(new SocketMessageReader(socket), new SocketMessageWriter(socket));
+        connection.onRequest("server.ping", () => ({ pong: true }));
+        connection.listen();
+      }),
+    );
   },
   async "grpc-js"() {
     const grpc = await import("@grpc/grpc-js");
@@ -19,7 +21,11 @@ const kinds = {
     const { Server } = grpc.loadPackageDefinition(loadSync(fileURLToPath(new URL("ping.proto", import.meta.url))));
     const server = new grpc.Server();
     server.addService(Server.service, { ping: (_call, answer) => answer(null, { pong: true }) });
-    await new Promise((done, fail) => server.bindAsync(`unix:${path}`, grpc.ServerCredentials.createInsecure(), (error) => (error ? fail(error) : done())));
+    await new Promise((done, fail) =>
+      server.bindAsync(`unix:${path}`, grpc.ServerCredentials.createInsecure(), (error) =>
+        error ? fail(error) : done(),
+      ),
+    );
   },
   async jayson() {
     const { default: jayson } = await import("jayson");

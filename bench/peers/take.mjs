@@ -15,8 +15,15 @@ const take = (data) => {
 if (kind === "holdfast") {
   const [socket, token] = rest;
   const { connect } = createRequire(import.meta.url)(program);
-  const there = await connect({ command: [process.execPath, program, "--bridge", "--no-start", "--socket", socket], token });
-  const head = await there.spawn({ command: "head", args: ["-c", size, "/dev/zero"], onOutput: ({ data }) => take(data) });
+  const there = await connect({
+    command: [process.execPath, program, "--bridge", "--no-start", "--socket", socket],
+    token,
+  });
+  const head = await there.spawn({
+    command: "head",
+    args: ["-c", size, "/dev/zero"],
+    onOutput: ({ data }) => take(data),
+  });
   await head.exit;
 } else {
   const ssh = spawn("ssh", [...rest, `head -c ${size} /dev/zero`], { stdio: ["ignore", "pipe", "inherit"] });

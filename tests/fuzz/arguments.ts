@@ -13,15 +13,46 @@ export const argumentsTarget: Target = { name: "arguments", run: async (useCheck
 
 /** Each mode's options; the last one of --serve is only for the program itself. */
 const takes: Record<string, string[]> = {
-  serve: ["socket", "token-file", "lifetime", "enable-linger", "require-survival", "replace", "log", "json", "launched"],
-  bridge: ["socket", "no-start"], stop: ["socket", "grace", "now", "if-idle", "json"], status: ["socket", "json"], doctor: ["socket", "json"],
-  call: ["socket", "token-file"], version: ["json"], help: [],
+  serve: [
+    "socket",
+    "token-file",
+    "lifetime",
+    "enable-linger",
+    "require-survival",
+    "replace",
+    "log",
+    "json",
+    "launched",
+  ],
+  bridge: ["socket", "no-start"],
+  stop: ["socket", "grace", "now", "if-idle", "json"],
+  status: ["socket", "json"],
+  doctor: ["socket", "json"],
+  call: ["socket", "token-file"],
+  version: ["json"],
+  help: [],
 };
 const modes = Object.keys(takes);
 /** What stands in the help, and the word that only the program itself uses. */
 const names = [...new Set([...help.matchAll(/--([a-z-]+)/g)].map(([, name]) => name!)), "launched"];
 const switches = ["enable-linger", "require-survival", "replace", "launched", "no-start", "now", "if-idle", "json"];
-const values = ["/s", "a b", "-", "--", "auto", "5", "", "=", "server.ping", "{}", "x".repeat(5000), "\ud800", "\0", "--serve", ...oddNames];
+const values = [
+  "/s",
+  "a b",
+  "-",
+  "--",
+  "auto",
+  "5",
+  "",
+  "=",
+  "server.ping",
+  "{}",
+  "x".repeat(5000),
+  "\ud800",
+  "\0",
+  "--serve",
+  ...oddNames,
+];
 const ownMembers = Reflect.ownKeys(Object.prototype).length;
 
 export function checkArguments(random: Random): void {
@@ -33,22 +64,48 @@ export function checkArguments(random: Random): void {
   } catch (error) {
     demand(said === undefined, "It was refused, and is right", args, String(error));
     demand(error instanceof Failure, "It threw what is no Failure", args, String(error));
-    demand(error.exit === 64 && error.hint === "see --help" && /^Cannot read the command line: \S/.test(error.message), "It was refused otherwise", args, error.message);
-    demand(!/undefined|\[object|function/.test(error.message.replaceAll(/"[^]*"/g, "")), "Its words are those of an error of ours", args, error.message);
+    demand(
+      error.exit === 64 && error.hint === "see --help" && /^Cannot read the command line: \S/.test(error.message),
+      "It was refused otherwise",
+      args,
+      error.message,
+    );
+    demand(
+      !/undefined|\[object|function/.test(error.message.replaceAll(/"[^]*"/g, "")),
+      "Its words are those of an error of ours",
+      args,
+      error.message,
+    );
     return;
   } finally {
     demand(Reflect.ownKeys(Object.prototype).length === ownMembers, "Object.prototype has changed", args);
   }
   demand(said !== undefined, "It was read, and is wrong", args, line);
-  demand(JSON.stringify(sorted(line)) === JSON.stringify(sorted(said)), "It was read otherwise than a second time", args, line, said);
-  const written = [...line.words, `-${line.mode}`, ...Object.entries(line.options).map(([name, value]) => (value === true ? `-${name}` : `--${name}=${value}`))];
-  demand(JSON.stringify(sorted(parseArguments(written))) === JSON.stringify(sorted(line)), "Written in another order it is another", args, written);
+  demand(
+    JSON.stringify(sorted(line)) === JSON.stringify(sorted(said)),
+    "It was read otherwise than a second time",
+    args,
+    line,
+    said,
+  );
+  const written = [
+    ...line.words,
+    `-${line.mode}`,
+    ...Object.entries(line.options).map(([name, value]) => (value === true ? `-${name}` : `--${name}=${value}`)),
+  ];
+  demand(
+    JSON.stringify(sorted(parseArguments(written))) === JSON.stringify(sorted(line)),
+    "Written in another order it is another",
+    args,
+    written,
+  );
 }
 
 function randomWord(random: Random): string {
   const kind = random(10);
   if (kind < 3) return `${pick(random, ["-", "--"])}${pick(random, modes)}`;
-  if (kind < 7) return `${pick(random, ["-", "--"])}${pick(random, names)}${random(4) === 0 ? `=${pick(random, values)}` : ""}`;
+  if (kind < 7)
+    return `${pick(random, ["-", "--"])}${pick(random, names)}${random(4) === 0 ? `=${pick(random, values)}` : ""}`;
   if (kind < 8) return pick(random, values);
   if (kind < 9) return `${pick(random, ["-", "--", "---"])}${pick(random, oddNames)}`;
   return mutateBytes(random, Buffer.from(`--${pick(random, names)}`)).toString();
@@ -67,13 +124,18 @@ function reread(args: string[]): CommandLine | undefined {
     else if (modes.includes(name)) found.push(name);
     else if (switches.includes(name)) options.push([name, true]);
     else if (!names.includes(before!) || modes.includes(before!) || switches.includes(before!)) return undefined;
-    else options.push([before!, name.includes("=") ? name.slice(before!.length + 1) : args[++at] ?? ""]);
+    else options.push([before!, name.includes("=") ? name.slice(before!.length + 1) : (args[++at] ?? "")]);
   }
   const [mode] = found;
   const given = Object.fromEntries(options);
-  const isRight = mode !== undefined && found.every((one) => one === mode) && options.every(([name]) => takes[mode]!.includes(name))
-    && Object.keys(given).length === options.length && options.every(([, value]) => value !== "")
-    && (mode === "call" ? words.length === 1 || words.length === 2 : words.length === 0) && !("now" in given && "grace" in given);
+  const isRight =
+    mode !== undefined &&
+    found.every((one) => one === mode) &&
+    options.every(([name]) => takes[mode]!.includes(name)) &&
+    Object.keys(given).length === options.length &&
+    options.every(([, value]) => value !== "") &&
+    (mode === "call" ? words.length === 1 || words.length === 2 : words.length === 0) &&
+    !("now" in given && "grace" in given);
   return isRight ? { mode, options: given, words } : undefined;
 }
 

@@ -21,7 +21,9 @@ export function checkFrames(random: Random): void {
   const bytes = random(3) === 0 ? whole : mutateBytes(random, whole);
   const chunks = cutAnywhere(random, bytes);
   const changes = random(3) === 0;
-  const limits = chunks.map(() => (changes ? pick(random, [limitBytes, limitBytes >> 1, 2 * limitBytes, 0, maxBodyBytes]) : limitBytes));
+  const limits = chunks.map(() =>
+    changes ? pick(random, [limitBytes, limitBytes >> 1, 2 * limitBytes, 0, maxBodyBytes]) : limitBytes,
+  );
   const lastLimit = limits.at(-1) ?? limitBytes;
 
   const decoder = createFrameDecoder({ maxBodyBytes: limitBytes });
@@ -35,8 +37,19 @@ export function checkFrames(random: Random): void {
   events.push(...decoder.end().map(copyEvent));
 
   const expected = bytes[0] === 0 ? rereadNative(chunks, limits, lastLimit) : rereadLines(chunks, limits, lastLimit);
-  demand(sameEvents(events, expected), "The frames were read otherwise than a second time", bytes, { cuts: chunks.map(({ length }) => length), limits }, events, expected);
-  demand(decoder.framing === (bytes.length === 0 ? undefined : bytes[0] === 0 ? "native" : "lines"), "Another framing", bytes);
+  demand(
+    sameEvents(events, expected),
+    "The frames were read otherwise than a second time",
+    bytes,
+    { cuts: chunks.map(({ length }) => length), limits },
+    events,
+    expected,
+  );
+  demand(
+    decoder.framing === (bytes.length === 0 ? undefined : bytes[0] === 0 ? "native" : "lines"),
+    "Another framing",
+    bytes,
+  );
 }
 
 /** Encodes a body, as a string when it is one, and judges the bytes by the format's definition. */
@@ -44,14 +57,19 @@ function checkEncoded(random: Random, body: Buffer, framing: Framing): Buffer {
   const text = body.toString();
   const isText = random(2) === 0 && Buffer.from(text).equals(body);
   const frame = encodeFrame(isText ? text : body, framing);
-  const expected = framing === "native" ? [0, 0, body.length >> 8, body.length & 255, ...body] : [...body.map((byte) => (byte === 0x0a ? 0x20 : byte)), 0x0a];
+  const expected =
+    framing === "native"
+      ? [0, 0, body.length >> 8, body.length & 255, ...body]
+      : [...body.map((byte) => (byte === 0x0a ? 0x20 : byte)), 0x0a];
   demand(frame.equals(Buffer.from(expected)), "A body was encoded otherwise", body, frame);
   return frame;
 }
 
 /** Mostly about as long as the limit, or short, or empty; rich in the bytes that mean something. */
 function randomBody(random: Random, limitBytes: number): Buffer {
-  const length = [0, 1, random(10), limitBytes - 1, limitBytes, limitBytes + 1, limitBytes + 2, random(2 * limitBytes)][random(8)]!;
+  const length = [0, 1, random(10), limitBytes - 1, limitBytes, limitBytes + 1, limitBytes + 2, random(2 * limitBytes)][
+    random(8)
+  ]!;
   const body = Buffer.alloc(length);
   for (let at = 0; at < length; at++) body[at] = [0x0d, 0x00, 0x20, 0x7b, 0x0a, random(256)][random(6)]!;
   return body;
@@ -130,9 +148,12 @@ function copyEvent(event: FrameEvent): FrameEvent {
 }
 
 function sameEvents(events: FrameEvent[], expected: FrameEvent[]): boolean {
-  return events.length === expected.length && events.every((event, at) => {
-    const other = expected[at]!;
-    if ("body" in event) return "body" in other && event.body.equals(other.body);
-    return "oversizeBytes" in other && event.oversizeBytes === other.oversizeBytes && event.fatal === other.fatal;
-  });
+  return (
+    events.length === expected.length &&
+    events.every((event, at) => {
+      const other = expected[at]!;
+      if ("body" in event) return "body" in other && event.body.equals(other.body);
+      return "oversizeBytes" in other && event.oversizeBytes === other.oversizeBytes && event.fatal === other.fatal;
+    })
+  );
 }

@@ -7,14 +7,55 @@ import { pick } from "./random.ts";
 import type { Random } from "./random.ts";
 
 /** As a method, a parameter, a process id, a variable. */
-export const oddNames = ["__proto__", "constructor", "prototype", "toString", "hasOwnProperty", "valueOf", "toJSON", "then", "length", "", "0", "a", "é€😀"];
+export const oddNames = [
+  "__proto__",
+  "constructor",
+  "prototype",
+  "toString",
+  "hasOwnProperty",
+  "valueOf",
+  "toJSON",
+  "then",
+  "length",
+  "",
+  "0",
+  "a",
+  "é€😀",
+];
 
 const oddNumbers = [
-  "0", "-0", "1", "-1", "0.5", "1e3", "1E-7", "2147483648", "4294967297", "9007199254740991", "9007199254740992", "9007199254740993", "-9007199254740993",
-  "123456789012345678901234567890", "1e308", "1e999", "-1e999", "0.1234567890123456789", "1e-999",
+  "0",
+  "-0",
+  "1",
+  "-1",
+  "0.5",
+  "1e3",
+  "1E-7",
+  "2147483648",
+  "4294967297",
+  "9007199254740991",
+  "9007199254740992",
+  "9007199254740993",
+  "-9007199254740993",
+  "123456789012345678901234567890",
+  "1e308",
+  "1e999",
+  "-1e999",
+  "0.1234567890123456789",
+  "1e-999",
 ];
 const oddStrings = [
-  '""', '"a"', '"\\ud800"', '"\\udc00\\ud800"', '"a\\u0000b"', '"\\u001b[31m\\n\\r"', '"\\u202e"', '"\\/\\b\\f\\t\\"\\\\"', '"é€😀"', '"2.0"', `"${"x".repeat(119)}😀"`,
+  '""',
+  '"a"',
+  '"\\ud800"',
+  '"\\udc00\\ud800"',
+  '"a\\u0000b"',
+  '"\\u001b[31m\\n\\r"',
+  '"\\u202e"',
+  '"\\/\\b\\f\\t\\"\\\\"',
+  '"é€😀"',
+  '"2.0"',
+  `"${"x".repeat(119)}😀"`,
   `"${"y".repeat(300)}"`,
 ];
 const literals = ["null", "true", "false"];
@@ -26,8 +67,16 @@ export function randomJson(random: Random, depth = 0): string {
   if (kind === 1) return pick(random, oddNumbers);
   if (kind === 2) return pick(random, oddStrings);
   if (kind === 3) return randomString(random, pick(random, oddNames));
-  if (kind === 4) return writeArray(random, Array.from({ length: random(4) }, () => randomJson(random, depth + 1)));
-  if (kind === 5) return writeObject(random, Array.from({ length: random(4) }, () => [pick(random, oddNames), randomJson(random, depth + 1)]));
+  if (kind === 4)
+    return writeArray(
+      random,
+      Array.from({ length: random(4) }, () => randomJson(random, depth + 1)),
+    );
+  if (kind === 5)
+    return writeObject(
+      random,
+      Array.from({ length: random(4) }, () => [pick(random, oddNames), randomJson(random, depth + 1)]),
+    );
   const deep = pick(random, [1, 10, 60]);
   return random(2) === 0 ? "[".repeat(deep) + "]".repeat(deep) : '{"a":'.repeat(deep) + "1" + "}".repeat(deep);
 }

@@ -35,33 +35,43 @@ interface Scene extends TestDaemon {
 }
 
 export const liveTarget: Target = {
-  name: "live", lanes: 8, limitS: 60,
+  name: "live",
+  lanes: 8,
+  limitS: 60,
   async run(useCheck) {
     const home = mkdtempSync(join(tmpdir(), "holdfast-fuzz-"));
     mkdirSync(join(home, "dir"));
     try {
-      await withDaemon(async (daemon) => {
-        const { connection, wire } = openSocket(daemon);
-        const { instanceId, methods } = await wire.request("server.capabilities");
-        await wire.request("process.spawn", { id: "first", command: "true" }); // now it knows its PATH
-        await wire.message(({ stream }) => stream === "exit");
-        const before = openFilesOf(daemon.pid);
-        const pings = startPings(wire);
-        try {
-          await useCheck((random) => checkConnection(random, { ...daemon, home, methods }));
-        } finally {
-          await pings.stop();
-        }
-        const after = await wire.request("server.capabilities");
-        demand(after.instanceId === instanceId, "It is another daemon", instanceId, after.instanceId);
-        await endProcesses(wire);
-        await eventually(() => childrenOf(daemon.pid).length === 0, "the daemon has no children", 20_000);
-        await eventually(() => openFilesOf(daemon.pid) <= before, `the daemon has ${before} open files again`, 20_000);
-        const rssMb = Number(/^VmRSS:\s+(\d+) kB/m.exec(readFileSync(`/proc/${daemon.pid}/status`, "utf8"))![1]) / 1000;
-        demand(rssMb < maxRssMb, `It has grown to ${rssMb} MB`);
-        checkLog(daemon);
-        connection.destroy();
-      }, { HOME: home });
+      await withDaemon(
+        async (daemon) => {
+          const { connection, wire } = openSocket(daemon);
+          const { instanceId, methods } = await wire.request("server.capabilities");
+          await wire.request("process.spawn", { id: "first", command: "true" }); // now it knows its PATH
+          await wire.message(({ stream }) => stream === "exit");
+          const before = openFilesOf(daemon.pid);
+          const pings = startPings(wire);
+          try {
+            await useCheck((random) => checkConnection(random, { ...daemon, home, methods }));
+          } finally {
+            await pings.stop();
+          }
+          const after = await wire.request("server.capabilities");
+          demand(after.instanceId === instanceId, "It is another daemon", instanceId, after.instanceId);
+          await endProcesses(wire);
+          await eventually(() => childrenOf(daemon.pid).length === 0, "the daemon has no children", 20_000);
+          await eventually(
+            () => openFilesOf(daemon.pid) <= before,
+            `the daemon has ${before} open files again`,
+            20_000,
+          );
+          const rssMb =
+            Number(/^VmRSS:\s+(\d+) kB/m.exec(readFileSync(`/proc/${daemon.pid}/status`, "utf8"))![1]) / 1000;
+          demand(rssMb < maxRssMb, `It has grown to ${rssMb} MB`);
+          checkLog(daemon);
+          connection.destroy();
+        },
+        { HOME: home },
+      );
     } finally {
       rmSync(home, { recursive: true, force: true });
     }
@@ -74,8 +84,13 @@ function startPings(wire: Wire): { stop(): Promise<void> } {
   const loop = (async () => {
     while (!isOver) {
       let timer: NodeJS.Timeout | undefined;
-      const late = new Promise((_, fail) => void (timer = setTimeout(() => fail(new Error(`A ping was not answered within ${pingMs} ms`)), pingMs)));
-      const { pong } = (await Promise.race([wire.request("server.ping"), late]).finally(() => clearTimeout(timer))) as { pong: boolean };
+      const late = new Promise(
+        (_, fail) =>
+          void (timer = setTimeout(() => fail(new Error(`A ping was not answered within ${pingMs} ms`)), pingMs)),
+      );
+      const { pong } = (await Promise.race([wire.request("server.ping"), late]).finally(() => clearTimeout(timer))) as {
+        pong: boolean;
+      };
       demand(pong, "A ping had another answer");
       await sleep(10);
     }
@@ -90,7 +105,9 @@ async function endProcesses(wire: Wire): Promise<void> {
 }
 
 function childrenOf(pid: number): number[] {
-  return readdirSync("/proc").map(Number).filter((child) => child > 0 && statOf(child)?.[1] === String(pid));
+  return readdirSync("/proc")
+    .map(Number)
+    .filter((child) => child > 0 && statOf(child)?.[1] === String(pid));
 }
 
 function openFilesOf(pid: number): number {
@@ -99,7 +116,9 @@ function openFilesOf(pid: number): number {
 
 /** No control characters, no token, and nothing that the daemon did not expect. */
 function checkLog({ directory, token, log }: TestDaemon): void {
-  const old = readdirSync(directory).filter((name) => name.endsWith(".log.1")).map((name) => readFileSync(join(directory, name), "utf8"));
+  const old = readdirSync(directory)
+    .filter((name) => name.endsWith(".log.1"))
+    .map((name) => readFileSync(join(directory, name), "utf8"));
   for (const line of [log(), ...old].join("").split("\n")) {
     demand(!/[\0-\x1f\x7f-\x9f\u2028-\u202e]/.test(line), "The log has a control character", line);
     demand(!line.includes(token), "The log has a token", line);
@@ -116,7 +135,12 @@ async function checkConnection(random: Random, scene: Scene): Promise<void> {
   const isDropped = random(4) === 0;
   const connection = connect({ path: scene.socket, allowHalfOpen: true });
   const received: Buffer[] = [];
-  const ended = new Promise<void>((done) => connection.on("end", done).on("close", () => done()).on("error", () => {}));
+  const ended = new Promise<void>((done) =>
+    connection
+      .on("end", done)
+      .on("close", () => done())
+      .on("error", () => {}),
+  );
   connection.on("data", (chunk: Buffer) => received.push(chunk));
   for (const chunk of chunks) {
     connection.write(chunk);
@@ -142,13 +166,27 @@ function checkReceived(received: Buffer, sent: Buffer, scene: Scene): void {
   for (const text of messagesOf(received, sent[0] === 0)) {
     const message = JSON.parse(text);
     if (message.type !== undefined) {
-      demand(["stream", "detached"].includes(message.type) && typeof message.processId === "string", "It is no stream message", sent, text);
+      demand(
+        ["stream", "detached"].includes(message.type) && typeof message.processId === "string",
+        "It is no stream message",
+        sent,
+        text,
+      );
       continue;
     }
-    const fits = (isExact: boolean) => expected.findIndex((one) => one.answers.every(({ any }) => any !== true) === isExact && answersProblem(text, one) === undefined);
+    const fits = (isExact: boolean) =>
+      expected.findIndex(
+        (one) => one.answers.every(({ any }) => any !== true) === isExact && answersProblem(text, one) === undefined,
+      );
     const at = fits(true) >= 0 ? fits(true) : fits(false);
     const problem = expected.length === 1 ? answersProblem(text, expected[0]!) : undefined;
-    demand(at >= 0, `There is an answer that was not expected${problem === undefined ? "" : `: ${problem}`}`, sent, text, expected);
+    demand(
+      at >= 0,
+      `There is an answer that was not expected${problem === undefined ? "" : `: ${problem}`}`,
+      sent,
+      text,
+      expected,
+    );
     expected.splice(at, 1);
   }
   demand(expected.length === 0 || mayBeCut, "There are requests without an answer", sent, expected, received);
@@ -172,18 +210,34 @@ function expectAll(sent: Buffer, { token, methods }: Scene): { expected: Expecte
   const expected: Expected[] = [];
   let mayBeCut = false;
   for (const event of eventsOf(sent)) {
-    if ("body" in event) expected.push(expectAnswers(event.body, state, token, (name, params) => expectOf(name, params, state, token), methods));
+    if ("body" in event)
+      expected.push(
+        expectAnswers(event.body, state, token, (name, params) => expectOf(name, params, state, token), methods),
+      );
     // how much is accepted depends on the token before it
     else if ("oversizeBytes" in event) {
-      expected.push({ isBatch: false, answers: [{ id: null, code: -32600, words: "Cannot read frame: " }], refused: 0 });
+      expected.push({
+        isBatch: false,
+        answers: [{ id: null, code: -32600, words: "Cannot read frame: " }],
+        refused: 0,
+      });
       mayBeCut ||= event.fatal || state.known;
     }
   }
   return { expected: expected.filter(({ answers }) => answers.length > 0), mayBeCut };
 }
 
-function expectOf(name: string, params: unknown, state: State, token: string): { result: unknown } | { code: number } | undefined {
-  return name === "server.authenticate" ? expectAuthenticated(params, state, token) : name === "server.ping" ? { result: { pong: true } } : undefined;
+function expectOf(
+  name: string,
+  params: unknown,
+  state: State,
+  token: string,
+): { result: unknown } | { code: number } | undefined {
+  return name === "server.authenticate"
+    ? expectAuthenticated(params, state, token)
+    : name === "server.ping"
+      ? { result: { pong: true } }
+      : undefined;
 }
 
 function eventsOf(bytes: Buffer): FrameEvent[] {
@@ -198,7 +252,10 @@ function randomBytes(random: Random, scene: Scene): Buffer {
   const framing = pick(random, ["native", "lines"] as const);
   const auth = pick(random, ["each", "each", "each", "first", "first", "none"] as const);
   const bodies = Array.from({ length: 1 + random(8) }, () => randomBody(random, scene, auth === "each"));
-  if (auth === "first") bodies.unshift(JSON.stringify({ jsonrpc: "2.0", id: "first", method: "server.authenticate", params: { token: scene.token } }));
+  if (auth === "first")
+    bodies.unshift(
+      JSON.stringify({ jsonrpc: "2.0", id: "first", method: "server.authenticate", params: { token: scene.token } }),
+    );
   const frames = (texts: string[]) => Buffer.concat(texts.map((text) => encodeFrame(text, framing)));
   const whole = frames(bodies.filter((body) => isHarmless(frames([body]), scene)));
   const mutated = random(3) === 0 ? mutateBytes(random, whole) : whole;
@@ -208,36 +265,85 @@ function randomBytes(random: Random, scene: Scene): Buffer {
 function randomBody(random: Random, scene: Scene, isKnown: boolean): string {
   const kind = random(10);
   if (kind === 0) return randomJson(random);
-  if (kind === 1) return writeArray(random, Array.from({ length: random(5) }, () => randomRequest(random, scene, isKnown)));
+  if (kind === 1)
+    return writeArray(
+      random,
+      Array.from({ length: random(5) }, () => randomRequest(random, scene, isKnown)),
+    );
   return randomRequest(random, scene, isKnown);
 }
 
-const commands = [["true"], ["false"], ["cat"], ["sleep", "0.02"], ["sleep", "3"], ["sh", "-c", "echo out; echo err >&2"], ["sh", "-c", "exit 3"]];
+const commands = [
+  ["true"],
+  ["false"],
+  ["cat"],
+  ["sleep", "0.02"],
+  ["sleep", "3"],
+  ["sh", "-c", "echo out; echo err >&2"],
+  ["sh", "-c", "exit 3"],
+];
 const ids = ["a", "b", "c", "é€😀", "\x1b[31m", ...oddNames.filter((name) => name !== "")];
 const paths = ["a", "b", "dir", "dir/a", "~", "~/b", "missing", "dir/new/deep/a", "", "\0", "a/", ...oddNames];
 
 function randomRequest(random: Random, { methods, token }: Scene, isKnown: boolean): string {
-  const method = random(3) > 0 ? pick(random, methods.filter((name) => /^(process|files)/.test(name))) : pick(random, [...methods, "server.pong", ...oddNames]);
+  const method =
+    random(3) > 0
+      ? pick(
+          random,
+          methods.filter((name) => /^(process|files)/.test(name)),
+        )
+      : pick(random, [...methods, "server.pong", ...oddNames]);
   const [command, ...args] = pick(random, commands);
   const json = JSON.stringify;
   const values: Record<string, string> = {
-    id: json(pick(random, ids)), command: json(command), args: json(args), cwd: json(pick(random, ["~", "dir", "missing", "/"])), env: '{"A":"b","__proto__":"c"}',
-    data: pick(random, ['"aGVsbG8="', '""', '"!"', '"aGVsbG8"']), end: pick(random, ["true", "false"]), offset: pick(random, ["0", "5", "1e15"]),
-    signal: pick(random, ['"TERM"', '"KILL"', "15", '"CONT"', "0"]), timeoutMs: pick(random, ["0", "20"]), escalate: "true", fromSeq: pick(random, ["0", "1", "9"]),
-    path: json(pick(random, paths)), content: pick(random, ['"text"', '"dGV4dA=="', '"\\ud800"']), encoding: pick(random, ['"utf8"', '"base64"', '"latin1"']),
-    mode: pick(random, ['"600"', "384", "null"]), createDirs: pick(random, ["true", "false"]), maxBytes: pick(random, ["1", "4", "1e9"]), includeHidden: "true",
-    token: json(random(2) === 0 ? token : "bad"), key: '"bad"', graceMs: "0", ifIdle: "true",
+    id: json(pick(random, ids)),
+    command: json(command),
+    args: json(args),
+    cwd: json(pick(random, ["~", "dir", "missing", "/"])),
+    env: '{"A":"b","__proto__":"c"}',
+    data: pick(random, ['"aGVsbG8="', '""', '"!"', '"aGVsbG8"']),
+    end: pick(random, ["true", "false"]),
+    offset: pick(random, ["0", "5", "1e15"]),
+    signal: pick(random, ['"TERM"', '"KILL"', "15", '"CONT"', "0"]),
+    timeoutMs: pick(random, ["0", "20"]),
+    escalate: "true",
+    fromSeq: pick(random, ["0", "1", "9"]),
+    path: json(pick(random, paths)),
+    content: pick(random, ['"text"', '"dGV4dA=="', '"\\ud800"']),
+    encoding: pick(random, ['"utf8"', '"base64"', '"latin1"']),
+    mode: pick(random, ['"600"', "384", "null"]),
+    createDirs: pick(random, ["true", "false"]),
+    maxBytes: pick(random, ["1", "4", "1e9"]),
+    includeHidden: "true",
+    token: json(random(2) === 0 ? token : "bad"),
+    key: '"bad"',
+    graceMs: "0",
+    ifIdle: "true",
   };
   const wanted: Record<string, string[]> = {
-    "process.spawn": ["id", "command", "args", "cwd", "env"], "process.stdin": ["id", "data", "offset", "end"], "process.kill": ["id", "signal"],
-    "process.killAndWait": ["id", "signal", "timeoutMs", "escalate"], "process.reattach": ["id", "fromSeq"], "files.stat": ["path"], "files.validate": ["path"],
-    "files.list": ["path", "includeHidden"], "files.read": ["path", "maxBytes", "offset", "encoding"], "files.write": ["path", "content", "encoding", "mode", "createDirs"],
-    "server.authenticate": ["token"], "server.admit": ["key"], "server.shutdown": ["graceMs", "ifIdle"],
+    "process.spawn": ["id", "command", "args", "cwd", "env"],
+    "process.stdin": ["id", "data", "offset", "end"],
+    "process.kill": ["id", "signal"],
+    "process.killAndWait": ["id", "signal", "timeoutMs", "escalate"],
+    "process.reattach": ["id", "fromSeq"],
+    "files.stat": ["path"],
+    "files.validate": ["path"],
+    "files.list": ["path", "includeHidden"],
+    "files.read": ["path", "maxBytes", "offset", "encoding"],
+    "files.write": ["path", "content", "encoding", "mode", "createDirs"],
+    "server.authenticate": ["token"],
+    "server.admit": ["key"],
+    "server.shutdown": ["graceMs", "ifIdle"],
   };
-  const params = (Object.hasOwn(wanted, method) ? wanted[method]! : []).filter((_, at) => at < 3 || random(2) === 0).map((name): [string, string] => [name, values[name]!]);
+  const params = (Object.hasOwn(wanted, method) ? wanted[method]! : [])
+    .filter((_, at) => at < 3 || random(2) === 0)
+    .map((name): [string, string] => [name, values[name]!]);
   const members: [string, string][] = [
-    ["jsonrpc", '"2.0"'], ...(random(10) === 0 ? [] : [["id", String(random(100))] as [string, string]]), ["method", randomString(random, method)],
-    ["params", writeObject(random, random(3) === 0 ? mutateMembers(random, params) : params)], ...(isKnown ? [["auth", json(token)] as [string, string]] : []),
+    ["jsonrpc", '"2.0"'],
+    ...(random(10) === 0 ? [] : [["id", String(random(100))] as [string, string]]),
+    ["method", randomString(random, method)],
+    ["params", writeObject(random, random(3) === 0 ? mutateMembers(random, params) : params)],
+    ...(isKnown ? [["auth", json(token)] as [string, string]] : []),
   ];
   return writeObject(random, random(5) === 0 ? mutateMembers(random, members) : members);
 }
@@ -252,7 +358,9 @@ function isHarmless(bytes: Buffer, scene: Scene): boolean {
     } catch {
       return true; // and so the daemon will say
     }
-    return (Array.isArray(message) ? message : [message]).every((request) => typeof request !== "object" || request === null || isHarmlessRequest(request, bytes, scene));
+    return (Array.isArray(message) ? message : [message]).every(
+      (request) => typeof request !== "object" || request === null || isHarmlessRequest(request, bytes, scene),
+    );
   });
 }
 
@@ -263,10 +371,16 @@ function isHarmlessRequest({ auth: _, method, params, ...rest }: any, bytes: Buf
   const { path, command, args, timeoutMs } = others;
   if (typeof method !== "string") return true;
   if (method.startsWith("files.") && typeof path === "string") {
-    const full = resolve(path === "~" || path.startsWith("~/") ? home + path.slice(1) : path.startsWith("/") ? path : `${home}/${path}`);
+    const full = resolve(
+      path === "~" || path.startsWith("~/") ? home + path.slice(1) : path.startsWith("/") ? path : `${home}/${path}`,
+    );
     return full === home || full.startsWith(`${home}/`);
   }
-  if (method === "process.spawn" && typeof command === "string") return commands.some((one) => JSON.stringify(one) === JSON.stringify([command, ...(Array.isArray(args) ? args : [])]));
-  if (method === "process.killAndWait") return typeof timeoutMs === "number" ? timeoutMs <= 100 : timeoutMs !== undefined && timeoutMs !== null;
+  if (method === "process.spawn" && typeof command === "string")
+    return commands.some(
+      (one) => JSON.stringify(one) === JSON.stringify([command, ...(Array.isArray(args) ? args : [])]),
+    );
+  if (method === "process.killAndWait")
+    return typeof timeoutMs === "number" ? timeoutMs <= 100 : timeoutMs !== undefined && timeoutMs !== null;
   return true;
 }

@@ -9,17 +9,33 @@ import { rpcTarget } from "./rpc.ts";
 import { rowOf, runTarget } from "./target.ts";
 import type { Outcome, Target } from "./target.ts";
 
-const targets: Target[] = [frameTarget, rpcTarget, argumentsTarget, recordTarget, claimTarget, tokenTarget, stopTarget, liveTarget];
+const targets: Target[] = [
+  frameTarget,
+  rpcTarget,
+  argumentsTarget,
+  recordTarget,
+  claimTarget,
+  tokenTarget,
+  stopTarget,
+  liveTarget,
+];
 
 const { values } = parseArgs({
-  options: { minutes: { type: "string", default: "1" }, seed: { type: "string" }, cases: { type: "string" }, only: { type: "string" } },
+  options: {
+    minutes: { type: "string", default: "1" },
+    seed: { type: "string" },
+    cases: { type: "string" },
+    only: { type: "string" },
+  },
 });
 const chosen = targets.filter(({ name }) => values.only === undefined || name === values.only);
 const minutes = Number(values.minutes);
 const seed = Number(values.seed ?? Math.floor(Math.random() * 1e9));
 const cases = Number(values.cases ?? Number.MAX_SAFE_INTEGER - seed);
 if (chosen.length === 0 || ![minutes, seed, cases].every((value) => value >= 0)) {
-  console.error(`error: Cannot fuzz: --minutes, --seed and --cases take numbers, --only one of ${targets.map(({ name }) => name).join(", ")}`);
+  console.error(
+    `error: Cannot fuzz: --minutes, --seed and --cases take numbers, --only one of ${targets.map(({ name }) => name).join(", ")}`,
+  );
   process.exit(64);
 }
 
@@ -44,7 +60,15 @@ for (const target of chosen) {
   outcomes.push(outcome);
 }
 
-console.log(["", "| target | cases | seconds | result |", "| --- | --- | --- | --- |",
-  ...outcomes.map(({ name, cases, seconds, failures }) => `| ${name} | ${cases} | ${seconds.toFixed(1)} | ${failures.length === 0 ? "good" : `${failures.length} failures`} |`),
-].join("\n"));
+console.log(
+  [
+    "",
+    "| target | cases | seconds | result |",
+    "| --- | --- | --- | --- |",
+    ...outcomes.map(
+      ({ name, cases, seconds, failures }) =>
+        `| ${name} | ${cases} | ${seconds.toFixed(1)} | ${failures.length === 0 ? "good" : `${failures.length} failures`} |`,
+    ),
+  ].join("\n"),
+);
 process.exitCode = outcomes.some(({ failures }) => failures.length > 0) ? 1 : 0;

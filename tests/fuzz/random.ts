@@ -25,7 +25,10 @@ export function pick<T>(random: Random, from: ArrayLike<T>): T {
 }
 
 /** Bytes that mean something somewhere: in a header, a line, JSON, UTF-8. */
-const telling = Buffer.from('\0\x01\n\r "\\{}[]:,0123456789eE+-./~utfn\x7f\x80\xbf\xc0\xc3\xe2\xed\xa0\xf0\xff', "latin1");
+const telling = Buffer.from(
+  '\0\x01\n\r "\\{}[]:,0123456789eE+-./~utfn\x7f\x80\xbf\xc0\xc3\xe2\xed\xa0\xf0\xff',
+  "latin1",
+);
 
 /** Changes bytes as a broken wire or an odd client does: some are flipped, left out, put in, said twice, or cut off. */
 export function mutateBytes(random: Random, bytes: Buffer, changes = 1 + random(3)): Buffer {

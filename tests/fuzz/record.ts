@@ -6,7 +6,17 @@
 
 import { spawn } from "node:child_process";
 import type { ChildProcess } from "node:child_process";
-import { existsSync, linkSync, lstatSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  linkSync,
+  lstatSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer } from "node:net";
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
@@ -34,19 +44,40 @@ interface Bystanders {
   mayBeSignalled?: boolean;
 }
 
-export const recordTarget: Target = { name: "record", run: (useCheck) => withBystanders(useCheck, (others) => (random) => checkRecord(random, others)) };
-export const claimTarget: Target = { name: "claim", run: (useCheck) => withBystanders(useCheck, (others) => (random) => checkClaim(random, others)) };
-export const tokenTarget: Target = { name: "token", run: (useCheck) => withBystanders(useCheck, (others) => (random) => checkToken(random, others)) };
+export const recordTarget: Target = {
+  name: "record",
+  run: (useCheck) => withBystanders(useCheck, (others) => (random) => checkRecord(random, others)),
+};
+export const claimTarget: Target = {
+  name: "claim",
+  run: (useCheck) => withBystanders(useCheck, (others) => (random) => checkClaim(random, others)),
+};
+export const tokenTarget: Target = {
+  name: "token",
+  run: (useCheck) => withBystanders(useCheck, (others) => (random) => checkToken(random, others)),
+};
 /** What --stop does of a record; it looks again for a second before it says no. */
 export const stopTarget: Target = {
-  name: "stop", lanes: 30, limitS: 60, run: (useCheck) => withBystanders(useCheck, (others) => (random, seed) => checkStop(random, seed, others)),
+  name: "stop",
+  lanes: 30,
+  limitS: 60,
+  run: (useCheck) => withBystanders(useCheck, (others) => (random, seed) => checkStop(random, seed, others)),
 };
 
-async function withBystanders(useCheck: (check: Check) => Promise<void>, make: (others: Bystanders) => Check): Promise<void> {
+async function withBystanders(
+  useCheck: (check: Check) => Promise<void>,
+  make: (others: Bystanders) => Check,
+): Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-fuzz-"));
   // they end with their stdin; one runs "--serve", as a daemon does
-  const processes = [[], ["--serve"]].map((words) => spawn("sh", ["-c", "read line", "sh", ...words], { stdio: ["pipe", "ignore", "ignore"] }));
-  const [socket, deadSocket, file] = ["other.sock", "dead.sock", "file"].map((name) => join(directory, name)) as [string, string, string];
+  const processes = [[], ["--serve"]].map((words) =>
+    spawn("sh", ["-c", "read line", "sh", ...words], { stdio: ["pipe", "ignore", "ignore"] }),
+  );
+  const [socket, deadSocket, file] = ["other.sock", "dead.sock", "file"].map((name) => join(directory, name)) as [
+    string,
+    string,
+    string,
+  ];
   const server = createServer((connection) => connection.destroy());
   await new Promise<void>((done) => server.listen(socket, done));
   const former = createServer();
@@ -73,37 +104,104 @@ async function checkRecord(random: Random, others: Bystanders): Promise<void> {
   writeFileSync(places.record, text, { mode: 0o600 });
   const { record, problem } = readRecord(places.record);
   if (record !== undefined) await checkFound(random, others, record, text);
-  else demand(/^Cannot .+: .+$/.test(problem!.message) && problem!.message.includes(places.record), "Its problem is told otherwise", text, problem);
-  const outcome = pick(random, [undefined, { timedOut: true } as const, ...["ECONNREFUSED", "ENOENT", "EACCES", "EAGAIN"].map((code) => ({ error: Object.assign(new Error(code), { code }) }))]);
+  else
+    demand(
+      /^Cannot .+: .+$/.test(problem!.message) && problem!.message.includes(places.record),
+      "Its problem is told otherwise",
+      text,
+      problem,
+    );
+  const outcome = pick(random, [
+    undefined,
+    { timedOut: true } as const,
+    ...["ECONNREFUSED", "ENOENT", "EACCES", "EAGAIN"].map((code) => ({
+      error: Object.assign(new Error(code), { code }),
+    })),
+  ]);
   checkExplanation(places, outcome, text);
 }
 
 async function checkFound(random: Random, others: Bystanders, record: DaemonRecord, text: Buffer): Promise<void> {
-  demand(JSON.stringify(record) === JSON.stringify(JSON.parse(text.toString())), "Another record was read", text, record);
-  demand(record.tokenHashes.every((hash) => /^[0-9a-f]{64}$/.test(hash)), "It has tokens that no daemon can compare", record);
+  demand(
+    JSON.stringify(record) === JSON.stringify(JSON.parse(text.toString())),
+    "Another record was read",
+    text,
+    record,
+  );
+  demand(
+    record.tokenHashes.every((hash) => /^[0-9a-f]{64}$/.test(hash)),
+    "It has tokens that no daemon can compare",
+    record,
+  );
   const truth = stateOf(record, true);
   demand(livenessOf(record).state === truth, `It is taken for ${livenessOf(record).state}, and is ${truth}`, record);
-  const isOurs = record.host === hostname() && record.bootId !== bootId() && [record.socket.path, record.socket.bound].includes(others.socket);
+  const isOurs =
+    record.host === hostname() &&
+    record.bootId !== bootId() &&
+    [record.socket.path, record.socket.bound].includes(others.socket);
   const { dev, ino } = lstatSync(others.socket);
-  demand(isLeftBy(record, others.socket) === (isOurs || (record.socket.dev === dev && record.socket.ino === ino)), "Somebody else's socket is taken for its own", record);
+  demand(
+    isLeftBy(record, others.socket) === (isOurs || (record.socket.dev === dev && record.socket.ino === ino)),
+    "Somebody else's socket is taken for its own",
+    record,
+  );
   if (random(3) > 0) return;
   const outcome = await tryConnect(record.socket.bound, 1000);
   if ("socket" in outcome) outcome.socket.destroy();
-  demand(!("socket" in outcome) || record.socket.bound === others.socket, "It was connected to another path than its own", record);
+  demand(
+    !("socket" in outcome) || record.socket.bound === others.socket,
+    "It was connected to another path than its own",
+    record,
+  );
 }
 
-function checkExplanation(places: Places, outcome: Exclude<ConnectOutcome, { socket: unknown }> | undefined, text: Buffer): void {
+function checkExplanation(
+  places: Places,
+  outcome: Exclude<ConnectOutcome, { socket: unknown }> | undefined,
+  text: Buffer,
+): void {
   const { reason, message, hint, healable, record } = explainAbsence(places, outcome);
-  const reasons = ["never-started", "stopped", "rebooted", "killed-at-logout", "user-manager-stopped", "other-host", "not-answering", "crashed", "permission"];
+  const reasons = [
+    "never-started",
+    "stopped",
+    "rebooted",
+    "killed-at-logout",
+    "user-manager-stopped",
+    "other-host",
+    "not-answering",
+    "crashed",
+    "permission",
+  ];
   demand(reasons.includes(reason), "There is no such reason", text, reason);
-  demand(!/undefined|NaN|Invalid|\[object|Infinity/.test(message.replaceAll(/"[^"]*"|: [^]*/g, "")) && hint !== "", "Its words are those of an error of ours", text, message, hint);
+  demand(
+    !/undefined|NaN|Invalid|\[object|Infinity/.test(message.replaceAll(/"[^"]*"|: [^]*/g, "")) && hint !== "",
+    "Its words are those of an error of ours",
+    text,
+    message,
+    hint,
+  );
   if (healable) {
-    demand(record !== undefined && !["stopped", "replaced", "terminated"].includes(record.ended?.reason as string), "One that was stopped on purpose is to be started again", text);
+    demand(
+      record !== undefined && !["stopped", "replaced", "terminated"].includes(record.ended?.reason as string),
+      "One that was stopped on purpose is to be started again",
+      text,
+    );
     demand(stateOf(record, true) !== "alive", "One that lives is to be started again", text);
-    demand(stateOf(record, true) === "dead" || record.ended !== undefined || (outcome !== undefined && "error" in outcome && outcome.error.code === "ECONNREFUSED"), "One that is not known to be dead is to be started again", text);
+    demand(
+      stateOf(record, true) === "dead" ||
+        record.ended !== undefined ||
+        (outcome !== undefined && "error" in outcome && outcome.error.code === "ECONNREFUSED"),
+      "One that is not known to be dead is to be started again",
+      text,
+    );
   }
   const failure = absenceFailure({ reason, message, hint, healable });
-  demand(failure.exit === (reason === "permission" ? exitCodes.noPermission : exitCodes.unavailable), "Another exit code", text, failure.exit);
+  demand(
+    failure.exit === (reason === "permission" ? exitCodes.noPermission : exitCodes.unavailable),
+    "Another exit code",
+    text,
+    failure.exit,
+  );
 }
 
 /** Whether the process that an identity means lives, told a second time, from /proc. */
@@ -135,17 +233,49 @@ function randomIdentity(random: Random, { processes, mayBeSignalled = false }: B
   ])();
 }
 
-const oddTexts = ['""', '"/"', '"\\u0000"', '"/\\u0000x"', '"."', '"--serve"', `"/${"x".repeat(5000)}"`, '"../../x"', '"0"'];
+const oddTexts = [
+  '""',
+  '"/"',
+  '"\\u0000"',
+  '"/\\u0000x"',
+  '"."',
+  '"--serve"',
+  `"/${"x".repeat(5000)}"`,
+  '"../../x"',
+  '"0"',
+];
 
 function randomRecord(random: Random, others: Bystanders): Buffer {
-  if (random(20) === 0) return pick(random, [Buffer.alloc(random(3000)), Buffer.from(randomJson(random)), mutateBytes(random, Buffer.alloc(0), random(200)), Buffer.from("[".repeat(random(1 << 16)))]);
+  if (random(20) === 0)
+    return pick(random, [
+      Buffer.alloc(random(3000)),
+      Buffer.from(randomJson(random)),
+      mutateBytes(random, Buffer.alloc(0), random(200)),
+      Buffer.from("[".repeat(random(1 << 16))),
+    ]);
   const members = membersOf(recordOf(random, others));
-  const changed = random(6) === 0 ? members : mutateMembers(random, members).map(([name, text]): [string, string] => {
-    if (random(name === "socket" ? 6 : 24) > 0) return [name, text];
-    if (text.startsWith("{")) return [name, writeObject(random, mutateMembers(random, membersOf(JSON.parse(text)).map(([inner, was]) => [inner, random(3) > 0 ? was : pick(random, oddTexts)])))];
-    if (text.startsWith("[")) return [name, `[${pick(random, [...oddTexts, "1", "null", text])}]`];
-    return [name, pick(random, oddTexts)];
-  });
+  const changed =
+    random(6) === 0
+      ? members
+      : mutateMembers(random, members).map(([name, text]): [string, string] => {
+          if (random(name === "socket" ? 6 : 24) > 0) return [name, text];
+          if (text.startsWith("{"))
+            return [
+              name,
+              writeObject(
+                random,
+                mutateMembers(
+                  random,
+                  membersOf(JSON.parse(text)).map(([inner, was]) => [
+                    inner,
+                    random(3) > 0 ? was : pick(random, oddTexts),
+                  ]),
+                ),
+              ),
+            ];
+          if (text.startsWith("[")) return [name, `[${pick(random, [...oddTexts, "1", "null", text])}]`];
+          return [name, pick(random, oddTexts)];
+        });
   const bytes = Buffer.from(writeObject(random, changed));
   return random(6) === 0 ? mutateBytes(random, bytes) : bytes;
 }
@@ -153,11 +283,30 @@ function randomRecord(random: Random, others: Bystanders): Buffer {
 function recordOf(random: Random, others: Bystanders): DaemonRecord {
   const { dev, ino } = lstatSync(pick(random, [others.socket, others.deadSocket]));
   const path = join(others.directory, "rpc.sock");
-  const reason = pick(random, ["stopped", "replaced", "killed-at-logout", "user-manager-stopped", "terminated", "crashed"] as const);
+  const reason = pick(random, [
+    "stopped",
+    "replaced",
+    "killed-at-logout",
+    "user-manager-stopped",
+    "terminated",
+    "crashed",
+  ] as const);
   return {
-    ...randomIdentity(random, others), version: "1.0.0", instance: "0".repeat(32), key: "k", tokenHashes: ["a".repeat(64)], log: "/l", startedAt: 1e12,
-    command: ["node", "x"], lifetime: {},
-    socket: { path: pick(random, [path, others.socket]), bound: pick(random, [`${path}x`, others.socket, others.file]), dev: random(2) === 0 ? dev : 1, ino: random(3) === 0 ? ino : 2 },
+    ...randomIdentity(random, others),
+    version: "1.0.0",
+    instance: "0".repeat(32),
+    key: "k",
+    tokenHashes: ["a".repeat(64)],
+    log: "/l",
+    startedAt: 1e12,
+    command: ["node", "x"],
+    lifetime: {},
+    socket: {
+      path: pick(random, [path, others.socket]),
+      bound: pick(random, [`${path}x`, others.socket, others.file]),
+      dev: random(2) === 0 ? dev : 1,
+      ino: random(3) === 0 ? ino : 2,
+    },
     ...(random(4) === 0 ? { stoppingAt: 1e12 } : {}),
     ...(random(3) === 0 ? { ended: { at: 1e12, reason, detail: "SIGTERM" } } : {}),
   };
@@ -172,21 +321,38 @@ function membersOf(value: object): [name: string, text: string][] {
 function checkClaim(random: Random, others: Bystanders): void {
   const { directory } = others;
   const path = join(directory, "claim");
-  const holder = { id: pick(random, ["0123456789ab", "", "..", "/../file", "x".repeat(300), "\0"]), ...randomIdentity(random, others) };
-  const bytes = Buffer.from(random(20) === 0 ? randomJson(random) : writeObject(random, random(3) === 0 ? membersOf(holder) : mutateMembers(random, membersOf(holder))));
+  const holder = {
+    id: pick(random, ["0123456789ab", "", "..", "/../file", "x".repeat(300), "\0"]),
+    ...randomIdentity(random, others),
+  };
+  const bytes = Buffer.from(
+    random(20) === 0
+      ? randomJson(random)
+      : writeObject(random, random(3) === 0 ? membersOf(holder) : mutateMembers(random, membersOf(holder))),
+  );
   const text = random(6) === 0 ? mutateBytes(random, bytes) : bytes;
   writeFileSync(path, text, { mode: 0o600 });
   try {
     const claim = tryClaim(path);
     const value = parsed(text);
     const isHeld = typeof value?.id === "string" && typeof value.pid === "number" && stateOf(value, false) !== "dead";
-    demand(!isHeld || ("heldBy" in claim && readFileSync(path).equals(text)), "The claim of one that may live was taken", text, claim);
+    demand(
+      !isHeld || ("heldBy" in claim && readFileSync(path).equals(text)),
+      "The claim of one that may live was taken",
+      text,
+      claim,
+    );
     if ("heldBy" in claim) return demand(existsSync(path), "It is held, and gone", text);
     demand(identifiesUs(path), "A claim was given that is not there", text);
     claim.release();
     demand(!existsSync(path), "A claim that was released is there", text);
   } catch (error) {
-    demand(error instanceof Failure && /^Cannot claim ".*": /.test(error.message), "It threw what is no words", text, (error as Error).stack);
+    demand(
+      error instanceof Failure && /^Cannot claim ".*": /.test(error.message),
+      "It threw what is no words",
+      text,
+      (error as Error).stack,
+    );
   } finally {
     for (const name of readdirSync(directory)) if (name.startsWith("claim")) rmSync(join(directory, name));
   }
@@ -209,27 +375,66 @@ function parsed(text: Buffer): any {
 
 async function checkToken(random: Random, { directory }: Bystanders): Promise<void> {
   const path = join(directory, "token");
-  const parts = ["a token", " ", "\t", "\n", "\r\n", "\0", "\ufeff", "é€😀", "\x1b[31m", "x".repeat(pick(random, [10, 4090, 4095, 4096, 5000]))];
+  const parts = [
+    "a token",
+    " ",
+    "\t",
+    "\n",
+    "\r\n",
+    "\0",
+    "\ufeff",
+    "é€😀",
+    "\x1b[31m",
+    "x".repeat(pick(random, [10, 4090, 4095, 4096, 5000])),
+  ];
   const text = Buffer.from(Array.from({ length: random(5) }, () => pick(random, parts)).join(""));
   const bytes = random(4) === 0 ? mutateBytes(random, text) : text;
   writeFileSync(path, bytes, { mode: 0o600 });
   const [given, own] = [await wordsOf(() => readToken(path)), await wordsOf(() => ownToken(path))];
   const line = bytes.subarray(0, 4096).toString("latin1").split("\n")[0]!;
   const isBlank = Buffer.from(line, "latin1").toString().trim() === "";
-  for (const token of [given, own]) if (typeof token === "string") demand(token !== "" && token === token.trim() && !token.includes("\n"), "It is no token", bytes, token);
-  if (typeof given === "string") demand(Buffer.byteLength(given) <= 4095 && Buffer.from(line, "latin1").toString().trim().startsWith(given.slice(0, 1000)), "Another token was read", bytes, given);
-  else demand([exitCodes.noPermission, exitCodes.failed].includes(given.exit as 77) && given.message.startsWith(`Cannot read the token file "${path}": `), "It was refused otherwise", bytes, given.message);
-  demand((typeof given === "string") !== (isBlank || Buffer.byteLength(line.trim(), "latin1") > 4095) || Buffer.byteLength(line, "latin1") > 4000, "A token was refused, or none was read", bytes, given);
+  for (const token of [given, own])
+    if (typeof token === "string")
+      demand(token !== "" && token === token.trim() && !token.includes("\n"), "It is no token", bytes, token);
+  if (typeof given === "string")
+    demand(
+      Buffer.byteLength(given) <= 4095 &&
+        Buffer.from(line, "latin1").toString().trim().startsWith(given.slice(0, 1000)),
+      "Another token was read",
+      bytes,
+      given,
+    );
+  else
+    demand(
+      [exitCodes.noPermission, exitCodes.failed].includes(given.exit as 77) &&
+        given.message.startsWith(`Cannot read the token file "${path}": `),
+      "It was refused otherwise",
+      bytes,
+      given.message,
+    );
+  demand(
+    (typeof given === "string") !== (isBlank || Buffer.byteLength(line.trim(), "latin1") > 4095) ||
+      Buffer.byteLength(line, "latin1") > 4000,
+    "A token was refused, or none was read",
+    bytes,
+    given,
+  );
   // a client reads the file that --serve has named: the two must agree, but where --serve has made a new one
-  if (typeof own === "string" && typeof given === "string") demand(own === given, "The daemon reads another token than its clients", bytes, own, given);
-  if (typeof own === "string" && isBlank) demand(/^[0-9a-f]{64}$/.test(own) && readFileSync(path, "latin1") === `${own}\n`, "No token was made", bytes, own);
+  if (typeof own === "string" && typeof given === "string")
+    demand(own === given, "The daemon reads another token than its clients", bytes, own, given);
+  if (typeof own === "string" && isBlank)
+    demand(/^[0-9a-f]{64}$/.test(own) && readFileSync(path, "latin1") === `${own}\n`, "No token was made", bytes, own);
 }
 
 async function wordsOf(read: () => string | Promise<string>): Promise<string | Failure> {
   try {
     return await read();
   } catch (error) {
-    demand(error instanceof Failure && /^Cannot .+: .+$/.test(error.message), "It threw what is no words", (error as Error).stack);
+    demand(
+      error instanceof Failure && /^Cannot .+: .+$/.test(error.message),
+      "It threw what is no words",
+      (error as Error).stack,
+    );
     return error;
   }
 }
@@ -242,21 +447,47 @@ async function checkStop(random: Random, seed: number, others: Bystanders): Prom
   const there = pick(random, ["nothing", "a file", "a socket"] as const);
   if (there === "a file") writeFileSync(places.socket, "");
   if (there === "a socket") linkSync(others.deadSocket, places.socket);
-  writeFileSync(places.record, randomRecord(random, { ...others, mayBeSignalled: true, ...(random(2) === 0 ? {} : { directory }) }), { mode: 0o600 });
+  writeFileSync(
+    places.record,
+    randomRecord(random, { ...others, mayBeSignalled: true, ...(random(2) === 0 ? {} : { directory }) }),
+    { mode: 0o600 },
+  );
   const text = readFileSync(places.record);
   // it may end what is provably its daemon: not a case
   const value = parsed(text);
-  if (value !== null && typeof value === "object" && typeof value.startTime === "string" && stateOf(value, true) === "alive") return;
+  if (
+    value !== null &&
+    typeof value === "object" &&
+    typeof value.startTime === "string" &&
+    stateOf(value, true) === "alive"
+  )
+    return;
   const { dev, ino } = lstatSync(others.deadSocket);
   const isLeft = value?.socket?.ino === ino && value.socket.dev === dev;
-  const isOfEarlierBoot = value?.host === hostname() && value.bootId !== bootId() && [value.socket?.path, value.socket?.bound].includes(places.socket);
+  const isOfEarlierBoot =
+    value?.host === hostname() &&
+    value.bootId !== bootId() &&
+    [value.socket?.path, value.socket?.bound].includes(places.socket);
   try {
     const { word, count } = await stopServer(places, { graceMs: 0, ifIdle: random(4) === 0 });
     demand((word === "stopped" || word === "none") && count === 0, "It stopped what was not there", text, word, count);
   } catch (error) {
-    demand(error instanceof Failure && /^(Cannot|The daemon) .+/.test(error.message) && error.exit > 0, "It threw what is no words", text, (error as Error).stack);
+    demand(
+      error instanceof Failure && /^(Cannot|The daemon) .+/.test(error.message) && error.exit > 0,
+      "It threw what is no words",
+      text,
+      (error as Error).stack,
+    );
   }
-  demand(existsSync(places.socket) === (there !== "nothing") || (there === "a socket" && (isLeft || isOfEarlierBoot)), "A name was removed that is not ours", text);
-  demand(others.processes.every(({ pid }) => isAlive(pid!)), "Somebody else's process was ended", text);
+  demand(
+    existsSync(places.socket) === (there !== "nothing") || (there === "a socket" && (isLeft || isOfEarlierBoot)),
+    "A name was removed that is not ours",
+    text,
+  );
+  demand(
+    others.processes.every(({ pid }) => isAlive(pid!)),
+    "Somebody else's process was ended",
+    text,
+  );
   demand(existsSync(others.socket) && existsSync(others.file), "Somebody else's socket or file was removed", text);
 }

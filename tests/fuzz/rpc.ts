@@ -27,7 +27,8 @@ let calls: Params[] = [];
 let expectedCalls: unknown[] = [];
 
 const invalid = { code: errorCodes.invalidParams };
-const own = (params: any, name: string): any => (Object.prototype.hasOwnProperty.call(params, name) && params[name] !== null ? params[name] : undefined);
+const own = (params: any, name: string): any =>
+  Object.prototype.hasOwnProperty.call(params, name) && params[name] !== null ? params[name] : undefined;
 const isText = (value: unknown): boolean => typeof value === "string";
 const isPlain = (value: unknown): boolean => value !== null && typeof value === "object" && !Array.isArray(value);
 
@@ -36,7 +37,8 @@ const methods: Record<string, [Method, Second]> = {
   "server.ping": [() => ({ pong: true }), () => ({ result: { pong: true } })],
   "server.authenticate": [
     (params, caller) => {
-      if (rpc.stringParam(params, "token") !== token) throw new Failure("Unauthorized: invalid or missing auth token", { code: errorCodes.unauthorized });
+      if (rpc.stringParam(params, "token") !== token)
+        throw new Failure("Unauthorized: invalid or missing auth token", { code: errorCodes.unauthorized });
       caller.authenticated = caller.known = true;
       return { authenticated: true };
     },
@@ -45,34 +47,69 @@ const methods: Record<string, [Method, Second]> = {
   "test.echo": [(params) => params, (params) => ({ result: params })],
   "test.later": [async (params) => params, (params) => ({ result: params })],
   "test.note": [(params) => void calls.push(params), (params) => (expectedCalls.push(params), { result: null })],
-  "test.failure": [() => { throw new Failure("Cannot do it", { code: -32002, data: { applied: 7 } }); }, () => ({ code: -32002 })],
-  "test.failureLater": [async () => { throw new Failure("Cannot do it", { code: -32002, data: { applied: 7 } }); }, () => ({ code: -32002 })],
-  "test.error": [() => { throw new RangeError("out of range"); }, () => ({ code: errorCodes.internal })],
+  "test.failure": [
+    () => {
+      throw new Failure("Cannot do it", { code: -32002, data: { applied: 7 } });
+    },
+    () => ({ code: -32002 }),
+  ],
+  "test.failureLater": [
+    async () => {
+      throw new Failure("Cannot do it", { code: -32002, data: { applied: 7 } });
+    },
+    () => ({ code: -32002 }),
+  ],
+  "test.error": [
+    () => {
+      throw new RangeError("out of range");
+    },
+    () => ({ code: errorCodes.internal }),
+  ],
   "test.bigint": [async () => 1n, () => ({ code: errorCodes.internal })],
-  "test.string": [(params) => rpc.stringParam(params, "id"), (params) => {
-    const value = own(params, "id");
-    return isText(value) && value !== "" ? { result: value } : invalid;
-  }],
-  "test.own": [(params) => rpc.optionalStringParam(params, "__proto__") ?? "absent", (params) => {
-    const value = own(params, "__proto__");
-    return value === undefined ? { result: "absent" } : isText(value) ? { result: value } : invalid;
-  }],
-  "test.integer": [(params) => rpc.integerParam(params, "offset", { min: 0, max: 2 ** 32, default: 7 }), (params) => {
-    const value = own(params, "offset") ?? 7;
-    return typeof value === "number" && value % 1 === 0 && value >= 0 && value <= 2 ** 32 ? { result: value } : invalid;
-  }],
-  "test.boolean": [(params) => rpc.booleanParam(params, "constructor", false), (params) => {
-    const value = own(params, "constructor") ?? false;
-    return value === true || value === false ? { result: value } : invalid;
-  }],
-  "test.list": [(params) => rpc.stringListParam(params, "args"), (params) => {
-    const value = own(params, "args") ?? [];
-    return Array.isArray(value) && value.every(isText) ? { result: value } : invalid;
-  }],
-  "test.map": [(params) => Object.entries(rpc.stringMapParam(params, "env")), (params) => {
-    const value = own(params, "env") ?? {};
-    return isPlain(value) && Object.values(value).every(isText) ? { result: Object.entries(value) } : invalid;
-  }],
+  "test.string": [
+    (params) => rpc.stringParam(params, "id"),
+    (params) => {
+      const value = own(params, "id");
+      return isText(value) && value !== "" ? { result: value } : invalid;
+    },
+  ],
+  "test.own": [
+    (params) => rpc.optionalStringParam(params, "__proto__") ?? "absent",
+    (params) => {
+      const value = own(params, "__proto__");
+      return value === undefined ? { result: "absent" } : isText(value) ? { result: value } : invalid;
+    },
+  ],
+  "test.integer": [
+    (params) => rpc.integerParam(params, "offset", { min: 0, max: 2 ** 32, default: 7 }),
+    (params) => {
+      const value = own(params, "offset") ?? 7;
+      return typeof value === "number" && value % 1 === 0 && value >= 0 && value <= 2 ** 32
+        ? { result: value }
+        : invalid;
+    },
+  ],
+  "test.boolean": [
+    (params) => rpc.booleanParam(params, "constructor", false),
+    (params) => {
+      const value = own(params, "constructor") ?? false;
+      return value === true || value === false ? { result: value } : invalid;
+    },
+  ],
+  "test.list": [
+    (params) => rpc.stringListParam(params, "args"),
+    (params) => {
+      const value = own(params, "args") ?? [];
+      return Array.isArray(value) && value.every(isText) ? { result: value } : invalid;
+    },
+  ],
+  "test.map": [
+    (params) => Object.entries(rpc.stringMapParam(params, "env")),
+    (params) => {
+      const value = own(params, "env") ?? {};
+      return isPlain(value) && Object.values(value).every(isText) ? { result: Object.entries(value) } : invalid;
+    },
+  ],
 };
 const methodNames = Object.keys(methods);
 const paramNames = ["token", "id", "offset", "args", "env", ...oddNames];
@@ -89,7 +126,11 @@ const ownMembers = Reflect.ownKeys(Object.prototype).length;
 export function checkRequests(random: Random): void | Promise<void> {
   const authenticated = random(4) === 0;
   const caller: Caller = { peer, authenticated, known: authenticated };
-  return checkBodies(Array.from({ length: random(4) === 0 ? 2 : 1 }, () => randomBody(random)), caller, { authenticated, known: authenticated });
+  return checkBodies(
+    Array.from({ length: random(4) === 0 ? 2 : 1 }, () => randomBody(random)),
+    caller,
+    { authenticated, known: authenticated },
+  );
 }
 
 /** One after the other, as on one connection; waits only where it has to. */
@@ -104,8 +145,21 @@ function checkBodies([body, ...rest]: Buffer[], caller: Caller, state: State): v
     const text = typeof given === "object" ? String(Buffer.concat(given)) : given;
     const problem = answersProblem(text, expected);
     demand(problem === undefined, `${problem}`, body, text, expected);
-    if (calls.length > 0 || expectedCalls.length > 0) demand(JSON.stringify(calls) === JSON.stringify(expectedCalls), "Other calls were made", body, calls, expectedCalls);
-    demand(caller.known === state.known && caller.authenticated === state.authenticated, "The token was judged otherwise", body, caller, state);
+    if (calls.length > 0 || expectedCalls.length > 0)
+      demand(
+        JSON.stringify(calls) === JSON.stringify(expectedCalls),
+        "Other calls were made",
+        body,
+        calls,
+        expectedCalls,
+      );
+    demand(
+      caller.known === state.known && caller.authenticated === state.authenticated,
+      "The token was judged otherwise",
+      body,
+      caller,
+      state,
+    );
     demand(refused === expected.refused, "Refusals were not told of", body, refused, expected.refused);
     demand(Reflect.ownKeys(Object.prototype).length === ownMembers, "Object.prototype has changed", body);
     return checkBodies(rest, caller, state);
@@ -115,11 +169,19 @@ function checkBodies([body, ...rest]: Buffer[], caller: Caller, state: State): v
 
 function randomBody(random: Random): Buffer {
   const kind = random(16);
-  const requests = (length: number): string[] => Array.from({ length }, () => (random(8) === 0 ? randomJson(random) : randomRequest(random)));
-  const text = kind === 0 ? randomJson(random)
-    : kind > 3 ? randomRequest(random)
-    : random(1000) > 0 ? writeArray(random, requests(random(5)))
-    : writeArray(random, Array.from({ length: rpc.maxBatchLength - 1 + random(3) }, () => pick(random, ["1", "{}", ping])));
+  const requests = (length: number): string[] =>
+    Array.from({ length }, () => (random(8) === 0 ? randomJson(random) : randomRequest(random)));
+  const text =
+    kind === 0
+      ? randomJson(random)
+      : kind > 3
+        ? randomRequest(random)
+        : random(1000) > 0
+          ? writeArray(random, requests(random(5)))
+          : writeArray(
+              random,
+              Array.from({ length: rpc.maxBatchLength - 1 + random(3) }, () => pick(random, ["1", "{}", ping])),
+            );
   const body = Buffer.from(random(50) === 0 ? `\ufeff${text}` : text);
   return random(4) === 0 ? mutateBytes(random, body) : body;
 }
@@ -127,28 +189,44 @@ function randomBody(random: Random): Buffer {
 const ping = JSON.stringify({ jsonrpc: "2.0", id: 1, method: "server.ping", auth: token });
 
 function randomRequest(random: Random): string {
-  const name = random(12) === 0 ? pick(random, [`server.${pick(random, oddNames)}`, `${pick(random, oddNames)}.x`, pick(random, oddNames)]) : pick(random, methodNames);
+  const name =
+    random(12) === 0
+      ? pick(random, [`server.${pick(random, oddNames)}`, `${pick(random, oddNames)}.x`, pick(random, oddNames)])
+      : pick(random, methodNames);
   const good = name === "server.authenticate" && random(2) === 0;
-  const params = good ? JSON.stringify({ token }) : random(20) === 0 ? randomJson(random) : writeObject(random, randomParams(random));
-  return writeObject(random, mutateMembers(random, [
-    ["jsonrpc", '"2.0"'],
-    ...(random(8) === 0 ? [] : [["id", randomId(random)] as [string, string]]),
-    ["method", randomString(random, name)],
-    ...(random(4) === 0 ? [] : [["params", params] as [string, string]]),
-    ...(random(6) === 0 ? [] : [["auth", random(12) === 0 ? '"bad"' : JSON.stringify(token)] as [string, string]]),
-  ]));
+  const params = good
+    ? JSON.stringify({ token })
+    : random(20) === 0
+      ? randomJson(random)
+      : writeObject(random, randomParams(random));
+  return writeObject(
+    random,
+    mutateMembers(random, [
+      ["jsonrpc", '"2.0"'],
+      ...(random(8) === 0 ? [] : [["id", randomId(random)] as [string, string]]),
+      ["method", randomString(random, name)],
+      ...(random(4) === 0 ? [] : [["params", params] as [string, string]]),
+      ...(random(6) === 0 ? [] : [["auth", random(12) === 0 ? '"bad"' : JSON.stringify(token)] as [string, string]]),
+    ]),
+  );
 }
 
 function randomParams(random: Random): [string, string][] {
   return Array.from({ length: random(4) }, () => {
     const name = pick(random, paramNames);
-    const texts: Record<string, string> = { args: '["a",""]', env: '{"A":"b","__proto__":"c"}', offset: pick(random, ["0", "5", "4294967296", "4294967297"]) };
-    return [name, random(3) === 0 ? randomJson(random) : texts[name] ?? '"text"'];
+    const texts: Record<string, string> = {
+      args: '["a",""]',
+      env: '{"A":"b","__proto__":"c"}',
+      offset: pick(random, ["0", "5", "4294967296", "4294967297"]),
+    };
+    return [name, random(3) === 0 ? randomJson(random) : (texts[name] ?? '"text"')];
   });
 }
 
 function randomId(random: Random): string {
-  return random(3) === 0 ? randomJson(random) : pick(random, ["1", "2", "7", '"a"', '"7"', "null", `"${"i".repeat(256)}"`, `"${"i".repeat(257)}"`]);
+  return random(3) === 0
+    ? randomJson(random)
+    : pick(random, ["1", "2", "7", '"a"', '"7"', "null", `"${"i".repeat(256)}"`, `"${"i".repeat(257)}"`]);
 }
 
 // What must come back, read a second time
@@ -186,7 +264,11 @@ export interface Expected {
  * @param call What is expected of a method of the table; undefined when any result or error will do.
  */
 export function expectAnswers(
-  body: Buffer, state: State, token: string, call: (name: string, params: any) => { result: unknown } | { code: number } | undefined, names: string[],
+  body: Buffer,
+  state: State,
+  token: string,
+  call: (name: string, params: any) => { result: unknown } | { code: number } | undefined,
+  names: string[],
 ): Expected {
   const expected: Expected = { isBatch: false, answers: [], refused: 0 };
   const fail = (id: unknown, code: number, words?: string) => ({ id, code, ...(words === undefined ? {} : { words }) });
@@ -202,7 +284,8 @@ export function expectAnswers(
     expected.answers = answer(message);
     return expected;
   }
-  if (message.length < 1 || message.length > 1000) return { ...expected, answers: [fail(null, -32600, "Invalid request: the batch has")] };
+  if (message.length < 1 || message.length > 1000)
+    return { ...expected, answers: [fail(null, -32600, "Invalid request: the batch has")] };
   expected.isBatch = true;
   expected.answers = message.flatMap(answer);
   return expected;
@@ -210,7 +293,8 @@ export function expectAnswers(
   function answer(request: any): ExpectedAnswer[] {
     if (!isPlain(request)) return [fail(null, -32600, "Invalid request: it is ")];
     const { jsonrpc, id, method, auth } = request;
-    const isId = id === null || (isText(id) && id.length <= 256) || (typeof id === "number" && id > -(2 ** 53) && id < 2 ** 53);
+    const isId =
+      id === null || (isText(id) && id.length <= 256) || (typeof id === "number" && id > -(2 ** 53) && id < 2 ** 53);
     const isNotification = !("id" in request) && jsonrpc === "2.0" && isText(method);
     const one = judge(isId ? id : null);
     return isNotification ? [] : [one];
@@ -227,7 +311,11 @@ export function expectAnswers(
       if (!names.includes(method)) {
         const [, space] = /^([^.]+)\.[^]/.exec(method) ?? [];
         const isKnown = names.some((name) => name.split(".")[0] === space);
-        return fail(id, -32601, space === undefined ? "Invalid method format: " : isKnown ? "Unknown method: " : "Unknown namespace: ");
+        return fail(
+          id,
+          -32601,
+          space === undefined ? "Invalid method format: " : isKnown ? "Unknown method: " : "Unknown namespace: ",
+        );
       }
       const params = "params" in request ? request.params : {};
       if (!isPlain(params)) return fail(id, -32602, "Cannot use params: they are ");
@@ -238,7 +326,8 @@ export function expectAnswers(
 }
 
 /** Words that no error has for a peer: they are of somebody who did not look at what came. */
-const clumsy = /undefined|is not a function|is not iterable|Cannot read prop|Cannot convert|call stack|\[object |\n {4}at /;
+const clumsy =
+  /undefined|is not a function|is not iterable|Cannot read prop|Cannot convert|call stack|\[object |\n {4}at /;
 
 /** Compares what came with what must. Returns what is wrong. */
 export function answersProblem(text: string | undefined, { isBatch, answers }: Expected): string | undefined {
@@ -259,17 +348,22 @@ export function answersProblem(text: string | undefined, { isBatch, answers }: E
 export function answerProblem(found: any, expected: ExpectedAnswer): string | undefined {
   if (!isPlain(found)) return "The answer is no object";
   const isError = "error" in found;
-  if (Object.keys(found).join() !== (isError ? "jsonrpc,id,error" : "jsonrpc,id,result")) return `It has the members ${Object.keys(found)}`;
+  if (Object.keys(found).join() !== (isError ? "jsonrpc,id,error" : "jsonrpc,id,result"))
+    return `It has the members ${Object.keys(found)}`;
   if (found.jsonrpc !== "2.0") return "It has another version";
-  if (!Object.is(found.id, expected.id) && !(found.id === 0 && expected.id === 0)) return `It has the id ${JSON.stringify(found.id)}, not ${JSON.stringify(expected.id)}`;
+  if (!Object.is(found.id, expected.id) && !(found.id === 0 && expected.id === 0))
+    return `It has the id ${JSON.stringify(found.id)}, not ${JSON.stringify(expected.id)}`;
   if (isError) {
     const { code, message, data, ...rest } = found.error;
-    if (!Number.isInteger(code) || typeof message !== "string" || message === "" || message.length > 1000) return "It is a malformed error";
+    if (!Number.isInteger(code) || typeof message !== "string" || message === "" || message.length > 1000)
+      return "It is a malformed error";
     if (Object.keys(rest).length > 0 || (data !== undefined && !isPlain(data))) return "Its error has other members";
     if (clumsy.test(message)) return "Its words are those of an error of ours";
     if (expected.any) return undefined;
     if (code !== expected.code) return `It has the code ${code}, not ${expected.code}`;
-    return expected.words === undefined || message.startsWith(expected.words) ? undefined : `It does not begin with "${expected.words}"`;
+    return expected.words === undefined || message.startsWith(expected.words)
+      ? undefined
+      : `It does not begin with "${expected.words}"`;
   }
   if (expected.any) return undefined;
   if (expected.code !== undefined) return `It is a result, not the error ${expected.code}`;

@@ -14,7 +14,14 @@ process.chdir(fileURLToPath(new URL("../..", import.meta.url)));
 /** Below node_modules, where a bundle finds its external packages; by pid, so that two runs do not meet. */
 const directory = `node_modules/.cache/holdfast-fuzz/${process.pid}`;
 await build({
-  ...{ entryPoints: ["tests/fuzz/main.ts"], outfile: `${directory}/main.mjs`, bundle: true, platform: "node", format: "esm", target: "node18" },
+  ...{
+    entryPoints: ["tests/fuzz/main.ts"],
+    outfile: `${directory}/main.mjs`,
+    bundle: true,
+    platform: "node",
+    format: "esm",
+    target: "node18",
+  },
   ...{ packages: "external", sourcemap: "inline", logLevel: "warning" },
 });
 process.setSourceMapsEnabled(true);

@@ -64,9 +64,13 @@ export async function runTarget(target: Target, { seed, cases, until = Infinity,
     }
   };
   try {
-    await target.run(async (check) => void (await Promise.all(Array.from({ length: target.lanes ?? 1 }, () => lane(check)))));
+    await target.run(
+      async (check) => void (await Promise.all(Array.from({ length: target.lanes ?? 1 }, () => lane(check)))),
+    );
   } catch (error) {
-    outcome.failures.push(`after seeds ${seed} to ${next - 1}: ${wordsOf(error)}\n  npm run fuzz -- --only ${target.name} --seed ${seed} --cases ${outcome.cases}`);
+    outcome.failures.push(
+      `after seeds ${seed} to ${next - 1}: ${wordsOf(error)}\n  npm run fuzz -- --only ${target.name} --seed ${seed} --cases ${outcome.cases}`,
+    );
   }
   outcome.seconds = (performance.now() - start) / 1000;
   return outcome;
@@ -82,9 +86,21 @@ export function demand(isSo: boolean, what: string, ...shown: unknown[]): assert
 }
 
 function show(value: unknown): string {
-  const text = typeof value === "string" ? value : Buffer.isBuffer(value) ? JSON.stringify(value.toString("latin1")) : JSON.stringify(value, (_, inner) =>
-    inner instanceof Uint8Array || inner?.type === "Buffer" ? Buffer.from(inner.data ?? inner).toString("latin1") : inner);
-  return text === undefined ? "undefined" : text.length > 2000 ? `${text.slice(0, 2000)}… (${text.length} characters)` : text;
+  const text =
+    typeof value === "string"
+      ? value
+      : Buffer.isBuffer(value)
+        ? JSON.stringify(value.toString("latin1"))
+        : JSON.stringify(value, (_, inner) =>
+            inner instanceof Uint8Array || inner?.type === "Buffer"
+              ? Buffer.from(inner.data ?? inner).toString("latin1")
+              : inner,
+          );
+  return text === undefined
+    ? "undefined"
+    : text.length > 2000
+      ? `${text.slice(0, 2000)}… (${text.length} characters)`
+      : text;
 }
 
 async function within(seconds: number, result: Promise<void>): Promise<void> {
@@ -96,5 +112,5 @@ async function within(seconds: number, result: Promise<void>): Promise<void> {
 }
 
 function wordsOf(error: unknown): string {
-  return error instanceof Error ? error.stack ?? error.message : `It threw ${String(error)}`;
+  return error instanceof Error ? (error.stack ?? error.message) : `It threw ${String(error)}`;
 }

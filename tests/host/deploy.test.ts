@@ -16,12 +16,32 @@ import type { Host } from "./host.ts";
 requireHosts(5);
 
 /** Runs a program of this machine in the host's network, where 127.0.0.1 is the host. */
-function within(host: Host, program: string, args: string[], { env = {} as NodeJS.ProcessEnv, stdin = "" } = {}): Promise<Outcome> {
-  return outcomeOf(spawn("nsenter", ["-t", String(host.init), "-n", program, ...args], { env: { ...process.env, ...env } }), stdin, 120_000);
+function within(
+  host: Host,
+  program: string,
+  args: string[],
+  { env = {} as NodeJS.ProcessEnv, stdin = "" } = {},
+): Promise<Outcome> {
+  return outcomeOf(
+    spawn("nsenter", ["-t", String(host.init), "-n", program, ...args], { env: { ...process.env, ...env } }),
+    stdin,
+    120_000,
+  );
 }
 
-const sshOptions = (host: Host): string[] =>
-  ["-F", "none", "-i", join(host.directory, "key"), ...["IdentitiesOnly=yes", "BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"].flatMap((option) => ["-o", option])];
+const sshOptions = (host: Host): string[] => [
+  "-F",
+  "none",
+  "-i",
+  join(host.directory, "key"),
+  ...[
+    "IdentitiesOnly=yes",
+    "BatchMode=yes",
+    "StrictHostKeyChecking=no",
+    "UserKnownHostsFile=/dev/null",
+    "LogLevel=ERROR",
+  ].flatMap((option) => ["-o", option]),
+];
 
 const deploy = (host: Host, user: string, env: NodeJS.ProcessEnv = {}): Promise<Outcome> =>
   within(host, resolve("examples/deploy.sh"), [`${user}@127.0.0.1`, ...sshOptions(host)], { env });
@@ -37,49 +57,89 @@ function otherBuild(host: Host): string {
 
 const script = suite("examples/deploy.sh");
 
-script("copies, starts, shakes hands and says so in one JSON line; with bash, fish and tcsh as the login shell, and a talkative one", () =>
-  withHost({ users: ["bash", "fish", "tcsh", "loud"], killUserProcesses: true }, async (host) => {
-    for (const shell of ["fish", "tcsh"]) {
-      if (!existsSync(`/usr/bin/${shell}`)) throw new Error(`The host needs the package ${shell}`);
-      assert.is((await host.root(`usermod -s /usr/bin/${shell} ${shell}`)).code, 0);
-    }
-    assert.is((await host.root("echo 'echo Welcome to the host' | tee /home/loud/.bashrc >/home/fish/.hushlogin; chown loud /home/loud/.bashrc")).code, 0);
-    await Promise.all(["bash", "fish", "tcsh", "loud"].map(async (user) => {
-      const first = await deploy(host, user);
-      assert.is(first.code, 0, `${user}: ${first.stderr}`);
-      assert.match(first.stdout.toString(), /^\{.*\}\n$/);
-      const started = JSON.parse(first.stdout.toString());
-      assert.equal([started.host, started.copied, started.how, started.lifetime.survivesLogout], [`${user}@127.0.0.1`, true, "started", "until"], user);
-      assert.is(readFileSync(host.file(`/home/${user}/.holdfast/holdfast.js`), "utf8"), readFileSync(builtFile, "utf8"));
+script(
+  "copies, starts, shakes hands and says so in one JSON line; with bash, fish and tcsh as the login shell, and a talkative one",
+  () =>
+    withHost({ users: ["bash", "fish", "tcsh", "loud"], killUserProcesses: true }, async (host) => {
+      for (const shell of ["fish", "tcsh"]) {
+        if (!existsSync(`/usr/bin/${shell}`)) throw new Error(`The host needs the package ${shell}`);
+        assert.is((await host.root(`usermod -s /usr/bin/${shell} ${shell}`)).code, 0);
+      }
+      assert.is(
+        (
+          await host.root(
+            "echo 'echo Welcome to the host' | tee /home/loud/.bashrc >/home/fish/.hushlogin; chown loud /home/loud/.bashrc",
+          )
+        ).code,
+        0,
+      );
+      await Promise.all(
+        ["bash", "fish", "tcsh", "loud"].map(async (user) => {
+          const first = await deploy(host, user);
+          assert.is(first.code, 0, `${user}: ${first.stderr}`);
+          assert.match(first.stdout.toString(), /^\{.*\}\n$/);
+          const started = JSON.parse(first.stdout.toString());
+          assert.equal(
+            [started.host, started.copied, started.how, started.lifetime.survivesLogout],
+            [`${user}@127.0.0.1`, true, "started", "until"],
+            user,
+          );
+          assert.is(
+            readFileSync(host.file(`/home/${user}/.holdfast/holdfast.js`), "utf8"),
+            readFileSync(builtFile, "utf8"),
+          );
 
-      // again: nothing is copied, nothing started
-      const again = JSON.parse((await deploy(host, user)).stdout.toString());
-      assert.equal([again.copied, again.how, again.instance, again.pid], [false, "joined", started.instance, started.pid], user);
-    }));
+          // again: nothing is copied, nothing started
+          const again = JSON.parse((await deploy(host, user)).stdout.toString());
+          assert.equal(
+            [again.copied, again.how, again.instance, again.pid],
+            [false, "joined", started.instance, started.pid],
+            user,
+          );
+        }),
+      );
 
-    // a new version: the idle daemon makes room
-    const env = { HOLDFAST_FILE: otherBuild(host) };
-    const before = JSON.parse((await deploy(host, "fish")).stdout.toString());
-    const updated = JSON.parse((await deploy(host, "fish", env)).stdout.toString());
-    assert.equal([updated.copied, updated.how, /^99\./.test(updated.version), updated.instance === before.instance], [true, "started", true, false]);
+      // a new version: the idle daemon makes room
+      const env = { HOLDFAST_FILE: otherBuild(host) };
+      const before = JSON.parse((await deploy(host, "fish")).stdout.toString());
+      const updated = JSON.parse((await deploy(host, "fish", env)).stdout.toString());
+      assert.equal(
+        [updated.copied, updated.how, /^99\./.test(updated.version), updated.instance === before.instance],
+        [true, "started", true, false],
+      );
 
-    // and with work to do it stays
-    const started = await host.ssh("tcsh", `sh .holdfast/holdfast.js --call process.spawn '{"id":"work","command":"/bin/sh","args":["-c","echo up; exec >&- 2>&-; sleep 1000"]}' >& /dev/null & sleep 2`);
-    assert.is(started.code, 0, started.stderr);
-    const kept = JSON.parse((await deploy(host, "tcsh", env)).stdout.toString());
-    assert.equal([kept.copied, kept.how, /^99\./.test(kept.version)], [true, "joined", false]);
-    assert.is(host.processes("sleep 1000").filter(({ uid }) => uid === host.uid("tcsh")).length > 0, true);
-  }));
+      // and with work to do it stays
+      const started = await host.ssh(
+        "tcsh",
+        `sh .holdfast/holdfast.js --call process.spawn '{"id":"work","command":"/bin/sh","args":["-c","echo up; exec >&- 2>&-; sleep 1000"]}' >& /dev/null & sleep 2`,
+      );
+      assert.is(started.code, 0, started.stderr);
+      const kept = JSON.parse((await deploy(host, "tcsh", env)).stdout.toString());
+      assert.equal([kept.copied, kept.how, /^99\./.test(kept.version)], [true, "joined", false]);
+      assert.is(host.processes("sleep 1000").filter(({ uid }) => uid === host.uid("tcsh")).length > 0, true);
+    }),
+);
 
 script("deploys to ten at once with xargs, and ten times at once to one", () => {
   const users = Array.from({ length: 10 }, (_, at) => `u${at}`);
   return withHost({ users: [...users, "one"] }, async (host) => {
     const many = (hosts: string[]): Promise<Outcome> =>
-      within(host, "xargs", ["-P", "10", "-I{}", resolve("examples/deploy.sh"), "{}", ...sshOptions(host)], { stdin: hosts.map((user) => `${user}@127.0.0.1\n`).join("") });
+      within(host, "xargs", ["-P", "10", "-I{}", resolve("examples/deploy.sh"), "{}", ...sshOptions(host)], {
+        stdin: hosts.map((user) => `${user}@127.0.0.1\n`).join(""),
+      });
     const [all, same] = [await many(users), await many(Array(10).fill("one"))];
     for (const { code, stderr } of [all, same]) assert.is(code, 0, stderr);
-    const [started, joined] = [all, same].map(({ stdout }) => stdout.toString().trim().split("\n").map((line) => JSON.parse(line)));
-    assert.equal(started!.map((line) => line.host).sort(), users.map((user) => `${user}@127.0.0.1`));
+    const [started, joined] = [all, same].map(({ stdout }) =>
+      stdout
+        .toString()
+        .trim()
+        .split("\n")
+        .map((line) => JSON.parse(line)),
+    );
+    assert.equal(
+      started!.map((line) => line.host).sort(),
+      users.map((user) => `${user}@127.0.0.1`),
+    );
     assert.ok(started!.every(({ copied, how }) => copied && how === "started"));
     assert.is(new Set(joined!.map(({ pid }) => pid)).size, 1, "one daemon");
     assert.is(host.processes("--launched").filter(({ uid }) => uid === host.uid("one")).length, 1);
@@ -92,16 +152,22 @@ script("says what is wrong: no such host, no runtime on the host, no built file"
   withHost({}, async (host) => {
     const nobody = await deploy(host, "nobody-here");
     assert.is(nobody.code, 255);
-    assert.match(nobody.stderr, /Permission denied[^]*\ndeploy\.sh: nobody-here@127\.0\.0\.1: --serve ended with exit code 255\n$/);
+    assert.match(
+      nobody.stderr,
+      /Permission denied[^]*\ndeploy\.sh: nobody-here@127\.0\.0\.1: --serve ended with exit code 255\n$/,
+    );
     const none = await deploy(host, "dev", { HOLDFAST_FILE: "/etc/hostname" });
     assert.is(none.code, 65);
     assert.is(none.stdout.length, 0);
-    await host.root("mv /usr/bin/node /usr/bin/node-away 2>/dev/null; umount /usr/local/bin/node 2>/dev/null && rm /usr/local/bin/node; true");
+    await host.root(
+      "mv /usr/bin/node /usr/bin/node-away 2>/dev/null; umount /usr/local/bin/node 2>/dev/null && rm /usr/local/bin/node; true",
+    );
     const bare = await deploy(host, "dev");
     assert.is(bare.code, 127, bare.stderr);
     assert.match(bare.stderr, /Cannot run: there is no node, nodejs, bun or deno on the PATH/);
     assert.is((await within(host, resolve("examples/deploy.sh"), ["a'b"])).code, 64);
-  }));
+  }),
+);
 script.run();
 
 const embedded = suite("the API");
@@ -111,7 +177,16 @@ embedded("starts a process over ssh, loses the connection, and takes the process
     const { connect } = createRequire("/")(builtFile) as typeof Api;
     const { tokenFile, instance } = JSON.parse((await deploy(host, "dev")).stdout.toString());
     const token = readFileSync(host.file(tokenFile), "utf8").trim();
-    const command = ["nsenter", "-t", String(host.init), "-n", "ssh", ...sshOptions(host), "dev@127.0.0.1", "sh .holdfast/holdfast.js --bridge"];
+    const command = [
+      "nsenter",
+      "-t",
+      String(host.init),
+      "-n",
+      "ssh",
+      ...sshOptions(host),
+      "dev@127.0.0.1",
+      "sh .holdfast/holdfast.js --bridge",
+    ];
     const first = await connect({ command, token });
     assert.is(first.instanceId, instance);
     const child = await first.spawn({ id: "work", command: "/bin/sh", args: ["-c", "read x; echo got $x; exit 4"] });
@@ -119,21 +194,48 @@ embedded("starts a process over ssh, loses the connection, and takes the process
     await host.sleepUntilLoggedOut("dev");
     const second = await connect({ command, token });
     let text = "";
-    const again = await second.reattach("work", { fromSeq: child.lastSeq, onOutput: ({ data }) => (text += Buffer.from(data).toString()) });
+    const again = await second.reattach("work", {
+      fromSeq: child.lastSeq,
+      onOutput: ({ data }) => (text += Buffer.from(data).toString()),
+    });
     await again.write("it\n");
     assert.equal(await again.exit, { exitCode: 4 });
     assert.is(text, "got it\n");
     second.close();
-  }));
+  }),
+);
 embedded.run();
 
 const playbook = suite("examples/ansible.yml");
 
 playbook("copies and starts, and reports changed and unchanged truthfully", () =>
   withHost({}, async (host) => {
-    const play = (more: string[] = []): Promise<Outcome> => within(host, "ansible-playbook", [
-      "-i", "127.0.0.1,", "-u", "dev", "--private-key", join(host.directory, "key"), "--ssh-common-args", sshOptions(host).slice(4).join(" "), ...more, resolve("examples/ansible.yml"),
-    ], { env: { ANSIBLE_SSH_ARGS: "-o ControlMaster=no", ANSIBLE_LOCAL_TEMP: join(host.directory, "ansible"), ANSIBLE_NOCOLOR: "1", ANSIBLE_PYTHON_INTERPRETER: "/usr/bin/python3", LC_ALL: "C.UTF-8" } });
+    const play = (more: string[] = []): Promise<Outcome> =>
+      within(
+        host,
+        "ansible-playbook",
+        [
+          "-i",
+          "127.0.0.1,",
+          "-u",
+          "dev",
+          "--private-key",
+          join(host.directory, "key"),
+          "--ssh-common-args",
+          sshOptions(host).slice(4).join(" "),
+          ...more,
+          resolve("examples/ansible.yml"),
+        ],
+        {
+          env: {
+            ANSIBLE_SSH_ARGS: "-o ControlMaster=no",
+            ANSIBLE_LOCAL_TEMP: join(host.directory, "ansible"),
+            ANSIBLE_NOCOLOR: "1",
+            ANSIBLE_PYTHON_INTERPRETER: "/usr/bin/python3",
+            LC_ALL: "C.UTF-8",
+          },
+        },
+      );
     const recap = ({ code, stdout, stderr }: Outcome): string => {
       assert.is(code, 0, `${stdout}${stderr}`);
       return /ok=\d+ +changed=\d+ .*failed=\d+/.exec(stdout.toString())![0].replace(/ +/g, " ");
@@ -145,5 +247,6 @@ playbook("copies and starts, and reports changed and unchanged truthfully", () =
     assert.match(recap(await play(["-e", `holdfast_file=${otherBuild(host)}`])), /^ok=6 changed=3 .*failed=0/); // the file, the stop, the daemon
     assert.is(host.processes("--launched").length, 1);
     assert.ok(host.processes("--launched")[0]!.pid !== daemon!.pid);
-  }));
+  }),
+);
 playbook.run();

@@ -18,15 +18,32 @@ interface Finding {
   administrator?: boolean;
 }
 
-const quick = (options: HostOptions): HostOptions => ({ killUserProcesses: true, ...options, logind: ["UserStopDelaySec=1", ...(options.logind ?? [])] });
+const quick = (options: HostOptions): HostOptions => ({
+  killUserProcesses: true,
+  ...options,
+  logind: ["UserStopDelaySec=1", ...(options.logind ?? [])],
+});
 
 /** What changes from host to host is replaced; each line begins with its state. */
 const words = (stdout: string): string[] =>
-  stdout.trimEnd().split("\n").map((line) => line.replace(/session-\w+\.scope/, "session-N.scope").replace(/Node [\d.]+.*/, "Node V").replace(/version \d+$/, "version V")
-    .replace(/\d+ [kMG]?B free/, "N free").replace(/ +/g, " "));
+  stdout
+    .trimEnd()
+    .split("\n")
+    .map((line) =>
+      line
+        .replace(/session-\w+\.scope/, "session-N.scope")
+        .replace(/Node [\d.]+.*/, "Node V")
+        .replace(/version \d+$/, "version V")
+        .replace(/\d+ [kMG]?B free/, "N free")
+        .replace(/ +/g, " "),
+    );
 
 /** The doctor's screen and its findings, each in a session of its own. */
-async function examine(host: Host, user = "dev", args = ""): Promise<{ screen: Result; findings: Record<string, Finding> }> {
+async function examine(
+  host: Host,
+  user = "dev",
+  args = "",
+): Promise<{ screen: Result; findings: Record<string, Finding> }> {
   const screen = await host.ssh(user, `./server --doctor ${args}`);
   assert.ok(screen.stdout.split("\n").length <= 24, "it fits a screen");
   assert.not.match(screen.stdout, "\x1b");
@@ -53,20 +70,39 @@ hosts("finds nothing wrong with a healthy host", () =>
     assert.is(screen.stderr, "");
     const directory = `/home/dev/.local/state/holdfast/${(await host.ssh("dev", "hostname")).stdout.trim()}`;
     const lines = words(screen.stdout);
-    assert.equal(lines.filter((line) => !/^ok (limits|policy)/.test(line)), [
-      "ok runtime Node V", "ok systemd version V", "ok where in a session of dev (session-N.scope)", "ok linger on for dev",
-      "ok manager the user manager makes scopes", "ok plan --serve would detach into a scope of its own; survives logout: yes",
-      `ok directory ${directory}: to be made in "/home/dev", local file system, N free`, `ok socket ${directory}/rpc.sock: ${directory.length + 9} of at most 107 bytes`,
-      "ok daemon none has been started yet", "ok shell /bin/bash says nothing of its own before a command",
-    ]);
-    assert.match(lines.find((line) => line.startsWith("ok policy"))!, /^ok policy KillUserProcesses=yes \(set in .*\/etc\/systemd\/logind\.conf\.d\/.*\): logind kills what stays in a session$/);
-    assert.match(lines.find((line) => line.startsWith("ok limits"))!, /^ok limits \d+ open files, .* processes, \d+ inotify watches, \d+ instances$/);
+    assert.equal(
+      lines.filter((line) => !/^ok (limits|policy)/.test(line)),
+      [
+        "ok runtime Node V",
+        "ok systemd version V",
+        "ok where in a session of dev (session-N.scope)",
+        "ok linger on for dev",
+        "ok manager the user manager makes scopes",
+        "ok plan --serve would detach into a scope of its own; survives logout: yes",
+        `ok directory ${directory}: to be made in "/home/dev", local file system, N free`,
+        `ok socket ${directory}/rpc.sock: ${directory.length + 9} of at most 107 bytes`,
+        "ok daemon none has been started yet",
+        "ok shell /bin/bash says nothing of its own before a command",
+      ],
+    );
+    assert.match(
+      lines.find((line) => line.startsWith("ok policy"))!,
+      /^ok policy KillUserProcesses=yes \(set in .*\/etc\/systemd\/logind\.conf\.d\/.*\): logind kills what stays in a session$/,
+    );
+    assert.match(
+      lines.find((line) => line.startsWith("ok limits"))!,
+      /^ok limits \d+ open files, .* processes, \d+ inotify watches, \d+ instances$/,
+    );
 
     assert.is((await host.ssh("dev", "./server --serve")).code, 0);
     const { findings } = await examine(host);
-    assert.match(findings.daemon!.evidence, /^pid \d+, version .*, up \d+ s, in holdfast-.*\.scope under your user manager; survives logout: yes$/);
+    assert.match(
+      findings.daemon!.evidence,
+      /^pid \d+, version .*, up \d+ s, in holdfast-.*\.scope under your user manager; survives logout: yes$/,
+    );
     assert.match(findings.directory!.evidence, /: user \d+, mode 700, local file system/);
-  }));
+  }),
+);
 
 hosts("names the command for a host that kills, and a user who does not linger", () =>
   withHost(quick({ users: ["dev", "ann"] }), async (host) => {
@@ -74,11 +110,18 @@ hosts("names the command for a host that kills, and a user who does not linger",
     const { screen, findings } = await examine(host);
     assert.is(screen.code, 0);
     assert.match(findings.linger!.evidence, "off for dev, who may switch it on");
-    assert.equal([findings.plan!.state, findings.plan!.remedy, findings.plan!.administrator], ["warning", "loginctl enable-linger dev", undefined]);
-    assert.match(findings.plan!.evidence, /survives logout: until about 1 s after your last session ends: logind kills what stays in your sessions/);
+    assert.equal(
+      [findings.plan!.state, findings.plan!.remedy, findings.plan!.administrator],
+      ["warning", "loginctl enable-linger dev", undefined],
+    );
+    assert.match(
+      findings.plan!.evidence,
+      /survives logout: until about 1 s after your last session ends: logind kills what stays in your sessions/,
+    );
     await mend(host, screen);
     assert.match((await examine(host)).findings.plan!.evidence, /survives logout: yes$/);
-  }));
+  }),
+);
 
 hosts("sends to an administrator where polkit does not let the user, or the user manager is masked", async () => {
   await withHost(quick({ polkit: false }), async (host) => {
@@ -97,17 +140,35 @@ hosts("sends to an administrator where polkit does not let the user, or the user
     await mend(host, screen);
     const mended = await examine(host);
     assert.match(mended.findings.policy!.evidence, /^KillExcludeUsers= has dev/);
-    assert.match(mended.findings.plan!.evidence, /survives logout: yes(; a restart of systemd-logind after it would end it, unless dev lingers)?$/);
+    assert.match(
+      mended.findings.plan!.evidence,
+      /survives logout: yes(; a restart of systemd-logind after it would end it, unless dev lingers)?$/,
+    );
   });
 });
 
 hosts("is content where there is no systemd", async () => {
   const container = 'mount -t tmpfs none /run && exec "$0" "$@"';
-  const { code, stdout } = await outcomeOf(spawn("unshare", ["--mount", "--cgroup", "--pid", "--fork", "--mount-proc", "sh", "-c", container, process.execPath, builtFile, "--doctor"]));
+  const { code, stdout } = await outcomeOf(
+    spawn("unshare", [
+      "--mount",
+      "--cgroup",
+      "--pid",
+      "--fork",
+      "--mount-proc",
+      "sh",
+      "-c",
+      container,
+      process.execPath,
+      builtFile,
+      "--doctor",
+    ]),
+  );
   assert.is(code, 0);
   const lines = words(String(stdout));
   assert.equal(lines.slice(1, 4), [
-    "ok systemd this host was not booted with systemd: nothing ends a daemon at logout", "ok where in no unit of systemd",
+    "ok systemd this host was not booted with systemd: nothing ends a daemon at logout",
+    "ok where in no unit of systemd",
     "ok plan --serve would detach, and stay where it is; survives logout: yes",
   ]);
 });
@@ -119,18 +180,25 @@ hosts("shows the words of a noisy .bashrc, and which file they are from", () =>
     const { screen, findings } = await examine(host);
     assert.is(findings.directory!.state, "ok");
     assert.is(screen.code, 1);
-    assert.match(findings.shell!.evidence, String.raw`says 14 bytes before a command, which corrupt a stream: "Welcome, dev!\n", from /home/dev/.bashrc`);
+    assert.match(
+      findings.shell!.evidence,
+      String.raw`says 14 bytes before a command, which corrupt a stream: "Welcome, dev!\n", from /home/dev/.bashrc`,
+    );
     await mend(host, screen);
     const mended = await examine(host);
     assert.is(mended.findings.shell!.state, "ok");
     assert.is(mended.screen.code, 0);
     // what quota(1) says of a user over a limit
-    await host.root(`printf '#!/bin/sh\n[ "$1" = -q ] && echo "In block grace period on /dev/sda1"' >/usr/local/bin/quota; chmod 755 /usr/local/bin/quota`);
+    await host.root(
+      `printf '#!/bin/sh\n[ "$1" = -q ] && echo "In block grace period on /dev/sda1"' >/usr/local/bin/quota; chmod 755 /usr/local/bin/quota`,
+    );
     // it is given 2 s, which may be too little on a busy machine
     let evidence = "";
-    for (let i = 0; i < 5 && !evidence.includes("quota"); i++) ({ evidence } = (await examine(host)).findings.directory!);
+    for (let i = 0; i < 5 && !evidence.includes("quota"); i++)
+      ({ evidence } = (await examine(host)).findings.directory!);
     assert.match(evidence, /free, but over quota: In block grace period on \/dev\/sda1$/);
-  }));
+  }),
+);
 
 hosts("finds another place for a read-only home", () =>
   withHost(quick({ users: ["dev+linger"] }), async (host) => {
@@ -143,6 +211,7 @@ hosts("finds another place for a read-only home", () =>
     const { findings: mended } = await examine(host, "dev", `--socket /tmp/holdfast-${host.uid("dev")}/rpc.sock`);
     assert.match(mended.daemon!.evidence, /survives logout: yes$/);
     assert.is(mended.directory!.state, "ok");
-  }));
+  }),
+);
 
 doctor.run();

@@ -32,7 +32,8 @@ logins("runs a command in a session of its own, with its output, exit code and s
     assert.is.not(both[0]?.stdout, both[1]?.stdout);
     assert.match((await host.root("id -u; hostname")).stdout, /^0\nhost-\d+\n$/);
     assert.match((await host.ssh("dev", "node --version")).stdout, /^v\d+/);
-  }));
+  }),
+);
 
 logins("kills the client when its time is up, which ends the session", () =>
   withHost({ killUserProcesses: true }, async (host) => {
@@ -40,7 +41,8 @@ logins("kills the client when its time is up, which ends the session", () =>
     assert.equal([code, signal, timedOut], [null, "SIGKILL", true]);
     await host.sleepUntilLoggedOut("dev");
     assert.is(host.processes("sleep 1001").length, 0);
-  }));
+  }),
+);
 
 logins("has a twin, spawnSsh(), with the caller's streams, and copy() brings files", () =>
   withHost({ users: ["ann"] }, async (host) => {
@@ -53,7 +55,8 @@ logins("has a twin, spawnSsh(), with the caller's streams, and copy() brings fil
 
     await host.copy("ann", "package.json", "copy of it");
     assert.is((await host.ssh("ann", "cat 'copy of it'")).stdout, readFileSync("package.json", "utf8"));
-  }));
+  }),
+);
 
 const policies = suite("a host's policy");
 
@@ -62,7 +65,8 @@ policies("kills what a user left behind at logout, even after setsid, with KillU
     assert.is((await host.ssh("dev", `setsid sleep 1001 ${background}`)).code, 0);
     await host.sleepUntilLoggedOut("dev");
     assert.is(host.processes("sleep 1001").length, 0);
-  }));
+  }),
+);
 
 policies("lets it live with KillUserProcesses=no", () =>
   withHost({ killUserProcesses: false }, async (host) => {
@@ -75,38 +79,49 @@ policies("lets it live with KillUserProcesses=no", () =>
     assert.ok(host.isAlive(found?.inside as number));
     await host.inside(["kill", String(found?.inside)]);
     await until(() => !host.isAlive(found?.inside as number), "the process to end");
-  }));
+  }),
+);
 
 policies("can be changed while it runs", () =>
   withHost({ killUserProcesses: false, users: ["ann", "bob"] }, async (host) => {
-    for (const [user, kill] of [["ann", true], ["bob", false]] as const) {
+    for (const [user, kill] of [
+      ["ann", true],
+      ["bob", false],
+    ] as const) {
       await host.setKillUserProcesses(kill);
       await host.ssh(user, `setsid sleep 1001 ${background}`);
       await host.sleepUntilLoggedOut(user);
       assert.is(host.processes("sleep 1001").length, kill ? 0 : 1);
     }
-  }));
+  }),
+);
 
 policies("ends a user's scopes soon after the last logout, but not those of a user who lingers", () =>
   withHost({ logind: ["UserStopDelaySec=1"], killUserProcesses: true, users: ["ann", "bob+linger"] }, async (host) => {
     await host.addUser("eve", { linger: true });
     const scoped = "systemd-run --user --scope --quiet sh -c 'touch up; exec sleep 1001'";
     const start = `setsid ${scoped} ${background} until [ -e up ]; do sleep 0.05; done`;
-    for (const user of ["bob", "eve", "ann"]) { // ann last: by the time hers ends, theirs would have
+    for (const user of ["bob", "eve", "ann"]) {
+      // ann last: by the time hers ends, theirs would have
       assert.is((await host.ssh(user, start)).code, 0);
       await host.sleepUntilLoggedOut(user);
     }
     await host.sleepUntilUserManagerEnded("ann");
-    assert.equal(host.processes(/^sleep 1001$/).map(({ uid }) => uid), [host.uid("bob"), host.uid("eve")]);
+    assert.equal(
+      host.processes(/^sleep 1001$/).map(({ uid }) => uid),
+      [host.uid("bob"), host.uid("eve")],
+    );
     assert.ok(host.hasUserManager("bob"));
-  }));
+  }),
+);
 
 policies("allows users to enable linger for themselves when polkit is there", () =>
   withHost({}, async (host) => {
     const { code, stderr } = await host.ssh("dev", "loginctl enable-linger dev");
     assert.equal([code, stderr], [0, ""]);
     assert.ok(existsSync(host.file("/var/lib/systemd/linger/dev")));
-  }));
+  }),
+);
 
 policies("denies it when polkit is not", () =>
   withHost({ polkit: false }, async (host) => {
@@ -114,13 +129,15 @@ policies("denies it when polkit is not", () =>
     assert.is(code, 1);
     assert.match(stderr, /^(\x1b\[[0-9;]*m)?Could not enable linger: Access denied(\x1b\[0m)?\n$/); // 247 colours it even into a pipe
     assert.is((await host.root("loginctl enable-linger dev")).code, 0);
-  }));
+  }),
+);
 
 policies("is sshd's too: without PAM a login has no session", () =>
   withHost({ sshd: ["UsePAM no"] }, async (host) => {
     assert.match((await host.ssh("dev", "grep ^0:: /proc/self/cgroup")).stdout, /^0::\/system\.slice\/ssh\.service\n$/);
     assert.is(host.sessions("dev").length, 0);
-  }));
+  }),
+);
 
 const files = suite("a host's files");
 
@@ -134,12 +151,19 @@ files("are its own, as are its processes and network, when two run at once; what
         assert.is(other.processes("sleep 1001").length, 0);
         assert.not(existsSync(other.file("/home/dev/name")));
         assert.not(existsSync("/home/dev/name"));
-        assert.is((await other.ssh("dev", "cat /home/shared/name")).stdout, readFileSync(one.file("/etc/hostname"), "utf8"));
+        assert.is(
+          (await other.ssh("dev", "cat /home/shared/name")).stdout,
+          readFileSync(one.file("/etc/hostname"), "utf8"),
+        );
         assert.is.not((await other.root("hostname")).stdout, (await one.root("hostname")).stdout);
-        assert.is.not((await other.root("readlink /proc/self/ns/net")).stdout, (await one.root("readlink /proc/self/ns/net")).stdout);
+        assert.is.not(
+          (await other.root("readlink /proc/self/ns/net")).stdout,
+          (await one.root("readlink /proc/self/ns/net")).stdout,
+        );
       }),
     ),
-  ));
+  ),
+);
 
 files("can be prepared before the boot, and a disk keeps them for the next one", () =>
   withDirectory(async (directory) => {
@@ -158,7 +182,8 @@ files("can be prepared before the boot, and a disk keeps them for the next one",
       assert.equal(words, first);
       assert.is((await host.ssh("dev", "cat kept")).stdout, "kept\n");
     });
-  }));
+  }),
+);
 
 const ends = suite("a host's end");
 

@@ -100,7 +100,11 @@ export function hostsCanRun(): string | undefined {
   } catch {
     return "hosts need a writable cgroup v2";
   }
-  const outside = ["systemd-container /usr/bin/systemd-nspawn", "openssh-client /usr/bin/ssh", "util-linux /usr/bin/nsenter"];
+  const outside = [
+    "systemd-container /usr/bin/systemd-nspawn",
+    "openssh-client /usr/bin/ssh",
+    "util-linux /usr/bin/nsenter",
+  ];
   // with a suite of its own, the root has all that a host is made of
   const inside = [
     "systemd-sysv /sbin/init",
@@ -111,7 +115,9 @@ export function hostsCanRun(): string | undefined {
     "polkitd /usr/share/polkit-1/actions/org.freedesktop.policykit.policy",
   ];
   const suite = process.env["HOLDFAST_TEST_SUITE"];
-  const needed = [...outside, ...(suite ? ["debootstrap /usr/sbin/debootstrap"] : inside)].map((line) => line.split(" "));
+  const needed = [...outside, ...(suite ? ["debootstrap /usr/sbin/debootstrap"] : inside)].map((line) =>
+    line.split(" "),
+  );
   const missing = needed.filter(([, path]) => !existsSync(path as string)).map(([name]) => name);
   return missing.length === 0 ? undefined : `hosts need the packages ${missing.join(", ")}`;
 }
@@ -161,7 +167,9 @@ export async function bootHost(options: HostOptions) {
       HOST_LOGIND: (options.logind ?? []).join("\n"),
       HOST_SSHD: (options.sshd ?? []).join("\n"),
       HOST_POLKIT: yesNo(options.polkit ?? true),
-      HOST_BINDS: Object.entries(options.binds ?? {}).map(([inside, outside]) => `${outside}:${inside}`).join("\n"),
+      HOST_BINDS: Object.entries(options.binds ?? {})
+        .map(([inside, outside]) => `${outside}:${inside}`)
+        .join("\n"),
       HOST_PRE: options.pre ?? "",
       HOST_NODE: process.execPath,
     },
@@ -174,7 +182,13 @@ export async function bootHost(options: HostOptions) {
   const root = `/proc/${init}/root`;
   const cgroup = `${cgroupRoot}${path}`;
   const children = new Set<ChildProcessWithoutNullStreams>();
-  const settings = ["IdentitiesOnly=yes", "BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"];
+  const settings = [
+    "IdentitiesOnly=yes",
+    "BatchMode=yes",
+    "StrictHostKeyChecking=no",
+    "UserKnownHostsFile=/dev/null",
+    "LogLevel=ERROR",
+  ];
   const login = ["-F", "none", "-i", `${directory}/key`, ...settings.flatMap((option) => ["-o", option])];
   const enter = ["-t", String(init), "-n"];
 
@@ -203,7 +217,14 @@ export async function bootHost(options: HostOptions) {
 
     /** Copies a file of this machine to a user, by scp. */
     async copy(user: string, localFile: string, remotePath: string) {
-      const copied = await run("nsenter", [...enter, "scp", "-q", ...login, localFile, `${user}@127.0.0.1:${remotePath}`]);
+      const copied = await run("nsenter", [
+        ...enter,
+        "scp",
+        "-q",
+        ...login,
+        localFile,
+        `${user}@127.0.0.1:${remotePath}`,
+      ]);
       if (copied.code !== 0) throw new Error(`Cannot copy "${localFile}" to the host: ${copied.stderr}`);
     },
 
@@ -221,7 +242,9 @@ export async function bootHost(options: HostOptions) {
     },
 
     uid(user: string): number {
-      const line = readFileSync(`${root}/etc/passwd`, "utf8").split("\n").find((line) => line.startsWith(`${user}:`));
+      const line = readFileSync(`${root}/etc/passwd`, "utf8")
+        .split("\n")
+        .find((line) => line.startsWith(`${user}:`));
       if (line === undefined) throw new Error(`The host has no user "${user}"`);
       return Number(line.split(":")[2]);
     },
@@ -241,12 +264,18 @@ export async function bootHost(options: HostOptions) {
     sessions(user?: string): { id: string; uid: number; state: string }[] {
       const directory = `${root}/run/systemd/sessions`;
       const uid = user === undefined ? undefined : host.uid(user);
-      const sessions = readdirSync(directory).filter((id) => !id.endsWith(".ref")).map((id) => {
-        const text = readIfThere(`${directory}/${id}`);
-        // from systemd 256 on the user manager has a session too, which stays as long as it does
-        const isLogin = !/^CLASS=manager/m.test(text);
-        return { id, uid: Number(/^UID=(\d+)/m.exec(text)?.[1]), state: (isLogin && /^STATE=(.*)/m.exec(text)?.[1]) || "gone" };
-      });
+      const sessions = readdirSync(directory)
+        .filter((id) => !id.endsWith(".ref"))
+        .map((id) => {
+          const text = readIfThere(`${directory}/${id}`);
+          // from systemd 256 on the user manager has a session too, which stays as long as it does
+          const isLogin = !/^CLASS=manager/m.test(text);
+          return {
+            id,
+            uid: Number(/^UID=(\d+)/m.exec(text)?.[1]),
+            state: (isLogin && /^STATE=(.*)/m.exec(text)?.[1]) || "gone",
+          };
+        });
       return sessions.filter((session) => session.state !== "gone" && (uid === undefined || session.uid === uid));
     },
 
@@ -256,7 +285,9 @@ export async function bootHost(options: HostOptions) {
       await until(async () => {
         // what logind leaves alone stays in a scope that it has abandoned, and the session stays "closing"
         const show = ["systemctl", "show", "-p", "SubState", "--value"];
-        const scopes = await Promise.all(host.sessions(user).map(({ id }) => host.inside([...show, `session-${id}.scope`])));
+        const scopes = await Promise.all(
+          host.sessions(user).map(({ id }) => host.inside([...show, `session-${id}.scope`])),
+        );
         return scopes.every(({ stdout }) => /abandoned|dead|failed/.test(stdout));
       }, `the sessions of "${user}" to end`);
     },
@@ -264,7 +295,8 @@ export async function bootHost(options: HostOptions) {
     /** Whether `user@UID.service` runs; without linger it ends 10 s (UserStopDelaySec=) after the last session. */
     hasUserManager: (user: string): boolean =>
       existsSync(`${cgroup}/user.slice/user-${host.uid(user)}.slice/user@${host.uid(user)}.service`),
-    sleepUntilUserManagerEnded: (user: string) => until(() => !host.hasUserManager(user), `the user manager of "${user}" to end`, 30_000),
+    sleepUntilUserManagerEnded: (user: string) =>
+      until(() => !host.hasUserManager(user), `the user manager of "${user}" to end`, 30_000),
 
     /** Changes logind's policy while it runs; open sessions stay. */
     async setKillUserProcesses(yes: boolean) {
@@ -297,7 +329,8 @@ async function run(program: string, args: string[], { stdin, timeoutMs = 20_000 
   let timedOut = false;
   const timer = setTimeout(() => (timedOut = child.kill("SIGKILL")), timeoutMs);
   const output = { stdout: "", stderr: "" };
-  for (const name of ["stdout", "stderr"] as const) child[name].setEncoding("utf8").on("data", (text) => (output[name] += text));
+  for (const name of ["stdout", "stderr"] as const)
+    child[name].setEncoding("utf8").on("data", (text) => (output[name] += text));
   child.stdin.on("error", () => {}); // it did not read all
   child.stdin.end(stdin);
   return new Promise((resolve, reject) => {
@@ -322,7 +355,9 @@ function readProcess(pid: number, hostCgroup: string): HostProcess | undefined {
   const command = readIfThere(`/proc/${pid}/cmdline`).replace(/\0$/, "").replaceAll("\0", " ");
   const inside = Number(/^NSpid:.*\s(\d+)$/m.exec(status)?.[1]);
   const uid = Number(/^Uid:\s(\d+)/m.exec(status)?.[1]);
-  return /^State:\s[^ZX]/m.test(status) ? { pid, inside, uid, cgroup: cgroup.slice(hostCgroup.length), command } : undefined;
+  return /^State:\s[^ZX]/m.test(status)
+    ? { pid, inside, uid, cgroup: cgroup.slice(hostCgroup.length), command }
+    : undefined;
 }
 
 /** Reads a file that may vanish at any time, as those of /proc; "" when it has. */

@@ -18,7 +18,11 @@ const goneMs = 3000;
 /** None may hang; the slowest is a user manager that does not answer for 2 s. */
 const slowestMs = 6000;
 
-const quick = (options: HostOptions): HostOptions => ({ killUserProcesses: true, ...options, logind: ["UserStopDelaySec=1", ...(options.logind ?? [])] });
+const quick = (options: HostOptions): HostOptions => ({
+  killUserProcesses: true,
+  ...options,
+  logind: ["UserStopDelaySec=1", ...(options.logind ?? [])],
+});
 
 interface Way {
   user?: string;
@@ -35,13 +39,19 @@ interface Way {
 }
 
 /** Starts a daemon by some way in, leaves, waits, and compares what was said with what there is. */
-async function checkWay(host: Host, { user = "dev", run, args = "", says, warns, lives, before, after }: Way): Promise<void> {
+async function checkWay(
+  host: Host,
+  { user = "dev", run, args = "", says, warns, lives, before, after }: Way,
+): Promise<void> {
   const login = run ?? ((_host: Host, command: string) => host.ssh(user, command));
   const socket = `/home/${user}/.run/rpc.sock`;
   await host.copy(user, builtFile, "server");
   await host.ssh(user, "umask 077; mkdir -p .run; echo secret > token");
   await before?.(host);
-  const started = await login(host, `/home/${user}/server --serve --socket ${socket} --token-file /home/${user}/token ${args}`);
+  const started = await login(
+    host,
+    `/home/${user}/server --serve --socket ${socket} --token-file /home/${user}/token ${args}`,
+  );
   assert.is(started.code, 0, started.stderr);
   assert.ok(started.ms < slowestMs, `it took ${started.ms} ms`);
   assert.match(started.stdout, says, started.stdout + started.stderr);
@@ -49,158 +59,317 @@ async function checkWay(host: Host, { user = "dev", run, args = "", says, warns,
   await after?.(host);
   await host.sleepUntilLoggedOut(user);
   await new Promise((done) => setTimeout(done, goneMs));
-  assert.is(host.processes(`--launched --socket ${socket}`).length, lives ? 1 : 0, `${started.stdout}${started.stderr}`);
+  assert.is(
+    host.processes(`--launched --socket ${socket}`).length,
+    lives ? 1 : 0,
+    `${started.stdout}${started.stderr}`,
+  );
 }
 
 const serve = suite("--serve");
 const places = sideBySide(serve, 4);
 
-places("takes its token from a process substitution, returns at once, holds nothing of its caller's, and is there for the next session", () =>
-  withHost(quick({ users: ["dev+linger"] }), async (host) => {
-    await host.copy("dev", builtFile, "server");
-    const started = await host.ssh("dev", `exec 9>held; readlink /proc/$$/fd/*; ./server --serve --socket /tmp/v.sock --token-file <(echo t)`);
-    assert.is(started.code, 0, started.stderr);
-    assert.match(started.stdout, /Remote server listening on \/tmp\/v\.sock .*survives logout: yes/);
-    const [daemon] = host.processes("--launched --socket /tmp/v.sock");
-    const callers = started.stdout.split("\n").filter((line) => /^(pipe|socket):|\/held$/.test(line));
-    assert.ok(callers.length >= 4, `its caller has ${callers}`);
-    const held = readdirSync(`/proc/${daemon!.pid}/fd`).sort((a, b) => Number(a) - Number(b)).map((fd) => readlinkSync(`/proc/${daemon!.pid}/fd/${fd}`));
-    assert.equal(held.filter((target) => callers.includes(target)), []);
-    assert.equal(held.slice(0, 3).map((target) => target.replace(/.*\//, "")), ["null", held[1]!.replace(/.*\//, ""), held[1]!.replace(/.*\//, "")]);
-    assert.match(held[1]!, /\/\.local\/state\/holdfast\/host-\d+\/v\.sock-[0-9a-f]{12}\.log$/);
+places(
+  "takes its token from a process substitution, returns at once, holds nothing of its caller's, and is there for the next session",
+  () =>
+    withHost(quick({ users: ["dev+linger"] }), async (host) => {
+      await host.copy("dev", builtFile, "server");
+      const started = await host.ssh(
+        "dev",
+        `exec 9>held; readlink /proc/$$/fd/*; ./server --serve --socket /tmp/v.sock --token-file <(echo t)`,
+      );
+      assert.is(started.code, 0, started.stderr);
+      assert.match(started.stdout, /Remote server listening on \/tmp\/v\.sock .*survives logout: yes/);
+      const [daemon] = host.processes("--launched --socket /tmp/v.sock");
+      const callers = started.stdout.split("\n").filter((line) => /^(pipe|socket):|\/held$/.test(line));
+      assert.ok(callers.length >= 4, `its caller has ${callers}`);
+      const held = readdirSync(`/proc/${daemon!.pid}/fd`)
+        .sort((a, b) => Number(a) - Number(b))
+        .map((fd) => readlinkSync(`/proc/${daemon!.pid}/fd/${fd}`));
+      assert.equal(
+        held.filter((target) => callers.includes(target)),
+        [],
+      );
+      assert.equal(
+        held.slice(0, 3).map((target) => target.replace(/.*\//, "")),
+        ["null", held[1]!.replace(/.*\//, ""), held[1]!.replace(/.*\//, "")],
+      );
+      assert.match(held[1]!, /\/\.local\/state\/holdfast\/host-\d+\/v\.sock-[0-9a-f]{12}\.log$/);
 
-    await host.sleepUntilLoggedOut("dev");
-    const bridged = await host.ssh("dev", "./server --bridge --socket /tmp/v.sock < /dev/null");
-    assert.equal([bridged.code, bridged.stdout, bridged.stderr], [0, "", ""]);
-    const asked = await outcomeOf(host.spawnSsh("dev", "./server --bridge --socket /tmp/v.sock"), frameOf(request("server.ping", {}, "t")));
-    assert.equal(messagesIn(asked.stdout), [{ jsonrpc: "2.0", id: 1, result: { pong: true } }]);
-    assert.is(host.processes("--bridge").length, 0);
-  }));
+      await host.sleepUntilLoggedOut("dev");
+      const bridged = await host.ssh("dev", "./server --bridge --socket /tmp/v.sock < /dev/null");
+      assert.equal([bridged.code, bridged.stdout, bridged.stderr], [0, "", ""]);
+      const asked = await outcomeOf(
+        host.spawnSsh("dev", "./server --bridge --socket /tmp/v.sock"),
+        frameOf(request("server.ping", {}, "t")),
+      );
+      assert.equal(messagesIn(asked.stdout), [{ jsonrpc: "2.0", id: 1, result: { pong: true } }]);
+      assert.is(host.processes("--bridge").length, 0);
+    }),
+);
 
 places("from sshd without PAM lives in its service, and survives logout", () =>
   withHost(quick({ sshd: ["UsePAM no"] }), (host) =>
-    checkWay(host, { says: /detached; survives logout: yes\)|detached in ssh\.service.*survives logout: yes\)/, lives: true })));
+    checkWay(host, {
+      says: /detached; survives logout: yes\)|detached in ssh\.service.*survives logout: yes\)/,
+      lives: true,
+    }),
+  ),
+);
 
 const perConnection = `
 printf '[Unit]\\nDescription=one sshd per connection\\n[Socket]\\nListenStream=2222\\nAccept=yes\\n' >$root/etc/systemd/system/sshd-each.socket
 printf '[Unit]\\nDescription=an ssh connection\\n[Service]\\nExecStart=-/usr/sbin/sshd -i -o UsePAM=no\\nStandardInput=socket\\n' >$root/etc/systemd/system/sshd-each@.service
 mkdir -p $root/etc/systemd/system/sockets.target.wants; ln -s ../sshd-each.socket $root/etc/systemd/system/sockets.target.wants/
 `;
-places("from a service per connection, as dropbear and sshd@ are, ends with it, says so; and leaves it for a scope when lingering", () =>
-  withHost(quick({ users: ["dev", "ann+linger", "eve"], pre: perConnection }), async (host) => {
-    const by = (user: string) => (_host: Host, command: string) => host.ssh(user, command, { sshArgs: ["-p", "2222"] });
-    const before = () => host.sleepUntilUserManagerEnded("dev"); // that of the copying
-    await checkWay(host, { before, run: by("dev"), says: /in sshd-each@.*survives logout: no\)/, warns: /KillMode=control-group.*\n.*enable-linger dev/, lives: false });
-    await checkWay(host, { user: "ann", run: by("ann"), says: /under your user manager; survives logout: yes\)/, lives: true });
-    await checkWay(host, { user: "eve", run: by("eve"), args: "--enable-linger", says: /under your user manager; survives logout: yes\)/, warns: /disable-linger eve/, lives: true });
-  }));
+places(
+  "from a service per connection, as dropbear and sshd@ are, ends with it, says so; and leaves it for a scope when lingering",
+  () =>
+    withHost(quick({ users: ["dev", "ann+linger", "eve"], pre: perConnection }), async (host) => {
+      const by = (user: string) => (_host: Host, command: string) =>
+        host.ssh(user, command, { sshArgs: ["-p", "2222"] });
+      const before = () => host.sleepUntilUserManagerEnded("dev"); // that of the copying
+      await checkWay(host, {
+        before,
+        run: by("dev"),
+        says: /in sshd-each@.*survives logout: no\)/,
+        warns: /KillMode=control-group.*\n.*enable-linger dev/,
+        lives: false,
+      });
+      await checkWay(host, {
+        user: "ann",
+        run: by("ann"),
+        says: /under your user manager; survives logout: yes\)/,
+        lives: true,
+      });
+      await checkWay(host, {
+        user: "eve",
+        run: by("eve"),
+        args: "--enable-linger",
+        says: /under your user manager; survives logout: yes\)/,
+        warns: /disable-linger eve/,
+        lives: true,
+      });
+    }),
+);
 
 places("needs none of systemd's tools, and no bus of the user's", () =>
-  withHost(quick({ users: ["dev+linger", "ann"], pre: "rm $root/usr/bin/{systemd-run,busctl,loginctl} $root/usr/lib/systemd/user/dbus.socket" }), async (host) => {
-    await checkWay(host, { says: /under your user manager; survives logout: yes\)/, lives: true });
-    await checkWay(host, { user: "ann", args: "--enable-linger", says: /under your user manager; survives logout: yes\)/, warns: /disable-linger ann/, lives: true });
-  }));
+  withHost(
+    quick({
+      users: ["dev+linger", "ann"],
+      pre: "rm $root/usr/bin/{systemd-run,busctl,loginctl} $root/usr/lib/systemd/user/dbus.socket",
+    }),
+    async (host) => {
+      await checkWay(host, { says: /under your user manager; survives logout: yes\)/, lives: true });
+      await checkWay(host, {
+        user: "ann",
+        args: "--enable-linger",
+        says: /under your user manager; survives logout: yes\)/,
+        warns: /disable-linger ann/,
+        lives: true,
+      });
+    },
+  ),
+);
 
 places("without a user manager ends with its session, and says so", () =>
   withHost(quick({ users: ["dev+linger"], pre: maskedManager }), (host) =>
     checkWay(host, {
-      says: /detached in the session; survives logout: no\)/, warns: /no scope could be made to leave it: "\/run\/user\/\d+\/systemd\/private" cannot be connected to: no such file/, lives: false,
-    })));
+      says: /detached in the session; survives logout: no\)/,
+      warns:
+        /no scope could be made to leave it: "\/run\/user\/\d+\/systemd\/private" cannot be connected to: no such file/,
+      lives: false,
+    }),
+  ),
+);
 
-places("with a logind that does not answer does not know, says so, and stays where it survives a default host; lingering, it takes a scope", async () => {
-  const pre = "printf '%s ALL=(ALL) NOPASSWD: ALL\\n' dev ann >$root/etc/sudoers.d/test";
-  const signal = (name: string): string => `sudo systemctl kill -s ${name} systemd-logind`;
-  const by = (user: string) => (host: Host, command: string) => host.ssh(user, `${signal("STOP")}; ${command}; code=$?; ${signal("CONT")}; exit $code`);
-  await withHost(quick({ killUserProcesses: false, users: ["dev", "ann+linger"], pre }), async (host) => {
-    await checkWay(host, { run: by("dev"), says: /detached in the session; survives logout: unknown\)/, warns: /settings cannot be read: .* did not answer within 2000 ms/, lives: true });
-    await checkWay(host, { user: "ann", run: by("ann"), says: /under your user manager; survives logout: yes\)/, lives: true });
-  });
-  await withHost(quick({ pre }), (host) => checkWay(host, { run: by("dev"), says: /survives logout: unknown\)/, warns: /may end with this session/, lives: false }));
-});
+places(
+  "with a logind that does not answer does not know, says so, and stays where it survives a default host; lingering, it takes a scope",
+  async () => {
+    const pre = "printf '%s ALL=(ALL) NOPASSWD: ALL\\n' dev ann >$root/etc/sudoers.d/test";
+    const signal = (name: string): string => `sudo systemctl kill -s ${name} systemd-logind`;
+    const by = (user: string) => (host: Host, command: string) =>
+      host.ssh(user, `${signal("STOP")}; ${command}; code=$?; ${signal("CONT")}; exit $code`);
+    await withHost(quick({ killUserProcesses: false, users: ["dev", "ann+linger"], pre }), async (host) => {
+      await checkWay(host, {
+        run: by("dev"),
+        says: /detached in the session; survives logout: unknown\)/,
+        warns: /settings cannot be read: .* did not answer within 2000 ms/,
+        lives: true,
+      });
+      await checkWay(host, {
+        user: "ann",
+        run: by("ann"),
+        says: /under your user manager; survives logout: yes\)/,
+        lives: true,
+      });
+    });
+    await withHost(quick({ pre }), (host) =>
+      checkWay(host, {
+        run: by("dev"),
+        says: /survives logout: unknown\)/,
+        warns: /may end with this session/,
+        lives: false,
+      }),
+    );
+  },
+);
 
 places("knows KillExcludeUsers= and KillOnlyUsers=", async () => {
   await withHost(quick({ users: ["dev", "ann"], logind: ["KillExcludeUsers=dev"] }), async (host) => {
     await checkWay(host, { says: /detached in the session; survives logout: yes\)/, lives: true });
     await checkWay(host, { user: "ann", says: /until about 1 s after/, warns: /KillUserProcesses=yes/, lives: false });
   });
-  await withHost(quick({ killUserProcesses: false, users: ["dev", "ann"], logind: ["KillOnlyUsers=dev"] }), async (host) => {
-    await checkWay(host, { says: /until about 1 s after/, warns: /KillOnlyUsers= has dev/, lives: false });
-    await checkWay(host, { user: "ann", says: /detached in the session; survives logout: yes\)/, lives: true });
-  });
+  await withHost(
+    quick({ killUserProcesses: false, users: ["dev", "ann"], logind: ["KillOnlyUsers=dev"] }),
+    async (host) => {
+      await checkWay(host, { says: /until about 1 s after/, warns: /KillOnlyUsers= has dev/, lives: false });
+      await checkWay(host, { user: "ann", says: /detached in the session; survives logout: yes\)/, lives: true });
+    },
+  );
 });
 
 places("counts a stop delay of infinity as lingering", () =>
   withHost({ killUserProcesses: true, logind: ["UserStopDelaySec=infinity"] }, (host) =>
-    checkWay(host, { says: /under your user manager; survives logout: yes\)/, lives: true })));
+    checkWay(host, { says: /under your user manager; survives logout: yes\)/, lives: true }),
+  ),
+);
 
 places("finds its user manager without XDG_RUNTIME_DIR, and with another's", () =>
   withHost(quick({ users: ["dev+linger", "ann+linger"] }), async (host) => {
     const by = (user: string, env: string) => (_host: Host, command: string) => host.ssh(user, `env ${env} ${command}`);
-    await checkWay(host, { run: by("dev", "-u XDG_RUNTIME_DIR -u DBUS_SESSION_BUS_ADDRESS"), says: /survives logout: yes\)/, lives: true });
-    await checkWay(host, { user: "ann", run: by("ann", "XDG_RUNTIME_DIR=/run/user/0"), says: /survives logout: yes\)/, lives: true });
-  }));
+    await checkWay(host, {
+      run: by("dev", "-u XDG_RUNTIME_DIR -u DBUS_SESSION_BUS_ADDRESS"),
+      says: /survives logout: yes\)/,
+      lives: true,
+    });
+    await checkWay(host, {
+      user: "ann",
+      run: by("ann", "XDG_RUNTIME_DIR=/run/user/0"),
+      says: /survives logout: yes\)/,
+      lives: true,
+    });
+  }),
+);
 
 places("with a user manager that does not answer (SIGSTOP) is not held up: it ends with its session, and says so", () =>
   withHost(quick({ users: ["dev+linger"] }), async (host) => {
     let manager = 0;
     await checkWay(host, {
-      says: /detached in the session; survives logout: no\)/, warns: /did not answer within \d+ ms/, lives: false,
+      says: /detached in the session; survives logout: no\)/,
+      warns: /did not answer within \d+ ms/,
+      lives: false,
       before: async () => {
         manager = host.processes("systemd --user").find(({ uid }) => uid === host.uid("dev"))!.pid;
         process.kill(manager, "SIGSTOP");
       },
       after: async () => void process.kill(manager, "SIGCONT"),
     });
-  }));
+  }),
+);
 
 places("in a login made by a system service (su - user, as Tailscale SSH does) is in a session like any other", () =>
   withHost(quick({ users: ["dev+linger", "ann"] }), async (host) => {
-    const by = (user: string) => (_host: Host, command: string) => host.root(`systemd-run --quiet --wait --pipe su - ${user} -c '${command}'`);
+    const by = (user: string) => (_host: Host, command: string) =>
+      host.root(`systemd-run --quiet --wait --pipe su - ${user} -c '${command}'`);
     await checkWay(host, { run: by("dev"), says: /under your user manager; survives logout: yes\)/, lives: true });
-    await checkWay(host, { user: "ann", run: by("ann"), says: /until about 1 s after/, warns: /enable-linger ann/, lives: false });
-  }));
+    await checkWay(host, {
+      user: "ann",
+      run: by("ann"),
+      says: /until about 1 s after/,
+      warns: /enable-linger ann/,
+      lives: false,
+    });
+  }),
+);
 
 places("by sudo in another user's session shares that session's fate, and names both", () =>
-  withHost(quick({ users: ["dev", "ann", "eve+linger"], pre: "echo 'dev ALL=(ALL) NOPASSWD: ALL' >$root/etc/sudoers.d/test" }), async (host) => {
-    const by = (user: string) => async (_host: Host, command: string) => {
-      const result = await host.ssh("dev", `sudo -u ${user} ${command}`);
-      await host.sleepUntilLoggedOut("dev");
-      return result;
-    };
-    const before = () => host.sleepUntilUserManagerEnded("ann"); // that of the copying
-    await checkWay(host, { before, user: "ann", run: by("ann"), says: /in a session of dev; survives logout: no\)/, warns: /session of dev .*\n.*enable-linger ann/, lives: false });
-    await checkWay(host, { user: "eve", run: by("eve"), says: /under your user manager; survives logout: yes\)/, lives: true });
-  }));
+  withHost(
+    quick({ users: ["dev", "ann", "eve+linger"], pre: "echo 'dev ALL=(ALL) NOPASSWD: ALL' >$root/etc/sudoers.d/test" }),
+    async (host) => {
+      const by = (user: string) => async (_host: Host, command: string) => {
+        const result = await host.ssh("dev", `sudo -u ${user} ${command}`);
+        await host.sleepUntilLoggedOut("dev");
+        return result;
+      };
+      const before = () => host.sleepUntilUserManagerEnded("ann"); // that of the copying
+      await checkWay(host, {
+        before,
+        user: "ann",
+        run: by("ann"),
+        says: /in a session of dev; survives logout: no\)/,
+        warns: /session of dev .*\n.*enable-linger ann/,
+        lives: false,
+      });
+      await checkWay(host, {
+        user: "eve",
+        run: by("eve"),
+        says: /under your user manager; survives logout: yes\)/,
+        lives: true,
+      });
+    },
+  ),
+);
 
 places("obeys --lifetime and --require-survival, and says what it means", () =>
   withHost(quick({ users: ["dev+linger", "ann", "eve"] }), async (host) => {
-    await checkWay(host, { args: "--lifetime detach", says: /detached in the session; survives logout: no\)/, warns: /the launch was not to use one/, lives: false });
-    await checkWay(host, { user: "ann", args: "--lifetime scope || [ $? = 1 ]", says: /until about 1 s/, warns: /enable-linger ann/, lives: false });
-    await checkWay(host, { user: "eve", args: "--require-survival || [ $? = 78 ] && echo was 78", says: /was 78/, warns: /not sure to survive logout/, lives: false });
-  }));
+    await checkWay(host, {
+      args: "--lifetime detach",
+      says: /detached in the session; survives logout: no\)/,
+      warns: /the launch was not to use one/,
+      lives: false,
+    });
+    await checkWay(host, {
+      user: "ann",
+      args: "--lifetime scope || [ $? = 1 ]",
+      says: /until about 1 s/,
+      warns: /enable-linger ann/,
+      lives: false,
+    });
+    await checkWay(host, {
+      user: "eve",
+      args: "--require-survival || [ $? = 78 ] && echo was 78",
+      says: /was 78/,
+      warns: /not sure to survive logout/,
+      lives: false,
+    });
+  }),
+);
 
 const bridges = suite("--bridge");
 
-bridges("ends with its channel: 200 ssh clients killed with -9 leave no process, and the daemon's descriptors as before", () =>
-  withHost(quick({ killUserProcesses: false }), async (host) => {
-    await host.copy("dev", builtFile, "server");
-    assert.is((await host.ssh("dev", "./server --serve --token-file <(echo t)")).code, 0);
-    await new Promise((done) => setTimeout(done, 500)); // the launcher's own connection is closed
-    const [daemon] = host.processes("--launched --socket");
-    const descriptors = () => readdirSync(`/proc/${daemon!.pid}/fd`).length;
-    const before = descriptors();
-    for (let round = 0; round < 20; round++) {
-      const clients = Array.from({ length: 10 }, () => host.spawnSsh("dev", "./server --bridge"));
-      await Promise.all(clients.map((client) => new Promise((done) => {
-        client.stdout.once("data", done);
-        client.stdin.write(frameOf(request("server.ping", {}, "t")));
-      })));
-      for (const client of clients) client.kill("SIGKILL");
-    }
-    await until(() => host.processes("--bridge").length === 0 && descriptors() === before, `no bridge and ${before} descriptors`, 10_000).catch((error) => {
-      throw new Error(`${error.message}: ${host.processes("--bridge").length} bridges, ${descriptors()} descriptors`);
-    });
-  }));
+bridges(
+  "ends with its channel: 200 ssh clients killed with -9 leave no process, and the daemon's descriptors as before",
+  () =>
+    withHost(quick({ killUserProcesses: false }), async (host) => {
+      await host.copy("dev", builtFile, "server");
+      assert.is((await host.ssh("dev", "./server --serve --token-file <(echo t)")).code, 0);
+      await new Promise((done) => setTimeout(done, 500)); // the launcher's own connection is closed
+      const [daemon] = host.processes("--launched --socket");
+      const descriptors = () => readdirSync(`/proc/${daemon!.pid}/fd`).length;
+      const before = descriptors();
+      for (let round = 0; round < 20; round++) {
+        const clients = Array.from({ length: 10 }, () => host.spawnSsh("dev", "./server --bridge"));
+        await Promise.all(
+          clients.map(
+            (client) =>
+              new Promise((done) => {
+                client.stdout.once("data", done);
+                client.stdin.write(frameOf(request("server.ping", {}, "t")));
+              }),
+          ),
+        );
+        for (const client of clients) client.kill("SIGKILL");
+      }
+      await until(
+        () => host.processes("--bridge").length === 0 && descriptors() === before,
+        `no bridge and ${before} descriptors`,
+        10_000,
+      ).catch((error) => {
+        throw new Error(`${error.message}: ${host.processes("--bridge").length} bridges, ${descriptors()} descriptors`);
+      });
+    }),
+);
 
 serve.run();
 bridges.run();

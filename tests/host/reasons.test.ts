@@ -14,13 +14,20 @@ import type { Host, HostOptions } from "./host.ts";
 
 requireHosts(11);
 
-const quick = (options: HostOptions): HostOptions => ({ killUserProcesses: true, ...options, logind: ["UserStopDelaySec=1", ...(options.logind ?? [])] });
+const quick = (options: HostOptions): HostOptions => ({
+  killUserProcesses: true,
+  ...options,
+  logind: ["UserStopDelaySec=1", ...(options.logind ?? [])],
+});
 const socket = ".run/rpc.sock";
 
 /** Starts a daemon in a session of its own, and waits until the user is logged out. */
 async function serve(host: Host, user = "dev", args = ""): Promise<{ pid: number; instance: string }> {
   await host.copy(user, builtFile, "server");
-  const started = await host.ssh(user, `umask 077; mkdir -p .run; echo t > token; ./server --serve --socket ${socket} --token-file token --json ${args}`);
+  const started = await host.ssh(
+    user,
+    `umask 077; mkdir -p .run; echo t > token; ./server --serve --socket ${socket} --token-file token --json ${args}`,
+  );
   assert.is(started.code, 0, started.stderr);
   const { pid, instance } = JSON.parse(started.stdout);
   return { pid: host.processes("--launched").find(({ inside }) => inside === pid)!.pid, instance };
@@ -35,7 +42,11 @@ interface Answer {
 
 /** One request through --bridge, in native framing, from a session of its own. */
 async function ask(host: Host, args = "", user = "dev", path = socket): Promise<Answer> {
-  const { code, stderr, stdout } = await outcomeOf(host.spawnSsh(user, `./server --bridge --socket ${path} ${args}`), frameOf(request("server.capabilities", {}, "t", "an id")), 30_000);
+  const { code, stderr, stdout } = await outcomeOf(
+    host.spawnSsh(user, `./server --bridge --socket ${path} ${args}`),
+    frameOf(request("server.capabilities", {}, "t", "an id")),
+    30_000,
+  );
   return { code, stderr, answer: messagesIn(stdout)[0] };
 }
 
@@ -68,7 +79,8 @@ reasons("never-started", () =>
     await host.copy("dev", builtFile, "server");
     assertReason(await ask(host), "never-started", /no daemon has been started at/);
     assert.is(host.processes("--launched").length, 0);
-  }));
+  }),
+);
 
 reasons("stopped, by --stop: and then it is not started again", () =>
   withHost(quick({ users: ["dev+linger"] }), async (host) => {
@@ -76,30 +88,45 @@ reasons("stopped, by --stop: and then it is not started again", () =>
     assert.is((await host.ssh("dev", `./server --stop --socket ${socket}`)).stdout, "stopped 0\n");
     assertReason(await ask(host), "stopped", /was stopped on purpose at \d\d:\d\d:\d\d/);
     assert.is(host.processes("--launched").length, 0);
-  }));
+  }),
+);
 
 reasons("killed-at-logout, where the session's end kills it and no scope can be had", () =>
   withHost(quick({ pre: maskedManager }), async (host) => {
     const { instance } = await serve(host);
     await host.sleepUntilLoggedOut("dev");
     await until(() => host.processes("--launched").length === 0, "the daemon to be killed");
-    assertReason(await ask(host, "--no-start"), "killed-at-logout", /ended by systemd-logind at \d\d:\d\d:\d\d \(\d+ s ago\), as the session ended/);
+    assertReason(
+      await ask(host, "--no-start"),
+      "killed-at-logout",
+      /ended by systemd-logind at \d\d:\d\d:\d\d \(\d+ s ago\), as the session ended/,
+    );
     await assertHealed(host, instance, /as the session ended that it was started in: started it again/);
-  }));
+  }),
+);
 
 reasons("user-manager-stopped, without lingering", () =>
   withHost(quick({}), async (host) => {
     const { instance } = await serve(host);
     await host.sleepUntilUserManagerEnded("dev");
     await until(() => host.processes("--launched").length === 0, "the daemon to be ended");
-    assertReason(await ask(host, "--no-start"), "user-manager-stopped", /as systemd stopped the user manager after the last logout/);
+    assertReason(
+      await ask(host, "--no-start"),
+      "user-manager-stopped",
+      /as systemd stopped the user manager after the last logout/,
+    );
     await assertHealed(host, instance, /started it again/);
-  }));
+  }),
+);
 
 reasons("rebooted: a host booted twice on one disk", async () => {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-reboot-"));
   try {
-    const options = quick({ users: ["dev+linger"], disk: join(directory, "disk"), pre: "echo fixed-name >$root/etc/hostname" });
+    const options = quick({
+      users: ["dev+linger"],
+      disk: join(directory, "disk"),
+      pre: "echo fixed-name >$root/etc/hostname",
+    });
     const instance = await withHost(options, async (host) => {
       const started = await serve(host);
       process.kill(started.pid, "SIGKILL"); // as a power cut does: no last word
@@ -127,7 +154,8 @@ reasons("crashed, by kill -9; and twenty bridges at once start one", () =>
     assert.is(instances.size, 1, [...instances].join("\n"));
     assert.match([...instances][0]!, /^[0-9a-f]{32}$/);
     assert.is(host.processes("--launched").length, 1);
-  }));
+  }),
+);
 
 reasons("not-answering, for a daemon that is stopped (SIGSTOP): it is neither killed nor replaced", () =>
   withHost(quick({ users: ["dev+linger"] }), async (host) => {
@@ -140,11 +168,19 @@ reasons("not-answering, for a daemon that is stopped (SIGSTOP): it is neither ki
     child.stdout.on("data", (chunk) => output.push(chunk));
     child.stdin.write(frameOf(request("server.capabilities", {}, "t", "an id")));
     const code = await new Promise<number | null>((done) => child.once("close", done));
-    assertReason({ code, stderr, answer: messagesIn(Buffer.concat(output))[0] }, "not-answering", /is not answering: it is not known to be dead, and was left alone/);
-    assert.equal(host.processes("--launched").map((found) => found.pid), [pid]);
+    assertReason(
+      { code, stderr, answer: messagesIn(Buffer.concat(output))[0] },
+      "not-answering",
+      /is not answering: it is not known to be dead, and was left alone/,
+    );
+    assert.equal(
+      host.processes("--launched").map((found) => found.pid),
+      [pid],
+    );
     process.kill(pid, "SIGCONT");
     assert.is((await ask(host)).answer.result.instanceId, instance);
-  }));
+  }),
+);
 
 reasons("other-host, for the record of another host in a shared home", async () => {
   // An overlay for the second host: as over NFS, it sees the first one's files, and its socket refuses.
@@ -153,24 +189,34 @@ reasons("other-host, for the record of another host in a shared home", async () 
   const named = (name: string) => `echo ${name} >$root/etc/hostname`;
   try {
     mkdirSync(join(shared, "home"), { mode: 0o700 });
-    await withHost(quick({ users: ["dev+linger"], binds: { "/home/dev/shared": join(shared, "home") }, pre: named("alpha") }), async (alpha) => {
-      const path = "shared/rpc.sock";
-      await alpha.root("chown dev: /home/dev/shared");
-      await alpha.copy("dev", builtFile, "server");
-      assert.is((await alpha.ssh("dev", `echo t > token; ./server --serve --socket ${path} --token-file token`)).code, 0);
-      await withHost(quick({ users: ["dev+linger"], pre: `${named("beta")}; ${overlay}` }), async (beta) => {
-        await beta.root("chown dev: /home/dev/shared; chmod 700 /home/dev/shared");
-        await beta.copy("dev", builtFile, "server");
-        assertReason(await ask(beta, "", "dev", path), "other-host", /was started on host "alpha", this is "beta"/);
-        const refused = await beta.ssh("dev", `./server --serve --socket ${path}`);
-        assert.match(refused.stderr, /its daemon was started on host "alpha", this is "beta"\nholdfast: hint: /, refused.stdout + refused.stderr);
-        assert.is(refused.code, 69);
-        assert.match((await beta.ssh("dev", `./server --stop --socket ${path}`)).stdout, /^none 0$/m);
-        assert.is(beta.processes("--launched").length, 0);
-      });
-      assert.is(alpha.processes("--launched").length, 1);
-      assert.match((await ask(alpha, "", "dev", path)).answer.result.instanceId, /^[0-9a-f]{32}$/);
-    });
+    await withHost(
+      quick({ users: ["dev+linger"], binds: { "/home/dev/shared": join(shared, "home") }, pre: named("alpha") }),
+      async (alpha) => {
+        const path = "shared/rpc.sock";
+        await alpha.root("chown dev: /home/dev/shared");
+        await alpha.copy("dev", builtFile, "server");
+        assert.is(
+          (await alpha.ssh("dev", `echo t > token; ./server --serve --socket ${path} --token-file token`)).code,
+          0,
+        );
+        await withHost(quick({ users: ["dev+linger"], pre: `${named("beta")}; ${overlay}` }), async (beta) => {
+          await beta.root("chown dev: /home/dev/shared; chmod 700 /home/dev/shared");
+          await beta.copy("dev", builtFile, "server");
+          assertReason(await ask(beta, "", "dev", path), "other-host", /was started on host "alpha", this is "beta"/);
+          const refused = await beta.ssh("dev", `./server --serve --socket ${path}`);
+          assert.match(
+            refused.stderr,
+            /its daemon was started on host "alpha", this is "beta"\nholdfast: hint: /,
+            refused.stdout + refused.stderr,
+          );
+          assert.is(refused.code, 69);
+          assert.match((await beta.ssh("dev", `./server --stop --socket ${path}`)).stdout, /^none 0$/m);
+          assert.is(beta.processes("--launched").length, 0);
+        });
+        assert.is(alpha.processes("--launched").length, 1);
+        assert.match((await ask(alpha, "", "dev", path)).answer.result.instanceId, /^[0-9a-f]{32}$/);
+      },
+    );
   } finally {
     rmSync(shared, { recursive: true, force: true });
   }
@@ -180,8 +226,14 @@ reasons("permission, for a directory of another user", () =>
   withHost(quick({ users: ["dev+linger", "eve"] }), async (host) => {
     await serve(host);
     await host.copy("eve", builtFile, "server");
-    assertReason(await ask(host, "", "eve", "/home/dev/.run/rpc.sock"), "permission", /may not be used: permission denied \(EACCES\)/, 77);
-  }));
+    assertReason(
+      await ask(host, "", "eve", "/home/dev/.run/rpc.sock"),
+      "permission",
+      /may not be used: permission denied \(EACCES\)/,
+      77,
+    );
+  }),
+);
 
 reasons("and to a client that is attached as it ends, by one message between frames", () =>
   withHost(quick({ users: ["dev", "ann+linger"] }), async (host) => {
@@ -198,20 +250,24 @@ reasons("and to a client that is attached as it ends, by one message between fra
     assert.equal([lost.type, lost.event, lost.reason, more.length], ["bridge", "lost", "stopped", 0]);
     assert.match(lost.message, /was ended at .* by SIGTERM: by a person or a program/);
     assert.is(code, 69);
-  }));
+  }),
+);
 
-reasons("so that the three invocations end in a handshake where nothing can outlive its session; and --status counts what it outlived", () =>
-  withHost(quick({ polkit: false, users: ["dev", "ann+linger"] }), async (host) => {
-    const { instance } = await serve(host, "dev");
-    await host.sleepUntilUserManagerEnded("dev");
-    await assertHealed(host, instance, /started it again/);
+reasons(
+  "so that the three invocations end in a handshake where nothing can outlive its session; and --status counts what it outlived",
+  () =>
+    withHost(quick({ polkit: false, users: ["dev", "ann+linger"] }), async (host) => {
+      const { instance } = await serve(host, "dev");
+      await host.sleepUntilUserManagerEnded("dev");
+      await assertHealed(host, instance, /started it again/);
 
-    await serve(host, "ann");
-    await host.sleepUntilLoggedOut("ann");
-    await new Promise((done) => setTimeout(done, 3500));
-    const status = await host.ssh("ann", `./server --status --socket ${socket}`);
-    assert.match(status.stdout, /^outlived +1 logout so far$/m);
-    assert.match(status.stdout, /^survives logout yes$/m);
-  }));
+      await serve(host, "ann");
+      await host.sleepUntilLoggedOut("ann");
+      await new Promise((done) => setTimeout(done, 3500));
+      const status = await host.ssh("ann", `./server --status --socket ${socket}`);
+      assert.match(status.stdout, /^outlived +1 logout so far$/m);
+      assert.match(status.stdout, /^survives logout yes$/m);
+    }),
+);
 
 all.run();

@@ -31,80 +31,114 @@ async function ask(host: Host, method: string, params: unknown, token: string): 
   return answer.result;
 }
 
-fault("two hosts that share a home directory, `--serve` on both, `--stop` on one", "a daemon each; the other's is left alone", async () => {
-  const home = mkdtempSync(join(tmpdir(), "holdfast-home-"));
-  chmodSync(home, 0o777); // of no user here; on the hosts it is theirs
-  try {
-    return await withHost({ killUserProcesses: false, binds: { "/home/dev/shared": home } }, (one) => withHost({ killUserProcesses: false, binds: { "/home/dev/shared": home } }, async (two) => {
-      const inHome = (command: string): string => `XDG_STATE_HOME=/home/dev/shared ./server ${command}`;
-      const instances: (string | undefined)[] = [];
-      for (const host of [one, two]) {
-        await host.copy("dev", builtFile, "server");
-        const started = await host.ssh("dev", inHome("--serve"));
-        assert.is(started.code, 0, started.stderr);
-        instances.push(instanceIn(started.stdout));
-      }
-      assert.is(new Set(instances).size, 2, "instances");
-      const stopped = await one.ssh("dev", inHome("--stop"));
-      assert.is(stopped.stdout, "stopped 0\n", stopped.stderr);
-      assert.equal([one, two].map((host) => host.processes("--launched").length), [0, 1]);
-      const joined = await two.ssh("dev", inHome("--serve"));
-      assert.is(instanceIn(joined.stdout), instances[1], joined.stderr);
-      const again = await one.ssh("dev", inHome("--status --json"));
-      assert.is(again.code, 69, "the first host's client has found the second's daemon");
-      return "so";
-    }));
-  } finally {
-    rmSync(home, { recursive: true, force: true });
-  }
-});
-
-fault("`--stop && --serve` in ssh sessions of their own, with a new token each, on a host that kills what stays in a session", "one process, one instance, every token good", () =>
-  withHost({ killUserProcesses: true, users: ["dev+linger"], logind: ["UserStopDelaySec=1"] }, async (host) => {
-    await host.copy("dev", builtFile, "server");
-    const rounds = runsAll ? 50 : 8;
-    const serve = (token: string): Promise<{ stdout: string; stderr: string; code: number | null }> =>
-      host.ssh("dev", `umask 077; echo ${token} > ${token}; ./server --stop && ./server --serve --token-file ${token}`);
-    const instance = instanceIn((await serve("t")).stdout);
-    await ask(host, "process.spawn", { id: "a", command: "sleep", args: ["1234"] }, "t");
-    const [work] = host.processes(/^sleep 1234$/);
-    for (let round = 0; round < rounds; round++) {
-      const served = await serve(`t${round}`);
-      assert.match(served.stdout, /^stopped 1\n/, served.stderr);
-      assert.is(instanceIn(served.stdout), instance, `round ${round}: ${served.stderr}`);
-      assert.equal(await ask(host, "server.ping", {}, `t${round}`), { pong: true });
+fault(
+  "two hosts that share a home directory, `--serve` on both, `--stop` on one",
+  "a daemon each; the other's is left alone",
+  async () => {
+    const home = mkdtempSync(join(tmpdir(), "holdfast-home-"));
+    chmodSync(home, 0o777); // of no user here; on the hosts it is theirs
+    try {
+      return await withHost({ killUserProcesses: false, binds: { "/home/dev/shared": home } }, (one) =>
+        withHost({ killUserProcesses: false, binds: { "/home/dev/shared": home } }, async (two) => {
+          const inHome = (command: string): string => `XDG_STATE_HOME=/home/dev/shared ./server ${command}`;
+          const instances: (string | undefined)[] = [];
+          for (const host of [one, two]) {
+            await host.copy("dev", builtFile, "server");
+            const started = await host.ssh("dev", inHome("--serve"));
+            assert.is(started.code, 0, started.stderr);
+            instances.push(instanceIn(started.stdout));
+          }
+          assert.is(new Set(instances).size, 2, "instances");
+          const stopped = await one.ssh("dev", inHome("--stop"));
+          assert.is(stopped.stdout, "stopped 0\n", stopped.stderr);
+          assert.equal(
+            [one, two].map((host) => host.processes("--launched").length),
+            [0, 1],
+          );
+          const joined = await two.ssh("dev", inHome("--serve"));
+          assert.is(instanceIn(joined.stdout), instances[1], joined.stderr);
+          const again = await one.ssh("dev", inHome("--status --json"));
+          assert.is(again.code, 69, "the first host's client has found the second's daemon");
+          return "so";
+        }),
+      );
+    } finally {
+      rmSync(home, { recursive: true, force: true });
     }
-    assert.is(host.processes(/^sleep 1234$/)[0]?.pid, work!.pid);
-    assert.is(host.processes("--launched").length, 1);
-    return `so in ${rounds} rounds`;
-  }));
+  },
+);
 
-fault("a daemon in a session that is about to end, and a `--serve --enable-linger` from another session", "it is moved as it is, with its processes and what they have left behind; all of it outlives both sessions", () =>
-  withHost({ killUserProcesses: true, logind: ["UserStopDelaySec=1"] }, async (host) => {
-    await host.copy("dev", builtFile, "server");
-    await host.ssh("dev", "umask 077; echo t > t");
-    const session = host.spawnSsh("dev", "./server --serve --lifetime detach --token-file t; cat");
-    const first = await new Promise<string>((done) => session.stdout.once("data", (chunk: Buffer) => done(chunk.toString())));
-    assert.match(first, /detached in the session; survives logout: no\)/);
-    // a child, a grandchild, and one that nobody has waited for
-    await ask(host, "process.spawn", { id: "a", command: "sh", args: ["-c", "(sleep 1235 &); sleep 1236 & exec sleep 1234"] }, "t");
-    const work = (): number[] => host.processes(/^sleep 123[456]$/).map(({ pid }) => pid).sort();
-    await until(() => work().length === 3, "three processes");
-    const before = work();
+fault(
+  "`--stop && --serve` in ssh sessions of their own, with a new token each, on a host that kills what stays in a session",
+  "one process, one instance, every token good",
+  () =>
+    withHost({ killUserProcesses: true, users: ["dev+linger"], logind: ["UserStopDelaySec=1"] }, async (host) => {
+      await host.copy("dev", builtFile, "server");
+      const rounds = runsAll ? 50 : 8;
+      const serve = (token: string): Promise<{ stdout: string; stderr: string; code: number | null }> =>
+        host.ssh(
+          "dev",
+          `umask 077; echo ${token} > ${token}; ./server --stop && ./server --serve --token-file ${token}`,
+        );
+      const instance = instanceIn((await serve("t")).stdout);
+      await ask(host, "process.spawn", { id: "a", command: "sleep", args: ["1234"] }, "t");
+      const [work] = host.processes(/^sleep 1234$/);
+      for (let round = 0; round < rounds; round++) {
+        const served = await serve(`t${round}`);
+        assert.match(served.stdout, /^stopped 1\n/, served.stderr);
+        assert.is(instanceIn(served.stdout), instance, `round ${round}: ${served.stderr}`);
+        assert.equal(await ask(host, "server.ping", {}, `t${round}`), { pong: true });
+      }
+      assert.is(host.processes(/^sleep 1234$/)[0]?.pid, work!.pid);
+      assert.is(host.processes("--launched").length, 1);
+      return `so in ${rounds} rounds`;
+    }),
+);
 
-    const joined = await host.ssh("dev", "./server --serve --enable-linger --token-file t");
-    assert.is(joined.code, 0, joined.stderr);
-    assert.match(joined.stdout, /under your user manager; survives logout: yes\)/, joined.stderr);
-    assert.match(joined.stderr, /joined the daemon that was running/);
-    assert.is(instanceIn(joined.stdout), instanceIn(first));
-    session.kill("SIGKILL");
-    await host.sleepUntilLoggedOut("dev");
-    await new Promise((done) => setTimeout(done, goneMs));
-    assert.is(host.processes("--launched").length, 1, "the daemon was killed");
-    assert.equal(work(), before, "processes were killed");
-    const { lifetime, instanceId } = await ask(host, "server.capabilities", {}, "t");
-    assert.equal([instanceId, lifetime.survivesLogout, lifetime.placement], [instanceIn(first), "yes", "user-manager"]);
-    return "so; daemon, child, grandchild and orphan are alive 3 s after the last logout";
-  }));
+fault(
+  "a daemon in a session that is about to end, and a `--serve --enable-linger` from another session",
+  "it is moved as it is, with its processes and what they have left behind; all of it outlives both sessions",
+  () =>
+    withHost({ killUserProcesses: true, logind: ["UserStopDelaySec=1"] }, async (host) => {
+      await host.copy("dev", builtFile, "server");
+      await host.ssh("dev", "umask 077; echo t > t");
+      const session = host.spawnSsh("dev", "./server --serve --lifetime detach --token-file t; cat");
+      const first = await new Promise<string>((done) =>
+        session.stdout.once("data", (chunk: Buffer) => done(chunk.toString())),
+      );
+      assert.match(first, /detached in the session; survives logout: no\)/);
+      // a child, a grandchild, and one that nobody has waited for
+      await ask(
+        host,
+        "process.spawn",
+        { id: "a", command: "sh", args: ["-c", "(sleep 1235 &); sleep 1236 & exec sleep 1234"] },
+        "t",
+      );
+      const work = (): number[] =>
+        host
+          .processes(/^sleep 123[456]$/)
+          .map(({ pid }) => pid)
+          .sort();
+      await until(() => work().length === 3, "three processes");
+      const before = work();
+
+      const joined = await host.ssh("dev", "./server --serve --enable-linger --token-file t");
+      assert.is(joined.code, 0, joined.stderr);
+      assert.match(joined.stdout, /under your user manager; survives logout: yes\)/, joined.stderr);
+      assert.match(joined.stderr, /joined the daemon that was running/);
+      assert.is(instanceIn(joined.stdout), instanceIn(first));
+      session.kill("SIGKILL");
+      await host.sleepUntilLoggedOut("dev");
+      await new Promise((done) => setTimeout(done, goneMs));
+      assert.is(host.processes("--launched").length, 1, "the daemon was killed");
+      assert.equal(work(), before, "processes were killed");
+      const { lifetime, instanceId } = await ask(host, "server.capabilities", {}, "t");
+      assert.equal(
+        [instanceId, lifetime.survivesLogout, lifetime.placement],
+        [instanceIn(first), "yes", "user-manager"],
+      );
+      return "so; daemon, child, grandchild and orphan are alive 3 s after the last logout";
+    }),
+);
 
 shared.run();

@@ -27,10 +27,18 @@ interface Cell {
 
 /** One user per cell: whatever one daemon leaves in a session keeps the user manager, and so the daemons of the others. */
 function cellsOf(kill: boolean, polkit: boolean): Cell[] {
-  return [false, true].flatMap((linger) => [false, true].map((enableLinger) => {
-    const lives = !kill || linger || (enableLinger && polkit);
-    return { user: `u${linger ? "l" : "n"}${enableLinger ? "e" : "d"}`, linger, enableLinger, lives, says: lives ? /survives logout: yes\)/ : /survives logout: until about 10 s after your last session ends\)/ };
-  }));
+  return [false, true].flatMap((linger) =>
+    [false, true].map((enableLinger) => {
+      const lives = !kill || linger || (enableLinger && polkit);
+      return {
+        user: `u${linger ? "l" : "n"}${enableLinger ? "e" : "d"}`,
+        linger,
+        enableLinger,
+        lives,
+        says: lives ? /survives logout: yes\)/ : /survives logout: until about 10 s after your last session ends\)/,
+      };
+    }),
+  );
 }
 
 async function runCell(host: Host, { user, enableLinger, says, lives }: Cell, label: string): Promise<void> {
@@ -38,22 +46,44 @@ async function runCell(host: Host, { user, enableLinger, says, lives }: Cell, la
   await host.copy(user, builtFile, server);
   assert.is((await host.ssh(user, `umask 077; mkdir .run; echo secret > token`)).code, 0);
 
-  const started = await host.ssh(user, `'${server}' '--stop' '--socket' '${socket}' && '${server}' '--serve' '--socket' '${socket}' '--token-file' '${token}'${enableLinger ? " --enable-linger" : ""}`);
+  const started = await host.ssh(
+    user,
+    `'${server}' '--stop' '--socket' '${socket}' && '${server}' '--serve' '--socket' '${socket}' '--token-file' '${token}'${enableLinger ? " --enable-linger" : ""}`,
+  );
   assert.is(started.code, 0, `${label}: ${started.stderr}`);
-  assert.match(started.stdout, /^none 0\nRemote server listening on \/home\/\w+\/\.run\/rpc\.sock \(pid \d+, instance [0-9a-f]{32}, /, label);
+  assert.match(
+    started.stdout,
+    /^none 0\nRemote server listening on \/home\/\w+\/\.run\/rpc\.sock \(pid \d+, instance [0-9a-f]{32}, /,
+    label,
+  );
   assert.match(started.stdout, says, label);
   const instance = /instance ([0-9a-f]{32})/.exec(started.stdout)![1];
-  assert.is(/warning/.test(started.stderr), !lives, `${label}: a warning where it will die, none where it lives: ${started.stderr}`);
+  assert.is(
+    /warning/.test(started.stderr),
+    !lives,
+    `${label}: a warning where it will die, none where it lives: ${started.stderr}`,
+  );
   if (!lives) assert.match(started.stderr, `loginctl enable-linger ${user}`);
   if (!lives && enableLinger) assert.match(started.stderr, /could not be switched on: Access denied/);
 
   await host.sleepUntilLoggedOut(user);
   await new Promise((done) => setTimeout(done, loggedOutMs));
-  assert.is(host.sessions(user).filter(({ state }) => state !== "closing").length, 0, `${label}: somebody is logged in`);
+  assert.is(
+    host.sessions(user).filter(({ state }) => state !== "closing").length,
+    0,
+    `${label}: somebody is logged in`,
+  );
   const daemons = host.processes(`--launched --socket ${socket}`);
-  assert.is(daemons.length, lives ? 1 : 0, `${label}: said "${started.stdout.trim()}", and after ${loggedOutMs} ms there are: ${JSON.stringify(daemons)}`);
+  assert.is(
+    daemons.length,
+    lives ? 1 : 0,
+    `${label}: said "${started.stdout.trim()}", and after ${loggedOutMs} ms there are: ${JSON.stringify(daemons)}`,
+  );
 
-  const bridged = await outcomeOf(host.spawnSsh(user, `'${server}' '--bridge' '--socket' '${socket}'`), frameOf(request("server.capabilities", {}, "secret")));
+  const bridged = await outcomeOf(
+    host.spawnSsh(user, `'${server}' '--bridge' '--socket' '${socket}'`),
+    frameOf(request("server.capabilities", {}, "secret")),
+  );
   assert.is(bridged.code, 0, `${label}: ${bridged.stderr}`);
   const [answer] = messagesIn(bridged.stdout);
   assert.match(answer.result.instanceId, /^[0-9a-f]{32}$/);
@@ -63,13 +93,33 @@ async function runCell(host: Host, { user, enableLinger, says, lives }: Cell, la
 
 const survival = suite("--serve predicts, and the kernel agrees");
 for (const polkit of [true, false]) {
-  survival(`with ${polkit ? "" : "no "}polkit, killing off and on, lingering off and on, --enable-linger absent and given`, async () => {
-    await Promise.all([false, true].map((kill) => {
-      const cells = cellsOf(kill, polkit);
-      return withHost({ killUserProcesses: kill, polkit, users: cells.map(({ user, linger }) => (linger ? `${user}+linger` : user)) }, (host) =>
-        Promise.all(cells.map((cell) => runCell(host, cell, `KillUserProcesses=${kill ? "yes" : "no"}, polkit ${polkit}, ${JSON.stringify(cell)}`))));
-    }));
-  });
+  survival(
+    `with ${polkit ? "" : "no "}polkit, killing off and on, lingering off and on, --enable-linger absent and given`,
+    async () => {
+      await Promise.all(
+        [false, true].map((kill) => {
+          const cells = cellsOf(kill, polkit);
+          return withHost(
+            {
+              killUserProcesses: kill,
+              polkit,
+              users: cells.map(({ user, linger }) => (linger ? `${user}+linger` : user)),
+            },
+            (host) =>
+              Promise.all(
+                cells.map((cell) =>
+                  runCell(
+                    host,
+                    cell,
+                    `KillUserProcesses=${kill ? "yes" : "no"}, polkit ${polkit}, ${JSON.stringify(cell)}`,
+                  ),
+                ),
+              ),
+          );
+        }),
+      );
+    },
+  );
 }
 
 survival.run();

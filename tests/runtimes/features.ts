@@ -2,7 +2,17 @@
 
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { builtFile, createWire, eventually, frameOf, isAlive, messagesIn, outcomeOf, request } from "../daemon.ts";
@@ -25,15 +35,30 @@ export interface Runtime {
 /** The runtimes of package.json, where npm has put them. */
 export function runtimes(modules: string): Runtime[] {
   const node = (version: number): Runtime => ({
-    name: `node ${version}`, command: [join(modules, `node${version}/bin/node`)], flag: "--max-old-space-size=128", refuses: version < 18,
-    runsSources: version >= 24, keepsText: true,
+    name: `node ${version}`,
+    command: [join(modules, `node${version}/bin/node`)],
+    flag: "--max-old-space-size=128",
+    refuses: version < 18,
+    runsSources: version >= 24,
+    keepsText: true,
   });
   // where npm ran their scripts, they have moved
-  const first = (...paths: string[]): string => paths.map((path) => join(modules, path)).find((path) => existsSync(path)) ?? "";
+  const first = (...paths: string[]): string =>
+    paths.map((path) => join(modules, path)).find((path) => existsSync(path)) ?? "";
   return [
     ...[12, 14, 16, 18, 20, 22, 24, 26].map(node),
-    { name: "deno 2", command: [first("@deno/linux-x64-glibc/deno", "deno/deno"), "run", "--allow-all"], flag: "--v8-flags=--max-old-space-size=128", runsSources: true },
-    { name: "bun 1", command: [first("@oven/bun-linux-x64/bin/bun", "bun/bin/bun.exe")], flag: "--smol", runsSources: true },
+    {
+      name: "deno 2",
+      command: [first("@deno/linux-x64-glibc/deno", "deno/deno"), "run", "--allow-all"],
+      flag: "--v8-flags=--max-old-space-size=128",
+      runsSources: true,
+    },
+    {
+      name: "bun 1",
+      command: [first("@oven/bun-linux-x64/bin/bun", "bun/bin/bun.exe")],
+      flag: "--smol",
+      runsSources: true,
+    },
   ];
 }
 
@@ -41,14 +66,17 @@ export function runtimes(modules: string): Runtime[] {
 interface Bench {
   directory: string;
   socket: string;
-  run(args: string[], options?: { script?: string; stdin?: string | Buffer; flag?: string; env?: NodeJS.ProcessEnv }): Promise<Outcome>;
+  run(
+    args: string[],
+    options?: { script?: string; stdin?: string | Buffer; flag?: string; env?: NodeJS.ProcessEnv },
+  ): Promise<Outcome>;
   serve(options?: { script?: string; stdin?: Buffer; flag?: string }): Promise<any>;
   wire(token?: string): Promise<{ wire: Wire; close(): Promise<void> }>;
 }
 
 /** Each of them resolves when all is as it should be, to a word for the table if that is not "ok". */
 const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<string | void>> = {
-  async "serve"({ name, command, flag }, { serve, run }) {
+  async serve({ name, command, flag }, { serve, run }) {
     const { pid, how, version } = await serve({ flag });
     same(how, "started");
     same(version, JSON.parse((await run(["--version", "--json"])).stdout.toString()).version);
@@ -56,27 +84,50 @@ const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<strin
     const expected = [command[0]!, ...(name.startsWith("node") ? ["--v8-pool-size=1"] : []), ...command.slice(1), flag]; // its own, and after it those of the start
     same(daemon.slice(0, expected.length).join(" "), expected.join(" "), "the daemon's runtime and flags");
   },
-  async "native"({}, { serve, run, socket }) {
+  async native({}, { serve, run, socket }) {
     await serve();
-    const { code, stdout } = await run(["--bridge", "--socket", socket], { stdin: Buffer.concat([frameOf(request("server.ping", {}, "t", 1)), frameOf(request("server.ping", {}, "t", "é"))]) });
+    const { code, stdout } = await run(["--bridge", "--socket", socket], {
+      stdin: Buffer.concat([
+        frameOf(request("server.ping", {}, "t", 1)),
+        frameOf(request("server.ping", {}, "t", "é")),
+      ]),
+    });
     same(code, 0);
-    same(messagesIn(stdout).map(({ id, result }) => [id, result.pong]), [[1, true], ["é", true]]);
+    same(
+      messagesIn(stdout).map(({ id, result }) => [id, result.pong]),
+      [
+        [1, true],
+        ["é", true],
+      ],
+    );
   },
-  async "lines"({}, { serve, run, socket }) {
+  async lines({}, { serve, run, socket }) {
     await serve();
-    const { code, stdout } = await run(["--bridge", "--socket", socket], { stdin: `${JSON.stringify(request("server.ping", {}, "t"))}\r\n` });
+    const { code, stdout } = await run(["--bridge", "--socket", socket], {
+      stdin: `${JSON.stringify(request("server.ping", {}, "t"))}\r\n`,
+    });
     same([code, stdout.toString()], [0, '{"jsonrpc":"2.0","id":1,"result":{"pong":true}}\n']);
   },
-  async "processes"({}, { serve, wire: open }) {
+  async processes({}, { serve, wire: open }) {
     await serve();
     const first = await open();
     const sent = Buffer.alloc(1 << 20, "0123456789abcdef\n");
-    await first.wire.request("process.spawn", { id: "a", command: "/bin/sh", args: ["-c", "cat; echo end >&2; exit 7"] });
+    await first.wire.request("process.spawn", {
+      id: "a",
+      command: "/bin/sh",
+      args: ["-c", "cat; echo end >&2; exit 7"],
+    });
     await first.wire.request("process.stdin", { id: "a", data: sent.toString("base64"), end: true });
     same((await first.wire.message(({ stream }) => stream === "exit")).exitCode, 7);
-    const received = Buffer.concat(first.wire.messages.filter(({ stream }) => stream === "stdout").map(({ data }) => Buffer.from(data, "base64")));
+    const received = Buffer.concat(
+      first.wire.messages.filter(({ stream }) => stream === "stdout").map(({ data }) => Buffer.from(data, "base64")),
+    );
     same(sha256(received), sha256(sent), "what cat gave back");
-    await first.wire.request("process.spawn", { id: "b", command: "/bin/sh", args: ["-c", "echo one; read x; echo $x; sleep 1000"] });
+    await first.wire.request("process.spawn", {
+      id: "b",
+      command: "/bin/sh",
+      args: ["-c", "echo one; read x; echo $x; sleep 1000"],
+    });
     await first.wire.message(({ processId, stream }) => processId === "b" && stream === "stdout");
     await first.close();
     const second = await open();
@@ -87,10 +138,14 @@ const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<strin
     same((await second.wire.request("process.killAndWait", { id: "b" })).died, true);
     await second.close();
   },
-  async "join"({}, { serve, run, socket, directory, wire: open }) {
+  async join({}, { serve, run, socket, directory, wire: open }) {
     const first = await serve();
     writeFileSync(join(directory, "other"), "other\n", { mode: 0o600 });
-    const second = JSON.parse((await run(["--serve", "--json", "--socket", socket, "--token-file", join(directory, "other")])).stdout.toString());
+    const second = JSON.parse(
+      (
+        await run(["--serve", "--json", "--socket", socket, "--token-file", join(directory, "other")])
+      ).stdout.toString(),
+    );
     same([second.how, second.instance, second.pid], ["joined", first.instance, first.pid]);
     for (const token of ["t", "other"]) {
       const { wire, close } = await open(token);
@@ -98,7 +153,7 @@ const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<strin
       await close();
     }
   },
-  async "heal"({}, { serve, run, socket, wire: open }) {
+  async heal({}, { serve, run, socket, wire: open }) {
     const { pid, instance } = await serve();
     process.kill(pid, "SIGKILL");
     await eventually(() => !isAlive(pid), "the daemon has ended");
@@ -108,7 +163,7 @@ const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<strin
     await close();
     same((await run(["--call", "server.ping", "--socket", socket])).stdout.toString(), '{"pong":true}\n');
   },
-  async "stop"({}, { serve, run, socket }) {
+  async stop({}, { serve, run, socket }) {
     const { pid } = await serve();
     const stopped = await run(["--stop", "--socket", socket]);
     same([stopped.code, stopped.stdout.toString()], [0, "stopped 0\n"]);
@@ -118,15 +173,20 @@ const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<strin
     const [answer] = messagesIn(late.stdout);
     same([late.code, answer.error.code, answer.error.data.reason], [69, -32010, "stopped"]);
   },
-  async "stdin"({ keepsText }, { serve, directory, run, socket }) {
+  async stdin({ keepsText }, { serve, directory, run, socket }) {
     const text = readFileSync(builtFile);
     const { pid } = await serve({ script: "-", stdin: text });
     const copy = join(directory, "holdfast.cjs");
-    if (keepsText) same(sha256(readFileSync(copy)), sha256(text.subarray(text.indexOf("\n;(") + 1)), "the file written from stdin");
-    if (!readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0").includes(copy)) throw new Error(`the daemon does not run ${copy}`);
-    same((await run(["--call", "server.ping", "--socket", socket], { script: "-", stdin: text })).stdout.toString(), '{"pong":true}\n');
+    if (keepsText)
+      same(sha256(readFileSync(copy)), sha256(text.subarray(text.indexOf("\n;(") + 1)), "the file written from stdin");
+    if (!readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0").includes(copy))
+      throw new Error(`the daemon does not run ${copy}`);
+    same(
+      (await run(["--call", "server.ping", "--socket", socket], { script: "-", stdin: text })).stdout.toString(),
+      '{"pong":true}\n',
+    );
   },
-  async "names"({}, { directory, run, serve }) {
+  async names({}, { directory, run, serve }) {
     const odd = join(directory, `odd "dir" $HOME été ' 100%25 #`);
     for (const type of ["module", "commonjs", "none"]) {
       const place = join(odd, type);
@@ -135,16 +195,18 @@ const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<strin
       for (const name of ["server", "server.js", "server.mjs", "server.cjs"]) {
         copyFileSync(builtFile, join(place, name));
         const { code, stdout, stderr } = await run(["--version"], { script: join(place, name) });
-        if (code !== 0 || !/^holdfast \d/.test(stdout.toString())) throw new Error(`${type} ${name}: exit code ${code}, ${stdout}${stderr}`);
+        if (code !== 0 || !/^holdfast \d/.test(stdout.toString()))
+          throw new Error(`${type} ${name}: exit code ${code}, ${stdout}${stderr}`);
       }
       symlinkSync(join(place, "server.mjs"), join(place, "link"));
     }
     const through = await run(["--version"], { script: join(odd, "none/link") });
     same([through.code, through.stdout.toString().slice(0, 8)], [0, "holdfast"], "through a symbolic link");
     const { pid } = await serve({ script: join(odd, "module/server") });
-    if (!readFileSync(`/proc/${pid}/cmdline`, "utf8").includes(join(odd, "module/server"))) throw new Error("the daemon runs another file");
+    if (!readFileSync(`/proc/${pid}/cmdline`, "utf8").includes(join(odd, "module/server")))
+      throw new Error("the daemon runs another file");
   },
-  async "import"({ command }, { directory, run, socket }) {
+  async import({ command }, { directory, run, socket }) {
     const cjs = join(directory, "holdfast.cjs");
     copyFileSync(builtFile, cjs);
     const body = `
@@ -162,28 +224,44 @@ const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<strin
       });`;
     writeFileSync(join(directory, "a.mjs"), `import { connect, serve } from ${JSON.stringify(cjs)};${body}`);
     writeFileSync(join(directory, "b.cjs"), `const { connect, serve } = require(${JSON.stringify(cjs)});${body}`);
-    for (const [name, how] of [["a.mjs", "started"], ["b.cjs", "joined"]] as const) {
+    for (const [name, how] of [
+      ["a.mjs", "started"],
+      ["b.cjs", "joined"],
+    ] as const) {
       const { code, stdout, stderr } = await run([], { script: join(directory, name) });
-      same([code, stdout.toString()], [0, `${JSON.stringify([how, true, "through cat", 0, "closed-here"])}\n`], `${name}: ${stderr}`);
+      same(
+        [code, stdout.toString()],
+        [0, `${JSON.stringify([how, true, "through cat", 0, "closed-here"])}\n`],
+        `${name}: ${stderr}`,
+      );
     }
   },
   /** The same again, unbuilt. */
-  async "source"(runtime) {
+  async source(runtime) {
     if (!runtime.runsSources) return "-";
     for (const name of ["serve", "native", "lines", "processes", "join", "heal", "stop"]) {
-      await withBench(runtime, (bench) => features[name]!(runtime, bench), resolve("holdfast.ts")).catch((error: Error) => {
-        throw new Error(`${name}: ${error.message}`);
-      });
+      await withBench(runtime, (bench) => features[name]!(runtime, bench), resolve("holdfast.ts")).catch(
+        (error: Error) => {
+          throw new Error(`${name}: ${error.message}`);
+        },
+      );
     }
   },
   /** The tests of modules, unbundled. That of frame.ts asks for the garbage collector in V8's way; those not named here spawn the runtime as Node is. */
-  async "tests"({ runsSources, name: runtime, command }, { directory }) {
+  async tests({ runsSources, name: runtime, command }, { directory }) {
     if (!runsSources || runtime.startsWith("bun")) return "-";
     // Deno tells of no exit of a child that was stopped by SIGSTOP before
     for (const name of ["arguments", "frame", "rpc", "lifetime", ...(runtime.startsWith("deno") ? [] : ["socket"])]) {
-      const { code, stdout, stderr } = await outcomeOf(spawn(command[0]!, [...command.slice(1), `tests/${name}.test.ts`], { env: { ...process.env, HOME: directory, NO_COLOR: "1" } }), "", 60_000);
+      const { code, stdout, stderr } = await outcomeOf(
+        spawn(command[0]!, [...command.slice(1), `tests/${name}.test.ts`], {
+          env: { ...process.env, HOME: directory, NO_COLOR: "1" },
+        }),
+        "",
+        60_000,
+      );
       const [, total, passed] = /Total: +(\d+)\n +Passed: +(\d+)/.exec(stdout.toString()) ?? [];
-      if (code !== 0 || total === undefined || total !== passed) throw new Error(`${name}.test.ts: exit code ${code}\n${stdout}${stderr}`);
+      if (code !== 0 || total === undefined || total !== passed)
+        throw new Error(`${name}.test.ts: exit code ${code}\n${stdout}${stderr}`);
     }
   },
 };
@@ -191,10 +269,18 @@ const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<strin
 /** Of a runtime that is too old: one clear line, by whatever name. */
 async function refuse({ directory, run, serve: _ }: Bench): Promise<void> {
   copyFileSync(builtFile, join(directory, "server.mjs"));
-  for (const options of [{}, { script: join(directory, "server.mjs") }, { script: "-", stdin: readFileSync(builtFile) }]) {
+  for (const options of [
+    {},
+    { script: join(directory, "server.mjs") },
+    { script: "-", stdin: readFileSync(builtFile) },
+  ]) {
     const { code, stdout, stderr } = await run(["--serve"], options);
     same(code, 1);
-    if (!/^holdfast: error: Cannot run on Node \d+\.\d+\.\d+: version 18 or later is needed\n$/.test(stderr) || stdout.length > 0) throw new Error(`it said: ${stdout}${stderr}`);
+    if (
+      !/^holdfast: error: Cannot run on Node \d+\.\d+\.\d+: version 18 or later is needed\n$/.test(stderr) ||
+      stdout.length > 0
+    )
+      throw new Error(`it said: ${stdout}${stderr}`);
   }
 }
 
@@ -220,11 +306,19 @@ export async function runTable(all: Runtime[], wanted: string[]): Promise<boolea
         }
       };
       if (runtime.refuses) await attempt("refuse", refuse);
-      else for (const [name, feature] of Object.entries(features)) await attempt(name, (bench) => feature(runtime, bench));
+      else
+        for (const [name, feature] of Object.entries(features)) await attempt(name, (bench) => feature(runtime, bench));
       printed.add(row);
       while (printed.has(queue[0])) {
         const { runtime: done, cells: found } = queue.shift()!;
-        const line = done.refuses ? (found[0] === "ok" ? "too old: one line says so, exit code 1" : found[0]!) : found.map((cell, at) => cell.padEnd(widths[at]!)).join("").trimEnd();
+        const line = done.refuses
+          ? found[0] === "ok"
+            ? "too old: one line says so, exit code 1"
+            : found[0]!
+          : found
+              .map((cell, at) => cell.padEnd(widths[at]!))
+              .join("")
+              .trimEnd();
         console.log(done.name.padEnd(9) + line);
       }
     }
@@ -234,7 +328,11 @@ export async function runTable(all: Runtime[], wanted: string[]): Promise<boolea
   return failures.length === 0 && rows.length > 0;
 }
 
-async function withBench(runtime: Runtime, body: (bench: Bench) => Promise<string | void>, program = builtFile): Promise<string | void> {
+async function withBench(
+  runtime: Runtime,
+  body: (bench: Bench) => Promise<string | void>,
+  program = builtFile,
+): Promise<string | void> {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-runtime-"));
   const socket = join(directory, "s");
   const tokenFile = join(directory, "token");
@@ -242,13 +340,31 @@ async function withBench(runtime: Runtime, body: (bench: Bench) => Promise<strin
   const { FORCE_COLOR, ...env } = process.env;
   const daemons = new Set<number>();
   const bench: Bench = {
-    directory, socket,
+    directory,
+    socket,
     run: (args, { script = program, stdin = "", flag, env: more } = {}) => {
       const [program, ...rest] = [...runtime.command, ...(flag === undefined ? [] : [flag]), script, ...args];
-      return outcomeOf(spawn(program!, rest, { cwd: directory, env: { ...env, HOME: directory, DENO_NO_UPDATE_CHECK: "1", DENO_DIR: join(tmpdir(), "holdfast-deno"), NO_COLOR: "1", ...more } }), stdin, 30_000);
+      return outcomeOf(
+        spawn(program!, rest, {
+          cwd: directory,
+          env: {
+            ...env,
+            HOME: directory,
+            DENO_NO_UPDATE_CHECK: "1",
+            DENO_DIR: join(tmpdir(), "holdfast-deno"),
+            NO_COLOR: "1",
+            ...more,
+          },
+        }),
+        stdin,
+        30_000,
+      );
     },
     serve: async (options) => {
-      const { code, stdout, stderr } = await bench.run(["--serve", "--json", "--socket", socket, "--token-file", tokenFile], options);
+      const { code, stdout, stderr } = await bench.run(
+        ["--serve", "--json", "--socket", socket, "--token-file", tokenFile],
+        options,
+      );
       if (code !== 0) throw new Error(`--serve ended with exit code ${code}: ${stderr}`);
       if (stderr !== "") throw new Error(`--serve said: ${stderr}`);
       const started = JSON.parse(stdout.toString());
@@ -256,17 +372,26 @@ async function withBench(runtime: Runtime, body: (bench: Bench) => Promise<strin
       return started;
     },
     wire: async (token = "t") => {
-      const bridge = spawn(runtime.command[0]!, [...runtime.command.slice(1), program, "--bridge", "--socket", socket], { cwd: "/", env: { ...env, HOME: directory } });
+      const bridge = spawn(
+        runtime.command[0]!,
+        [...runtime.command.slice(1), program, "--bridge", "--socket", socket],
+        { cwd: "/", env: { ...env, HOME: directory } },
+      );
       bridge.stderr.resume();
       const wire = createWire(bridge.stdout, bridge.stdin, token);
-      return { wire, close: () => new Promise((done) => void (bridge.once("close", () => done()), bridge.stdin.end())) };
+      return {
+        wire,
+        close: () => new Promise((done) => void (bridge.once("close", () => done()), bridge.stdin.end())),
+      };
     },
   };
   try {
     const word = await body(bench);
     await bench.run(["--stop", "--now", "--socket", socket]);
     for (const pid of daemons) await eventually(() => !isAlive(pid), `daemon ${pid} has ended`);
-    const left = readdirSync(directory).filter((name) => name === "s" || name.endsWith(".lock") || name.endsWith(".claim"));
+    const left = readdirSync(directory).filter(
+      (name) => name === "s" || name.endsWith(".lock") || name.endsWith(".claim"),
+    );
     if (left.length > 0) throw new Error(`it left ${left.join(", ")}`);
     return word;
   } finally {

@@ -22,7 +22,16 @@ if (process.platform !== "linux" || process.arch !== "x64") {
 
 const bundle = `node_modules/.cache/holdfast-runtimes-${process.pid}.mjs`;
 process.once("exit", () => rmSync(bundle, { force: true }));
-await build({ entryPoints: [`${here}features.ts`], outfile: bundle, bundle: true, platform: "node", format: "esm", target: "node18", packages: "external", logLevel: "warning" });
+await build({
+  entryPoints: [`${here}features.ts`],
+  outfile: bundle,
+  bundle: true,
+  platform: "node",
+  format: "esm",
+  target: "node18",
+  packages: "external",
+  logLevel: "warning",
+});
 const { runtimes, runTable } = await import(pathToFileURL(bundle).href);
 const modules = join(process.env.HOLDFAST_RUNTIMES ?? install(), "node_modules");
 process.exitCode = (await runTable(runtimes(modules), process.argv.slice(2))) ? 0 : 1;
@@ -38,9 +47,15 @@ function install() {
   mkdirSync(partial, { recursive: true });
   copyFileSync(`${here}package.json`, join(partial, "package.json"));
   // no scripts: Node is in the packages as it is; the binaries of deno and bun are in packages of their own, for each platform
-  const npm = spawnSync("npm", ["install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"], {
-    cwd: partial, stdio: ["ignore", "inherit", "inherit"], env: { NODE_EXTRA_CA_CERTS: process.env.HOLDFAST_TEST_CERTIFICATES, ...process.env },
-  });
+  const npm = spawnSync(
+    "npm",
+    ["install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"],
+    {
+      cwd: partial,
+      stdio: ["ignore", "inherit", "inherit"],
+      env: { NODE_EXTRA_CA_CERTS: process.env.HOLDFAST_TEST_CERTIFICATES, ...process.env },
+    },
+  );
   if (npm.status !== 0) process.exit(1);
   try {
     renameSync(partial, directory);

@@ -58,7 +58,9 @@ export function openSocketLine(path: string, framing: Line["framing"]): Promise<
   return new Promise((done, fail) => {
     const socket = connect({ path, allowHalfOpen: true });
     socket.once("error", (error) => fail(new Lost(error.message)));
-    socket.once("connect", () => done(createLine("socket", framing, socket, socket, () => socket.destroy(), undefined)));
+    socket.once("connect", () =>
+      done(createLine("socket", framing, socket, socket, () => socket.destroy(), undefined)),
+    );
   });
 }
 
@@ -69,7 +71,14 @@ export function openBridgeLine(command: string[], env: NodeJS.ProcessEnv, framin
   return line;
 }
 
-function createLine(kind: string, framing: Line["framing"], input: Readable, output: Writable, kill: () => void, bridge: ChildProcess | undefined): Line {
+function createLine(
+  kind: string,
+  framing: Line["framing"],
+  input: Readable,
+  output: Writable,
+  kill: () => void,
+  bridge: ChildProcess | undefined,
+): Line {
   const name = `${kind}, ${framing}`;
   const answers = new Map<number, (answer: any) => void>();
   const streams = new Map<string, (message: any) => void>();
@@ -105,24 +114,33 @@ function createLine(kind: string, framing: Line["framing"], input: Readable, out
   }
 
   const line: Line = {
-    name, framing, bridge, words: "", auth: undefined, closed,
+    name,
+    framing,
+    bridge,
+    words: "",
+    auth: undefined,
+    closed,
     get isClosed() {
       return isClosed;
     },
-    request: (method, params = {}, now) => new Promise((done, fail) => {
-      if (isClosed) return fail(new Lost(`${name}: it has ended before ${method}`));
-      const id = ++lastId;
-      const timer = setTimeout(() => fail(new Wrong(`${name}: no answer to ${method} within ${answerMs / 1000} s`)), answerMs);
-      answers.set(id, (answer) => {
-        clearTimeout(timer);
-        if (answer === undefined) return fail(new Lost(`${name}: it ended before the answer to ${method}`));
-        if (answer.error?.code === -32010) return fail(new Lost(`${name}: ${answer.error.message}`));
-        if (answer.error !== undefined) return fail(new Refused(answer.error));
-        now?.(answer.result);
-        done(answer.result);
-      });
-      line.send({ jsonrpc: "2.0", id, method, params, ...(line.auth === undefined ? {} : { auth: line.auth }) });
-    }),
+    request: (method, params = {}, now) =>
+      new Promise((done, fail) => {
+        if (isClosed) return fail(new Lost(`${name}: it has ended before ${method}`));
+        const id = ++lastId;
+        const timer = setTimeout(
+          () => fail(new Wrong(`${name}: no answer to ${method} within ${answerMs / 1000} s`)),
+          answerMs,
+        );
+        answers.set(id, (answer) => {
+          clearTimeout(timer);
+          if (answer === undefined) return fail(new Lost(`${name}: it ended before the answer to ${method}`));
+          if (answer.error?.code === -32010) return fail(new Lost(`${name}: ${answer.error.message}`));
+          if (answer.error !== undefined) return fail(new Refused(answer.error));
+          now?.(answer.result);
+          done(answer.result);
+        });
+        line.send({ jsonrpc: "2.0", id, method, params, ...(line.auth === undefined ? {} : { auth: line.auth }) });
+      }),
     send: (message) => {
       const body = JSON.stringify(message);
       if (framing === "lines") return line.write(`${body}\n`);
@@ -139,20 +157,24 @@ function createLine(kind: string, framing: Line["framing"], input: Readable, out
       return message;
     },
     onStream: (id, listener) => void streams.set(id, listener),
-    until: (what, isSo, timeoutMs = answerMs) => new Promise((done, fail) => {
-      const timer = setTimeout(() => finish(() => fail(new Wrong(`${name}: not within ${timeoutMs / 1000} s: ${what}`))), timeoutMs);
-      const finish = (settle: () => void): void => {
-        clearTimeout(timer);
-        watchers.delete(look);
-        settle();
-      };
-      const look = (): void => {
-        if (isSo()) finish(done);
-        else if (isClosed) finish(() => fail(new Lost(`${name}: it ended before ${what}`)));
-      };
-      watchers.add(look);
-      look();
-    }),
+    until: (what, isSo, timeoutMs = answerMs) =>
+      new Promise((done, fail) => {
+        const timer = setTimeout(
+          () => finish(() => fail(new Wrong(`${name}: not within ${timeoutMs / 1000} s: ${what}`))),
+          timeoutMs,
+        );
+        const finish = (settle: () => void): void => {
+          clearTimeout(timer);
+          watchers.delete(look);
+          settle();
+        };
+        const look = (): void => {
+          if (isSo()) finish(done);
+          else if (isClosed) finish(() => fail(new Lost(`${name}: it ended before ${what}`)));
+        };
+        watchers.add(look);
+        look();
+      }),
     pause: () => void input.pause(),
     resume: () => void input.resume(),
     close: async () => {

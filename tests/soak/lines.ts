@@ -13,7 +13,8 @@ const messageBytes = 32 << 10;
 /** All the lines that there are. What a process says is a part of them. */
 const table = Buffer.alloc(lineCount * lineBytes, "\n");
 for (let index = 0, at = 0; index < lineCount; index++, at += lineBytes) {
-  for (let digit = 7, number = firstNumber + index; digit >= 0; digit--, number = Math.floor(number / 10)) table[at + digit] = 48 + (number % 10);
+  for (let digit = 7, number = firstNumber + index; digit >= 0; digit--, number = Math.floor(number / 10))
+    table[at + digit] = 48 + (number % 10);
 }
 
 /** @returns What `seq` is given to say the lines from one index to another. */
@@ -64,7 +65,14 @@ export function createTrack(id: string, pid: number, from: number, to: number): 
   /** Messages that were dropped before the next one. */
   let missing = 0;
   const track: Track = {
-    id, pid, lastSeq: 0, seenBytes: 0, stderr: "", exit: undefined, gaps: 0, detachedBy: undefined,
+    id,
+    pid,
+    lastSeq: 0,
+    seenBytes: 0,
+    stderr: "",
+    exit: undefined,
+    gaps: 0,
+    detachedBy: undefined,
     follow: (line) => line.onStream(id, take),
     takeUp: (line) => {
       track.follow(line);
@@ -80,7 +88,8 @@ export function createTrack(id: string, pid: number, from: number, to: number): 
     },
     check: (isComplete = false) => {
       if (wrong !== undefined) throw new Wrong(`process "${id}": ${wrong}`);
-      if (isComplete && track.seenBytes !== expected.length) throw new Wrong(`process "${id}": ${track.seenBytes} bytes were seen, it said ${expected.length}`);
+      if (isComplete && track.seenBytes !== expected.length)
+        throw new Wrong(`process "${id}": ${track.seenBytes} bytes were seen, it said ${expected.length}`);
     },
   };
   return track;
@@ -98,7 +107,8 @@ export function createTrack(id: string, pid: number, from: number, to: number): 
     if (message.stream === "stderr") return void (track.stderr += bytes.toString("latin1"));
     if (bytes.length === 0 || bytes.length > messageBytes) wrong ??= `a message has ${bytes.length} bytes`;
     if (missing > 0) findPlace(bytes);
-    if (!bytes.equals(expected.subarray(track.seenBytes, track.seenBytes + bytes.length))) wrong ??= `seq ${message.seq}: the ${bytes.length} bytes at ${track.seenBytes} are others`;
+    if (!bytes.equals(expected.subarray(track.seenBytes, track.seenBytes + bytes.length)))
+      wrong ??= `seq ${message.seq}: the ${bytes.length} bytes at ${track.seenBytes} are others`;
     track.seenBytes += bytes.length;
   }
 

@@ -12,7 +12,14 @@ import { build } from "esbuild";
 
 const text = (value) => ({ type: "string", default: value });
 const { values: options } = parseArgs({
-  options: { minutes: text("30"), seed: text(String(Date.now() % 1_000_000)), share: text("50"), only: text(""), program: text(""), out: text("") },
+  options: {
+    minutes: text("30"),
+    seed: text(String(Date.now() % 1_000_000)),
+    share: text("50"),
+    only: text(""),
+    program: text(""),
+    out: text(""),
+  },
 });
 const given = (path) => resolve(process.env.INIT_CWD ?? ".", path); // npm runs scripts at the top
 const root = fileURLToPath(new URL("../..", import.meta.url));
@@ -26,7 +33,16 @@ if (!(minutes > 0 && Number.isSafeInteger(seed) && share > 0)) {
 }
 
 const bundle = resolve(`node_modules/.cache/holdfast-soak-${process.pid}.mjs`);
-await build({ entryPoints: ["tests/soak/soak.ts"], outfile: bundle, bundle: true, platform: "node", format: "esm", target: "node18", packages: "external", logLevel: "warning" });
+await build({
+  entryPoints: ["tests/soak/soak.ts"],
+  outfile: bundle,
+  bundle: true,
+  platform: "node",
+  format: "esm",
+  target: "node18",
+  packages: "external",
+  logLevel: "warning",
+});
 const { soak } = await import(pathToFileURL(bundle).href);
 rmSync(bundle);
 
@@ -34,13 +50,22 @@ const stop = new AbortController();
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.once(signal, () => stop.abort());
 console.log(`${minutes} minutes, seed ${seed}, ${share} % of a core`);
 const { problems, summary, table, svg } = await soak({
-  seconds: minutes * 60, seed, share: share / 100, stop: stop.signal, progress: (line) => console.log(line),
-  ...(options.only === "" ? {} : { only: options.only.split(",") }), ...program,
+  seconds: minutes * 60,
+  seed,
+  share: share / 100,
+  stop: stop.signal,
+  progress: (line) => console.log(line),
+  ...(options.only === "" ? {} : { only: options.only.split(",") }),
+  ...program,
 });
 mkdirSync(out, { recursive: true });
 const path = join(out, `soak-${seed}.svg`);
 writeFileSync(path, svg);
 console.log(`\n${table}\n\n${summary}\n${path}`);
 for (const problem of problems) console.error(`error: ${problem}`);
-console.log(problems.length === 0 ? "Nothing was wrong" : `${problems.length} wrong. Again with: npm run soak -- --minutes ${minutes} --seed ${seed} --share ${share}`);
+console.log(
+  problems.length === 0
+    ? "Nothing was wrong"
+    : `${problems.length} wrong. Again with: npm run soak -- --minutes ${minutes} --seed ${seed} --share ${share}`,
+);
 process.exit(problems.length === 0 ? 0 : 1);

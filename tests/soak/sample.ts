@@ -42,7 +42,9 @@ export interface Checkpoint extends Sample, Rest {
 
 /** Pids of all that run here. */
 export function allPids(): number[] {
-  return readdirSync("/proc").filter((name) => /^\d+$/.test(name)).map(Number);
+  return readdirSync("/proc")
+    .filter((name) => /^\d+$/.test(name))
+    .map(Number);
 }
 
 export function childrenOf(pid: number): number[] {
@@ -63,10 +65,19 @@ export function sampleOf(pid: number, directory: string, at: number): Sample | u
     const names = readdirSync(directory);
     const [cpuSeconds, childCpuSeconds] = cpuOf(pid);
     const sample = {
-      at, pid, cpuSeconds, childCpuSeconds,
-      rssKiB: field(status, "VmRSS"), threads: field(status, "Threads"), pssKiB: field(readFileSync(`/proc/${pid}/smaps_rollup`, "latin1"), "Pss"),
-      descriptors: readdirSync(`/proc/${pid}/fd`).length, children: childrenOf(pid).length, files: names.length,
-      logBytes: names.filter((name) => name.includes(".log")).reduce((sum, name) => sum + lstatSync(join(directory, name)).size, 0),
+      at,
+      pid,
+      cpuSeconds,
+      childCpuSeconds,
+      rssKiB: field(status, "VmRSS"),
+      threads: field(status, "Threads"),
+      pssKiB: field(readFileSync(`/proc/${pid}/smaps_rollup`, "latin1"), "Pss"),
+      descriptors: readdirSync(`/proc/${pid}/fd`).length,
+      children: childrenOf(pid).length,
+      files: names.length,
+      logBytes: names
+        .filter((name) => name.includes(".log"))
+        .reduce((sum, name) => sum + lstatSync(join(directory, name)).size, 0),
     };
     return Number.isNaN(sample.rssKiB + sample.pssKiB + sample.threads) ? undefined : sample;
   } catch {
@@ -77,7 +88,9 @@ export function sampleOf(pid: number, directory: string, at: number): Sample | u
 /** What the open descriptors are, counted by kind, to compare when there are too many of them. */
 export function descriptorKinds(pid: number): string {
   try {
-    return countByKind(readdirSync(`/proc/${pid}/fd`).map((name) => readlinkSync(`/proc/${pid}/fd/${name}`).replace(/:\[\d+\]$/, "")));
+    return countByKind(
+      readdirSync(`/proc/${pid}/fd`).map((name) => readlinkSync(`/proc/${pid}/fd/${name}`).replace(/:\[\d+\]$/, "")),
+    );
   } catch {
     return "unknown";
   }
@@ -86,7 +99,10 @@ export function descriptorKinds(pid: number): string {
 export function countByKind(names: string[]): string {
   const counts = new Map<string, number>();
   for (const name of names) counts.set(name, (counts.get(name) ?? 0) + 1);
-  return [...counts].sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, count]) => `${count} ${name}`).join(", ");
+  return [...counts]
+    .sort(([a], [b]) => (a < b ? -1 : 1))
+    .map(([name, count]) => `${count} ${name}`)
+    .join(", ");
 }
 
 export function medianOf(values: number[]): number {

@@ -91,7 +91,15 @@ const probe = `if (process.argv.includes("--launched")) process.on("SIGUSR2", as
 });
 `;
 
-export async function soak({ seconds, seed, share, only, program = builtFile, progress, stop }: SoakOptions): Promise<SoakResult> {
+export async function soak({
+  seconds,
+  seed,
+  share,
+  only,
+  program = builtFile,
+  progress,
+  stop,
+}: SoakOptions): Promise<SoakResult> {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-soak-"));
   /** Of the daemon alone: what is found in it in the end is its own. */
   const runDirectory = join(directory, "run");
@@ -99,7 +107,13 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
   const restFile = join(directory, "rest.json");
   const probeFile = join(directory, "probe.cjs");
   // Ours, bridges and daemons have both, the daemon's children only the first: it gives them none of its own
-  const env: NodeJS.ProcessEnv = { ...process.env, SOAK_DIRECTORY: directory, HOLDFAST_SOAK: restFile, SHELL: "/bin/sh", XDG_STATE_HOME: join(directory, "state") };
+  const env: NodeJS.ProcessEnv = {
+    ...process.env,
+    SOAK_DIRECTORY: directory,
+    HOLDFAST_SOAK: restFile,
+    SHELL: "/bin/sh",
+    XDG_STATE_HOME: join(directory, "state"),
+  };
   const tokens = ["one", "two"].map((name) => ({ token: `token ${name}`, file: join(directory, `${name}.token`) }));
   const problems: string[] = [];
   const samples: Sample[] = [];
@@ -126,7 +140,10 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
   const busy = new Set<Promise<void>>();
 
   const site: Site = {
-    directory, socket, tokens, env,
+    directory,
+    socket,
+    tokens,
+    env,
     life: { pid: 0, instance: "" },
     counts: { bridgesKilled: 0, linesCut: 0, revivals: 0, publications: 0, gaps: 0 },
     command: (args) => [process.execPath, "--expose-gc", "--require", probeFile, program, ...args, "--socket", socket],
@@ -147,9 +164,16 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
     },
     isDisturbed: () => isDisturbing,
   };
-  const [director, ...workers] = Array.from({ length: 1 + workerCount }, (_, index): Worker => ({
-    site, name: `w${index}`, random: createFractions(seed * 31 + index), ids: Array.from({ length: idsPerWorker }, (_, id) => `w${index}-${id}`), turn: 0,
-  })) as [Worker, ...Worker[]];
+  const [director, ...workers] = Array.from(
+    { length: 1 + workerCount },
+    (_, index): Worker => ({
+      site,
+      name: `w${index}`,
+      random: createFractions(seed * 31 + index),
+      ids: Array.from({ length: idsPerWorker }, (_, id) => `w${index}-${id}`),
+      turn: 0,
+    }),
+  ) as [Worker, ...Worker[]];
   const chosen = operations.filter(({ name }) => only === undefined || only.includes(name));
 
   mkdirSync(runDirectory, { mode: 0o700 });
@@ -187,7 +211,14 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
     await clearUp();
     process.removeListener("uncaughtException", onUncaught);
   }
-  return { problems, summary, table, rests: lives.flatMap((life) => life.rests).length, kills: killed, svg: plotSoak({ seed, samples, lives, problems, flatness }) };
+  return {
+    problems,
+    summary,
+    table,
+    rests: lives.flatMap((life) => life.rests).length,
+    kills: killed,
+    svg: plotSoak({ seed, samples, lives, problems, flatness }),
+  };
 
   // What is done
 
@@ -242,7 +273,10 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
 
   async function carryOut(operation: Operation, worker: Worker): Promise<void> {
     let timer: NodeJS.Timeout | undefined;
-    const late = new Promise<never>((_, fail) => (timer = setTimeout(() => fail(new Wrong(`it is not done within ${operationMs / 1000} s`)), operationMs)));
+    const late = new Promise<never>(
+      (_, fail) =>
+        (timer = setTimeout(() => fail(new Wrong(`it is not done within ${operationMs / 1000} s`)), operationMs)),
+    );
     try {
       await Promise.race([operation.run(worker), late]);
     } finally {
@@ -284,7 +318,9 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
   // The daemon's lives
 
   async function startAnew(args: string[] = []): Promise<void> {
-    const started = JSON.parse((await run(director, ["--serve", "--json", "--token-file", tokens[0]!.file, ...args])).stdout.toString());
+    const started = JSON.parse(
+      (await run(director, ["--serve", "--json", "--token-file", tokens[0]!.file, ...args])).stdout.toString(),
+    );
     if (started.how !== "started") throw new Wrong(`--serve has ${started.how}, not started`);
     await run(director, ["--serve", "--token-file", tokens[1]!.file]);
     await adopt(started.instance);
@@ -293,9 +329,11 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
   /** From now on this is the daemon; it is the only one. */
   async function adopt(instance: string): Promise<void> {
     const record = JSON.parse(readFileSync(`${socket}.record`, "utf8"));
-    if (record.instance !== instance) throw new Wrong(`instance ${instance} answers, the record is that of ${record.instance}`);
+    if (record.instance !== instance)
+      throw new Wrong(`instance ${instance} answers, the record is that of ${record.instance}`);
     await until("exactly one daemon", () => daemons().length === 1, 20_000);
-    if (daemons()[0] !== record.pid) throw new Wrong(`process ${daemons()[0]} is the daemon, the record says ${record.pid}`);
+    if (daemons()[0] !== record.pid)
+      throw new Wrong(`process ${daemons()[0]} is the daemon, the record says ${record.pid}`);
     site.life = { pid: record.pid, instance };
     lives.push({ ...site.life, from: at(), rests: [], end: undefined });
   }
@@ -315,7 +353,8 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
     else await startAnew(["--replace"]);
     await until(`the end of ${old.pid} by ${how}`, () => !isAlive(old.pid), 20_000);
     const left = orphans();
-    if (left.length > 0) throw new Wrong(`after ${how} there are processes of the old daemon: ${left.map(describeProcess).join("; ")}`);
+    if (left.length > 0)
+      throw new Wrong(`after ${how} there are processes of the old daemon: ${left.map(describeProcess).join("; ")}`);
     if (how === "--stop --now") await startAnew();
   }
 
@@ -324,16 +363,19 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
     const lines = Array.from({ length: 3 }, () => openBridgeLine(site.command(["--bridge"]), env, "native"));
     setTimeout(() => lines[0]!.cut(), random() * 250);
     site.counts.bridgesKilled++;
-    const answers = await Promise.all(lines.map(async (line, index) => {
-      line.auth = tokens[index % 2]!.token;
-      const answer = await line.request("server.capabilities").catch((error) => {
-        if (index > 0) throw error;
-      });
-      await line.close();
-      return answer?.instanceId as string | undefined;
-    }));
+    const answers = await Promise.all(
+      lines.map(async (line, index) => {
+        line.auth = tokens[index % 2]!.token;
+        const answer = await line.request("server.capabilities").catch((error) => {
+          if (index > 0) throw error;
+        });
+        await line.close();
+        return answer?.instanceId as string | undefined;
+      }),
+    );
     const [instance, ...others] = answers.filter((one) => one !== undefined);
-    if (instance === undefined || instance === old.instance || others.some((one) => one !== instance)) throw new Wrong(`healed by ${answers.join(", ")}, ${old.instance} was killed`);
+    if (instance === undefined || instance === old.instance || others.some((one) => one !== instance))
+      throw new Wrong(`healed by ${answers.join(", ")}, ${old.instance} was killed`);
     await adopt(instance);
     healed++;
   }
@@ -361,7 +403,11 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
   function ours(areStartedByUs: boolean): number[] {
     return allPids().filter((pid) => {
       const variables = textOf(`/proc/${pid}/environ`).split("\0");
-      return variables.includes(`SOAK_DIRECTORY=${directory}`) && variables.includes(`HOLDFAST_SOAK=${restFile}`) === areStartedByUs && isAlive(pid);
+      return (
+        variables.includes(`SOAK_DIRECTORY=${directory}`) &&
+        variables.includes(`HOLDFAST_SOAK=${restFile}`) === areStartedByUs &&
+        isAlive(pid)
+      );
     });
   }
 
@@ -394,7 +440,8 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
   async function takeCheckpoint(): Promise<void> {
     const { pid, rests } = lives.at(-1)!;
     const first = rests[0];
-    const keyOf = (one: Checkpoint): string => `${one.descriptors} descriptors, ${one.threads} threads, ${one.children} children, handles: ${one.resources}`;
+    const keyOf = (one: Checkpoint): string =>
+      `${one.descriptors} descriptors, ${one.threads} threads, ${one.children} children, handles: ${one.resources}`;
     let before = "";
     let stillRounds = 0;
     for (const deadline = Date.now() + restMs; ; await sleep(200)) {
@@ -409,7 +456,9 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
       if (isSettled) return void rests.push(checkpoint);
       if (Date.now() > deadline) {
         const expected = first === undefined ? "no children, and to stand still" : keyOf(first);
-        throw new Wrong(`${key} (${descriptorKinds(pid)}), expected ${expected}, after ${count - (first?.operations ?? 0)} operations`);
+        throw new Wrong(
+          `${key} (${descriptorKinds(pid)}), expected ${expected}, after ${count - (first?.operations ?? 0)} operations`,
+        );
       }
     }
   }
@@ -430,7 +479,10 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
       if (rows.length > 0) last = rows;
       for (const { what, middle, last: after, bound, perOperation } of rows) {
         if (after - middle <= bound) continue;
-        blame(`instance ${instance.slice(0, 8)}`, `its memory is not flat: ${what} ${size(middle)} in the middle third of ${rests.length} rests, ${size(after)} in the last, may grow by ${size(bound)}: ${Math.round(perOperation)} bytes an operation`);
+        blame(
+          `instance ${instance.slice(0, 8)}`,
+          `its memory is not flat: ${what} ${size(middle)} in the middle third of ${rests.length} rests, ${size(after)} in the last, may grow by ${size(bound)}: ${Math.round(perOperation)} bytes an operation`,
+        );
       }
     }
     return last;
@@ -441,8 +493,14 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
     lives.at(-1)!.end = "--stop --now";
     const left = (): string[] => [
       ...[...ours(true), ...ours(false)].map(describeProcess),
-      ...readdirSync(runDirectory).filter((name) => !["rpc.sock.record", "remote-server.log", "remote-server.log.1"].includes(name)),
-      ...["files", "state"].flatMap((name) => (existsSync(join(directory, name)) ? readdirSync(join(directory, name), { recursive: true, encoding: "utf8" }) : [])),
+      ...readdirSync(runDirectory).filter(
+        (name) => !["rpc.sock.record", "remote-server.log", "remote-server.log.1"].includes(name),
+      ),
+      ...["files", "state"].flatMap((name) =>
+        existsSync(join(directory, name))
+          ? readdirSync(join(directory, name), { recursive: true, encoding: "utf8" })
+          : [],
+      ),
     ];
     await until("nothing is left", () => left().length === 0, 20_000).catch(() => {});
     if (left().length > 0) blame("the end", `there is left: ${left().join("; ")}`);
@@ -461,27 +519,42 @@ export async function soak({ seconds, seed, share, only, program = builtFile, pr
     const atRest = lives.at(-1)?.rests.at(-1);
     const { bridgesKilled, linesCut, revivals, publications, gaps } = site.counts;
     return [
-      `${count} operations (${[...interrupted.values()].reduce((sum, times) => sum + times, 0)} interrupted)`, `${lives.length - 1} daemons ended, ${killed} of them by kill -9, ${healed} healed`,
+      `${count} operations (${[...interrupted.values()].reduce((sum, times) => sum + times, 0)} interrupted)`,
+      `${lives.length - 1} daemons ended, ${killed} of them by kill -9, ${healed} healed`,
       `${bridgesKilled} bridges killed, ${linesCut} sockets cut, ${revivals} revivals, ${publications} publications after a deletion, ${gaps} gaps named`,
       `memory ${(peakKiB / 1024).toFixed(0)} MiB at most`,
-      ...(atRest === undefined ? [] : [
-        `at rest ${(atRest.rssKiB / 1024).toFixed(0)} MiB (heap ${size(atRest.heapBytes)}, buffers ${size(atRest.bufferBytes)})`,
-        `${atRest.descriptors} descriptors, ${atRest.threads} threads, ${atRest.children} children`,
-      ]),
+      ...(atRest === undefined
+        ? []
+        : [
+            `at rest ${(atRest.rssKiB / 1024).toFixed(0)} MiB (heap ${size(atRest.heapBytes)}, buffers ${size(atRest.bufferBytes)})`,
+            `${atRest.descriptors} descriptors, ${atRest.threads} threads, ${atRest.children} children`,
+          ]),
       `${((100 * usedSeconds()) / at()).toFixed(0)} % of a core`,
     ].join("; ");
   }
 
   function tableOf(): string {
-    const names = [...new Set([...done.keys(), ...interrupted.keys()])].sort((a, b) => (done.get(b) ?? 0) - (done.get(a) ?? 0));
-    const rows = [["operation", "done, interrupted"], ...names.map((name) => [name, `${done.get(name) ?? 0}, ${interrupted.get(name) ?? 0}`])];
+    const names = [...new Set([...done.keys(), ...interrupted.keys()])].sort(
+      (a, b) => (done.get(b) ?? 0) - (done.get(a) ?? 0),
+    );
+    const rows = [
+      ["operation", "done, interrupted"],
+      ...names.map((name) => [name, `${done.get(name) ?? 0}, ${interrupted.get(name) ?? 0}`]),
+    ];
     rows.push(["", ""], ["daemon", "lived, rests, end"]);
     for (const [index, life] of lives.entries()) {
       const lived = (lives[index + 1]?.from ?? at()) - life.from;
-      rows.push([`${life.pid} ${life.instance.slice(0, 8)}`, `${Math.round(lived)} s, ${life.rests.length}, ${life.end ?? ""}`]);
+      rows.push([
+        `${life.pid} ${life.instance.slice(0, 8)}`,
+        `${Math.round(lived)} s, ${life.rests.length}, ${life.end ?? ""}`,
+      ]);
     }
     rows.push(["", ""], ["at rest", "middle third, last third, may grow by, grew per operation"]);
-    for (const one of flatness) rows.push([one.what, `${size(one.middle)}, ${size(one.last)}, ${size(one.bound)}, ${one.perOperation.toFixed(1)} bytes`]);
+    for (const one of flatness)
+      rows.push([
+        one.what,
+        `${size(one.middle)}, ${size(one.last)}, ${size(one.bound)}, ${one.perOperation.toFixed(1)} bytes`,
+      ]);
     if (flatness.length === 0) rows.push(["memory", `not judged: no daemon had ${leastCheckpoints} rests`]);
     return rows.map(([name, text]) => `${name!.padEnd(20)}${text}`.trimEnd()).join("\n");
   }

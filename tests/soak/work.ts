@@ -2,7 +2,16 @@
 
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, rmSync, unlinkSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  unlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { isAlive, outcomeOf, sleep, statOf } from "../daemon.ts";
 import type { Outcome } from "../daemon.ts";
@@ -79,7 +88,10 @@ async function refusal(promise: Promise<unknown>, code: number, what: string): P
 // Lines and processes
 
 /** Opens a line in any of the four ways, and authenticates in either of two. */
-export async function openLine(worker: Worker, { bridge = chance(worker, 0.2), framing = pick(worker, ["native", "native", "lines"] as const) } = {}): Promise<Line> {
+export async function openLine(
+  worker: Worker,
+  { bridge = chance(worker, 0.2), framing = pick(worker, ["native", "native", "lines"] as const) } = {},
+): Promise<Line> {
   const { site } = worker;
   const { life } = site;
   const { token } = pick(worker, site.tokens);
@@ -103,7 +115,11 @@ async function dial(site: Site, bridge: boolean, framing: Line["framing"]): Prom
   return openSocketLine(site.socket, framing);
 }
 
-async function withLine(worker: Worker, use: (line: Line) => Promise<void>, way?: Parameters<typeof openLine>[1]): Promise<void> {
+async function withLine(
+  worker: Worker,
+  use: (line: Line) => Promise<void>,
+  way?: Parameters<typeof openLine>[1],
+): Promise<void> {
   const line = await openLine(worker, way);
   try {
     await use(line);
@@ -126,14 +142,25 @@ function cut({ site }: Worker, line: Line): void {
 }
 
 /** Starts a process under the worker's next name. What an operation left there that lost its line is ended first. */
-async function start(worker: Worker, line: Line, command: string, args: string[], { from = 0, to = 0, env = undefined as object | undefined } = {}): Promise<Track> {
+async function start(
+  worker: Worker,
+  line: Line,
+  command: string,
+  args: string[],
+  { from = 0, to = 0, env = undefined as object | undefined } = {},
+): Promise<Track> {
   const id = worker.ids[worker.turn++ % worker.ids.length]!;
   let track: Track | undefined;
   line.onStream(id, () => {}); // of an earlier process of this name
-  const begin = (): Promise<unknown> => line.request("process.spawn", { id, command, args, cwd: worker.site.directory, ...(env === undefined ? {} : { env }) }, (result) => {
-    track = createTrack(id, result.pid, from, to);
-    track.follow(line);
-  });
+  const begin = (): Promise<unknown> =>
+    line.request(
+      "process.spawn",
+      { id, command, args, cwd: worker.site.directory, ...(env === undefined ? {} : { env }) },
+      (result) => {
+        track = createTrack(id, result.pid, from, to);
+        track.follow(line);
+      },
+    );
   for (const deadline = Date.now() + 30_000; track === undefined; ) {
     try {
       await begin();
@@ -162,7 +189,8 @@ async function finish(line: Line, track: Track): Promise<void> {
 export async function run(worker: Worker, args: string[], codes = [0]): Promise<Outcome> {
   const command = worker.site.command(args);
   const outcome = await outcomeOf(spawn(command[0]!, command.slice(1), { env: worker.site.env, cwd: "/" }), "", 60_000);
-  if (!codes.includes(outcome.code!)) throw new Lost(`${args.join(" ")} ended with ${outcome.code ?? outcome.signal}: ${outcome.stderr}`);
+  if (!codes.includes(outcome.code!))
+    throw new Lost(`${args.join(" ")} ended with ${outcome.code ?? outcome.signal}: ${outcome.stderr}`);
   return outcome;
 }
 
@@ -170,7 +198,8 @@ export async function run(worker: Worker, args: string[], codes = [0]): Promise<
 
 async function ping(worker: Worker): Promise<void> {
   await withLine(worker, async (line) => {
-    for (let count = integer(worker, 1, 20); count > 0; count--) same(await line.request("server.ping"), { pong: true }, "server.ping");
+    for (let count = integer(worker, 1, 20); count > 0; count--)
+      same(await line.request("server.ping"), { pong: true }, "server.ping");
   });
 }
 
@@ -179,13 +208,21 @@ async function shortProcess(worker: Worker): Promise<void> {
     const from = integer(worker, 0, 1000);
     const to = from + integer(worker, 1, 3000);
     const code = integer(worker, 0, 100);
-    const track = await start(worker, line, "/bin/sh", ["-c", `${seqOf(from, to)}; echo "$WORD" >&2; exit ${code}`], { from, to, env: { WORD: `word ${code}` } });
+    const track = await start(worker, line, "/bin/sh", ["-c", `${seqOf(from, to)}; echo "$WORD" >&2; exit ${code}`], {
+      from,
+      to,
+      env: { WORD: `word ${code}` },
+    });
     await finish(line, track);
     track.check(true);
     same([track.exit, track.stderr], [{ exitCode: code }, `word ${code}\n`], "a short process");
     const { processes } = await line.request("process.list");
     const listed = processes.find(({ id }: { id: string }) => id === track.id);
-    same([listed?.pid, listed?.running, listed?.lastSeq], [track.pid, false, track.lastSeq], "its entry in process.list");
+    same(
+      [listed?.pid, listed?.running, listed?.lastSeq],
+      [track.pid, false, track.lastSeq],
+      "its entry in process.list",
+    );
   });
 }
 
@@ -195,16 +232,32 @@ async function echo(worker: Worker): Promise<void> {
     const to = integer(worker, 100, 20_000);
     const given = linesOf(0, to);
     const track = await start(worker, line, "cat", [], { to });
-    const write = (from: number, until: number, more = {}) => line.request("process.stdin", { id: track.id, data: given.toString("base64", from, until), offset: from, ...more });
+    const write = (from: number, until: number, more = {}) =>
+      line.request("process.stdin", {
+        id: track.id,
+        data: given.toString("base64", from, until),
+        offset: from,
+        ...more,
+      });
     for (let at = 0; at < given.length; ) {
       const until = Math.min(given.length, at + integer(worker, 1, 40_000));
       const from = chance(worker, 0.3) ? integer(worker, 0, at + 1) : at; // some of it was given before
       same(await write(from, until), { success: true, applied: until }, "process.stdin");
-      if (chance(worker, 0.2)) same(await write(from, until), { success: true, applied: until, duplicate: true }, "process.stdin again");
-      if (chance(worker, 0.2)) same((await refusal(write(until + 1, until + 5), -32003, "stdin ahead")).data, { applied: until }, "stdin ahead");
+      if (chance(worker, 0.2))
+        same(await write(from, until), { success: true, applied: until, duplicate: true }, "process.stdin again");
+      if (chance(worker, 0.2))
+        same(
+          (await refusal(write(until + 1, until + 5), -32003, "stdin ahead")).data,
+          { applied: until },
+          "stdin ahead",
+        );
       at = until;
     }
-    same(await line.request("process.stdin", { id: track.id, end: true }), { success: true, applied: given.length }, "the end of stdin");
+    same(
+      await line.request("process.stdin", { id: track.id, end: true }),
+      { success: true, applied: given.length },
+      "the end of stdin",
+    );
     await finish(line, track);
     track.check(true);
     same(track.exit, { exitCode: 0 }, "cat");
@@ -232,12 +285,25 @@ async function family(worker: Worker): Promise<void> {
 
 async function kill(worker: Worker): Promise<void> {
   await withLine(worker, async (line) => {
-    const [signal, number] = pick(worker, [["SIGTERM", 15], ["SIGKILL", 9], ["SIGINT", 2], ["SIGUSR1", 10]] as const);
+    const [signal, number] = pick(worker, [
+      ["SIGTERM", 15],
+      ["SIGKILL", 9],
+      ["SIGINT", 2],
+      ["SIGUSR1", 10],
+    ] as const);
     const track = await start(worker, line, "sleep", ["300"]);
     same(await line.request("process.kill", { id: track.id, signal }), { success: true }, "process.kill");
     await finish(line, track);
-    same(track.exit, { exitCode: 128 + number, signal, ...(signal === "SIGUSR1" ? {} : { killedBy: "client" }) }, signal);
-    same(await line.request("process.kill", { id: track.id }), { success: true, alreadyExited: true }, "process.kill again");
+    same(
+      track.exit,
+      { exitCode: 128 + number, signal, ...(signal === "SIGUSR1" ? {} : { killedBy: "client" }) },
+      signal,
+    );
+    same(
+      await line.request("process.kill", { id: track.id }),
+      { success: true, alreadyExited: true },
+      "process.kill again",
+    );
   });
 }
 
@@ -245,7 +311,11 @@ async function noProcess(worker: Worker): Promise<void> {
   await withLine(worker, async (line) => {
     const id = `${worker.name}-none`;
     await refusal(line.request("process.spawn", { id, command: "/no/such/command" }), -32603, "no such command");
-    await refusal(line.request("process.spawn", { id, command: "true", cwd: "/no/such/directory" }), -32603, "no such directory");
+    await refusal(
+      line.request("process.spawn", { id, command: "true", cwd: "/no/such/directory" }),
+      -32603,
+      "no such directory",
+    );
     await refusal(line.request("process.stdin", { id, data: "" }), -32602, "stdin of nobody");
     same(await line.request("process.killAndWait", { id }), { found: false, died: false }, "killAndWait of nobody");
   });
@@ -272,7 +342,9 @@ async function flood(worker: Worker): Promise<void> {
 async function unread(worker: Worker): Promise<void> {
   const to = chance(worker, 0.3) ? lineCount : integer(worker, 1000, 300_000);
   const line = await openLine(worker);
-  const track = await start(worker, line, "/bin/sh", ["-c", `${seqOf(0, 10)}; sleep 0.2; exec ${seqOf(10, to)}`], { to });
+  const track = await start(worker, line, "/bin/sh", ["-c", `${seqOf(0, 10)}; sleep 0.2; exec ${seqOf(10, to)}`], {
+    to,
+  });
   await sleep(integer(worker, 0, 300));
   cut(worker, line);
   await line.closed;
@@ -291,9 +363,16 @@ async function unread(worker: Worker): Promise<void> {
     await next.request("process.reattach", { id: track.id, fromSeq });
     await next.until("the exit again", () => seen.at(-1)?.stream === "exit");
     const seqs = seen.map(({ seq }) => seq);
-    same([seqs[0], seqs.length], [fromSeq + 1, track.lastSeq - fromSeq], "seq and number of the messages that are sent again");
+    same(
+      [seqs[0], seqs.length],
+      [fromSeq + 1, track.lastSeq - fromSeq],
+      "seq and number of the messages that are sent again",
+    );
     const bytes = Buffer.concat(seen.slice(0, -1).map(({ data }) => Buffer.from(data, "base64")));
-    expect(bytes.equals(linesOf(0, to).subarray(linesOf(0, to).length - bytes.length)), () => `the last ${bytes.length} bytes are others when they are sent again`);
+    expect(
+      bytes.equals(linesOf(0, to).subarray(linesOf(0, to).length - bytes.length)),
+      () => `the last ${bytes.length} bytes are others when they are sent again`,
+    );
     worker.site.counts.gaps += track.gaps;
   });
 }
@@ -317,7 +396,12 @@ async function longProcess(worker: Worker): Promise<void> {
       if (!running) {
         await finish(line, track);
       } else if (isLast) {
-        for (let at = stdinApplied; at < given.length; at += 200_000) await line.request("process.stdin", { id: track.id, offset: at, data: given.toString("base64", at, at + 200_000) });
+        for (let at = stdinApplied; at < given.length; at += 200_000)
+          await line.request("process.stdin", {
+            id: track.id,
+            offset: at,
+            data: given.toString("base64", at, at + 200_000),
+          });
         await line.request("process.stdin", { id: track.id, end: true });
         await finish(line, track);
       } else {
@@ -347,19 +431,25 @@ async function longProcess(worker: Worker): Promise<void> {
 
 /** Two readers of one process: the second takes it from the first, which is told, and stays. */
 async function takeOver(worker: Worker): Promise<void> {
-  await withLine(worker, (first) => withLine(worker, async (second) => {
-    const track = await start(worker, first, "cat", []);
-    await track.takeUp(second);
-    const words: any[] = [];
-    first.onStream(track.id, (message) => words.push(message));
-    const taken = await second.request("process.reattach", { id: track.id, fromSeq: 0 });
-    same(taken, { found: true, running: true, firstSeq: 1, lastSeq: 0, stdinApplied: 0 }, "process.reattach");
-    same(await first.request("server.ping"), { pong: true }, "the first reader's ping");
-    await first.request("process.reattach", { id: track.id, fromSeq: 0 });
-    await second.until("the word that it was taken over", () => track.detachedBy !== undefined);
-    same(await first.request("process.killAndWait", { id: track.id, signal: "SIGKILL" }), { found: true, died: true }, "killAndWait");
-    await first.until("its exit", () => words.at(-1)?.stream === "exit");
-  }));
+  await withLine(worker, (first) =>
+    withLine(worker, async (second) => {
+      const track = await start(worker, first, "cat", []);
+      await track.takeUp(second);
+      const words: any[] = [];
+      first.onStream(track.id, (message) => words.push(message));
+      const taken = await second.request("process.reattach", { id: track.id, fromSeq: 0 });
+      same(taken, { found: true, running: true, firstSeq: 1, lastSeq: 0, stdinApplied: 0 }, "process.reattach");
+      same(await first.request("server.ping"), { pong: true }, "the first reader's ping");
+      await first.request("process.reattach", { id: track.id, fromSeq: 0 });
+      await second.until("the word that it was taken over", () => track.detachedBy !== undefined);
+      same(
+        await first.request("process.killAndWait", { id: track.id, signal: "SIGKILL" }),
+        { found: true, died: true },
+        "killAndWait",
+      );
+      await first.until("its exit", () => words.at(-1)?.stream === "exit");
+    }),
+  );
 }
 
 async function files(worker: Worker): Promise<void> {
@@ -367,7 +457,17 @@ async function files(worker: Worker): Promise<void> {
   await withLine(worker, async (line) => {
     const path = join(directory, "below", `file ${integer(worker, 0, 10)}`);
     const bytes = Buffer.from(linesOf(0, integer(worker, 0, 20_000))); // at most 180 kB
-    same(await line.request("files.write", { path, content: bytes.toString("base64"), encoding: "base64", createDirs: true, mode: 0o640 }), { written: bytes.length }, "files.write");
+    same(
+      await line.request("files.write", {
+        path,
+        content: bytes.toString("base64"),
+        encoding: "base64",
+        createDirs: true,
+        mode: 0o640,
+      }),
+      { written: bytes.length },
+      "files.write",
+    );
     expect(readFileSync(path).equals(bytes), () => "the file has other bytes than were written");
     const { exists, isDir, size, mode } = await line.request("files.stat", { path });
     same([exists, isDir, size, mode], [true, false, bytes.length, "-rw-r-----"], "files.stat");
@@ -375,12 +475,23 @@ async function files(worker: Worker): Promise<void> {
     expect(content === bytes.toString(), () => "files.read has other text than was written");
     const offset = integer(worker, 0, bytes.length + 1);
     const part = await line.request("files.read", { path, offset, maxBytes: 1000, encoding: "base64" });
-    expect(Buffer.from(part.content, "base64").equals(bytes.subarray(offset, offset + 1000)), () => `files.read at ${offset} has other bytes`);
+    expect(
+      Buffer.from(part.content, "base64").equals(bytes.subarray(offset, offset + 1000)),
+      () => `files.read at ${offset} has other bytes`,
+    );
     const { entries } = await line.request("files.list", { path: join(directory, "below"), includeHidden: true });
-    same(entries.map(({ name }: { name: string }) => name), readdirSync(join(directory, "below")).sort(), "files.list");
+    same(
+      entries.map(({ name }: { name: string }) => name),
+      readdirSync(join(directory, "below")).sort(),
+      "files.list",
+    );
     same((await line.request("files.stat", { path: `${path}.absent` })).exists, false, "files.stat of nothing");
     await refusal(line.request("files.read", { path: directory }), -32603, "files.read of a directory");
-    await refusal(line.request("files.write", { path: `${directory}/none/x`, content: "" }), -32603, "files.write into nothing");
+    await refusal(
+      line.request("files.write", { path: `${directory}/none/x`, content: "" }),
+      -32603,
+      "files.write into nothing",
+    );
     same((await line.request("files.validate", { path: directory })).isDir, true, "files.validate");
   });
   rmSync(directory, { recursive: true, force: true });
@@ -391,16 +502,29 @@ async function batch(worker: Worker): Promise<void> {
     const token = worker.site.tokens[0]!.token;
     const count = integer(worker, 1, 60);
     const requests = Array.from({ length: count }, (_, index) => ({
-      jsonrpc: "2.0", method: pick(worker, ["server.ping", "server.nothing", "files.stat"]), params: { path: "/" }, auth: token, ...(chance(worker, 0.8) ? { id: `b${index}` } : {}),
+      jsonrpc: "2.0",
+      method: pick(worker, ["server.ping", "server.nothing", "files.stat"]),
+      params: { path: "/" },
+      auth: token,
+      ...(chance(worker, 0.8) ? { id: `b${index}` } : {}),
     }));
     const asked = requests.filter(({ id }) => id !== undefined);
     line.send(requests);
     if (asked.length === 0) return;
     const answers = await line.next();
-    same(answers.map(({ id }: { id: string }) => id), asked.map(({ id }) => id), "the ids of a batch");
+    same(
+      answers.map(({ id }: { id: string }) => id),
+      asked.map(({ id }) => id),
+      "the ids of a batch",
+    );
     answers.forEach((answer: any, at: number) => {
       const { method } = asked[at]!;
-      const isRight = method === "server.ping" ? answer.result?.pong === true : method === "files.stat" ? answer.result?.isDir === true : answer.error?.code === -32601;
+      const isRight =
+        method === "server.ping"
+          ? answer.result?.pong === true
+          : method === "files.stat"
+            ? answer.result?.isDir === true
+            : answer.error?.code === -32601;
       expect(isRight, () => `the answer to ${method} in a batch is ${JSON.stringify(answer)}`);
     });
   });
@@ -418,7 +542,15 @@ async function garbage(worker: Worker): Promise<void> {
       repeated[0] = line.framing === "native" ? 0 : 1;
       line.write(repeated);
     } else if (kind === 1) {
-      line.write(line.framing === "native" ? Buffer.concat([Buffer.from([0, 0, 0, noise.length]), noise]) : Buffer.concat([Buffer.from("x"), Buffer.from(noise.toString("latin1").replaceAll("\n", "")), Buffer.from("\n")]));
+      line.write(
+        line.framing === "native"
+          ? Buffer.concat([Buffer.from([0, 0, 0, noise.length]), noise])
+          : Buffer.concat([
+              Buffer.from("x"),
+              Buffer.from(noise.toString("latin1").replaceAll("\n", "")),
+              Buffer.from("\n"),
+            ]),
+      );
       const { id, error } = await line.next();
       same([id, error.code], [null, -32700], "noise in a frame");
     } else if (kind === 2) {
@@ -426,7 +558,10 @@ async function garbage(worker: Worker): Promise<void> {
       await refusal(line.request("server.authenticate", { token: "wrong" }), -32001, "with a wrong token");
     } else {
       const body = JSON.stringify({ jsonrpc: "2.0", id: 1, method: "server.ping", auth: site.tokens[0]!.token });
-      const bytes = line.framing === "native" ? Buffer.concat([Buffer.from([0, 0, 0, body.length]), Buffer.from(body)]) : Buffer.from(`${body}\n`);
+      const bytes =
+        line.framing === "native"
+          ? Buffer.concat([Buffer.from([0, 0, 0, body.length]), Buffer.from(body)])
+          : Buffer.from(`${body}\n`);
       line.write(bytes.subarray(0, integer(worker, 1, bytes.length))); // half a frame, and gone
     }
     await sleep(integer(worker, 0, 50));
@@ -439,10 +574,13 @@ async function garbage(worker: Worker): Promise<void> {
 
 /** Many at once, all cut. */
 async function crowd(worker: Worker): Promise<void> {
-  const lines = await Promise.allSettled(Array.from({ length: integer(worker, 5, 30) }, () => openSocketLine(worker.site.socket, "native")));
+  const lines = await Promise.allSettled(
+    Array.from({ length: integer(worker, 5, 30) }, () => openSocketLine(worker.site.socket, "native")),
+  );
   const open = lines.flatMap((one) => (one.status === "fulfilled" ? [one.value] : []));
   for (const line of open) {
-    if (chance(worker, 0.5)) line.send({ jsonrpc: "2.0", id: 1, method: "server.ping", auth: worker.site.tokens[0]!.token });
+    if (chance(worker, 0.5))
+      line.send({ jsonrpc: "2.0", id: 1, method: "server.ping", auth: worker.site.tokens[0]!.token });
     cut(worker, line);
     await line.closed;
   }
@@ -488,7 +626,8 @@ function join_(worker: Worker): Promise<void> {
     const file = join(site.directory, `${worker.name}.token`);
     const token = `${worker.name} ${Math.floor(worker.random() * 1e9)}`;
     writeFileSync(file, `${token}\n`, { mode: 0o600 });
-    for (const one of [file, ...site.tokens.map((each) => each.file)]) { // the newest 64 are good: ours are to be among them
+    for (const one of [file, ...site.tokens.map((each) => each.file)]) {
+      // the newest 64 are good: ours are to be among them
       const { stdout } = await run(worker, ["--serve", "--json", "--token-file", one]);
       const found = JSON.parse(stdout.toString());
       same([found.how, found.pid, found.instance], ["joined", site.life.pid, site.life.instance], "--serve");
@@ -505,19 +644,36 @@ function deleted(worker: Worker): Promise<void> {
   const { site } = worker;
   return site.disturb(async () => {
     const record = `${site.socket}.record`;
-    const names = pick(worker, [[site.socket], [record], [site.socket, record], [site.socket, record, JSON.parse(readFileSync(record, "utf8")).socket.bound as string]]);
+    const names = pick(worker, [
+      [site.socket],
+      [record],
+      [site.socket, record],
+      [site.socket, record, JSON.parse(readFileSync(record, "utf8")).socket.bound as string],
+    ]);
     for (const name of names) unlinkSync(name);
     if (chance(worker, 0.75)) {
       const { stdout } = await run(worker, ["--serve", "--json", "--token-file", site.tokens[0]!.file]);
       const found = JSON.parse(stdout.toString());
-      same([found.how, found.pid, found.instance], ["joined", site.life.pid, site.life.instance], `--serve after ${names.join(", ")} was deleted`);
+      same(
+        [found.how, found.pid, found.instance],
+        ["joined", site.life.pid, site.life.instance],
+        `--serve after ${names.join(", ")} was deleted`,
+      );
     }
-    for (const deadline = Date.now() + 60_000; !names.every(existsSync) && !(existsSync(site.socket) && existsSync(record)); await sleep(50)) {
+    for (
+      const deadline = Date.now() + 60_000;
+      !names.every(existsSync) && !(existsSync(site.socket) && existsSync(record));
+      await sleep(50)
+    ) {
       expect(Date.now() < deadline, () => `${names.join(", ")} was deleted, and is not there again after 60 s`);
     }
     await sleep(50);
     const found = JSON.parse(readFileSync(record, "utf8"));
-    same([found.instance, found.socket.ino], [site.life.instance, lstatSync(site.socket).ino], "the record, published again");
+    same(
+      [found.instance, found.socket.ino],
+      [site.life.instance, lstatSync(site.socket).ino],
+      "the record, published again",
+    );
     site.counts.publications++;
   });
 }
@@ -534,8 +690,14 @@ function stopAndRevive(worker: Worker): Promise<void> {
     expect(/^stopped [1-9]\d*\n$/.test(stdout.toString()), () => `--stop says ${stdout}`);
     await first.closed;
     expect(!existsSync(site.socket), () => "the socket is there after --stop");
-    const revived = JSON.parse((await run(worker, ["--serve", "--json", "--token-file", site.tokens[0]!.file])).stdout.toString());
-    same([revived.how, revived.pid, revived.instance], ["revived", life.pid, life.instance], "--serve within the grace");
+    const revived = JSON.parse(
+      (await run(worker, ["--serve", "--json", "--token-file", site.tokens[0]!.file])).stdout.toString(),
+    );
+    same(
+      [revived.how, revived.pid, revived.instance],
+      ["revived", life.pid, life.instance],
+      "--serve within the grace",
+    );
     const line = await openLine(worker, { bridge: chance(worker, 0.3) });
     same((await track.takeUp(line)).running, true, "the process after the revival");
     await line.request("process.stdin", { id: track.id, data: Buffer.from("go\n").toString("base64") });
@@ -549,7 +711,9 @@ function stopAndRevive(worker: Worker): Promise<void> {
 /** A grandchild holds the pipes for longer than the exit message waits. */
 async function grandchild(worker: Worker): Promise<void> {
   await withLine(worker, async (line) => {
-    const track = await start(worker, line, "/bin/sh", ["-c", `sleep 300 & echo $! >&2; ${seqOf(0, 5)}; exit 3`], { to: 5 });
+    const track = await start(worker, line, "/bin/sh", ["-c", `sleep 300 & echo $! >&2; ${seqOf(0, 5)}; exit 3`], {
+      to: 5,
+    });
     await finish(line, track);
     same(track.exit, { exitCode: 3 }, "its exit");
     track.check(true);
@@ -585,14 +749,18 @@ export const operations: Operation[] = [
 
 /** As much as can be held for one worker: a process that says more than is held, to a reader that stands still for a while. */
 export async function tide(worker: Worker): Promise<void> {
-  await withLine(worker, async (line) => {
-    const track = await start(worker, line, "/bin/sh", ["-c", `exec ${seqOf(0, lineCount)}`], { to: lineCount });
-    line.pause();
-    await sleep(1500);
-    line.resume();
-    await finish(line, track);
-    track.check(true);
-  }, { bridge: false });
+  await withLine(
+    worker,
+    async (line) => {
+      const track = await start(worker, line, "/bin/sh", ["-c", `exec ${seqOf(0, lineCount)}`], { to: lineCount });
+      line.pause();
+      await sleep(1500);
+      line.resume();
+      await finish(line, track);
+      track.check(true);
+    },
+    { bridge: false },
+  );
 }
 
 /** Gives each name of a worker to a process that says nothing: what the earlier ones said is forgotten, and what still runs is ended. */
