@@ -18,6 +18,16 @@ show_progress() {
   if [ -t 1 ]; then printf '\r\e[K'; fi
 }
 
+# debootstrap has a script for each suite that was known when it was made; what is newer is built as sid is.
+scripts_for() {
+  local own=/usr/share/debootstrap linked=$cache/.scripts
+  if [ -e "$own/scripts/$1" ]; then echo "$own"; return; fi
+  rm -rf "$linked"
+  cp -a "$own" "$linked"
+  ln -s sid "$linked/scripts/$1"
+  echo "$linked"
+}
+
 mkdir -p "$cache"
 exec 3>"$cache/.$1.lock"
 flock 3 # a second run waits for the first one's build
@@ -25,7 +35,7 @@ flock 3 # a second run waits for the first one's build
 if [ ! -e "$root" ]; then
   echo "Building the root of $1 in $cache …" >&2
   rm -rf --one-file-system "$root.partial"
-  debootstrap --variant=minbase --include="$packages" "$1" "$root.partial" </dev/null | show_progress >&2
+  DEBOOTSTRAP_DIR=$(scripts_for "$1") debootstrap --variant=minbase --include="$packages" "$1" "$root.partial" </dev/null | show_progress >&2
   rm -f "$root.partial"/var/cache/apt/archives/*.deb
   mv "$root.partial" "$root"
 fi
