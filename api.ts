@@ -16,11 +16,12 @@ import { randomBytes } from "node:crypto";
 import { Duplex } from "node:stream";
 import { connectClient, createClient } from "./client.ts";
 import type { Client, Message } from "./client.ts";
-import { connectOwned, startServer } from "./control.ts";
+import { startServer } from "./control.ts";
 import { cannot, errorCodes, Failure } from "./failure.ts";
-import { daemonCommand } from "./program.ts";
-import { hashToken, makeRunDirectory, ownToken, placesOf, sleep } from "./socket.ts";
-import { version } from "./version.ts";
+import { daemonCommand, version } from "./program.ts";
+import { connectOwned } from "./reach.ts";
+import { sleep } from "./record.ts";
+import { hashToken, makeRunDirectory, ownToken, placesOf } from "./socket.ts";
 
 const connectMs = 20_000;
 /** A stdin request carries this much, before base64. */

@@ -11,13 +11,12 @@ import type { OnReadOpts } from "node:net";
 import type { Readable, Writable } from "node:stream";
 import { tryConnect } from "./client.ts";
 import type { ConnectFailure } from "./client.ts";
-import { exitCodes } from "./failure.ts";
+import { exitCodes, safely } from "./failure.ts";
 import type { Failure } from "./failure.ts";
 import { createFrameDecoder, encodeFrame, maxBodyBytes } from "./frame.ts";
 import type { FrameDecoder, FrameEvent, Framing } from "./frame.ts";
+import { runtime } from "./program.ts";
 import { oversizeAnswer } from "./rpc.ts";
-import { safely } from "./socket.ts";
-import { runtime } from "./version.ts";
 
 const connectMs = 5000;
 /** How long answers are waited for after stdin has ended. */

@@ -4,8 +4,8 @@ import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { userInfo } from "node:os";
 import { tryConnect } from "./client.ts";
-import { cleanText, errnoOf } from "./failure.ts";
-import { now, safely } from "./socket.ts";
+import { cleanText, errnoOf, safely } from "./failure.ts";
+import { now } from "./record.ts";
 
 /** One look at the SSH agent serves the spawns of so long: a forwarded one is on the user's machine. An agent that hangs is not dead. */
 const agentCheckMs = 5000;

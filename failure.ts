@@ -121,3 +121,12 @@ export function cleanText(text: string, maxLength = Infinity): string {
     (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`,
   );
 }
+
+/** Does something that may fail where failing means that there is nothing: the error is the answer "undefined". */
+export function safely<T>(action: () => T): T | undefined {
+  try {
+    return action();
+  } catch {
+    return undefined;
+  }
+}

@@ -1,24 +1,23 @@
 /**
  * What is run: arguments to one mode, its wiring, words on stdout and stderr, and the exit code. Imported, it is the API of api.ts.
- *
- * A mode loads the modules that it needs, and no others: a bridge is started for each connection.
  */
 
 import { closeSync, readFileSync, writeSync } from "node:fs";
-import type * as api from "./api.ts";
 import { help, parseArguments, usage } from "./arguments.ts";
 import type { CommandLine } from "./arguments.ts";
-import type { BridgeWorld } from "./bridge.ts";
+import { channelEnds, runBridge } from "./bridge.ts";
+import { explainLoss, explainSilence, reachOtherwise, startHere, startServer, stopServer } from "./control.ts";
 import type { Started, StartOptions } from "./control.ts";
+import { printDoctor } from "./doctor.ts";
 import { cannot, cleanText, exitCodes, Failure } from "./failure.ts";
+import { call, printStatus } from "./jobs.ts";
 import type { ReadyMessage } from "./lifetime.ts";
-import { daemonCommand, keepCompiled } from "./program.ts";
+import { build, daemonCommand, version, versionFacts } from "./program.ts";
+import { prepareDaemon, startDaemon } from "./server.ts";
 import { hashToken, makeRunDirectory, ownToken, placesOf, readToken } from "./socket.ts";
 import type { Places } from "./socket.ts";
-import { build, runtime, version } from "./version.ts";
 
-export const connect: typeof api.connect = async (options) => (await import("./api.ts")).connect(options);
-export const serve: typeof api.serve = async (options) => (await import("./api.ts")).serve(options);
+export { connect, serve } from "./api.ts";
 
 async function main(): Promise<number> {
   if (process.platform === "win32")
@@ -37,11 +36,11 @@ async function main(): Promise<number> {
     case "stop":
       return stop(places, options);
     case "status":
-      return (await import("./status.ts")).printStatus(places, options.json === true, say);
+      return printStatus(places, options.json === true, say);
     case "doctor":
-      return (await import("./doctor.ts")).printDoctor(places, options.json === true, say);
+      return printDoctor(places, options.json === true, say);
     default:
-      return (await import("./call.ts")).call(places, words[0]!, words[1], text("token-file"));
+      return call(places, words[0]!, words[1], text("token-file"));
   }
 }
 
@@ -58,9 +57,7 @@ async function serveHost(places: Places, options: CommandLine["options"]): Promi
   const token = given || ownToken(places.token);
   const start: StartOptions = {
     places,
-    get tokenHashes() {
-      return [hashToken(token)];
-    },
+    tokenHashes: [hashToken(token)],
     launch: launch === "foreground" ? "detach" : launch,
     enableLinger: options["enable-linger"] === true,
     replace: options.replace === true,
@@ -70,9 +67,7 @@ async function serveHost(places: Places, options: CommandLine["options"]): Promi
   };
   const tokenFile = given === undefined ? places.token : undefined;
   if (launch === "foreground") return serveHere(start, tokenFile, options);
-  const starting = (await import("./control.ts")).startServer(start);
-  void process.stdout; // takes node 1 ms to open: while the daemon boots
-  return report(await starting, start, tokenFile, options);
+  return report(await startServer(start), start, tokenFile, options);
 }
 
 /** In this process, for a supervisor (systemd, a container): until it is stopped. */
@@ -81,10 +76,7 @@ async function serveHere(
   tokenFile: string | undefined,
   options: CommandLine["options"],
 ): Promise<number> {
-  const { started, ended } = await (await import("./control.ts")).startHere(
-    start,
-    (await import("./server.ts")).startDaemon,
-  );
+  const { started, ended } = await startHere(start, startDaemon);
   const code = report(started, start, tokenFile, options);
   if (code !== exitCodes.done)
     warn(`exit code ${code} is given as it ends: in the foreground it serves all the same`, undefined);
@@ -95,18 +87,18 @@ async function serveHere(
 async function launched(): Promise<number> {
   const report = (message: ReadyMessage): void => {
     try {
-      writeSync(4, JSON.stringify(message) + "\n");
+      writeSync(4, `${JSON.stringify(message)}\n`);
       closeSync(4);
     } catch {
       // the launcher is gone: the daemon it started is wanted all the same
     }
   };
   try {
-    (await import("./server.ts")).prepareDaemon();
+    prepareDaemon();
     const handover = readFileSync(3, "utf8");
     closeSync(3);
     if (handover === "") process.exit(); // it is not wanted
-    const { record, ended } = await (await import("./server.ts")).startDaemon(JSON.parse(handover));
+    const { record, ended } = await startDaemon(JSON.parse(handover));
     report({ ok: true, pid: process.pid, instance: record.instance });
     const code = await ended;
     if (record.ended?.reason !== "stopped") process.exit(code); // systemd, or whoever ended it, is not to wait for a disk
@@ -124,83 +116,74 @@ function report(
   tokenFile: string | undefined,
   options: CommandLine["options"],
 ): number {
-  const { pid, instance, lifetime, facts, how } = started;
+  const { pid, instance, lifetime, facts, how, version: running } = started;
   if (options.json) {
-    say(
-      `${cleanText(JSON.stringify({ socket: places.socket, pid, instance, version: started.version, how, lifetime, log: places.log, tokenFile }))}\n`,
-    );
+    const { socket, log } = places;
+    say(jsonLine({ socket, pid, instance, version: running, how, lifetime, log, tokenFile }));
   } else {
-    say(
-      `Remote server listening on ${cleanText(places.socket)} (pid ${pid}, instance ${instance}, ${lifetime.where}; survives logout: ${lifetime.words})\n`,
-    );
+    const where = `pid ${pid}, instance ${instance}, ${lifetime.where}; survives logout: ${lifetime.words}`;
+    say(`Remote server listening on ${cleanText(places.socket)} (${where})\n`);
     if (tokenFile) note(`its token is in ${tokenFile}`);
   }
-  if (how !== "started")
-    note(
-      how === "joined"
-        ? "joined the daemon that was running"
-        : "revived the daemon that was stopping, with its processes",
-    );
-  if (started.version !== version()) {
-    warn(
-      `the daemon is of version ${started.version}, this is ${version()}`,
-      "--serve --replace starts this one in its place; its processes end",
-    );
+  if (how === "joined") note("joined the daemon that was running");
+  if (how === "revived") note("revived the daemon that was stopping, with its processes");
+  if (running !== version()) {
+    const hint = "--serve --replace starts this one in its place; its processes end";
+    warn(`the daemon is of version ${running}, this is ${version()}`, hint);
   }
-  if (facts.lingerSwitchedOn)
-    note(
-      `lingering was switched on for ${facts.user}; "loginctl disable-linger ${facts.user}" undoes it, and then the daemon ends with the last session`,
-    );
+  if (facts.lingerSwitchedOn) {
+    const undo = `"loginctl disable-linger ${facts.user}" undoes it, and then the daemon ends with the last session`;
+    note(`lingering was switched on for ${facts.user}; ${undo}`);
+  }
   for (const { name, message, hint } of lifetime.warnings) warn(`${message} [README: ${name}]`, hint);
   if (!options["require-survival"] || lifetime.survivesLogout === "yes") return exitCodes.done;
-  fail(
-    new Failure(`The daemon runs, but is not sure to survive logout: ${lifetime.words}`, {
-      hint: lifetime.warnings[0]?.hint || "see --doctor",
-    }),
-  );
+  const hint = lifetime.warnings[0]?.hint || "see --doctor";
+  fail(new Failure(`The daemon runs, but is not sure to survive logout: ${lifetime.words}`, { hint }));
   return exitCodes.willNotSurvive;
 }
 
 // --bridge
 
 async function bridge(places: Places, mayStart: boolean): Promise<number> {
-  const world: BridgeWorld = {
-    ...(await import("./bridge.ts")).channelEnds(),
+  const healing = {
+    places,
+    launch: "auto",
+    command: daemonCommand(places),
+    version: version(),
+    progress: note,
+  } as const;
+  return runBridge({
+    ...channelEnds(),
     socket: places.socket,
     warn: fail,
-    reachOtherwise: async (outcome) =>
-      (await import("./control.ts")).reachOtherwise(places, outcome, mayStart ? healing(places) : undefined),
-    explainSilence: async () => (await import("./control.ts")).explainSilence(places),
-    explainLoss: async () => (await import("./control.ts")).explainLoss(places),
-  };
-  return (await import("./bridge.ts")).runBridge(world);
-}
-
-function healing(places: Places): Omit<StartOptions, "tokenHashes"> {
-  return { places, launch: "auto", command: daemonCommand(places), version: version(), progress: note };
+    reachOtherwise: (outcome) => reachOtherwise(places, outcome, mayStart ? healing : undefined),
+    explainSilence: () => explainSilence(places),
+    explainLoss: () => explainLoss(places),
+  });
 }
 
 // --stop
 
 async function stop(places: Places, options: CommandLine["options"]): Promise<number> {
-  const graceMs = options.now ? 0 : options.grace ? Math.round(Number(options.grace) * 1000) : undefined; // the daemon has a grace of its own
-  if (graceMs !== undefined && !(graceMs >= 0 && graceMs <= 86_400_000))
-    throw usage(`--grace is "${options.grace}", it must be from 0 to 86400 seconds`);
-  const {
-    word,
-    count,
-    note: words,
-  } = await (await import("./control.ts")).stopServer(places, { graceMs, ifIdle: options["if-idle"] === true });
-  say(options.json ? `${JSON.stringify({ word, count })}\n` : `${word} ${count}\n`);
-  if (words !== undefined) note(words);
+  const stopped = await stopServer(places, { graceMs: graceOf(options), ifIdle: options["if-idle"] === true });
+  const { word, count } = stopped;
+  say(options.json ? jsonLine({ word, count }) : `${word} ${count}\n`);
+  if (stopped.note !== undefined) note(stopped.note);
   return exitCodes.done;
+}
+
+/** Undefined where none is given: the daemon has a grace of its own. */
+function graceOf({ now, grace }: CommandLine["options"]): number | undefined {
+  if (now || grace === undefined) return now ? 0 : undefined;
+  const graceMs = Math.round(Number(grace) * 1000);
+  if (graceMs >= 0 && graceMs <= 86_400_000) return graceMs;
+  throw usage(`--grace is "${grace}", it must be from 0 to 86400 seconds`);
 }
 
 // Words
 
-function versionFacts(): Record<string, unknown> {
-  const { sha256, file = process.argv[1] } = build || {};
-  return { version: version(), sha256, runtime, runtimeVersion: process.versions[runtime], file };
+function jsonLine(facts: object): string {
+  return `${cleanText(JSON.stringify(facts))}\n`;
 }
 
 function say(text: string): number {
@@ -232,18 +215,11 @@ function run(): void {
     (code) => {
       process.exitCode = code;
       // what was written to a pipe is on its way by now; a handle of a mode that is done must not keep us
-      process.stdout.write("", () => {
-        if (code === exitCodes.done) keepCompiled();
-        process.exit(code);
-      });
+      process.stdout.write("", () => process.exit(code));
     },
     (error: unknown) => {
-      // {0,} is *, which before a / would end the comment that the program is in
-      fail(
-        error instanceof Failure
-          ? error
-          : new Failure(`Internal error: ${String((error as Error).stack || error).replace(/\n\s{0,}/g, "; ")}`),
-      );
+      const words = String((error as Error).stack || error).replace(/\n\s*/g, "; ");
+      fail(error instanceof Failure ? error : new Failure(`Internal error: ${words}`));
       process.exit(error instanceof Failure ? error.exit : exitCodes.failed);
     },
   );

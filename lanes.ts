@@ -11,9 +11,9 @@
 
 import { spawn } from "node:child_process";
 import { readlink } from "node:fs/promises";
-import { cannot, Failure } from "./failure.ts";
+import { cannot, Failure, safely } from "./failure.ts";
+import { now, readText } from "./record.ts";
 import type { Peer } from "./rpc.ts";
-import { now, readText, safely } from "./socket.ts";
 
 /** File systems behind which there is another machine, or a program. */
 const farTypes = /^(fuse|nfs|cifs|smb|9p|afs|auto|ceph|virtio|lustre|gpfs|gfs|ocfs|beegfs)/;

@@ -14,9 +14,9 @@ import type { Socket } from "node:net";
 import { userInfo } from "node:os";
 import { callBus, getProperty, unitObject } from "./bus.ts";
 import type { BusAnswer, BusCall } from "./bus.ts";
-import { cannot, capture, Failure, reasonOf } from "./failure.ts";
-import { namesIn, openLog, readText, safely, soon } from "./socket.ts";
-import { build, runtime } from "./version.ts";
+import { cannot, capture, Failure, reasonOf, safely } from "./failure.ts";
+import { build, runtime } from "./program.ts";
+import { namesIn, openLog, readText, soon } from "./record.ts";
 
 /** All probes together, side by side. */
 const probeMs = 2000;

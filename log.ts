@@ -1,8 +1,8 @@
 /** The daemon's log: a line per event, with its time; never payloads, tokens or stdin. Its errors never end the daemon. */
 
 import { closeSync, fstatSync, lstatSync, renameSync, writeSync } from "node:fs";
-import { cleanText } from "./failure.ts";
-import { openLog, safely } from "./socket.ts";
+import { cleanText, safely } from "./failure.ts";
+import { openLog } from "./record.ts";
 
 /** At this size the log is renamed to "<log>.1", in the place of the one before, and begun anew. */
 const maxLogBytes = 4 << 20;

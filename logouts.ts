@@ -1,7 +1,8 @@
 /** Counts the logouts that the daemon has outlived: what --serve promised, proven. */
 
 import { watch } from "node:fs";
-import { readText, safely } from "./socket.ts";
+import { safely } from "./failure.ts";
+import { readText } from "./record.ts";
 
 /** Beyond the stop delay of the user manager, for what is to end by then to have ended. */
 const marginMs = 2000;

@@ -23,11 +23,12 @@ import { constants } from "node:fs";
 import { access, stat } from "node:fs/promises";
 import { constants as osConstants } from "node:os";
 import { basename } from "node:path";
-import { cannot, cleanText, errnoOf, errorCodes, Failure, osFailure } from "./failure.ts";
 import { createEnvironment } from "./environment.ts";
+import { cannot, cleanText, errnoOf, errorCodes, Failure, osFailure, safely } from "./failure.ts";
 import { decodeBase64, resolvePath } from "./files.ts";
 import { createLanes } from "./lanes.ts";
 import type { Lanes } from "./lanes.ts";
+import { livingProcesses, now, soon } from "./record.ts";
 import {
   booleanParam,
   integerParam,
@@ -38,7 +39,7 @@ import {
   stringParam,
 } from "./rpc.ts";
 import type { Caller, Method, Methods, Params, Peer } from "./rpc.ts";
-import { homeDirectory, livingProcesses, now, safely, soon } from "./socket.ts";
+import { homeDirectory } from "./socket.ts";
 
 export const defaultLimits = {
   /** Raw bytes in one stream message. */
@@ -77,7 +78,7 @@ const killedByMs = 30_000;
 /** Characters of args up to which process.list repeats them. */
 const maxListedArgs = 4096;
 
-export interface World {
+export interface ProcessWorld {
   /** The daemon's environment. Children get it without HOLDFAST_*. */
   env: NodeJS.ProcessEnv;
   log(line: string): void;
@@ -185,7 +186,7 @@ interface Link {
   stillTicks: number;
 }
 
-export function createProcesses(world: World): Processes {
+export function createProcesses(world: ProcessWorld): Processes {
   const limits = { ...defaultLimits, ...world.limits };
   const lanes = world.lanes || createLanes();
   const children = new Map<string, Child>();

@@ -1,17 +1,47 @@
 /**
- * This program as a file, the command that runs it again as a daemon, and what V8 has compiled of it.
+ * Which program this is: its build, its runtime, its file, and the command that runs it again as a daemon.
  *
- *     server                   the built file
- *     .server.cache/serve      0700/0600: the code of the functions that --serve needs, for its next start; so of the daemon, --bridge, --call, --stop
- *
- * Who owns the file keeps these beside it, where that is possible; else each start compiles anew. Remove them at any time.
+ * The build hands `__build` to the whole program, which it wraps in one function (see build.mjs); from source there is none.
  */
 
-import { mkdirSync, statSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { makeRunDirectory, readText, safely, writeOwnFile } from "./socket.ts";
+import { safely } from "./failure.ts";
+import { readText, writeOwnFile } from "./record.ts";
+import { makeRunDirectory } from "./socket.ts";
 import type { Places } from "./socket.ts";
-import { build, runtime, sourceFile } from "./version.ts";
+
+export interface Build {
+  version: string;
+  /** SHA-256 in hex of the built file, with 64 zeros in the place of this very hash. */
+  sha256: string;
+  /** It was run, not imported. */
+  main: boolean;
+  /** Its path, as CommonJS knows it; undefined where it was parsed as an ES module, or read from stdin. */
+  file: string | undefined;
+  /** The text of the file without its first lines, which are for a shell; under Deno and Bun, which rewrite what they run, that of an equal program. */
+  text(): string;
+}
+declare const __build: Build;
+
+export const build: Build | undefined = typeof __build === "object" ? __build : undefined;
+
+/** From source: the path of this module. (The build has no import.meta: its output is CommonJS.) */
+const sourceFile = (import.meta as { filename?: string }).filename;
+
+/** Deno and Bun have some things that differ. */
+export const runtime = "Bun" in globalThis ? "bun" : "Deno" in globalThis ? "deno" : "node";
+
+export function version(): string {
+  if (build) return build.version;
+  return (JSON.parse(readFileSync(join(dirname(sourceFile!), "package.json"), "utf8")) as { version: string }).version;
+}
+
+/** What --version --json tells. */
+export function versionFacts(): Record<string, unknown> {
+  const { sha256, file = process.argv[1] } = build || {};
+  return { version: version(), sha256, runtime, runtimeVersion: process.versions[runtime], file };
+}
 
 /**
  * Says what runs this very program as the daemon of some places: the runtime and the flags that this process was started with, when it is this
@@ -34,17 +64,13 @@ export function daemonCommand(places: Places, isImported = false): string[] {
   ];
 }
 
-/** Node's default is 4 threads for V8, of 20 kB each; what a daemon does takes none of them (bench/README.md). */
-const leanFlag = "--v8-pool-size=1";
-
 function defaultFlags(): string[] {
-  return { node: [leanFlag], deno: ["run", "--allow-all"], bun: [] }[runtime];
+  return { node: [], deno: ["run", "--allow-all"], bun: [] }[runtime];
 }
 
 /** What stands between runtime and script. Deno does not tell it, and Bun takes a "-" for a flag: there the kernel is asked. */
 function ownFlags(): string[] {
-  if (runtime === "node")
-    return [leanFlag, ...process.execArgv.filter((flag) => flag !== leanFlag && !flag.startsWith("--input-type"))];
+  if (runtime === "node") return process.execArgv.filter((flag) => !flag.startsWith("--input-type"));
   const words = (readText("/proc/self/cmdline") || "").split("\0").slice(0, -1);
   const scriptAt = words.length - process.argv.slice(2).length - 1;
   return scriptAt > 0 ? words.slice(1, scriptAt) : defaultFlags();
@@ -69,18 +95,4 @@ function programFile(places: Places, isImported: boolean): string {
 /** A path that leads to the same file in another process: not "-", /dev/stdin, or bash's <(cat holdfast.js). */
 function isOnDisk(path: string): boolean {
   return path !== "-" && !/^\/(dev|proc)\//.test(path) && safely(() => statSync(path).isFile()) === true;
-}
-
-/**
- * Keeps what V8 has compiled by now, when there is none that fits. Never fails: it is only for speed.
- */
-export function keepCompiled(): void {
-  const { cache, file } = build || {};
-  if (!cache || cache.fits) return;
-  safely(() => {
-    const { uid, ctimeMs } = statSync(file!);
-    if (uid !== process.getuid!() || !cache.key.includes(String(ctimeMs))) return; // its owner could not remove what is ours; or it is another file by now
-    safely(() => mkdirSync(dirname(cache.path), { mode: 0o700 }));
-    if (cache.isOurs()) writeOwnFile(cache.path, cache.data());
-  });
 }

@@ -12,24 +12,27 @@
  * them and makes them again: a --serve that finds none of them, but its process, sends that and joins.
  */
 
+import { Buffer } from "node:buffer";
 import { createHash, timingSafeEqual } from "node:crypto";
 import { lutimesSync, readdirSync, stat as statSoon } from "node:fs";
 import { createServer } from "node:net";
 import type { Server, Socket } from "node:net";
 import { dirname } from "node:path";
 import { proveAnswering } from "./client.ts";
-import { cannot, errorCodes, exitCodes, Failure, reasonOf } from "./failure.ts";
+import { cannot, errorCodes, exitCodes, Failure, reasonOf, safely } from "./failure.ts";
 import { createFiles } from "./files.ts";
 import { createFrameDecoder, encodeFrame, framePieces, lengthOf, maxBodyBytes, strangerBodyBytes } from "./frame.ts";
 import type { FrameDecoder, FrameEvent, Framing } from "./frame.ts";
+import { createLanes } from "./lanes.ts";
 import { describeVerdict, judgePlace, judgeSignals, placeOf, readLimit, realWorld } from "./lifetime.ts";
 import type { Facts, Lifetime } from "./lifetime.ts";
-import { createLanes } from "./lanes.ts";
 import { createLog } from "./log.ts";
 import type { Log } from "./log.ts";
 import { watchLogouts } from "./logouts.ts";
 import type { Logouts } from "./logouts.ts";
 import { createProcesses } from "./processes.ts";
+import { claimSoon, identify, livenessOf, now, readRecord, writeRecord } from "./record.ts";
+import type { DaemonRecord, EndReason } from "./record.ts";
 import {
   booleanParam,
   createRpc,
@@ -42,23 +45,16 @@ import {
 } from "./rpc.ts";
 import type { Caller, Method, Params, Peer } from "./rpc.ts";
 import {
-  claimSoon,
   homeDirectory,
-  identify,
   isSame,
   listenBeside,
-  livenessOf,
   lookAt,
   makeRunDirectory,
   notASocket,
-  now,
   publishSocket,
-  readRecord,
   retireName,
-  safely,
-  writeRecord,
 } from "./socket.ts";
-import type { DaemonRecord, EndReason, Places } from "./socket.ts";
+import type { Places } from "./socket.ts";
 
 /** Tokens accepted side by side: one per --serve that joined, the newest this many. */
 const maxTokens = 64;

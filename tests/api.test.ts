@@ -7,11 +7,11 @@ import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
-import type * as Api from "../api.ts";
-import type { ConnectOptions, Connection, HoldfastError, Output } from "../api.ts";
+import type { Connection, ConnectOptions, HoldfastError, Output } from "../api.ts";
 import { builtFile, eventually, holdfast, isAlive, withDaemon } from "./daemon.ts";
 import type { TestDaemon } from "./daemon.ts";
+import * as assert from "uvu/assert";
+import type * as Api from "../api.ts";
 
 const { connect, serve } = createRequire("/")(builtFile) as typeof Api;
 

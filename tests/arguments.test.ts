@@ -1,10 +1,10 @@
 /** Command lines: to a mode and its options, or to exit code 64 and the words that say why. */
 
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { help, parseArguments } from "../arguments.ts";
 import { Failure } from "../failure.ts";
 import { holdfast } from "./daemon.ts";
+import * as assert from "uvu/assert";
 
 const parse = suite("parseArguments()");
 

@@ -5,7 +5,6 @@ import { spawn, spawnSync } from "node:child_process";
 import { chmodSync, closeSync, existsSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import {
   asNobody,
   builtFile,
@@ -23,6 +22,7 @@ import {
   withDirectory,
 } from "./daemon.ts";
 import type { Site } from "./daemon.ts";
+import * as assert from "uvu/assert";
 
 const lanes = lanesOf(2);
 const pong = (id: unknown) => ({ jsonrpc: "2.0", id, result: { pong: true } });

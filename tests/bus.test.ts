@@ -9,11 +9,11 @@ import { createServer } from "node:net";
 import type { Socket } from "node:net";
 import { join } from "node:path";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { callBus, getProperty, unitObject } from "../bus.ts";
 import type { BusCall } from "../bus.ts";
 import { withDirectory } from "./daemon.ts";
 import { createRandom, mutateBytes, pick } from "./fuzz/random.ts";
+import * as assert from "uvu/assert";
 
 const has = (command: string): boolean => spawnSync("sh", ["-c", `command -v ${command}`]).status === 0;
 const needs = (test: typeof bus, command: string): typeof bus.skip => (has(command) ? test : test.skip);

@@ -7,11 +7,11 @@ import type { Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { connectClient } from "../client.ts";
 import type { Client } from "../client.ts";
 import type { Failure } from "../failure.ts";
 import { frameOf } from "./daemon.ts";
+import * as assert from "uvu/assert";
 
 /** A server whose every connection is handed to `serve` after the first request has come, and a client of it. */
 async function withPeer(serve: (socket: Socket) => void, use: (client: Client) => Promise<void>): Promise<void> {

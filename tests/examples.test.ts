@@ -1,14 +1,14 @@
 // time limit: 120 s
 /** The clients of examples/, as they stand in the repository: over the bridge, behind noise, and when something goes wrong. */
 
-import { build } from "esbuild";
 import { spawn } from "node:child_process";
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
+import { build } from "esbuild";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { builtFile, eventually, holdfast, outcomeOf, sideBySide, withDaemon } from "./daemon.ts";
 import type { Outcome, TestDaemon } from "./daemon.ts";
+import * as assert from "uvu/assert";
 
 /** Node 20 does not run TypeScript: the types are stripped, nothing else is done to it. */
 const typescript = resolve("node_modules/.cache/holdfast-example-client.mjs");

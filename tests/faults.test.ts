@@ -31,7 +31,6 @@ import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import {
   builtFile,
   createWire,
@@ -44,6 +43,7 @@ import {
   sideBySide,
 } from "./daemon.ts";
 import type { Outcome, Wire } from "./daemon.ts";
+import * as assert from "uvu/assert";
 
 const rounds = (all: number, few: number): number => (runsAll ? all : few);
 /** npm test runs two files at once on what may be two processors: there a bound is only to catch what hangs. */

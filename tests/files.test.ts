@@ -21,10 +21,10 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { Failure } from "../failure.ts";
 import { createFiles, decodeBase64, resolvePath } from "../files.ts";
 import { JsonPieces } from "../rpc.ts";
+import * as assert from "uvu/assert";
 
 const isRoot = process.getuid?.() === 0;
 

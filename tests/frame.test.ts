@@ -1,12 +1,12 @@
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { Failure } from "../failure.ts";
 import { createFrameDecoder, encodeFrame, maxBodyBytes, maxSkippedBytes, strangerBodyBytes } from "../frame.ts";
 import type { FrameDecoder, FrameEvent, Framing } from "../frame.ts";
 import { checkFrames } from "./fuzz/frame.ts";
 import { createRandom } from "./fuzz/random.ts";
+import * as assert from "uvu/assert";
 
 const kib64 = 65_536;
 

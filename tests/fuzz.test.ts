@@ -3,7 +3,6 @@
 
 import { spawnSync } from "node:child_process";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { argumentsTarget } from "./fuzz/arguments.ts";
 import { frameTarget } from "./fuzz/frame.ts";
 import { liveTarget } from "./fuzz/live.ts";
@@ -12,6 +11,7 @@ import { claimTarget, recordTarget, stopTarget, tokenTarget } from "./fuzz/recor
 import { rpcTarget } from "./fuzz/rpc.ts";
 import { demand, rowOf, runTarget } from "./fuzz/target.ts";
 import type { Target } from "./fuzz/target.ts";
+import * as assert from "uvu/assert";
 
 const runs: [Target, cases: number][] = [
   [frameTarget, 450_000],

@@ -4,7 +4,7 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
+import type { BusAnswer, BusCall } from "../bus.ts";
 import {
   chooseLaunch,
   describeVerdict,
@@ -18,10 +18,10 @@ import {
   realWorld,
   switchLingerOn,
 } from "../lifetime.ts";
-import type { BusAnswer, BusCall } from "../bus.ts";
 import type { Facts, Place, World } from "../lifetime.ts";
-import { argumentsOf, livingProcesses } from "../socket.ts";
+import { argumentsOf, livingProcesses } from "../record.ts";
 import { eventually, sleep } from "./daemon.ts";
+import * as assert from "uvu/assert";
 
 const session: Place = { kind: "session", owner: 1000, unit: "session-3.scope" };
 const scope: Place = { kind: "user-manager", owner: 1000, unit: "run-r29.scope" };

@@ -22,7 +22,6 @@ import { connect } from "node:net";
 import type { Socket } from "node:net";
 import { join, resolve } from "node:path";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { createProcesses } from "../processes.ts";
 import type { Peer } from "../rpc.ts";
 import {
@@ -38,6 +37,7 @@ import {
   withDirectory,
 } from "./daemon.ts";
 import type { Outcome, Site, Wire } from "./daemon.ts";
+import * as assert from "uvu/assert";
 
 const limits = suite("limits");
 const test = sideBySide(limits, 3);

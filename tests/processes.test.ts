@@ -1,5 +1,5 @@
-import { createHash, randomBytes } from "node:crypto";
 import { execFileSync, spawnSync } from "node:child_process";
+import { createHash, randomBytes } from "node:crypto";
 import {
   closeSync,
   existsSync,
@@ -16,11 +16,11 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { Failure } from "../failure.ts";
 import { createProcesses, defaultLimits } from "../processes.ts";
 import type { Processes } from "../processes.ts";
 import type { Params, Peer } from "../rpc.ts";
+import * as assert from "uvu/assert";
 
 type Reply = Record<string, any>;
 type Limits = Partial<typeof defaultLimits>;

@@ -2,9 +2,9 @@
 
 import { readFileSync } from "node:fs";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { help } from "../arguments.ts";
 import { exitCodes } from "../failure.ts";
+import * as assert from "uvu/assert";
 
 const readme = readFileSync("README.md", "utf8");
 /** All of a pattern's first groups in a source file. At least one, or the pattern is out of date. */

@@ -1,9 +1,9 @@
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { errorCodes, Failure, osFailure } from "../failure.ts";
 import { maxBodyBytes, strangerBodyBytes } from "../frame.ts";
-import * as rpc from "../rpc.ts";
 import type { Caller, Methods, Params, Peer } from "../rpc.ts";
+import * as assert from "uvu/assert";
+import * as rpc from "../rpc.ts";
 
 const token = "good token";
 const unauthorized = { code: -32001, message: "Unauthorized: invalid or missing auth token" };

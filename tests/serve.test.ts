@@ -20,7 +20,6 @@ import { createServer } from "node:net";
 import type { Server } from "node:net";
 import { join } from "node:path";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import {
   asNobody,
   builtFile,
@@ -37,6 +36,7 @@ import {
   withDirectory,
 } from "./daemon.ts";
 import type { Outcome, Site } from "./daemon.ts";
+import * as assert from "uvu/assert";
 
 const modeOf = (path: string): string => (lstatSync(path).mode & 0o7777).toString(8);
 const isGone = (pid: number) => (): boolean => !isAlive(pid);

@@ -5,7 +5,6 @@
  */
 
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { runsAll } from "./daemon.ts";
 import { Wrong } from "./soak/line.ts";
 import type { Line } from "./soak/line.ts";
@@ -13,6 +12,7 @@ import { createTrack, linesOf } from "./soak/lines.ts";
 import { judgeFlatness, leastCheckpoints } from "./soak/sample.ts";
 import type { Checkpoint } from "./soak/sample.ts";
 import { soak } from "./soak/soak.ts";
+import * as assert from "uvu/assert";
 
 const judges = suite("what the soak judges by");
 

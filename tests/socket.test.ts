@@ -22,33 +22,27 @@ import { hostname, userInfo } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { build } from "esbuild";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { stopServer } from "../control.ts";
 import { Failure } from "../failure.ts";
+import { identify, livenessOf, openLog, readRecord, tryClaim, writeOwnFile, writeRecord } from "../record.ts";
+import type { DaemonRecord, Identity, Proc } from "../record.ts";
 import {
   defaultDirectory,
   hashToken,
   homeDirectory,
-  identify,
   isSame,
   listenBeside,
-  livenessOf,
   lookAt,
   makeRunDirectory,
   maxPathBytes,
-  openLog,
   ownToken,
   placesOf,
   publishSocket,
-  readRecord,
   readToken,
   retireName,
-  tryClaim,
-  writeOwnFile,
-  writeRecord,
 } from "../socket.ts";
-import type { DaemonRecord, Identity, Proc } from "../socket.ts";
 import { filesIn, isAlive, isRoot, sleep, until, withDirectory } from "./daemon.ts";
+import * as assert from "uvu/assert";
 
 const modeOf = (path: string): string => (lstatSync(path).mode & 0o7777).toString(8);
 

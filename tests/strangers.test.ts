@@ -13,8 +13,8 @@ import {
   openSync,
   readdirSync,
   readFileSync,
-  readSync,
   readlinkSync,
+  readSync,
   symlinkSync,
   unlinkSync,
   writeFileSync,
@@ -23,7 +23,6 @@ import { connect } from "node:net";
 import type { Socket } from "node:net";
 import { join } from "node:path";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import {
   builtFile,
   builtWith,
@@ -39,6 +38,7 @@ import {
   withDirectory,
 } from "./daemon.ts";
 import type { Outcome, Peer, Site } from "./daemon.ts";
+import * as assert from "uvu/assert";
 
 const lanes = lanesOf(2);
 const mib = 1 << 20;

@@ -3,9 +3,9 @@
 
 import { connect } from "node:net";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { builtWith, frameOf, isAlive, lanesOf, request, sideBySide, sleep, until, withDirectory } from "./daemon.ts";
-import type { Site, Peer } from "./daemon.ts";
+import type { Peer, Site } from "./daemon.ts";
+import * as assert from "uvu/assert";
 
 const lanes = lanesOf(2);
 const unauthorized = { code: -32001, message: "Unauthorized: invalid or missing auth token" };

@@ -7,7 +7,6 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { connect } from "node:net";
 import { join } from "node:path";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import {
   builtFile,
   eventually,
@@ -20,8 +19,9 @@ import {
   sideBySide,
   withDaemon,
 } from "./daemon.ts";
-import { createFractions } from "./fuzz/random.ts";
 import type { Outcome, TestDaemon, Wire } from "./daemon.ts";
+import { createFractions } from "./fuzz/random.ts";
+import * as assert from "uvu/assert";
 
 const MiB = 1 << 20;
 /** One stream message, raw, at most. */

@@ -1,13 +1,13 @@
 /** Requests: any JSON, in any batch, with and without a token, against a second, naive reading of JSON-RPC 2.0 and of the wire's rules. */
 
 import { errorCodes, Failure } from "../../failure.ts";
-import * as rpc from "../../rpc.ts";
 import type { Caller, Method, Params, Peer } from "../../rpc.ts";
 import { mutateMembers, oddNames, randomJson, randomString, writeArray, writeObject } from "./json.ts";
 import { mutateBytes, pick } from "./random.ts";
 import type { Random } from "./random.ts";
 import { demand } from "./target.ts";
 import type { Target } from "./target.ts";
+import * as rpc from "../../rpc.ts";
 
 const token = "good token";
 

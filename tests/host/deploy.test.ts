@@ -6,12 +6,12 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
-import type * as Api from "../../api.ts";
 import { builtFile, outcomeOf } from "../daemon.ts";
 import type { Outcome } from "../daemon.ts";
 import { requireHosts, withHost } from "./host.ts";
 import type { Host } from "./host.ts";
+import * as assert from "uvu/assert";
+import type * as Api from "../../api.ts";
 
 requireHosts(5);
 

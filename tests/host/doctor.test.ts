@@ -3,10 +3,10 @@
 
 import { spawn } from "node:child_process";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { builtFile, outcomeOf, sideBySide } from "../daemon.ts";
 import { maskedManager, requireHosts, withHost } from "./host.ts";
 import type { Host, HostOptions, Result } from "./host.ts";
+import * as assert from "uvu/assert";
 
 requireHosts(6);
 

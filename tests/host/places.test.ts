@@ -7,10 +7,10 @@
 
 import { readdirSync, readlinkSync } from "node:fs";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { builtFile, frameOf, messagesIn, outcomeOf, request, sideBySide } from "../daemon.ts";
 import { maskedManager, requireHosts, until, withHost } from "./host.ts";
 import type { Host, HostOptions, Result } from "./host.ts";
+import * as assert from "uvu/assert";
 
 requireHosts(14);
 

@@ -7,10 +7,10 @@ import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { builtFile, frameOf, messagesIn, outcomeOf, request, sideBySide } from "../daemon.ts";
 import { maskedManager, requireHosts, until, withHost } from "./host.ts";
 import type { Host, HostOptions } from "./host.ts";
+import * as assert from "uvu/assert";
 
 requireHosts(11);
 

@@ -5,10 +5,10 @@ import { chmodSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { builtFile, faultRow, frameOf, messagesIn, outcomeOf, request, runsAll, sideBySide } from "../daemon.ts";
 import { requireHosts, until, withHost } from "./host.ts";
 import type { Host } from "./host.ts";
+import * as assert from "uvu/assert";
 
 requireHosts(3);
 

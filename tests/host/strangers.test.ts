@@ -4,13 +4,13 @@
  * when the file ends. What the kernel shows counts: exit codes, inodes, bytes, /proc; and after each attempt the same daemon answers.
  */
 
-import { lstatSync, readFileSync, readdirSync, readlinkSync } from "node:fs";
+import { lstatSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { connect } from "node:net";
 import { suite } from "uvu";
-import * as assert from "uvu/assert";
 import { builtFile, createWire, outcomeOf, request, sideBySide, statOf } from "../daemon.ts";
 import { readIfThere, requireHosts, until, withHost } from "./host.ts";
 import type { Host, Result } from "./host.ts";
+import * as assert from "uvu/assert";
 
 requireHosts(3);
 

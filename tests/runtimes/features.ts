@@ -76,12 +76,12 @@ interface Bench {
 
 /** Each of them resolves when all is as it should be, to a word for the table if that is not "ok". */
 const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<string | void>> = {
-  async serve({ name, command, flag }, { serve, run }) {
+  async serve({ command, flag }, { serve, run }) {
     const { pid, how, version } = await serve({ flag });
     same(how, "started");
     same(version, JSON.parse((await run(["--version", "--json"])).stdout.toString()).version);
     const daemon = readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
-    const expected = [command[0]!, ...(name.startsWith("node") ? ["--v8-pool-size=1"] : []), ...command.slice(1), flag]; // its own, and after it those of the start
+    const expected = [command[0]!, ...command.slice(1), flag]; // its own, and after it those of the start
     same(daemon.slice(0, expected.length).join(" "), expected.join(" "), "the daemon's runtime and flags");
   },
   async native({}, { serve, run, socket }) {

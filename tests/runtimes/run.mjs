@@ -1,5 +1,6 @@
 /**
  * One table: dist/holdfast.js and the sources on each runtime, feature by feature. `npm run test:runtimes [-- runtime …]`
+ * With `--check` Deno checks the types of the sources, and that is all: a part of `npm run check`.
  *
  * The runtimes of package.json beside this file come from the npm registry, once, into ${XDG_CACHE_HOME:-~/.cache}/holdfast/runtimes/<hash of that
  * package.json>; HOLDFAST_RUNTIMES names another directory that has them. The features are those of features.ts. Exit code 1 if one is not "ok".
@@ -20,6 +21,16 @@ if (process.platform !== "linux" || process.arch !== "x64") {
   process.exit(process.env.CI === "true" ? 1 : 0);
 }
 
+const modules = join(process.env.HOLDFAST_RUNTIMES ?? install(), "node_modules");
+if (process.argv[2] === "--check") {
+  const binary = join(modules, "@deno/linux-x64-glibc/deno");
+  const checked = spawnSync(binary, ["check", "--quiet", "holdfast.ts"], {
+    stdio: "inherit",
+    env: { ...process.env, NO_COLOR: "1" },
+  });
+  process.exit(checked.status ?? 1);
+}
+
 const bundle = `node_modules/.cache/holdfast-runtimes-${process.pid}.mjs`;
 process.once("exit", () => rmSync(bundle, { force: true }));
 await build({
@@ -33,7 +44,6 @@ await build({
   logLevel: "warning",
 });
 const { runtimes, runTable } = await import(pathToFileURL(bundle).href);
-const modules = join(process.env.HOLDFAST_RUNTIMES ?? install(), "node_modules");
 process.exitCode = (await runTable(runtimes(modules), process.argv.slice(2))) ? 0 : 1;
 
 /** Installs under a name of its own, then renames: an installation that was cut short is never taken for a whole one. */

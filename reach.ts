@@ -1,0 +1,262 @@
+/** Finds the daemon of a socket from outside: by its public name, by the one it was bound to, or as a process that has lost both. */
+
+import { readlinkSync, statSync } from "node:fs";
+import { dirname } from "node:path";
+import { connectClient, createClient, tryConnect } from "./client.ts";
+import type { Client } from "./client.ts";
+import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, Failure, osFailure, reasonOf, safely } from "./failure.ts";
+import { waitingDaemons } from "./lifetime.ts";
+import { absenceFailure, explainAbsence } from "./reasons.ts";
+import {
+  argumentsOf,
+  claimSoon,
+  identify,
+  livenessOf,
+  livingProcesses,
+  now,
+  readRecord,
+  readText,
+  sleep,
+  soon,
+  writeRecord,
+} from "./record.ts";
+import type { DaemonRecord, Identity } from "./record.ts";
+import { isLeftBy, isSame, lookAt, notASocket, readToken, retireName } from "./socket.ts";
+import type { Places } from "./socket.ts";
+
+/** A healthy daemon answers within a few ms; a busy host may take seconds. */
+export const answerMs = 5000;
+
+/** How long a daemon that is ending, or was told to, is waited for. */
+export const deathMs = 6000;
+
+/** How long a publication may take that is being made; and a daemon to make its names again. */
+const publicationMs = 1000;
+
+const recallMs = 3000;
+
+/** A daemon that is there: connected to, with its record. */
+export interface Reached {
+  client: Client;
+  record: DaemonRecord;
+}
+
+/**
+ * Connects to the daemon of a socket: by its public name; or, when that is gone (deleted, or retired within the grace of a --stop), by the
+ * name it was bound to. A daemon whose names or record were deleted is asked to make them again.
+ *
+ * @returns Undefined when there provably is none: then what it left can be cleared away.
+ * @throws {Failure} There is something, and it cannot be used: why.
+ */
+export async function reachServer(places: Places): Promise<Reached | undefined> {
+  let deadline: number | undefined;
+  for (;;) {
+    const outcome = await lookForServer(places);
+    if (!(outcome instanceof Failure)) return outcome;
+    deadline ??= now() + (callDaemons(places).length > 0 ? recallMs : publicationMs);
+    if (now() > deadline) throw outcome;
+    await sleep(20);
+  }
+}
+
+/**
+ * Finds a daemon that lives and has lost everything that leads to it: its run directory was deleted. Only with the start claimed: else it may be
+ * one that is just starting.
+ *
+ * @returns Undefined when there is none at all.
+ * @throws {Failure} It does not publish itself again: a second daemon beside it would make an orphan of it and its processes.
+ */
+export async function recallServer(places: Places): Promise<Reached | undefined> {
+  const there = await reachServer(places);
+  if (there) return there;
+  await clearDead(places);
+  const [pid] = callDaemons(places);
+  if (!pid) return undefined;
+  for (const deadline = now() + answerMs; now() < deadline; await sleep(20)) {
+    const reached = await reachServer(places);
+    if (reached || daemonsOf(places).length === 0) return reached; // none is left: it was ending
+  }
+  throw cannot(
+    `use the socket "${places.socket}": process ${pid} serves it, and has not published it again within ${answerMs / 1000} s`,
+    {
+      exit: exitCodes.busy,
+      hint: `see why in its log, or end it: kill ${pid}`,
+    },
+  );
+}
+
+/** Asks the daemons of a socket to look after their names, by SIGCONT: whoever else had the pid by then is not harmed by it. */
+function callDaemons(places: Places): number[] {
+  const { record } = readRecord(places.record);
+  const pids = daemonsOf(places);
+  if (record && isAlive(record)) pids.push(record.pid);
+  for (const pid of pids) safely(() => process.kill(pid, "SIGCONT"));
+  return pids;
+}
+
+/** The daemons of our user that were launched for a socket, in our own namespaces: elsewhere the path is another one. */
+function daemonsOf(places: Places): number[] {
+  // the kernel's list of bound sockets, where a deleted one still has its name, spares a look at each process of the host
+  if (readText("/proc/net/unix")?.includes(` ${dirname(places.socket)}/`) === false) return [];
+  const own = ["pid", "mnt"].map((name) => safely(() => readlinkSync(`/proc/self/ns/${name}`)));
+  return livingProcesses()
+    .map(({ pid }) => pid)
+    .filter(
+      (pid) =>
+        !waitingDaemons.has(pid) &&
+        safely(
+          () =>
+            argumentsOf(pid).slice(-3).join(" ") === `--launched --socket ${places.socket}` &&
+            statSync(`/proc/${pid}`).uid === process.getuid!() &&
+            ["pid", "mnt"].every((name, i) => readlinkSync(`/proc/${pid}/ns/${name}`) === own[i]),
+        ),
+    );
+}
+
+/** A Failure is returned, not thrown, where it may be otherwise in a moment: in the middle of a publication, or when a daemon has been called. */
+async function lookForServer(places: Places): Promise<Reached | Failure | undefined> {
+  const { socket } = places;
+  const there = lookAt(socket);
+  if (there.kind === "other") throw notASocket(socket, there.what);
+  const { record, problem } = readRecord(places.record);
+  const found = record
+    ? `the record "${places.record}" is of another socket`
+    : problem?.message || `there is no record "${places.record}"`;
+  if (there.kind === "socket") {
+    const outcome = await tryConnect(socket, answerMs);
+    if ("timedOut" in outcome) throw notAnswering(socket, record);
+    if ("socket" in outcome) {
+      if (record && isSame(socket, record.socket)) return { client: createClient(outcome.socket, socket), record };
+      outcome.socket.destroy();
+      return cannot(`use the socket "${socket}": a server answers there, but ${found}`, {
+        exit: exitCodes.noPermission,
+        hint: `${elsewhere}, or end that server`,
+      });
+    }
+    const errno = errnoOf(outcome.error);
+    if (errno === "EACCES") {
+      throw osFailure(`connect to "${socket}"`, outcome.error, {
+        exit: exitCodes.noPermission,
+        hint: `it belongs to user ${there.uid}: ${elsewhere}`,
+      });
+    }
+    if (errno === "EAGAIN") throw notAnswering(socket, record); // its backlog is full: unix(7)
+    if (errno !== "ECONNREFUSED" && errno !== "ENOENT") throw osFailure(`connect to "${socket}"`, outcome.error);
+    if (record && record.host !== identify().host) throw ofOtherHost(socket, record); // whose sockets refuse here, alive or not
+    if (!record || !isLeftBy(record, socket)) {
+      return cannot(`use the socket "${socket}": nothing listens there, and it is not provably ours: ${found}`, {
+        exit: exitCodes.cannotCreate,
+        hint: `rm '${socket}'`,
+      });
+    }
+  } else if (problem) {
+    return new Failure(problem.message, { exit: exitCodes.noPermission, hint: `rm '${places.record}'` });
+  }
+  if (!record) return undefined;
+  const life = livenessOf(record);
+  if (record.host !== identify().host) throw ofOtherHost(socket, record);
+  // Where it runs in another pid namespace, the refused connection has said all: it is the same kernel's.
+  if (life.state !== "alive") return undefined;
+  if (!record.ended) {
+    const outcome = await tryConnect(record.socket.bound, answerMs);
+    if ("socket" in outcome) return { client: createClient(outcome.socket, record.socket.bound), record };
+    if ("timedOut" in outcome) throw notAnswering(record.socket.bound, record);
+    return notAnswering(record.socket.bound, record, reasonOf(outcome.error)); // it is just ending, or its names were deleted
+  }
+  if (await isGoneWithin(record, deathMs)) return undefined;
+  throw notAnswering(socket, record, "it is ending, and has not ended yet");
+}
+
+function ofOtherHost(socket: string, { host }: DaemonRecord): Failure {
+  return cannot(`use "${socket}": its daemon was started on host "${host}", this is "${identify().host}"`, {
+    exit: exitCodes.unavailable,
+    hint: `log in to ${host}, or ${elsewhere}`,
+  });
+}
+
+export function notAnswering(
+  path: string,
+  record: DaemonRecord | undefined,
+  why = `no answer within ${answerMs / 1000} s`,
+): Failure {
+  const who = record ? `The daemon (pid ${record.pid})` : "The daemon";
+  return new Failure(`${who} at "${path}" is not answering: ${why}. It is not known to be dead, and was left alone`, {
+    exit: exitCodes.unavailable,
+    code: errorCodes.noDaemon,
+    hint: "try again; or end it with --stop, and its processes with it",
+    data: { reason: "not-answering" },
+  });
+}
+
+/**
+ * Connects to the daemon of a socket as the owner of its record, or with a token.
+ *
+ * @throws {Failure} There is no daemon, and why (exit code 69); or no way to authenticate (77).
+ */
+export async function connectOwned(places: Places, tokenFile?: string): Promise<{ client: Client; auth: string }> {
+  let client: Client;
+  try {
+    client = await connectClient(places.socket, answerMs);
+  } catch (error) {
+    const errno = (error as Failure).data.errno;
+    throw absenceFailure(
+      explainAbsence(places, errno ? { error: (error as Failure).cause as NodeJS.ErrnoException } : { timedOut: true }),
+    );
+  }
+  if (tokenFile) return { client, auth: await readToken(tokenFile) };
+  const { record, problem } = readRecord(places.record);
+  if (record) return { client, auth: record.key };
+  client.close();
+  throw cannot(`authenticate: ${problem ? problem.message : `there is no record "${places.record}"`}`, {
+    exit: exitCodes.noPermission,
+    hint: "give a token with --token-file",
+  });
+}
+
+export function isAlive(identity: Identity): boolean {
+  return livenessOf(identity).state === "alive";
+}
+
+export function isGoneWithin(record: DaemonRecord, timeoutMs: number): Promise<boolean> {
+  return soon(() => isGone(record), timeoutMs);
+}
+
+/** Where its process cannot be seen (another pid namespace, no /proc), a daemon of this host is gone when its socket refuses. */
+export async function isGone(record: DaemonRecord): Promise<boolean> {
+  const { state } = livenessOf(record);
+  return state !== "unknown" || record.host !== identify().host ? state === "dead" : refuses(record.socket.bound);
+}
+
+export async function refuses(path: string): Promise<boolean> {
+  const outcome = await tryConnect(path, 1000);
+  if ("socket" in outcome) outcome.socket.destroy();
+  return "error" in outcome;
+}
+
+/**
+ * Clears away the names of a dead daemon: only what its record proves to be its own.
+ *
+ * @param stopped Notes that it was stopped on purpose, where it could not do so itself: no bridge is to start it again.
+ */
+export async function clearDead(places: Places, stopped = false): Promise<void> {
+  if (readRecord(places.record).record === undefined) return;
+  const claim = await claimSoon(`${places.record}.lock`, 1000).catch(() => undefined); // nor can a name be removed where none can be made
+  if (!claim) return;
+  try {
+    const { record } = readRecord(places.record); // again: another daemon may have published meanwhile
+    if (!record || !(await isGone(record))) return;
+    for (const name of [places.socket, record.socket.bound]) {
+      // or the last of its threads is just ending
+      const there =
+        isLeftBy(record, name) && (await soon(() => refuses(name), 200)) && isLeftBy(record, name) && lookAt(name);
+      if (there && there.kind === "socket") retireName(name, there);
+    }
+    if (!stopped || record.ended?.reason === "stopped") return;
+    writeRecord(places.record, {
+      ...record,
+      ended: { at: Date.now(), reason: "stopped", detail: "noted by --stop: it was gone, or did not answer" },
+    });
+  } finally {
+    claim.release();
+  }
+}
