@@ -68,8 +68,9 @@ __build.main = (() => {
   const place = String(new Error().stack).split("\\n").find((line) => /:\\d+:\\d+\\)?$/.test(line)) || "";
   if (/\\[(stdin|eval\\d*)\\]|\\$deno\\$stdin/.test(place)) return true;
   try {
-    const script = require("node:fs").realpathSync(process.argv[1]);
-    return [script, require("node:url").pathToFileURL(script).href].some((name) => place.includes(name + ":"));
+    const paths = [process.argv[1], require("node:fs").realpathSync(process.argv[1])];
+    const names = paths.concat(paths.map((path) => require("node:url").pathToFileURL(path).href));
+    return names.some((name) => place.includes(name + ":"));
   } catch (error) {
     return false;
   }

@@ -485,7 +485,7 @@ claims("fails with exit code 73 where it cannot write", async () => {
 /** The claim alone, as a program: told "go" through a file, it tries once and holds until its stdin ends. */
 async function buildRacer(directory: string): Promise<string> {
   const outfile = join(directory, "racer.cjs");
-  const contents = `import { tryClaim } from ${JSON.stringify(resolve("socket.ts"))}; import { existsSync } from "node:fs";
+  const contents = `import { tryClaim } from ${JSON.stringify(resolve("record.ts"))}; import { existsSync } from "node:fs";
     const [path, go] = process.argv.slice(2);
     process.stdout.write("ready\\n");
     while (!existsSync(go)) ;
