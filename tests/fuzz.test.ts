@@ -3,15 +3,15 @@
 
 import { spawnSync } from "node:child_process";
 import { suite } from "uvu";
+import * as assert from "uvu/assert";
 import { argumentsTarget } from "./fuzz/arguments.ts";
 import { frameTarget } from "./fuzz/frame.ts";
 import { liveTarget } from "./fuzz/live.ts";
 import { createRandom } from "./fuzz/random.ts";
 import { claimTarget, recordTarget, stopTarget, tokenTarget } from "./fuzz/record.ts";
 import { rpcTarget } from "./fuzz/rpc.ts";
-import { demand, rowOf, runTarget } from "./fuzz/target.ts";
 import type { Target } from "./fuzz/target.ts";
-import * as assert from "uvu/assert";
+import { demand, rowOf, runTarget } from "./fuzz/target.ts";
 
 const runs: [Target, cases: number][] = [
   [frameTarget, 450_000],

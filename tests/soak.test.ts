@@ -5,14 +5,14 @@
  */
 
 import { suite } from "uvu";
-import { runsAll } from "./daemon.ts";
-import { Wrong } from "./soak/line.ts";
-import type { Line } from "./soak/line.ts";
-import { createTrack, linesOf } from "./soak/lines.ts";
-import { judgeFlatness, leastCheckpoints } from "./soak/sample.ts";
-import type { Checkpoint } from "./soak/sample.ts";
-import { soak } from "./soak/soak.ts";
 import * as assert from "uvu/assert";
+import { runsAll } from "./daemon.ts";
+import type { Line } from "./soak/line.ts";
+import { Wrong } from "./soak/line.ts";
+import { createTrack, linesOf } from "./soak/lines.ts";
+import type { Checkpoint } from "./soak/sample.ts";
+import { judgeFlatness, leastCheckpoints } from "./soak/sample.ts";
+import { soak } from "./soak/soak.ts";
 
 const judges = suite("what the soak judges by");
 

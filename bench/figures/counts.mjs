@@ -4,8 +4,8 @@ import { spawn } from "node:child_process";
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
 import { program, token, withDaemon } from "../daemon.mjs";
+import { end, exitOf, output, sleep, start } from "../measure.mjs";
 import { createClient, openClient } from "../wire.mjs";
-import { output, start, end, exitOf, sleep } from "../measure.mjs";
 
 const requests = 2000;
 const outputBytes = 64 << 20;

@@ -1,6 +1,6 @@
 /** What an idle daemon takes: memory, threads, wake-ups per minute, beside an idle node; and what each connection and process adds. */
 
-import { withDaemon, withDirectory, startDaemon, token } from "../daemon.mjs";
+import { startDaemon, token, withDaemon, withDirectory } from "../daemon.mjs";
 import { end, median, pssOf, sleep, start, threadsOf, wakeUpsOf } from "../measure.mjs";
 import { openClient } from "../wire.mjs";
 

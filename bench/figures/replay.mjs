@@ -3,9 +3,9 @@
 import { createReadStream, readFileSync, writeFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
-import { openClient, createDecoder } from "../wire.mjs";
 import { program, token, withDaemon } from "../daemon.mjs";
 import { sideBySide } from "../measure.mjs";
+import { createDecoder, openClient } from "../wire.mjs";
 
 const size = (16 << 20) - 65536; // the replay buffer holds 16 MiB of output, so that nothing of this is dropped
 

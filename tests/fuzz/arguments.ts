@@ -1,13 +1,13 @@
 /** Command lines of real words and garbage: each is read as what it says, or refused with exit code 64 and words. */
 
-import { help, parseArguments } from "../../arguments.ts";
 import type { CommandLine } from "../../arguments.ts";
+import { help, parseArguments } from "../../arguments.ts";
 import { Failure } from "../../failure.ts";
 import { oddNames } from "./json.ts";
-import { mutateBytes, pick } from "./random.ts";
 import type { Random } from "./random.ts";
-import { demand } from "./target.ts";
+import { mutateBytes, pick } from "./random.ts";
 import type { Target } from "./target.ts";
+import { demand } from "./target.ts";
 
 export const argumentsTarget: Target = { name: "arguments", run: async (useCheck) => useCheck(checkArguments) };
 

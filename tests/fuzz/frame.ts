@@ -4,12 +4,12 @@
  * The second reading has all the bytes before it, and for each byte the limit that stood when it came.
  */
 
-import { createFrameDecoder, encodeFrame, maxBodyBytes, maxSkippedBytes } from "../../frame.ts";
 import type { FrameEvent, Framing } from "../../frame.ts";
-import { cutAnywhere, mutateBytes, pick } from "./random.ts";
+import { createFrameDecoder, encodeFrame, maxBodyBytes, maxSkippedBytes } from "../../frame.ts";
 import type { Random } from "./random.ts";
-import { demand } from "./target.ts";
+import { cutAnywhere, mutateBytes, pick } from "./random.ts";
 import type { Target } from "./target.ts";
+import { demand } from "./target.ts";
 
 export const frameTarget: Target = { name: "frame", run: (useCheck) => useCheck(checkFrames) };
 

@@ -3,8 +3,8 @@
  * given twice, white space and escapes where few write them, arrays and objects in each other.
  */
 
-import { pick } from "./random.ts";
 import type { Random } from "./random.ts";
+import { pick } from "./random.ts";
 
 /** As a method, a parameter, a process id, a variable. */
 export const oddNames = [

@@ -6,22 +6,22 @@
  */
 
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
-import { connect } from "node:net";
 import type { Socket } from "node:net";
+import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
-import { encodeFrame, strangerBodyBytes } from "../../frame.ts";
 import type { FrameEvent } from "../../frame.ts";
-import { eventually, openSocket, sleep, statOf, withDaemon } from "../daemon.ts";
+import { encodeFrame, strangerBodyBytes } from "../../frame.ts";
 import type { TestDaemon, Wire } from "../daemon.ts";
+import { eventually, openSocket, sleep, statOf, withDaemon } from "../daemon.ts";
 import { rereadLines, rereadNative } from "./frame.ts";
 import { mutateMembers, oddNames, randomJson, randomString, writeArray, writeObject } from "./json.ts";
-import { cutAnywhere, mutateBytes, pick } from "./random.ts";
 import type { Random } from "./random.ts";
-import { answersProblem, expectAnswers, expectAuthenticated } from "./rpc.ts";
+import { cutAnywhere, mutateBytes, pick } from "./random.ts";
 import type { Expected, State } from "./rpc.ts";
-import { demand } from "./target.ts";
+import { answersProblem, expectAnswers, expectAuthenticated } from "./rpc.ts";
 import type { Target } from "./target.ts";
+import { demand } from "./target.ts";
 
 /** A ping is answered in so long, whatever the others do, and whoever else has the processor. */
 const pingMs = 15_000;

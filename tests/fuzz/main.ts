@@ -6,8 +6,8 @@ import { frameTarget } from "./frame.ts";
 import { liveTarget } from "./live.ts";
 import { claimTarget, recordTarget, stopTarget, tokenTarget } from "./record.ts";
 import { rpcTarget } from "./rpc.ts";
-import { rowOf, runTarget } from "./target.ts";
 import type { Outcome, Target } from "./target.ts";
+import { rowOf, runTarget } from "./target.ts";
 
 const targets: Target[] = [
   frameTarget,

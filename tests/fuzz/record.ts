@@ -4,8 +4,8 @@
  * Whatever they hold is told in words, and proves nothing that is not so: no living process to be dead or ours, no name to be ours to remove.
  */
 
-import { spawn } from "node:child_process";
 import type { ChildProcess } from "node:child_process";
+import { spawn } from "node:child_process";
 import {
   existsSync,
   linkSync,
@@ -20,21 +20,21 @@ import {
 import { createServer } from "node:net";
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
-import { tryConnect } from "../../client.ts";
 import type { ConnectOutcome } from "../../client.ts";
+import { tryConnect } from "../../client.ts";
 import { stopServer } from "../../control.ts";
 import { exitCodes, Failure } from "../../failure.ts";
 import { absenceFailure, explainAbsence } from "../../reasons.ts";
-import { identify, livenessOf, readRecord, tryClaim } from "../../record.ts";
 import type { DaemonRecord, Identity } from "../../record.ts";
-import { isLeftBy, ownToken, placesOf, readToken } from "../../socket.ts";
+import { identify, livenessOf, readRecord, tryClaim } from "../../record.ts";
 import type { Places } from "../../socket.ts";
+import { isLeftBy, ownToken, placesOf, readToken } from "../../socket.ts";
 import { isAlive, statOf } from "../daemon.ts";
 import { mutateMembers, randomJson, writeObject } from "./json.ts";
-import { mutateBytes, pick } from "./random.ts";
 import type { Random } from "./random.ts";
-import { demand } from "./target.ts";
+import { mutateBytes, pick } from "./random.ts";
 import type { Check, Target } from "./target.ts";
+import { demand } from "./target.ts";
 
 /** Somebody else's, beside what is fuzzed: living processes, a socket that is listened to, one that is not, a file. */
 interface Bystanders {

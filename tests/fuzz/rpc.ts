@@ -2,12 +2,12 @@
 
 import { errorCodes, Failure } from "../../failure.ts";
 import type { Caller, Method, Params, Peer } from "../../rpc.ts";
-import { mutateMembers, oddNames, randomJson, randomString, writeArray, writeObject } from "./json.ts";
-import { mutateBytes, pick } from "./random.ts";
-import type { Random } from "./random.ts";
-import { demand } from "./target.ts";
-import type { Target } from "./target.ts";
 import * as rpc from "../../rpc.ts";
+import { mutateMembers, oddNames, randomJson, randomString, writeArray, writeObject } from "./json.ts";
+import type { Random } from "./random.ts";
+import { mutateBytes, pick } from "./random.ts";
+import type { Target } from "./target.ts";
+import { demand } from "./target.ts";
 
 const token = "good token";
 
@@ -28,7 +28,7 @@ let expectedCalls: unknown[] = [];
 
 const invalid = { code: errorCodes.invalidParams };
 const own = (params: any, name: string): any =>
-  Object.prototype.hasOwnProperty.call(params, name) && params[name] !== null ? params[name] : undefined;
+  Object.hasOwn(params, name) && params[name] !== null ? params[name] : undefined;
 const isText = (value: unknown): boolean => typeof value === "string";
 const isPlain = (value: unknown): boolean => value !== null && typeof value === "object" && !Array.isArray(value);
 

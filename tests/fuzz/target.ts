@@ -4,8 +4,8 @@
  * A case is a seed. So a failure is told by its seed alone, and the command in its message repeats exactly that case.
  */
 
-import { createRandom } from "./random.ts";
 import type { Random } from "./random.ts";
+import { createRandom } from "./random.ts";
 
 /** Makes a case of what `random` gives, does it, and throws unless all that must hold does. */
 export type Check = (random: Random, seed: number) => void | Promise<void>;

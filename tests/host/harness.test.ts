@@ -10,9 +10,9 @@ import { once } from "node:events";
 import { chmodSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { suite } from "uvu";
-import { bootHost, readIfThere, requireHosts, until, withHost } from "./host.ts";
-import type { Host } from "./host.ts";
 import * as assert from "uvu/assert";
+import type { Host } from "./host.ts";
+import { bootHost, readIfThere, requireHosts, until, withHost } from "./host.ts";
 
 if (process.env["HARNESS_TEST_BOOTS"] !== undefined) await bootAndWait();
 requireHosts(18);

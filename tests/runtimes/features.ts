@@ -15,8 +15,8 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
-import { builtFile, createWire, eventually, frameOf, isAlive, messagesIn, outcomeOf, request } from "../daemon.ts";
 import type { Outcome, Wire } from "../daemon.ts";
+import { builtFile, createWire, eventually, frameOf, isAlive, messagesIn, outcomeOf, request } from "../daemon.ts";
 
 export interface Runtime {
   name: string;

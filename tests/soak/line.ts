@@ -1,7 +1,7 @@
 /** A line to the daemon as a client has it: a socket or a bridge, native frames or lines of JSON. Written by hand, so that frame.ts is not its own judge. */
 
-import { spawn } from "node:child_process";
 import type { ChildProcess } from "node:child_process";
+import { spawn } from "node:child_process";
 import { connect } from "node:net";
 import type { Readable, Writable } from "node:stream";
 

@@ -1,7 +1,7 @@
 /** What the processes of the soak say: numbered lines, so that each byte has its place, and a gap or a double shows. */
 
-import { Wrong } from "./line.ts";
 import type { Line } from "./line.ts";
+import { Wrong } from "./line.ts";
 
 /** A line is eight digits and a newline. */
 const lineBytes = 9;

@@ -20,10 +20,10 @@ import { builtFile, isAlive, sleep, until } from "../daemon.ts";
 import { createFractions } from "../fuzz/random.ts";
 import { Lost, openBridgeLine, Wrong } from "./line.ts";
 import { plotSoak } from "./plot.ts";
-import { allPids, cpuOf, descriptorKinds, judgeFlatness, leastCheckpoints, sampleOf } from "./sample.ts";
 import type { Checkpoint, Flatness, Rest, Sample } from "./sample.ts";
-import { operations, run, tide, tidy } from "./work.ts";
+import { allPids, cpuOf, descriptorKinds, judgeFlatness, leastCheckpoints, sampleOf } from "./sample.ts";
 import type { Life, Operation, Site, Worker } from "./work.ts";
+import { operations, run, tide, tidy } from "./work.ts";
 
 const workerCount = 4;
 const idsPerWorker = 4;

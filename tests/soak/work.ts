@@ -13,12 +13,12 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
-import { isAlive, outcomeOf, sleep, statOf } from "../daemon.ts";
 import type { Outcome } from "../daemon.ts";
-import { Lost, openBridgeLine, openSocketLine, Refused, Wrong } from "./line.ts";
+import { isAlive, outcomeOf, sleep, statOf } from "../daemon.ts";
 import type { Line } from "./line.ts";
-import { createTrack, lineCount, linesOf, seqOf } from "./lines.ts";
+import { Lost, openBridgeLine, openSocketLine, Refused, Wrong } from "./line.ts";
 import type { Track } from "./lines.ts";
+import { createTrack, lineCount, linesOf, seqOf } from "./lines.ts";
 
 /** A daemon, from its start to its end. */
 export interface Life {

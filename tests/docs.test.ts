@@ -1,0 +1,137 @@
+/**
+ * The documents say what the code says, and nothing else: each method, option, exit code, error code, feature, reason and warning stands in its place
+ * in them, and what stands there is in the code. Links lead somewhere, also to headings.
+ */
+
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { dirname, join, normalize } from "node:path";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { help } from "../arguments.ts";
+import { errorCodes, exitCodes } from "../failure.ts";
+import { holdfast, withDaemon } from "./daemon.ts";
+
+const documents = [
+  ...readdirSync(".").filter((name) => name.endsWith(".md")),
+  ...["docs", "bench", "examples"].flatMap((folder) => readdirSync(folder).map((name) => `${folder}/${name}`)),
+].filter((path) => path.endsWith(".md"));
+const texts = new Map(documents.map((path) => [path, readFileSync(path, "utf8")]));
+/** What a user reads; not the history, nor what is for those who change it. */
+const forUsers = documents.filter((path) => path === "README.md" || path.startsWith("docs/"));
+/** Options of other programs, and of the tests, that documents name. */
+const otherOptions = new Set(
+  "--suite --only --minutes --no-opt --init --all --launched --max-old-space-size --user".split(" "),
+);
+
+/** All first groups of a pattern. At least one, or the pattern is out of date. */
+function all(pattern: RegExp, text: string, where: string): string[] {
+  const found = [...text.matchAll(pattern)].map((match) => match[1]!);
+  assert.ok(found.length > 0, `${where} has ${pattern}`);
+  return found;
+}
+
+/** A section of a document, from its heading to the next one of that level. */
+function section(path: string, heading: string): string {
+  const text = texts.get(path)!;
+  const level = /^#+/.exec(heading)![0];
+  const from = text.indexOf(`\n${heading}\n`);
+  assert.ok(from >= 0, `${path} has "${heading}"`);
+  const rest = text.slice(from + heading.length + 2);
+  const to = rest.search(new RegExp(`^#{1,${level.length}} `, "m"));
+  return to < 0 ? rest : rest.slice(0, to);
+}
+
+const sorted = (names: Iterable<string | number>): string[] => [...new Set([...names].map(String))].sort();
+
+const test = suite("documents");
+
+test("have a page for each warning, and no other", () => {
+  const names = all(/^ +name: "([a-z-]+)",$/gm, readFileSync("lifetime.ts", "utf8"), "lifetime.ts");
+  const pages = all(/^### (\S+)$/gm, section("docs/survival.md", "## The warnings"), "docs/survival.md");
+  assert.equal(sorted(pages), sorted(names));
+});
+
+test("explain each reason, and no other", () => {
+  const [union] = all(/export type Reason =([^;]+);/g, readFileSync("reasons.ts", "utf8"), "reasons.ts");
+  const reasons = all(/"([a-z-]+)"/g, union!, "Reason");
+  const table = section("docs/survival.md", "## What the messages mean");
+  assert.equal(sorted(all(/^\| `([a-z-]+)` \|/gm, table, "the table")), sorted(reasons));
+});
+
+test("have each exit code, and no other", () => {
+  const table = section("README.md", "### Exit codes");
+  const rows = all(/^\| (\d[^|]*) \|/gm, table, "the table").flatMap((row) => row.split(", "));
+  const others = new Set(["125", "126", "127", "128+n"]); // those of a process, of --run and its like
+  assert.equal(
+    sorted(rows.filter((code) => !others.has(code))),
+    sorted(Object.values(exitCodes).filter((code) => !others.has(String(code)))),
+  );
+  for (const code of Object.values(exitCodes)) assert.match(help, new RegExp(`\\b${code}\\b`));
+});
+
+test("have each error code, and no other", () => {
+  const table = section("docs/protocol.md", "## Errors");
+  assert.equal(sorted(all(/^\| (-32\d{3}) \|/gm, table, "the table")), sorted(Object.values(errorCodes)));
+});
+
+test("have each method and feature of the daemon, and no other", () =>
+  withDaemon(async ({ socket }) => {
+    const { stdout } = await holdfast(["--call", "server.capabilities", "--socket", socket]);
+    const { methods, features } = JSON.parse(stdout.toString()) as { methods: string[]; features: string[] };
+    const text = texts.get("docs/protocol.md")!;
+    assert.equal(sorted(all(/^### ([a-z]+\.[a-zA-Z]+)$/gm, text, "docs/protocol.md")), sorted(methods));
+    const rows = all(/^\| (`[^|]+`) \|/gm, section("docs/protocol.md", "### server.capabilities"), "the table");
+    const documented = rows.flatMap((row) => all(/`([a-z-]+)`/g, row, "the row"));
+    for (const feature of features) assert.ok(documented.includes(feature), `${feature} is documented`);
+    const code = readFileSync("server.ts", "utf8");
+    for (const feature of documented) assert.ok(code.includes(`"${feature}"`), `${feature} is in server.ts`);
+  }));
+
+test("have each option, and none that is not there", () => {
+  const options = sorted(all(/(?<![\w-])(--?[a-z][a-z-]*)/g, help, "the help"));
+  const read = forUsers.map((path) => texts.get(path)!).join("\n");
+  for (const option of options) assert.ok(read.includes(option), `${option} is documented`);
+  for (const path of forUsers) {
+    for (const [, option] of texts.get(path)!.matchAll(/(?<![\w-])(--[a-z][a-z-]*)/g))
+      assert.ok(options.includes(option!) || otherOptions.has(option!), `${option} of ${path} is an option`);
+  }
+});
+
+test("name the commands of npm that this project has", () => {
+  const { scripts } = JSON.parse(readFileSync("package.json", "utf8"));
+  for (const [path, text] of texts)
+    for (const [, name] of text.matchAll(/npm run ([\w:]+)/g)) assert.ok(name! in scripts, `${name} of ${path}`);
+});
+
+/** As a heading is addressed on the pages of a repository's host. */
+function anchorOf(heading: string): string {
+  return heading
+    .toLowerCase()
+    .replace(/[^\p{L}\p{N} _-]/gu, "")
+    .replaceAll(" ", "-");
+}
+
+test("have no link that leads nowhere", () => {
+  const anchors = new Map(
+    [...texts].map(([path, text]) => [
+      path,
+      [...text.matchAll(/^#+ (.*)$/gm)].map(([, heading]) => anchorOf(heading!)),
+    ]),
+  );
+  for (const [path, text] of texts) {
+    for (const [, link] of text.matchAll(/\]\(([^)\s]+)\)/g)) {
+      if (/^[a-z]+:/.test(link!)) continue;
+      const [file, anchor] = link!.split("#");
+      const target = file === "" ? path : normalize(join(dirname(path), file!));
+      assert.ok(existsSync(target), `${path}: ${link} is there`);
+      if (anchor !== undefined) assert.ok(anchors.get(target)?.includes(anchor), `${path}: ${link} has its heading`);
+    }
+  }
+});
+
+test("and the help fits a screen", () => {
+  assert.ok(help.split("\n").length <= 25);
+  for (const line of help.split("\n")) assert.ok(line.length <= 100, line);
+});
+
+test.run();
