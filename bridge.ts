@@ -38,6 +38,8 @@ export interface BridgeWorld {
   input: Readable;
   output: Writable;
   socket: string;
+  /** The daemon of this socket has provably ended, or is just ending: whoever connects to it is not heard. */
+  isDead(): boolean;
   /** Finds another way to a daemon than its socket, having started one if need be; or says why there is none. */
   reachOtherwise(outcome: ConnectFailure): Promise<Socket | Failure>;
   /** Words for the person at stderr. */
@@ -135,13 +137,20 @@ export function runBridge(world: BridgeWorld): Promise<number> {
 
 async function reachAndRelay(world: BridgeWorld): Promise<number> {
   const intake = createIntake();
-  const attempt = await tryConnect(world.socket, connectMs, intake.onread);
+  const connected = await tryConnect(world.socket, connectMs, intake.onread);
+  const attempt = "socket" in connected && world.isDead() ? refused(connected.socket) : connected;
   const reached = "socket" in attempt ? intake.keepFor(attempt.socket) : await world.reachOtherwise(attempt);
   const outcome = reached instanceof Socket ? await relay(reached, world) : { failure: reached, unanswered: [] };
   if (typeof outcome === "number") return outcome;
   world.warn(outcome.failure);
   await answerWith(outcome.failure, outcome.unanswered, world);
   return outcome.failure.exit;
+}
+
+/** A daemon that is just ending may still be connected to for some ms, as its last thread leaves the kernel. */
+function refused(socket: Socket): ConnectFailure {
+  socket.destroy();
+  return { error: Object.assign(new Error("ECONNREFUSED: the daemon is just ending"), { code: "ECONNREFUSED" }) };
 }
 
 /** The exit code; or, when the daemon has not said a word: why, and what it was sent. */

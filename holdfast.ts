@@ -14,6 +14,7 @@ import { call, printStatus } from "./jobs.ts";
 import type { ReadyMessage } from "./lifetime.ts";
 import { build, daemonCommand, version, versionFacts } from "./program.ts";
 import { prepareDaemon, startDaemon } from "./server.ts";
+import { isEndedDaemon } from "./reach.ts";
 import { hashToken, makeRunDirectory, ownToken, placesOf, readToken } from "./socket.ts";
 import type { Places } from "./socket.ts";
 
@@ -155,6 +156,7 @@ async function bridge(places: Places, mayStart: boolean): Promise<number> {
   return runBridge({
     ...channelEnds(),
     socket: places.socket,
+    isDead: () => isEndedDaemon(places),
     warn: fail,
     reachOtherwise: (outcome) => reachOtherwise(places, outcome, mayStart ? healing : undefined),
     explainSilence: () => explainSilence(places),

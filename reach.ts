@@ -35,6 +35,9 @@ const publicationMs = 1000;
 
 const recallMs = 3000;
 
+/** How long what has ended may take to leave the kernel: closing sockets is a matter of ms, a core dump of a second; a thread on a dead mount never goes. */
+const endingMs = 2000;
+
 /** A daemon that is there: connected to, with its record. */
 export interface Reached {
   client: Client;
@@ -119,6 +122,7 @@ async function lookForServer(places: Places): Promise<Reached | Failure | undefi
   const there = lookAt(socket);
   if (there.kind === "other") throw notASocket(socket, there.what);
   const { record, problem } = readRecord(places.record);
+  if (record && livenessOf(record).isEnding) await isGoneWithin(record, deathMs);
   const found = record
     ? `the record "${places.record}" is of another socket`
     : problem?.message || `there is no record "${places.record}"`;
@@ -217,8 +221,17 @@ export function isAlive(identity: Identity): boolean {
   return livenessOf(identity).state === "alive";
 }
 
-export function isGoneWithin(record: DaemonRecord, timeoutMs: number): Promise<boolean> {
-  return soon(() => isGone(record), timeoutMs);
+/** Also waits for a death that is under way: what the daemon has open is closed then. */
+export async function isGoneWithin(record: DaemonRecord, timeoutMs: number): Promise<boolean> {
+  if (!(await soon(() => isGone(record), timeoutMs))) return false;
+  await soon(() => !livenessOf(record).isEnding, endingMs, 5);
+  return true;
+}
+
+/** The daemon of these places is provably dead, or on its way out. */
+export function isEndedDaemon(places: Places): boolean {
+  const { record } = readRecord(places.record);
+  return record !== undefined && livenessOf(record).state === "dead";
 }
 
 /** Where its process cannot be seen (another pid namespace, no /proc), a daemon of this host is gone when its socket refuses. */

@@ -102,7 +102,12 @@ let own: Omit<Identity, "host"> | undefined;
 export interface Liveness {
   state: "alive" | "dead" | "unknown";
   why: string;
+  /** It is on its way out of the kernel: nothing of it runs any more, but what it has open may be so for some ms. */
+  isEnding?: boolean;
 }
+
+/** PF_EXITING and PF_DUMPCORE, in field 9 of /proc/<pid>/stat: from there no process comes back (include/linux/sched.h). */
+const endingFlags = 0x4 | 0x200;
 
 /**
  * Tells whether a process described earlier still lives. Only "alive" allows a signal, only "dead" allows to clear up after it.
@@ -123,9 +128,12 @@ export function livenessOf(identity: Identity | DaemonRecord, proc: Proc = realP
   if (identity.pidNamespace !== here.pidNamespace)
     return { state: "unknown", why: "it runs in another pid namespace (a container)" };
   let startTime: string | undefined;
+  let isEnding = false;
   let isOther = false;
   try {
-    startTime = startTimeOf(proc, identity.pid);
+    const fields = allFieldsOf(proc.read(`/proc/${identity.pid}/stat`));
+    isEnding = hasLeft(fields) ? Number(fields[17]) > 1 : (Number(fields[6]) & endingFlags) !== 0;
+    startTime = hasLeft(fields) && !isEnding ? undefined : fields[19];
     const words = "command" in identity ? argumentsOf(identity.pid, proc) : []; // one that is just ending has none, and may still listen
     isOther = startTime !== identity.startTime || (words.length > 0 && !words.some((word) => /^--?serve$/.test(word)));
   } catch (error) {
@@ -134,6 +142,7 @@ export function livenessOf(identity: Identity | DaemonRecord, proc: Proc = realP
   }
   if (startTime === undefined) return dead(`process ${identity.pid} is gone`);
   if (isOther) return dead(`pid ${identity.pid} belongs to another process now`);
+  if (isEnding) return { ...dead(`process ${identity.pid} is just ending`), isEnding };
   return { state: "alive", why: `process ${identity.pid} runs` };
 }
 
@@ -159,10 +168,20 @@ function startTimeOf(proc: Proc, pid: number): string | undefined {
   return fieldsOf(proc.read(`/proc/${pid}/stat`))?.[19];
 }
 
-/** What /proc/<pid>/stat says from field 3 on; undefined for a zombie. The command in field 2 may hold spaces and parentheses: proc(5). */
+/** What /proc/<pid>/stat says from field 3 on; undefined for a zombie. */
 function fieldsOf(stat: string): string[] | undefined {
-  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-  return /[ZX]/.test(fields[0]!) ? undefined : fields;
+  const fields = allFieldsOf(stat);
+  return hasLeft(fields) ? undefined : fields;
+}
+
+/** The command in field 2 may hold spaces and parentheses: proc(5). */
+function allFieldsOf(stat: string): string[] {
+  return stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+}
+
+/** A zombie; field 20 says whether other threads of it have yet to end, which have its files open until then. */
+function hasLeft(fields: string[]): boolean {
+  return /[ZX]/.test(fields[0]!);
 }
 
 export interface LivingProcess {

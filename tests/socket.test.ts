@@ -161,14 +161,22 @@ places("are made 0700, with the directories above, whatever the umask", () =>
 
 const identity = suite("livenessOf()");
 
-const statText = (pid: number, command: string, state: string, start: string, threads: number): string =>
-  `${pid} (${command}) ${state} 1 ${pid} ${pid} 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 ${threads} 0 ${start} 1234 567 18446744073709551615\n`;
+const statText = (
+  pid: number,
+  command: string,
+  state: string,
+  start: string,
+  threads: number,
+  flags: number,
+): string =>
+  `${pid} (${command}) ${state} 1 ${pid} ${pid} 0 -1 ${flags} 1 2 3 4 5 6 7 8 20 0 ${threads} 0 ${start} 1234 567 18446744073709551615\n`;
 
 /** A host with one process, 77. */
 function procOf({
   command = "node",
   state = "S",
   threads = 1,
+  flags = 4194560,
   start = "5000",
   words = "node\0holdfast.js\0--serve\0",
   boot = "boot-1",
@@ -181,7 +189,7 @@ function procOf({
     link: () => namespace,
     read: (path) => {
       if (path === "/proc/sys/kernel/random/boot_id") return `${boot}\n`;
-      if (path === "/proc/77/stat" && state !== "") return statText(77, command, state, start, threads);
+      if (path === "/proc/77/stat" && state !== "") return statText(77, command, state, start, threads, flags);
       if (path === "/proc/77/cmdline") return words;
       throw Object.assign(new Error(), { code: path === "/proc/77/stat" ? error : "ENOENT" });
     },
@@ -189,13 +197,17 @@ function procOf({
 }
 
 const process77: Identity = { pid: 77, startTime: "5000", bootId: "boot-1", pidNamespace: "pid:[1]", host: "h" };
-const fates: [what: string, proc: Parameters<typeof procOf>[0], state: string][] = [
+const fates: [what: string, proc: Parameters<typeof procOf>[0], state: string, isEnding?: boolean][] = [
   ["the same process", {}, "alive"],
   ["one that runs at the moment", { state: "R" }, "alive"],
   ["one that was stopped", { state: "T" }, "alive"],
   ["one in uninterruptible sleep", { state: "D" }, "alive"],
   ["a zombie", { state: "Z" }, "dead"],
-  ["one whose other threads have yet to end, or never will", { state: "Z", threads: 2 }, "dead"],
+  ["one whose other threads have yet to end, or never will", { state: "Z", threads: 2 }, "dead", true],
+  ["one that is exiting", { state: "R", flags: 4194560 + 0x4 }, "dead", true],
+  ["one that is exiting, and waits for a disk as it does", { state: "D", flags: 4194560 + 0x4 }, "dead", true],
+  ["one that dumps its core", { state: "D", flags: 4194560 + 0x200 }, "dead", true],
+  ["another one with its pid that is exiting", { start: "5001", flags: 4194560 + 0x4 }, "dead"],
   ["one that is gone", { state: "" }, "dead"],
   ["one that goes as it is read", { state: "", error: "ESRCH" }, "dead"],
   ["one that may not be read", { state: "", error: "EACCES" }, "unknown"],
@@ -211,10 +223,10 @@ const fates: [what: string, proc: Parameters<typeof procOf>[0], state: string][]
   ["one that is named like a zombie", { command: "x) Z 1 2 3 (" }, "alive"],
   ["one whose name has a newline", { command: "a\n) Z" }, "alive"],
 ];
-for (const [what, proc, state] of fates) {
+for (const [what, proc, state, isEnding] of fates) {
   identity(`is "${state}" for ${what}`, () => {
     const found = livenessOf(process77, procOf(proc));
-    assert.is(found.state, state);
+    assert.equal([found.state, found.isEnding], [state, isEnding]);
     assert.ok(found.why.length > 8);
     if (state === "alive") assert.equal(identify(77, procOf(proc)), process77);
   });
