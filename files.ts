@@ -15,7 +15,7 @@ import type { FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { cannot, errnoOf, Failure, osFailure, reasonOf } from "./failure.ts";
 import { maxBodyBytes } from "./frame.ts";
-import { createLanes } from "./lanes.ts";
+import { createLanes, runInLane } from "./lanes.ts";
 import type { Lanes } from "./lanes.ts";
 import { booleanParam, integerParam, invalidParam, JsonPieces, optionalStringParam, stringParam } from "./rpc.ts";
 import type { Method, Methods, Params } from "./rpc.ts";
@@ -64,7 +64,7 @@ export function createFiles(home: () => string, lanes = createLanes()): Methods 
     (run: (path: string, params: Params) => Promise<object>, sizeOf?: (params: Params) => "small" | "large"): Method =>
     (params, caller) => {
       const path = resolvePath(stringParam(params, "path"), home);
-      return lanes.run(path, () => run(path, params), sizeOf?.(params), sizeOf && caller?.peer);
+      return runInLane(lanes, path, () => run(path, params), sizeOf?.(params), sizeOf && caller?.peer);
     };
   return new Map<string, Method>([
     ["files.stat", on(statPath)],
@@ -140,7 +140,7 @@ async function listDirectory(path: string, includeHidden: boolean, lanes: Lanes)
       const isSymlink = entry.isSymbolicLink();
       const full = prefix + name;
       const isDir = isSymlink
-        ? (await lanes.run(full, () => stat(full), "nested").catch(() => undefined))?.isDirectory() === true
+        ? (await runInLane(lanes, full, () => stat(full), "nested").catch(() => undefined))?.isDirectory() === true
         : entry.isDirectory();
       const found: Entry = { name, path: full, isDir, ...(isSymlink ? { isSymlink } : {}) };
       if (run.push(`${sortKey(name)}\0${JSON.stringify(found)}`) === listStep) runs.push(run.sort()), (run = []);

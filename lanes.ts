@@ -11,7 +11,8 @@
 
 import { spawn } from "node:child_process";
 import { readlink } from "node:fs/promises";
-import { cannot, Failure, safely } from "./failure.ts";
+import type { Failure } from "./failure.ts";
+import { cannot, safely } from "./failure.ts";
 import { now, readText } from "./record.ts";
 import type { Peer } from "./rpc.ts";
 
@@ -42,95 +43,111 @@ interface Lane {
 }
 
 export interface Lanes {
-  /** Some mount is of a kind that may not answer. */
-  hasFarMounts(): boolean;
-  /** Threads wait for such a mount: exit(3) would wait for them. */
-  areHeld(): boolean;
-  /**
-   * Runs what waits for a path's file system, when it is its turn.
-   *
-   * @param size Leaves what is not far away without a lane when it is left out. "nested" is for what an action of ours waits for: it does not queue, since
-   * whoever is before it may wait for that action's own lane.
-   * @throws {Failure} The mount does not answer. What was under way may yet be carried out.
-   */
-  run<T>(path: string, action: () => Promise<T>, size?: Size, peer?: Peer): Promise<T>;
+  /** Of our own, for what is not far away. */
+  own: { [size in Size]?: Lane };
+  /** Of the mounts that may not answer, by where they are mounted, as they were at readAt: now(). */
+  far: Map<string, Lane>;
+  readAt: number;
+  /** Threads that wait for such a mount. */
+  held: number;
 }
 
-type Size = "small" | "large" | "nested";
+/** "nested" is for what an action of ours waits for: it does not queue, since whoever is before it may wait for that action's own lane. */
+export type Size = "small" | "large" | "nested";
 
 export function createLanes(): Lanes {
-  const own: { [size in Size]?: Lane } = { small: createLane(4), large: createLane(1) };
-  let far = new Map<string, Lane>();
-  let readAt = -Infinity;
-  let held = 0;
+  return { own: { small: createLane(4), large: createLane(1) }, far: new Map(), readAt: -Infinity, held: 0 };
+}
 
-  function hasFarMounts(): boolean {
-    if (now() - readAt < mountsMs) return far.size > 0;
-    readAt = now();
-    const found = new Map<string, Lane>();
-    // "36 35 98:0 / /mnt rw,noatime master:1 - ext3 /dev/root rw": the later ones cover the earlier
-    for (const [, id = "", path = "", type = ""] of (readText("/proc/self/mountinfo") || "").matchAll(
-      /^(\d+) \S+ \S+ \S+ (\S+) .*? - (\S+)/gm,
-    )) {
-      const mount = path.replace(/\\(\d{3})/g, (_, digits: string) => String.fromCharCode(parseInt(digits, 8)));
-      const known = far.get(mount);
-      if (farTypes.test(type)) found.set(mount, known && known.id === id ? known : createLane(1, mount, id));
-      else found.delete(mount);
+/** Some mount is of a kind that may not answer. Nobody can tell where there is no /proc. */
+export function hasFarMounts(lanes: Lanes): boolean {
+  if (now() - lanes.readAt < mountsMs) return lanes.far.size > 0;
+  lanes.readAt = now();
+  const found = new Map<string, Lane>();
+  // "36 35 98:0 / /mnt rw,noatime master:1 - ext3 /dev/root rw": the later ones cover the earlier
+  for (const [, id = "", path = "", type = ""] of (readText("/proc/self/mountinfo") || "").matchAll(
+    /^(\d+) \S+ \S+ \S+ (\S+) .*? - (\S+)/gm,
+  )) {
+    const mount = path.replace(/\\(\d{3})/g, (_, digits: string) => String.fromCharCode(parseInt(digits, 8)));
+    const known = lanes.far.get(mount);
+    if (farTypes.test(type)) found.set(mount, known?.id === id ? known : createLane(1, mount, id));
+    else found.delete(mount);
+  }
+  lanes.far = found;
+  return found.size > 0;
+}
+
+/** Threads wait for such a mount: exit(3) would wait for them. */
+export function areHeld({ held }: Lanes): boolean {
+  return held > 0;
+}
+
+/**
+ * Runs what waits for a path's file system, when it is its turn.
+ *
+ * @param size Leaves what is not far away without a lane when it is left out.
+ * @throws {Failure} The mount does not answer. What was under way may yet be carried out.
+ */
+export async function runInLane<T>(
+  lanes: Lanes,
+  path: string,
+  action: () => Promise<T>,
+  size?: Size,
+  peer?: Peer,
+): Promise<T> {
+  const lane = (await farLaneOf(lanes, path)) ?? (size && lanes.own[size]);
+  if (!lane) return action();
+  if (lane.silentSince !== undefined) throw silence(lane, path);
+  return new Promise<T>((resolve, reject) => {
+    const fail = (): void => reject(silence(lane, path));
+    const start = async (): Promise<void> => {
+      if (peer && peer.unsentBytes > maxUnsentBytes) return whenTaken(peer, () => queue(lane, start));
+      lane.count++;
+      if (lane.mount) lanes.held++;
+      await Promise.resolve().then(action).then(resolve, reject); // it may also throw
+      if (lane.mount) lanes.held--;
+      lane.failures.delete(fail);
+      setImmediate(() => {
+        // when the answer has been written
+        lane.count--;
+        pump(lane);
+      });
+    };
+    lane.failures.add(fail);
+    if (size === "nested") void start();
+    else queue(lane, start);
+    watch(lane);
+  });
+}
+
+/** Follows a path link by link, but never into a far mount: even to look at it is to wait for it. */
+async function farLaneOf(lanes: Lanes, path: string): Promise<Lane | undefined> {
+  if (!hasFarMounts(lanes)) return undefined;
+  const { far } = lanes;
+  let at = "";
+  const rest = namesOf(path);
+  for (let links = 0; rest.length > 0; ) {
+    const name = rest.shift()!;
+    if (name === "..") {
+      at = at.slice(0, Math.max(at.lastIndexOf("/"), 0)); // it has been walked through
+      continue;
     }
-    far = found;
-    return far.size > 0;
-  }
-
-  /** Follows a path link by link, but never into a far mount: even to look at it is to wait for it. */
-  async function farLaneOf(path: string): Promise<Lane | undefined> {
-    if (!hasFarMounts()) return undefined;
-    let at = "";
-    const rest = path.split("/");
-    for (let links = 0; rest.length > 0; ) {
-      const name = rest.shift()!;
-      if (name === "" || name === ".") continue;
-      const next = name === ".." ? at.slice(0, Math.max(at.lastIndexOf("/"), 0)) : `${at}/${name}`;
-      const lane = far.get(next);
-      if (lane !== undefined) return lane;
-      const link = name === ".." || links === maxLinks ? undefined : await readlink(next).catch(() => undefined);
-      if (!link) {
-        at = next;
-        continue;
-      }
-      links++;
-      rest.unshift(...link.split("/"));
-      if (link.startsWith("/")) at = "";
+    const next = `${at}/${name}`;
+    if (far.has(next)) return far.get(next);
+    const link = links === maxLinks ? undefined : await readlink(next).catch(() => undefined);
+    if (!link) {
+      at = next;
+      continue;
     }
-    return far.get("/");
+    links++;
+    rest.unshift(...namesOf(link));
+    if (link.startsWith("/")) at = "";
   }
+  return far.get("/");
+}
 
-  async function run<T>(path: string, action: () => Promise<T>, size?: Size, peer?: Peer): Promise<T> {
-    const lane = (await farLaneOf(path)) ?? (size && own[size]);
-    if (!lane) return action();
-    if (lane.silentSince !== undefined) throw silence(lane, path);
-    return new Promise<T>((resolve, reject) => {
-      const fail = (): void => reject(silence(lane, path));
-      const start = async (): Promise<void> => {
-        if (peer && peer.unsentBytes > maxUnsentBytes) return whenTaken(peer, () => queue(lane, start));
-        lane.count++;
-        if (lane.mount) held++;
-        await Promise.resolve().then(action).then(resolve, reject); // it may also throw
-        if (lane.mount) held--;
-        lane.failures.delete(fail);
-        setImmediate(() => {
-          // when the answer has been written
-          lane.count--;
-          pump(lane);
-        });
-      };
-      lane.failures.add(fail);
-      if (size === "nested") void start();
-      else queue(lane, start);
-      watch(lane);
-    });
-  }
-
-  return { hasFarMounts, areHeld: () => held > 0, run };
+function namesOf(path: string): string[] {
+  return path.split("/").filter((name) => name !== "" && name !== ".");
 }
 
 function createLane(width: number, mount?: string, id = ""): Lane {
@@ -160,25 +177,31 @@ function watch(lane: Lane): void {
         for (const fail of failures) fail();
         failures.clear();
       }, askMs);
-      // by a process of its own: a thread would be held, too. Where there is no stat(1), the mount has the time that is left.
-      // It is not looked for in our PATH: that may lead through this very mount, and to spawn is to wait
-      await new Promise((done) => {
-        const later = (): void => void setTimeout(done, 2 * askMs);
-        if (
-          !safely(() =>
-            spawn("stat", ["-f", mount], { cwd: "/", env: { PATH: "/usr/bin:/bin" }, stdio: "ignore" })
-              .once("exit", done)
-              .once("error", later),
-          )
-        )
-          later();
-      });
+      await answerOf(mount);
       clearTimeout(timer);
       lane.silentSince = undefined;
     }
     lane.isWatched = false;
     if (failures.size > 0) watch(lane);
   }, askMs).unref();
+}
+
+/**
+ * Asks a mount, by a process of its own: a thread would be held, too. Where there is no stat(1), the mount has the time that is left.
+ *
+ * It is not looked for in our PATH: that may lead through this very mount, and to spawn is to wait.
+ */
+function answerOf(mount: string): Promise<void> {
+  return new Promise((resolve) => {
+    const done = (): void => resolve();
+    const later = (): void => void setTimeout(done, 2 * askMs);
+    const asked = safely(() =>
+      spawn("stat", ["-f", mount], { cwd: "/", env: { PATH: "/usr/bin:/bin" }, stdio: "ignore" })
+        .once("exit", done)
+        .once("error", later),
+    );
+    if (!asked) later();
+  });
 }
 
 function silence({ mount, silentSince }: Lane, path: string): Failure {

@@ -26,7 +26,7 @@ import { basename } from "node:path";
 import { createEnvironment } from "./environment.ts";
 import { cannot, cleanText, errnoOf, errorCodes, Failure, osFailure, safely } from "./failure.ts";
 import { decodeBase64, resolvePath } from "./files.ts";
-import { createLanes } from "./lanes.ts";
+import { createLanes, hasFarMounts, runInLane } from "./lanes.ts";
 import type { Lanes } from "./lanes.ts";
 import { livingProcesses, now, soon } from "./record.ts";
 import {
@@ -272,7 +272,7 @@ export function createProcesses(world: ProcessWorld): Processes {
     const directory =
       cwd !== undefined ? resolvePath(cwd, home, "cwd") : (await isDirectory(home(), lanes)) ? home() : "/";
     const path = used.PATH || "";
-    if (lanes.hasFarMounts()) await requireAnswers(command, directory, path, lanes);
+    if (hasFarMounts(lanes)) await requireAnswers(command, directory, path, lanes);
     if (isEnding) throw cannot(`start "${shorten(command)}": the daemon is ending`);
     let handle: ChildProcess;
     try {
@@ -708,21 +708,19 @@ function shorten(text: string): string {
 }
 
 async function isDirectory(path: string, lanes: Lanes): Promise<boolean> {
-  return (await lanes.run(path, () => stat(path)).catch(() => undefined))?.isDirectory() === true;
+  return (await runInLane(lanes, path, () => stat(path)).catch(() => undefined))?.isDirectory() === true;
 }
 
 /** To spawn is to wait, with the whole event loop, for chdir(2) and execve(2): the mounts that they will meet must answer. */
 async function requireAnswers(command: string, cwd: string, path: string, lanes: Lanes): Promise<void> {
   const isThere = (file: string): Promise<boolean> =>
-    lanes
-      .run(file, () => access(file, constants.X_OK))
-      .then(
-        () => true,
-        (error: unknown) => {
-          if (error instanceof Failure) throw error;
-          return false;
-        },
-      );
+    runInLane(lanes, file, () => access(file, constants.X_OK)).then(
+      () => true,
+      (error: unknown) => {
+        if (error instanceof Failure) throw error;
+        return false;
+      },
+    );
   await isThere(cwd);
   for (const directory of command.includes("/") ? [""] : path.split(":")) {
     if (await isThere(resolvePath(directory === "" ? command : `${directory}/${command}`, () => cwd))) return;

@@ -61,28 +61,16 @@ export class JsonPieces {
 export type Method = (params: Params, caller: Caller) => unknown;
 export type Methods = ReadonlyMap<string, Method>;
 
-export interface RpcOptions {
+/** What requests need: the methods, and who judges tokens. */
+export interface Rpc {
   /** By full name: "process.spawn". */
   methods: Methods;
   /** Says whether a token is good, in constant time. */
-  isToken: (token: string) => boolean;
+  isToken(token: string): boolean;
   /** Called for each request that is refused for want of a good token, batched ones and notifications too. */
-  onUnauthorized?: (caller: Caller) => void;
+  onUnauthorized?(caller: Caller): void;
   /** Called for each request that a method refuses or fails. */
-  onFailure?: (failure: Failure) => void;
-}
-
-export interface Rpc {
-  /**
-   * Carries out the request, notification or batch in one body.
-   *
-   * Every method in it has been called, in order, when this returns; a promise comes back only if one of them returned one.
-   *
-   * @param body As it came in a frame, not yet checked in any way.
-   * @returns The answer's JSON, at most maxBodyBytes, in pieces or as one; undefined when there is nothing to answer. Never throws or rejects
-   * for what a peer sends.
-   */
-  handle(body: Uint8Array, caller: Caller): Answer | Promise<Answer>;
+  onFailure?(failure: Failure): void;
 }
 
 type Id = string | number | null;
@@ -93,78 +81,93 @@ interface Room {
   bytes: number;
 }
 
-export function createRpc({ methods, isToken, onUnauthorized, onFailure }: RpcOptions): Rpc {
-  const decoder = new TextDecoder("utf-8", { fatal: true });
+/** Has no state of its own: a body is decoded whole. */
+const utf8 = new TextDecoder("utf-8", { fatal: true });
 
-  function handle(body: Uint8Array, caller: Caller): Answer | Promise<Answer> {
-    let message: unknown;
-    try {
-      message = JSON.parse(decoder.decode(body));
-    } catch (error) {
-      const reason =
-        body.length === 0 ? "the body is empty" : error instanceof TypeError ? "it is not UTF-8" : cut(reasonOf(error));
-      return encodeError(null, new Failure("Parse error", { code: errorCodes.parse, data: { reason } }));
-    }
-    return Array.isArray(message) ? handleBatch(message, caller) : handleRequest(message, caller);
+/**
+ * Carries out the request, notification or batch in one body.
+ *
+ * Every method in it has been called, in order, when this returns; a promise comes back only if one of them returned one.
+ *
+ * @param body As it came in a frame, not yet checked in any way.
+ * @returns The answer's JSON, at most maxBodyBytes, in pieces or as one; undefined when there is nothing to answer. Never throws or rejects
+ * for what a peer sends.
+ */
+export function handleBody(rpc: Rpc, body: Uint8Array, caller: Caller): Answer | Promise<Answer> {
+  let text = "";
+  let message: unknown;
+  try {
+    text = utf8.decode(body);
+    message = JSON.parse(text);
+  } catch (error) {
+    const isText = !(error instanceof TypeError);
+    const reason = body.length === 0 ? "the body is empty" : isText ? cut(reasonOf(error)) : "it is not UTF-8";
+    const hint = isText && isPart(text) ? 'send one object a line: {"jsonrpc":"2.0","id":1,"method":…}' : undefined;
+    return encodeError(null, new Failure("Parse error", { code: errorCodes.parse, data: { reason }, hint }));
   }
+  return Array.isArray(message) ? handleBatch(rpc, message, caller) : handleRequest(rpc, message, caller);
+}
 
-  function handleBatch(batch: unknown[], caller: Caller): Answer | Promise<Answer> {
-    if (batch.length === 0 || batch.length > maxBatchLength) {
-      return encodeError(
-        null,
-        invalidRequest(`the batch has ${batch.length} requests, it must have 1 to ${maxBatchLength}`),
-      );
-    }
-    const room = { bytes: maxBodyBytes - batch.length * (reservedBytes + "[]".length) };
-    const answers = batch.map((request) => handleRequest(request, caller, room));
-    return answers.some((answer) => answer instanceof Promise)
-      ? Promise.all(answers).then(joinAnswers)
-      : joinAnswers(answers as Answer[]);
+/** What is not an object, or not a whole one: pretty-printed JSON comes in such lines. */
+function isPart(text: string): boolean {
+  const trimmed = text.trim();
+  return trimmed !== "" && !(/^[{[]/.test(trimmed) && /[}\]]$/.test(trimmed));
+}
+
+function handleBatch(rpc: Rpc, batch: unknown[], caller: Caller): Answer | Promise<Answer> {
+  if (batch.length === 0 || batch.length > maxBatchLength) {
+    return encodeError(
+      null,
+      invalidRequest(`the batch has ${batch.length} requests, it must have 1 to ${maxBatchLength}`),
+    );
   }
+  const room = { bytes: maxBodyBytes - batch.length * (reservedBytes + "[]".length) };
+  const answers = batch.map((request) => handleRequest(rpc, request, caller, room));
+  return answers.some((answer) => answer instanceof Promise)
+    ? Promise.all(answers).then(joinAnswers)
+    : joinAnswers(answers as Answer[]);
+}
 
-  function handleRequest(request: unknown, caller: Caller, room?: Room): Answer | Promise<Answer> {
-    if (!isObject(request))
-      return encodeError(null, invalidRequest(`it is ${describe(request)}, it must be an object`), room);
-    const id = isId(request.id) ? request.id : null;
-    const silent = request.id === undefined && request.jsonrpc === "2.0" && typeof request.method === "string";
-    const succeed = (result: unknown) => (silent ? undefined : encodeResult(id, result, room));
-    const fail = (error: unknown) => {
-      if (error instanceof Failure) onFailure?.(error);
-      return silent ? undefined : encodeError(id, error, room);
-    };
-    try {
-      checkAuth(request, caller);
-      checkVersionAndId(request);
-      const method = findMethod(request.method);
-      const result = method(checkParams(request.params), caller);
-      return result instanceof Promise ? result.then(succeed).catch(fail) : succeed(result);
-    } catch (error) {
-      return fail(error);
-    }
+function handleRequest(rpc: Rpc, request: unknown, caller: Caller, room?: Room): Answer | Promise<Answer> {
+  if (!isObject(request))
+    return encodeError(null, invalidRequest(`it is ${describe(request)}, it must be an object`), room);
+  const id = isId(request.id) ? request.id : null;
+  const silent = request.id === undefined && request.jsonrpc === "2.0" && typeof request.method === "string";
+  const succeed = (result: unknown) => (silent ? undefined : encodeResult(id, result, room));
+  const fail = (error: unknown) => {
+    if (error instanceof Failure) rpc.onFailure?.(error);
+    return silent ? undefined : encodeError(id, error, room);
+  };
+  try {
+    checkAuth(rpc, request, caller);
+    checkVersionAndId(request);
+    const method = findMethod(rpc, request.method);
+    const result = method(checkParams(request.params), caller);
+    return result instanceof Promise ? result.then(succeed).catch(fail) : succeed(result);
+  } catch (error) {
+    return fail(error);
   }
+}
 
-  /** A wrong token is refused even where none is needed; only server.authenticate is left to judge for itself. */
-  function checkAuth({ auth, method }: Request, caller: Caller): void {
-    const isMissing = auth === undefined || auth === null;
-    if (typeof auth === "string" && isToken(auth)) caller.known = true;
-    else if (method !== authenticateMethod && !(isMissing && caller.authenticated)) {
-      onUnauthorized?.(caller);
-      throw unauthorized();
-    }
+/** A wrong token is refused even where none is needed; only server.authenticate is left to judge for itself. */
+function checkAuth(rpc: Rpc, { auth, method }: Request, caller: Caller): void {
+  const isMissing = auth === undefined || auth === null;
+  if (typeof auth === "string" && rpc.isToken(auth)) caller.known = true;
+  else if (method !== authenticateMethod && !(isMissing && caller.authenticated)) {
+    rpc.onUnauthorized?.(caller);
+    throw unauthorized();
   }
+}
 
-  function findMethod(name: unknown): Method {
-    if (typeof name !== "string") throw invalidRequest(`the method is ${describe(name)}, it must be a string`);
-    const method = methods.get(name);
-    if (method) return method;
-    const dot = name.indexOf(".");
-    if (dot < 1 || dot === name.length - 1) throw unknownMethod("Invalid method format", name);
-    const namespace = name.slice(0, dot);
-    const isKnown = [...methods.keys()].some((key) => key.startsWith(`${namespace}.`));
-    throw isKnown ? unknownMethod("Unknown method", name) : unknownMethod("Unknown namespace", namespace);
-  }
-
-  return { handle };
+function findMethod({ methods }: Rpc, name: unknown): Method {
+  if (typeof name !== "string") throw invalidRequest(`the method is ${describe(name)}, it must be a string`);
+  const method = methods.get(name);
+  if (method) return method;
+  const dot = name.indexOf(".");
+  if (dot < 1 || dot === name.length - 1) throw unknownMethod("Invalid method format", name);
+  const namespace = name.slice(0, dot);
+  const isKnown = [...methods.keys()].some((key) => key.startsWith(`${namespace}.`));
+  throw isKnown ? unknownMethod("Unknown method", name) : unknownMethod("Unknown namespace", namespace);
 }
 
 /** Answers a frame that was not read because its body is over the limit. */
@@ -184,6 +187,21 @@ export function oversizeAnswer(oversizeBytes: number, limitBytes: number): strin
 // What a method may ask of its params. Each helper reads one of them, and says in a -32602 Failure what is wrong with which.
 // A parameter that may be absent may also be null: Python and Go clients send that.
 
+/**
+ * Refuses members that a method does not know: what is misspelt would else be a default, without a word.
+ *
+ * @param names Those that it knows, in the order in which they are to be told.
+ * @param ignored Those that clients of the public protocol send, and that change nothing here.
+ */
+export function knownParams(params: Params, names: readonly string[], ignored: readonly string[] = []): void {
+  const unknown = Object.keys(params).find((name) => !names.includes(name) && !ignored.includes(name));
+  if (unknown === undefined) return;
+  const known = names.length === 0 ? "it takes none" : `it takes ${names.join(", ")}`;
+  throw cannot(`use parameter "${cut(unknown)}": this method does not know it, ${known}`, {
+    code: errorCodes.invalidParams,
+  });
+}
+
 /** Reads a string that must be there, and not be empty unless `empty` is true. */
 export function stringParam(params: Params, name: string, options: { empty?: boolean } = {}): string {
   const value = Object.hasOwn(params, name) ? params[name] : undefined;
@@ -193,7 +211,7 @@ export function stringParam(params: Params, name: string, options: { empty?: boo
 
 /** Reads a string, empty or not; undefined when it is absent. */
 export function optionalStringParam(params: Params, name: string): string | undefined {
-  const value = valueOf(params, name);
+  const value = memberOf(params, name);
   if (value === undefined || typeof value === "string") return value;
   throw invalidParam(name, value, "a string");
 }
@@ -204,21 +222,27 @@ export function integerParam(
   name: string,
   range: { min: number; max: number; default?: number },
 ): number {
-  const value = valueOf(params, name, range.default);
+  const value = memberOf(params, name, range.default);
   if (typeof value === "number" && Number.isInteger(value) && value >= range.min && value <= range.max) return value;
   throw invalidParam(name, value, `an integer from ${range.min} to ${range.max}`);
 }
 
+/** Reads a limit, an integer of at most `max`. To clients of the public protocol 0 and negative numbers stand for the default: here, too. */
+export function limitParam(params: Params, name: string, range: { max: number; default: number }): number {
+  const value = integerParam(params, name, { min: Number.MIN_SAFE_INTEGER, ...range });
+  return value > 0 ? value : range.default;
+}
+
 /** Reads true or false. */
 export function booleanParam(params: Params, name: string, absent: boolean): boolean {
-  const value = valueOf(params, name, absent);
+  const value = memberOf(params, name, absent);
   if (typeof value === "boolean") return value;
   throw invalidParam(name, value, "true or false");
 }
 
 /** Reads an array of strings; an empty one when it is absent. */
 export function stringListParam(params: Params, name: string): string[] {
-  const value = valueOf(params, name, []);
+  const value = memberOf(params, name, []);
   if (!Array.isArray(value)) throw invalidParam(name, value, "an array of strings");
   return value.map((item: unknown, at) => {
     if (typeof item === "string") return item;
@@ -228,7 +252,7 @@ export function stringListParam(params: Params, name: string): string[] {
 
 /** Reads an object whose values are strings. The one returned has no prototype: any name in it is just a name. */
 export function stringMapParam(params: Params, name: string): Record<string, string> {
-  const value = valueOf(params, name, {});
+  const value = memberOf(params, name, {});
   if (!isObject(value)) throw invalidParam(name, value, "an object with string values");
   const map: Record<string, string> = Object.create(null);
   for (const [key, item] of Object.entries(value)) {
@@ -245,7 +269,7 @@ export function invalidParam(name: string, value: unknown, must: string): Failur
   });
 }
 
-function valueOf(params: Params, name: string, absent?: unknown): unknown {
+function memberOf(params: Params, name: string, absent?: unknown): unknown {
   return Object.hasOwn(params, name) && params[name] !== null && params[name] !== undefined ? params[name] : absent;
 }
 

@@ -23,7 +23,7 @@ import { cannot, errorCodes, exitCodes, Failure, reasonOf, safely } from "./fail
 import { createFiles } from "./files.ts";
 import { createFrameDecoder, encodeFrame, framePieces, lengthOf, maxBodyBytes, strangerBodyBytes } from "./frame.ts";
 import type { FrameDecoder, FrameEvent, Framing } from "./frame.ts";
-import { createLanes } from "./lanes.ts";
+import { areHeld, createLanes } from "./lanes.ts";
 import { describeVerdict, judgePlace, judgeSignals, placeOf, readLimit, realWorld } from "./lifetime.ts";
 import type { Facts, Lifetime } from "./lifetime.ts";
 import { createLog } from "./log.ts";
@@ -35,15 +35,15 @@ import { claimSoon, identify, livenessOf, now, readRecord, writeRecord } from ".
 import type { DaemonRecord, EndReason } from "./record.ts";
 import {
   booleanParam,
-  createRpc,
   encodeError,
+  handleBody,
   integerParam,
   optionalStringParam,
   oversizeAnswer,
   stringParam,
   unauthorized,
 } from "./rpc.ts";
-import type { Caller, Method, Params, Peer } from "./rpc.ts";
+import type { Caller, Method, Params, Peer, Rpc } from "./rpc.ts";
 import {
   homeDirectory,
   isSame,
@@ -155,12 +155,12 @@ export async function startDaemon(
   });
   const files = createFiles(() => homeDirectory(), lanes);
   const methods = new Map<string, Method>([...serverMethods(), ...processes.methods, ...files]);
-  const rpc = createRpc({
+  const rpc: Rpc = {
     methods,
     isToken,
     onUnauthorized: noteRefusal,
     onFailure: ({ data, cause, message }) => noteShortage(data.errno, cause === undefined ? message : reasonOf(cause)),
-  });
+  };
   const refused = new WeakSet<Caller>();
 
   let lifetime = describeVerdict(judgePlace(placeOf("self", world), facts));
@@ -359,7 +359,7 @@ export async function startDaemon(
       if (event.fatal) closeConnection(connection);
     }
     if (!("body" in event)) return;
-    const answer = rpc.handle(event.body, connection.caller);
+    const answer = handleBody(rpc, event.body, connection.caller);
     if (connection.caller.known) connection.decoder.maxBodyBytes = maxBodyBytes;
     if (!answer) return;
     if (!(answer instanceof Promise)) return void write(connection, answer);
@@ -612,7 +612,7 @@ export async function startDaemon(
     retireName(socket.bound, socket);
     listener.close();
     log(`[Server] Ended, with ${killed} processes`);
-    if (lanes.areHeld()) process.kill(process.pid, "SIGKILL");
+    if (areHeld(lanes)) process.kill(process.pid, "SIGKILL");
     finish(0);
   }
 

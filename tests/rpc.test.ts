@@ -1,8 +1,8 @@
 import { suite } from "uvu";
+import * as assert from "uvu/assert";
 import { errorCodes, Failure, osFailure } from "../failure.ts";
 import { maxBodyBytes, strangerBodyBytes } from "../frame.ts";
 import type { Caller, Methods, Params, Peer } from "../rpc.ts";
-import * as assert from "uvu/assert";
 import * as rpc from "../rpc.ts";
 
 const token = "good token";
@@ -426,7 +426,7 @@ const batches: { name: string; batch: unknown[]; answer: object | undefined }[] 
 /** One for all, as in a daemon: nothing of one request may be left for the next. */
 const shared = create();
 
-const handle = suite("createRpc()");
+const handle = suite("handleBody()");
 
 for (const { name, request, result, error } of requests) {
   const body = encode({ id: 7, ...request });
@@ -454,6 +454,25 @@ handle("answers what is not JSON with the parser's reason, cut", async () => {
   }
 });
 
+handle("says how a message is sent, where a body is but a part of one: a line of pretty-printed JSON", async () => {
+  for (const [body, isPart] of [
+    ["{", true],
+    ['  "jsonrpc": "2.0",', true],
+    ['  "params": {', true],
+    ["  },", true],
+    ["}", true],
+    ["hello", true],
+    ['{"a":}', false],
+    ["{} {}", false],
+    [" [1,] ", false],
+    ["", false],
+    [" ", false],
+  ] as const) {
+    const { hint } = JSON.parse((await ask(body))!).error.data;
+    assert.is(/one object a line/.test(hint), isPart, body);
+  }
+});
+
 handle("writes the members of an answer in the order of the specification", async () => {
   assert.is(await ask(encode({ id: 7, method: "server.ping" })), '{"jsonrpc":"2.0","id":7,"result":{"pong":true}}');
   const error = '{"code":-32002,"message":"Cannot do it","data":{"applied":7}}';
@@ -461,7 +480,7 @@ handle("writes the members of an answer in the order of the specification", asyn
 });
 
 handle("answers at once what needs no waiting, and makes a promise only of a promise", async () => {
-  const { handle } = create();
+  const handle = create();
   const sync = (request: object) => handle(bytes(encode(request)), caller());
   assert.type(sync({ id: 1, method: "server.ping" }), "string");
   assert.type(sync({ id: 1, method: "test.failure" }), "string");
@@ -590,7 +609,7 @@ for (const method of ["test.bytes", "test.bytesLater"]) {
 handle("counts an answer's bytes, not its characters", async () => {
   const answer = JSON.parse((await ask(encode({ id: 7, method: "test.echo", params: { a: "€".repeat(5_000_000) } })))!);
   assert.is(answer.result.a.length, 5_000_000);
-  const { handle } = rpc.createRpc({
+  const handle = handlerOf({
     methods: new Map([["test.euros", () => "€".repeat(6_000_000)]]),
     isToken: () => true,
   });
@@ -605,7 +624,7 @@ handle(
   async () => {
     const make = (length: number) =>
       new rpc.JsonPieces(['{"a":[', `"${"€".repeat(length)}"`, "]}"].map((text) => Buffer.from(text)));
-    const { handle } = rpc.createRpc({
+    const handle = handlerOf({
       methods: new Map([["test.pieces", ({ length }) => make(length as number)]]),
       isToken: () => true,
     });
@@ -654,7 +673,7 @@ handle("keeps the largest batch of errors within a frame, and its small answers"
 
 handle.run();
 
-const auth = suite("createRpc() authorizes");
+const auth = suite("handleBody() authorizes");
 
 /** What `auth` and the connection's past make of a request, and of the connection. */
 const authorizations: {
@@ -757,7 +776,7 @@ auth("what follows server.authenticate on the connection, also in one batch", as
 
 auth("no request without telling of it", async () => {
   const refused: Caller[] = [];
-  const { handle } = rpc.createRpc({
+  const handle = handlerOf({
     methods,
     isToken: (given) => given === token,
     onUnauthorized: (who) => void refused.push(who),
@@ -899,6 +918,35 @@ params("names of every object's members are just names", () => {
   assert.is(rpc.stringParam(given, "__proto__"), "d");
 });
 
+params("knownParams takes what it knows and what it is to ignore, and names both sides of anything else", () => {
+  rpc.knownParams({}, []);
+  rpc.knownParams({ id: "a", data: null }, ["id", "data"]);
+  rpc.knownParams({ id: "a", shell: true }, ["id"], ["shell"]);
+  for (const [given, names, words] of [
+    [
+      { command: "pwd", cwdd: "/" },
+      ["command", "cwd"],
+      'parameter "cwdd": this method does not know it, it takes command, cwd',
+    ],
+    [{ cwdd: undefined }, ["cwd"], 'parameter "cwdd": this method does not know it, it takes cwd'],
+    [{ a: 1, b: 2 }, [], 'parameter "a": this method does not know it, it takes none'],
+    [{ [long]: 1 }, [], `parameter "${"x".repeat(120)}…": this method does not know it, it takes none`],
+    [JSON.parse('{"__proto__":1}'), ["id"], 'parameter "__proto__": this method does not know it, it takes id'],
+    [{ constructor: 1 }, ["id"], 'parameter "constructor": this method does not know it, it takes id'],
+  ] as [Params, string[], string][]) {
+    assert.throws(() => rpc.knownParams(given, names), isInvalid(`Cannot use ${words}`));
+  }
+});
+
+params("limitParam takes 0 and negative numbers, and what is absent, for the default", () => {
+  const limit = (p: unknown) => rpc.limitParam({ p }, "p", { max: 9, default: 5 });
+  assert.equal([undefined, null, 0, -0, -1, Number.MIN_SAFE_INTEGER].map(limit), [5, 5, 5, 5, 5, 5]);
+  assert.equal([1, 5, 9].map(limit), [1, 5, 9]);
+  for (const value of [10, 0.5, -0.5, "1", true, {}, -Infinity]) {
+    assert.throws(() => limit(value), /Cannot use parameter "p": it is .*, it must be an integer/);
+  }
+});
+
 params("invalidParam makes the failure for a check of the method's own", () => {
   const failure = rpc.invalidParam("encoding", "latin1", '"utf8" or "base64"');
   assert.ok(isInvalid('Cannot use parameter "encoding": it is "latin1", it must be "utf8" or "base64"')(failure));
@@ -906,12 +954,18 @@ params("invalidParam makes the failure for a check of the method's own", () => {
 
 params.run();
 
-function create(): rpc.Rpc {
-  return rpc.createRpc({ methods, isToken: (given) => given === token });
+function create(): Handler {
+  return handlerOf({ methods, isToken: (given) => given === token });
+}
+
+type Handler = (body: Uint8Array, who: Caller) => rpc.Answer | Promise<rpc.Answer>;
+
+function handlerOf(parts: rpc.Rpc): Handler {
+  return (body, who) => rpc.handleBody(parts, body, who);
 }
 
 function ask(body: string | Uint8Array, who: Caller = caller()): string | undefined | Promise<string | undefined> {
-  const answer = shared.handle(typeof body === "string" ? bytes(body) : body, who);
+  const answer = shared(typeof body === "string" ? bytes(body) : body, who);
   return answer instanceof Promise ? answer.then(textOf) : textOf(answer);
 }
 

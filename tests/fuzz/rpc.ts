@@ -115,11 +115,11 @@ const methodNames = Object.keys(methods);
 const paramNames = ["token", "id", "offset", "args", "env", ...oddNames];
 
 let refused = 0;
-const tested = rpc.createRpc({
+const tested: rpc.Rpc = {
   methods: new Map(Object.entries(methods).map(([name, [method]]) => [name, method])),
   isToken: (given) => given === token,
   onUnauthorized: () => void refused++,
-});
+};
 const peer: Peer = { id: "c1", send: () => true, unsentBytes: 0, onDrain: () => () => {}, onClose: () => () => {} };
 const ownMembers = Reflect.ownKeys(Object.prototype).length;
 
@@ -140,7 +140,7 @@ function checkBodies([body, ...rest]: Buffer[], caller: Caller, state: State): v
   expectedCalls = [];
   refused = 0;
   const expected = expectAnswers(body, state, token, (name, params) => methods[name]![1](params, state), methodNames);
-  const answer = tested.handle(body, caller);
+  const answer = rpc.handleBody(tested, body, caller);
   const check = (given: rpc.Answer): void | Promise<void> => {
     const text = typeof given === "object" ? String(Buffer.concat(given)) : given;
     const problem = answersProblem(text, expected);
