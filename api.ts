@@ -13,9 +13,8 @@
 
 import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { Duplex } from "node:stream";
-import { connectClient, createClient } from "./client.ts";
 import type { Client, Message } from "./client.ts";
+import { connectClient, createClient } from "./client.ts";
 import { startServer } from "./control.ts";
 import { cannot, errorCodes, Failure } from "./failure.ts";
 import { daemonCommand, version } from "./program.ts";
@@ -252,10 +251,14 @@ function openCommand({ command, token, onStderr }: ConnectOptions): Channel {
       hint: failure.hint,
     });
   };
-  const channel = Duplex.from({ readable: child.stdout, writable: child.stdin });
-  child.once("error", () => channel.destroy());
-  const client = createClient(channel, name);
-  return { client, auth: token, explain, end: () => (client.close(), void child.kill()) };
+  const destroy = (): void => {
+    child.stdout.destroy();
+    child.stdin.destroy();
+    child.kill();
+  };
+  const client = createClient({ input: child.stdout, output: child.stdin, destroy }, name);
+  child.once("error", client.close);
+  return { client, auth: token, explain, end: client.close };
 }
 
 /** @internal */

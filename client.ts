@@ -1,10 +1,11 @@
 /** One connection to a daemon as its user sees it: requests, answers, and the messages in between. Native framing. */
 
 import { lstatSync } from "node:fs";
-import { connect } from "node:net";
 import type { OnReadOpts, Socket } from "node:net";
-import type { Duplex } from "node:stream";
-import { errorCodes, exitCodes, Failure, osFailure } from "./failure.ts";
+import { connect } from "node:net";
+import type { Duplex, Readable, Writable } from "node:stream";
+import { errorCodes, exitCodes, Failure, osFailure, safely } from "./failure.ts";
+import type { FrameDecoder } from "./frame.ts";
 import { createFrameDecoder, encodeFrame } from "./frame.ts";
 
 /** A stream, exit, detached or lost message: whatever is not the answer to a request. */
@@ -16,14 +17,34 @@ export interface Client {
    *
    * @param auth A token, or a record's key; none after server.authenticate.
    * @param timeoutMs 0 waits for as long as the connection lives.
+   * @param now Takes the result as it comes, before the messages that follow it: a promise tells it later.
    * @throws {Failure} The daemon's own error with its `code`; or "not answering", or "closed", with code -32010.
    */
-  request(method: string, params: unknown, auth?: string, timeoutMs?: number): Promise<unknown>;
+  request(
+    method: string,
+    params: unknown,
+    auth?: string,
+    timeoutMs?: number,
+    now?: (result: unknown) => void,
+  ): Promise<unknown>;
   /** Called for each message that is no answer, in order. Messages before it is set are kept. */
   onMessage(listener: (message: Message) => void): void;
   /** Resolves when the connection has ended, whoever ended it. */
   readonly closed: Promise<void>;
   close(): void;
+  /** Stops reading, and goes on. What is not read piles up at the daemon, which slows its processes or goes on without us. */
+  setPaused(isPaused: boolean): void;
+  /** Ends the connection when it is silent: nothing for `silenceMs`, and no answer to a question within as long again. */
+  watch(silenceMs: number): void;
+  /** How many requests have no answer yet. */
+  readonly waiting: number;
+}
+
+/** Where a connection's bytes come from and go to: one socket, or the two ends of a command. */
+export interface Line {
+  input: Readable;
+  output: Writable;
+  destroy(): void;
 }
 
 /** How a connect attempt to a socket went. "timeout" is not dead: only not answering. */
@@ -107,6 +128,34 @@ const dataMember = ',"data":"';
 /** What a login shell or a banner may say before the first frame of a bridge. */
 const maxNoiseBytes = 64 << 10;
 
+/** When nothing can be written any more, the peer's last words are waited for. */
+const lastWordsMs = 1000;
+
+interface State {
+  readonly line: Line;
+  /** What it leads to, for words. */
+  readonly path: string;
+  readonly decoder: FrameDecoder;
+  /** Requests without an answer, by id. */
+  readonly waiting: Map<number, { resolve(result: unknown): void; reject(error: Failure): void }>;
+  /** Messages that came before there was a listener. */
+  readonly kept: Message[];
+  listener: ((message: Message) => void) | undefined;
+  lastId: number;
+  /** What came before the first frame; undefined from then on. */
+  noise: Buffer | undefined;
+  /** The daemon's words for closing the connection: an error without an id. */
+  refusal: string | undefined;
+  /** Why it has ended; undefined as long as it has not. */
+  loss: Failure | undefined;
+  /** Nothing is read. */
+  isPaused: boolean;
+  /** When bytes came last. */
+  heardAt: number;
+  /** Resolves `closed`. */
+  end(): void;
+}
+
 /**
  * Speaks over a socket that is connected, or over the two ends of a command such as "ssh host node holdfast.js --bridge".
  *
@@ -115,83 +164,159 @@ const maxNoiseBytes = 64 << 10;
  *
  * @param path What it leads to, for words only.
  */
-export function createClient(socket: Duplex, path: string): Client {
-  const decoder = createFrameDecoder();
-  const waiting = new Map<number, { resolve(result: unknown): void; reject(error: Failure): void }>();
-  const kept: Message[] = [];
-  let listener: ((message: Message) => void) | undefined;
-  let lastId = 0;
-  let ended = false;
-  let noise: Buffer | undefined = Buffer.alloc(0); // until the first frame
-  let refusal: string | undefined; // why the connection is about to be closed
-
-  const closed = new Promise<void>((done) => {
-    socket.on("close", () => {
-      ended = true;
-      for (const { reject } of waiting.values()) reject(lost(path, noise, refusal));
-      waiting.clear();
-      done();
-    });
-  });
-  socket.on("error", () => {}); // "close" follows
-  socket
-    .on("end", () => socket.end())
-    .on("data", (received: Buffer) => {
-      let chunk = received;
-      if (noise) {
-        const start = chunk.indexOf(0);
-        noise = Buffer.concat([noise, start < 0 ? chunk : chunk.subarray(0, start)]);
-        if (noise.length > maxNoiseBytes) return void socket.destroy();
-        if (start < 0) return;
-        chunk = chunk.subarray(start);
-        noise = undefined;
-      }
-      for (const event of decoder.push(chunk)) {
-        if (!("body" in event)) return void socket.destroy(); // a daemon never sends such a frame
-        take(parseMessage(event.body));
-      }
-    });
-
-  function take(message: Message): void {
-    const entry = typeof message.id === "number" && !("type" in message) ? waiting.get(message.id) : undefined;
-    if (!entry) {
-      if (message.id === null) refusal = (message.error as Error | undefined)?.message;
-      if (listener) listener(message);
-      else kept.push(message);
-      return;
-    }
-    waiting.delete(message.id as number);
-    const error = message.error as { code: number; message: string; data?: Record<string, unknown> } | undefined;
-    if (error === undefined) entry.resolve(message.result);
-    else entry.reject(new Failure(error.message, error));
-  }
-
+export function createClient(line: Duplex | Line, path: string): Client {
+  let end!: () => void;
+  const closed = new Promise<void>((done) => (end = done));
+  const state: State = {
+    line: "input" in line ? line : { input: line, output: line, destroy: () => line.destroy() },
+    path,
+    decoder: createFrameDecoder(),
+    waiting: new Map(),
+    kept: [],
+    listener: undefined,
+    lastId: 0,
+    noise: Buffer.alloc(0),
+    refusal: undefined,
+    loss: undefined,
+    isPaused: false,
+    heardAt: performance.now(),
+    end,
+  };
+  listen(state);
   return {
     closed,
-    close: () => void socket.destroy(),
-    onMessage(next) {
-      listener = next;
-      for (const message of kept.splice(0)) next(message);
-    },
-    request(method, params, auth, timeoutMs = 0) {
-      if (ended) return Promise.reject(lost(path, noise, refusal));
-      const id = ++lastId;
-      return new Promise((resolve, reject) => {
-        const timer =
-          timeoutMs === 0
-            ? undefined
-            : setTimeout(() => {
-                waiting.delete(id);
-                reject(notAnswering(path, timeoutMs));
-              }, timeoutMs);
-        waiting.set(id, {
-          resolve: (result) => (clearTimeout(timer), resolve(result)),
-          reject: (error) => (clearTimeout(timer), reject(error)),
-        });
-        socket.write(encodeFrame(JSON.stringify({ jsonrpc: "2.0", id, method, params, auth }), "native"));
-      });
+    close: () => lose(state),
+    onMessage: (listener) => setListener(state, listener),
+    request: (...request) => sendRequest(state, ...request),
+    setPaused: (isPaused) => setPaused(state, isPaused),
+    watch: (silenceMs) => watch(state, silenceMs),
+    get waiting() {
+      return state.waiting.size;
     },
   };
+}
+
+/** The end of either side is the end. Of two streams each tells its own, and not always by "close". */
+function listen(state: State): void {
+  const { input, output } = state.line;
+  input
+    .on("data", (chunk: Buffer) => takeChunk(state, chunk))
+    .on("error", () => lose(state))
+    .on("end", () => lose(state))
+    .on("close", () => lose(state));
+  const isDeaf = (): void => void setTimeout(lose, lastWordsMs, state).unref();
+  if ((output as unknown) !== input) output.on("error", isDeaf).on("close", isDeaf);
+}
+
+function takeChunk(state: State, received: Buffer): void {
+  state.heardAt = performance.now();
+  const chunk = state.noise ? skipNoise(state, state.noise, received) : received;
+  for (const event of state.decoder.push(chunk)) {
+    const message = "body" in event && safely(() => parseMessage(event.body));
+    if (message) takeMessage(state, message);
+    else lose(state); // a daemon never sends such a frame
+  }
+}
+
+/** @returns What is the daemon's; often nothing yet. */
+function skipNoise(state: State, noise: Buffer, chunk: Buffer): Buffer {
+  const start = chunk.indexOf(0);
+  state.noise = Buffer.concat([noise, start < 0 ? chunk : chunk.subarray(0, start)]);
+  if (state.noise.length > maxNoiseBytes) lose(state);
+  else if (start >= 0) state.noise = undefined;
+  return state.noise ? Buffer.alloc(0) : chunk.subarray(start);
+}
+
+function takeMessage(state: State, message: Message): void {
+  const entry = typeof message.id === "number" && !("type" in message) ? state.waiting.get(message.id) : undefined;
+  if (!entry) {
+    if (message.id === null) state.refusal = (message.error as Error | undefined)?.message;
+    if (state.listener) state.listener(message);
+    else state.kept.push(message);
+    return;
+  }
+  state.waiting.delete(message.id as number);
+  const error = message.error as { code: number; message: string; data?: Record<string, unknown> } | undefined;
+  if (error === undefined) entry.resolve(message.result);
+  else entry.reject(new Failure(error.message, { ...error, hint: error.data?.hint as string | undefined }));
+}
+
+function setListener(state: State, listener: (message: Message) => void): void {
+  state.listener = listener;
+  for (const message of state.kept.splice(0)) listener(message);
+}
+
+function sendRequest(
+  state: State,
+  method: string,
+  params: unknown,
+  auth?: string,
+  timeoutMs = 0,
+  now?: (result: unknown) => void,
+): Promise<unknown> {
+  const { loss, waiting, path } = state;
+  if (loss) return Promise.reject(loss);
+  const id = ++state.lastId;
+  return new Promise((resolve, reject) => {
+    const frame = encodeFrame(JSON.stringify({ jsonrpc: "2.0", id, method, params, auth }), "native"); // which may be too large
+    const giveUp = (): void => {
+      waiting.delete(id);
+      reject(notAnswering(path, timeoutMs));
+    };
+    const timer = timeoutMs === 0 ? undefined : setTimeout(giveUp, timeoutMs);
+    waiting.set(id, {
+      resolve: (result) => {
+        clearTimeout(timer);
+        now?.(result);
+        resolve(result);
+      },
+      reject: (error) => {
+        clearTimeout(timer);
+        reject(error);
+      },
+    });
+    state.line.output.write(frame);
+  });
+}
+
+function setPaused(state: State, isPaused: boolean): void {
+  if (state.isPaused === isPaused || state.loss) return;
+  state.isPaused = isPaused;
+  state.heardAt = performance.now();
+  if (isPaused) state.line.input.pause();
+  else state.line.input.resume();
+}
+
+/**
+ * Asks for a word when nothing came for `silenceMs`, and ends the connection when nothing comes for as long again: a network that is gone says
+ * nothing. Who was busy, or asleep, for longer than that asks anew.
+ */
+function watch(state: State, silenceMs: number): void {
+  let askedAt = -1;
+  const look = (): void => {
+    const now = performance.now();
+    const isSilent = !state.isPaused && now - state.heardAt >= silenceMs;
+    const isUnanswered = askedAt > state.heardAt && now - askedAt < 1.5 * silenceMs;
+    if (isSilent && isUnanswered) lose(state, notAnswering(state.path, Math.round(now - state.heardAt)));
+    if (state.loss) return;
+    if (isSilent) {
+      askedAt = now;
+      sendRequest(state, "server.ping", {}, undefined, 2 * silenceMs).catch(() => {}); // any answer will do
+    }
+    const isWaiting = isSilent || state.isPaused;
+    setTimeout(look, isWaiting ? silenceMs : silenceMs - (now - state.heardAt)).unref();
+  };
+  setTimeout(look, silenceMs).unref();
+}
+
+/** Ends the connection, once, whoever ended it: nothing stays without an answer. */
+function lose(state: State, loss = lost(state)): void {
+  if (state.loss) return;
+  state.loss = loss;
+  state.line.destroy();
+  for (const { reject } of state.waiting.values()) reject(loss);
+  state.waiting.clear();
+  state.end();
 }
 
 /** The daemon puts a message's data last: base64 that JSON.parse need not look at (12 us of 44 for 32 KiB, with what it leaves to be collected 32). */
@@ -206,7 +331,7 @@ function parseMessage(body: Buffer): Message {
   return { ...JSON.parse(`${body.toString("utf8", 0, at)}"}`), data: body.toString("latin1", at, body.length - 2) };
 }
 
-function lost(path: string, noise: Buffer | undefined, refusal: string | undefined): Failure {
+function lost({ path, noise, refusal }: State): Failure {
   const details = { code: errorCodes.noDaemon, exit: exitCodes.unavailable };
   if (!noise || noise.length === 0)
     return new Failure(refusal || `The connection to "${path}" ended before the answer came`, details);
