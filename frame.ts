@@ -5,7 +5,7 @@
  *     lines    body "\n"  or  body "\r\n"                 any other first byte; blank lines are ignored
  *
  * A connection's first byte decides for the whole connection. A body is UTF-8 JSON: rpc.ts finds out whether it really is.
- * What a body over the limit is answered with, and closing the connection, are left to server.ts and bridge.ts.
+ * What a body over the limit is answered with, and closing the connection, are left to connections.ts and bridge.ts.
  */
 
 import { Buffer } from "node:buffer";
@@ -41,6 +41,8 @@ export interface FrameDecoder {
   readonly framing: Framing | undefined;
   /** The limit. May be set at any time, also between two chunks of one body. */
   maxBodyBytes: number;
+  /** Memory that the body under way takes. */
+  readonly heldBytes: number;
   /**
    * Takes the next bytes. After a fatal event they are ignored.
    *
@@ -50,6 +52,8 @@ export interface FrameDecoder {
   push(chunk: Uint8Array): FrameEvent[];
   /** Says, once, that no more bytes come. A last line without its newline counts as a line. */
   end(): FrameEvent[];
+  /** Gives up the body under way, for its memory: what comes of it is read past, and no event tells of it. */
+  giveUp(): void;
 }
 
 /**
@@ -99,130 +103,172 @@ export function lengthOf(pieces: Buffer[]): number {
  * twice what has arrived of the one body under way.
  */
 export function createFrameDecoder(options: { maxBodyBytes?: number } = {}): FrameDecoder {
-  const store = createStore();
-  let framing: Framing | undefined;
-  let headerRead = 0; // bytes of it that are in bodyBytes; native only
-  let bodyBytes = 0; // as the header says; native only
-  let bodyRead = 0; // of the body or line under way
-  let judged = false; // against the limit; native only
-  let skipping = false;
-  let lost = false;
-
-  function pushNative(chunk: Buffer, events: FrameEvent[]): void {
-    for (let at = 0; at < chunk.length && !lost; ) {
-      if (headerRead < headerBytes) {
-        bodyBytes = bodyBytes * 256 + chunk[at++]!;
-        if (++headerRead < headerBytes) continue;
-      }
-      const piece = chunk.subarray(at, at + bodyBytes - bodyRead);
-      at += piece.length;
-      bodyRead += piece.length;
-      // Judged as soon as the header is here; but if other frames came in the same chunk, only with the next one: a token
-      // may lie in them, and the caller raises the limit when it sees it. Otherwise where the kernel happens to cut the
-      // bytes would decide whether a large second request is accepted.
-      if (!judged && (events.length === 0 || bodyRead === bodyBytes || bodyBytes > maxBodyBytes)) judgeNative(events);
-      if (bodyRead < bodyBytes) {
-        if (!skipping) store.keep(piece, bodyBytes);
-        continue;
-      }
-      if (!skipping) events.push({ body: store.take(piece) });
-      headerRead = bodyBytes = bodyRead = 0;
-      judged = skipping = false;
-    }
-  }
-
-  function judgeNative(events: FrameEvent[]): void {
-    judged = true;
-    skipping = bodyBytes > decoder.maxBodyBytes;
-    if (!skipping) return;
-    store.forget();
-    lost = bodyBytes > maxSkippedBytes;
-    events.push({ oversizeBytes: bodyBytes, fatal: lost });
-  }
-
-  function pushLines(chunk: Buffer, events: FrameEvent[]): void {
-    for (let at = 0; at < chunk.length && !lost; ) {
-      const found = chunk.indexOf(newline, at);
-      const piece = chunk.subarray(at, found < 0 ? chunk.length : found);
-      at += piece.length + 1;
-      bodyRead += piece.length;
-      skipping ||= bodyRead > decoder.maxBodyBytes + 1; // one more: the last may be the "\r"
-      lost = bodyRead > maxSkippedBytes;
-      if (skipping) store.forget();
-      if (lost) events.push({ oversizeBytes: bodyRead, fatal: true });
-      else if (found >= 0) endLine(piece, events);
-      else if (!skipping) store.keep(piece, decoder.maxBodyBytes + 1);
-    }
-  }
-
-  function endLine(piece: Buffer, events: FrameEvent[]): void {
-    const line = store.take(piece);
-    const body = line[line.length - 1] === carriageReturn ? line.subarray(0, -1) : line;
-    if (skipping || body.length > decoder.maxBodyBytes) events.push({ oversizeBytes: bodyRead, fatal: false });
-    else if (body.length > 0) events.push({ body });
-    bodyRead = 0;
-    skipping = false;
-  }
-
-  const decoder: FrameDecoder = {
+  const decoding: Decoding = {
+    framing: undefined,
     maxBodyBytes: options.maxBodyBytes ?? maxBodyBytes,
-    get framing() {
-      return framing;
-    },
-    push(chunk) {
-      const events: FrameEvent[] = [];
-      if (chunk.length > 0) framing ??= chunk[0] === 0 ? "native" : "lines";
-      const bytes = Buffer.isBuffer(chunk) ? chunk : Buffer.from(chunk.buffer, chunk.byteOffset, chunk.length);
-      if (framing === "native") pushNative(bytes, events);
-      else pushLines(bytes, events);
-      return events;
-    },
-    end() {
-      const events: FrameEvent[] = [];
-      if (lost) return events;
-      if (framing !== "native") endLine(Buffer.alloc(0), events);
-      else if (headerRead === headerBytes && !judged) judgeNative(events);
-      return events;
-    },
+    headerRead: 0,
+    bodyBytes: 0,
+    bodyRead: 0,
+    isJudged: false,
+    isSkipping: false,
+    isGivenUp: false,
+    isLost: false,
+    store: nothing,
+    storedBytes: 0,
   };
-  return decoder;
+  return {
+    get framing() {
+      return decoding.framing;
+    },
+    get maxBodyBytes() {
+      return decoding.maxBodyBytes;
+    },
+    set maxBodyBytes(bytes) {
+      decoding.maxBodyBytes = bytes;
+    },
+    get heldBytes() {
+      return decoding.store.length;
+    },
+    push: (chunk) => pushChunk(decoding, chunk),
+    end: () => endChunks(decoding),
+    giveUp: () => giveUp(decoding),
+  };
 }
 
-/**
- * Holds the beginning of one body until the rest comes.
- *
- * It copies, so that a body fed a byte at a time does not hold one chunk for each byte, and doubles, so that the copying
- * stays linear.
- */
-function createStore() {
-  const none = Buffer.alloc(0);
-  let bytes: Buffer = none;
-  let length = 0;
+/** What a decoder knows of the body under way. */
+interface Decoding {
+  framing: Framing | undefined;
+  maxBodyBytes: number;
+  /** Bytes of the header that are in bodyBytes, and the length that it says; native only. */
+  headerRead: number;
+  bodyBytes: number;
+  /** Bytes of the body or line that have come. */
+  bodyRead: number;
+  /** The length was compared with the limit; native only. */
+  isJudged: boolean;
+  /** It is over the limit, or given up: read past. */
+  isSkipping: boolean;
+  isGivenUp: boolean;
+  /** Nothing can be decoded any more. */
+  isLost: boolean;
+  /** What has come of a body that a chunk's end has cut: the first storedBytes of this. */
+  store: Buffer;
+  storedBytes: number;
+}
 
-  function keep(piece: Buffer, mostBytes: number): void {
-    const wanted = length + piece.length;
-    if (wanted > bytes.length) {
-      const grown = Buffer.allocUnsafe(Math.min(Math.max(2 * wanted, firstStoreBytes), mostBytes));
-      bytes.copy(grown, 0, 0, length);
-      bytes = grown;
+const nothing = Buffer.alloc(0);
+
+function pushChunk(decoding: Decoding, chunk: Uint8Array): FrameEvent[] {
+  const events: FrameEvent[] = [];
+  if (chunk.length > 0) decoding.framing ??= chunk[0] === 0 ? "native" : "lines";
+  const bytes = Buffer.isBuffer(chunk) ? chunk : Buffer.from(chunk.buffer, chunk.byteOffset, chunk.length);
+  if (decoding.framing === "native") pushNative(decoding, bytes, events);
+  else pushLines(decoding, bytes, events);
+  return events;
+}
+
+function endChunks(decoding: Decoding): FrameEvent[] {
+  const events: FrameEvent[] = [];
+  if (decoding.isLost) return events;
+  if (decoding.framing !== "native") endLine(decoding, nothing, events);
+  else if (decoding.headerRead === headerBytes && !decoding.isJudged) judgeBody(decoding, events);
+  return events;
+}
+
+function giveUp(decoding: Decoding): void {
+  decoding.isSkipping = decoding.isGivenUp = decoding.isJudged = true;
+  forget(decoding);
+}
+
+function pushNative(decoding: Decoding, chunk: Buffer, events: FrameEvent[]): void {
+  for (let at = 0; at < chunk.length && !decoding.isLost; ) {
+    if (decoding.headerRead < headerBytes) {
+      decoding.bodyBytes = decoding.bodyBytes * 256 + chunk[at++]!;
+      if (++decoding.headerRead < headerBytes) continue;
     }
-    piece.copy(bytes, length);
-    length = wanted;
+    const piece = chunk.subarray(at, at + decoding.bodyBytes - decoding.bodyRead);
+    at += piece.length;
+    decoding.bodyRead += piece.length;
+    takeNative(decoding, piece, events);
   }
+}
 
-  function forget(): void {
-    bytes = none;
-    length = 0;
+/** Takes the next piece of a body. The header is here. */
+function takeNative(decoding: Decoding, piece: Buffer, events: FrameEvent[]): void {
+  const { bodyBytes } = decoding;
+  const isWhole = decoding.bodyRead === bodyBytes;
+  // Judged as soon as the header is here; but if other frames came in the same chunk, only with the next one: a token
+  // may lie in them, and the caller raises the limit when it sees it. Otherwise where the kernel happens to cut the
+  // bytes would decide whether a large second request is accepted.
+  if (!decoding.isJudged && (events.length === 0 || isWhole || bodyBytes > maxBodyBytes)) judgeBody(decoding, events);
+  if (!isWhole) {
+    if (!decoding.isSkipping) keep(decoding, piece, bodyBytes);
+    return;
   }
+  if (!decoding.isSkipping) events.push({ body: take(decoding, piece) });
+  decoding.headerRead = decoding.bodyBytes = decoding.bodyRead = 0;
+  decoding.isJudged = decoding.isSkipping = decoding.isGivenUp = false;
+}
 
-  /** Returns what was kept and `piece` after it, and begins anew. When nothing was kept that is the piece itself. */
-  function take(piece: Buffer): Buffer {
-    if (length === 0) return piece;
-    keep(piece, length + piece.length);
-    const body = bytes.subarray(0, length);
-    forget();
-    return body;
+function judgeBody(decoding: Decoding, events: FrameEvent[]): void {
+  const { bodyBytes } = decoding;
+  decoding.isJudged = true;
+  decoding.isSkipping = bodyBytes > decoding.maxBodyBytes;
+  if (!decoding.isSkipping) return;
+  forget(decoding);
+  decoding.isLost = bodyBytes > maxSkippedBytes;
+  events.push({ oversizeBytes: bodyBytes, fatal: decoding.isLost });
+}
+
+function pushLines(decoding: Decoding, chunk: Buffer, events: FrameEvent[]): void {
+  for (let at = 0; at < chunk.length && !decoding.isLost; ) {
+    const found = chunk.indexOf(newline, at);
+    const piece = chunk.subarray(at, found < 0 ? chunk.length : found);
+    at += piece.length + 1;
+    decoding.bodyRead += piece.length;
+    decoding.isSkipping ||= decoding.bodyRead > decoding.maxBodyBytes + 1; // one more: the last may be the "\r"
+    decoding.isLost = decoding.bodyRead > maxSkippedBytes;
+    if (decoding.isSkipping) forget(decoding);
+    if (decoding.isLost) events.push({ oversizeBytes: decoding.bodyRead, fatal: true });
+    else if (found >= 0) endLine(decoding, piece, events);
+    else if (!decoding.isSkipping) keep(decoding, piece, decoding.maxBodyBytes + 1);
   }
+}
 
-  return { keep, forget, take };
+function endLine(decoding: Decoding, piece: Buffer, events: FrameEvent[]): void {
+  const line = take(decoding, piece);
+  const body = line[line.length - 1] === carriageReturn ? line.subarray(0, -1) : line;
+  const isOver = decoding.isSkipping || body.length > decoding.maxBodyBytes;
+  if (isOver && !decoding.isGivenUp) events.push({ oversizeBytes: decoding.bodyRead, fatal: false });
+  else if (!isOver && body.length > 0) events.push({ body });
+  decoding.bodyRead = 0;
+  decoding.isSkipping = decoding.isGivenUp = false;
+}
+
+// The beginning of one body, until the rest comes. It is copied, so that a body fed a byte at a time does not hold one chunk for each byte,
+// and the store doubles, so that the copying stays linear.
+
+function keep(decoding: Decoding, piece: Buffer, mostBytes: number): void {
+  const wanted = decoding.storedBytes + piece.length;
+  if (wanted > decoding.store.length) {
+    const grown = Buffer.allocUnsafe(Math.min(Math.max(2 * wanted, firstStoreBytes), mostBytes));
+    decoding.store.copy(grown, 0, 0, decoding.storedBytes);
+    decoding.store = grown;
+  }
+  piece.copy(decoding.store, decoding.storedBytes);
+  decoding.storedBytes = wanted;
+}
+
+function forget(decoding: Decoding): void {
+  decoding.store = nothing;
+  decoding.storedBytes = 0;
+}
+
+/** Returns what was kept and `piece` after it, and begins anew. When nothing was kept that is the piece itself. */
+function take(decoding: Decoding, piece: Buffer): Buffer {
+  if (decoding.storedBytes === 0) return piece;
+  keep(decoding, piece, decoding.storedBytes + piece.length);
+  const body = decoding.store.subarray(0, decoding.storedBytes);
+  forget(decoding);
+  return body;
 }

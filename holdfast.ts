@@ -3,20 +3,20 @@
  */
 
 import { closeSync, readFileSync, writeSync } from "node:fs";
-import { help, parseArguments, usage } from "./arguments.ts";
 import type { CommandLine } from "./arguments.ts";
+import { help, parseArguments, usage } from "./arguments.ts";
 import { channelEnds, runBridge } from "./bridge.ts";
-import { explainLoss, explainSilence, reachOtherwise, startHere, startServer, stopServer } from "./control.ts";
 import type { Started, StartOptions } from "./control.ts";
+import { explainLoss, explainSilence, reachOtherwise, startHere, startServer, stopServer } from "./control.ts";
 import { printDoctor } from "./doctor.ts";
 import { cannot, cleanText, exitCodes, Failure } from "./failure.ts";
 import { call, printStatus } from "./jobs.ts";
 import type { ReadyMessage } from "./lifetime.ts";
 import { build, daemonCommand, version, versionFacts } from "./program.ts";
-import { prepareDaemon, startDaemon } from "./server.ts";
 import { isEndedDaemon } from "./reach.ts";
-import { hashToken, makeRunDirectory, ownToken, placesOf, readToken } from "./socket.ts";
+import { startDaemon } from "./server.ts";
 import type { Places } from "./socket.ts";
+import { hashToken, makeRunDirectory, ownToken, placesOf, readToken } from "./socket.ts";
 
 export { connect, serve } from "./api.ts";
 
@@ -95,7 +95,6 @@ async function launched(): Promise<number> {
     }
   };
   try {
-    prepareDaemon();
     const handover = readFileSync(3, "utf8");
     closeSync(3);
     if (handover === "") process.exit(); // it is not wanted

@@ -224,7 +224,7 @@ for (const [who, fill] of [
         assert.is((await wire.request("files.stat", { path: "/" })).isDir, true);
         assert.is((await wire.request("server.status")).limits.maxOpenFiles, 80);
         // the last descriptor may be saying so to one of the others, for half a second
-        const isTold = /Cannot accept a connection: 79 files are open, the limit is 80/;
+        const isTold = /Cannot accept a connection: all 80 descriptors that this process may have are in use, see ulimit -n/;
         const ask = (): Promise<Outcome> => site.run(["--call", "server.ping", "--token-file", site.tokenFile]);
         let pinged = await ask();
         for (let i = 0; i < 50 && who !== "processes" && !isTold.test(pinged.stderr); i++)

@@ -1,0 +1,322 @@
+/**
+ * The daemon's connections: accepts them, keeps strangers few, takes frames, writes answers, and makes nobody wait for another.
+ *
+ *     accept ─▶ stranger ──a good token──▶ known ─▶ closed
+ *                  │ 60 s, or 64 younger ones, or 64 KiB of refusals
+ *                  └───────────────────────────────▶ closed
+ *
+ * What a body means is left to rpc.ts, how bytes become bodies to frame.ts. A socket is a Duplex here: tests hand in streams of their own.
+ */
+
+import type { Buffer } from "node:buffer";
+import { closeSync, openSync } from "node:fs";
+import type { Duplex } from "node:stream";
+import { cannot, errnoOf, Failure } from "./failure.ts";
+import type { FrameDecoder, FrameEvent, Framing } from "./frame.ts";
+import { createFrameDecoder, encodeFrame, framePieces, lengthOf, maxBodyBytes, strangerBodyBytes } from "./frame.ts";
+import type { Log } from "./log.ts";
+import { now } from "./record.ts";
+import type { Answer, Caller, Peer } from "./rpc.ts";
+import { encodeError, oversizeAnswer } from "./rpc.ts";
+
+/** Connections that have not shown a good token: so many, so long. The oldest makes room for a new one. */
+export const maxStrangers = 64;
+const strangerMs = 60_000;
+/** Refusals and errors that such a connection gets, some 600, before it is closed: each costs more to make than to provoke. */
+const strangerAnswerBytes = 64 << 10;
+/** A connection that has this much unread is not read from until it has read. */
+const maxUnsentBytes = 16 << 20;
+/** Requests of one connection under way at once; more wait in its socket. */
+const maxPending = 1000;
+/** Half-sent frames of all known connections together: four of the largest. */
+const maxHeldBytes = 64 << 20;
+/** How long a connection that is being closed may take to read what was written. */
+const closeMs = 500;
+/** What the host may be short of is logged at most so often, for each errno. */
+const shortages = /^E(MFILE|NFILE|AGAIN|NOMEM|NOSPC|DQUOT|TIMEDOUT)$/;
+const shortageMs = 60_000;
+
+/** All of them, and what they share. */
+export interface Connections {
+  open: Set<Connection>;
+  /** How many there have been: a connection is named after it. */
+  count: number;
+  /** Memory that half-sent frames of known connections take. */
+  heldBytes: number;
+  /** Until when, by now(), nothing is said of an errno. */
+  shortages: Map<string, number>;
+  log: Log;
+  /** Carries out one body: see rpc.ts. */
+  handle(body: Buffer, caller: Caller): Answer | Promise<Answer>;
+  /** The soft limit, for words: infinity where it cannot be told. */
+  maxOpenFiles: number;
+  /** Says whether there is a descriptor left after the one of a new connection. */
+  hasDescriptors(): boolean;
+}
+
+export interface Connection {
+  /** "c12". */
+  id: string;
+  socket: Duplex;
+  decoder: FrameDecoder;
+  caller: Caller;
+  /** Requests under way, and the bytes of their frames. */
+  pending: number;
+  pendingBytes: number;
+  /** Of all answers, ever. */
+  answeredBytes: number;
+  /** What its half-sent frame counts for in all, and when the last piece of it came: now(). */
+  heldBytes: number;
+  heldAt: number;
+  /** Something was written in this tick: it leaves when the tick is over. */
+  isCorked: boolean;
+  /** The peer has sent all it will. */
+  isHalfClosed: boolean;
+}
+
+export function createConnections(
+  handle: Connections["handle"],
+  log: Log,
+  maxOpenFiles: number,
+  hasDescriptors: () => boolean = canOpen,
+): Connections {
+  return { open: new Set(), count: 0, heldBytes: 0, shortages: new Map(), log, handle, maxOpenFiles, hasDescriptors };
+}
+
+/** Takes a new connection, or refuses it in words. */
+export function acceptConnection(connections: Connections, socket: Duplex): void {
+  // the last descriptor is kept free to say so: libuv takes and closes what comes when there is none, without a word
+  if (!connections.hasDescriptors()) {
+    refuseConnection(connections, socket);
+    return;
+  }
+  const connection = createConnection(connections, socket);
+  makeRoom(connections);
+  connections.open.add(connection);
+  connections.log("[Server] New connection from: @");
+  const timer = setTimeout(() => connection.caller.known || socket.destroy(), strangerMs).unref();
+  socket
+    .on("error", () => {}) // "close" follows
+    .on("drain", () => throttle(connection))
+    .on("data", (chunk: Buffer) => guard(connections, connection, () => takeChunk(connections, connection, chunk)))
+    .on("end", () => guard(connections, connection, () => takeEnd(connections, connection)))
+    .on("close", () => {
+      clearTimeout(timer);
+      connections.open.delete(connection);
+      countHeld(connections, connection, 0);
+      connection.decoder.giveUp();
+      connections.log("[Server] Connection closed: @");
+    });
+}
+
+/** Lets the peer have what was written, but does not wait for one that does not read, or does not end its side. */
+export function closeConnection(socket: Duplex): void {
+  socket.end();
+  setTimeout(() => socket.destroy(), closeMs).unref();
+}
+
+export function closeAll({ open }: Connections): void {
+  for (const { socket } of open) closeConnection(socket);
+}
+
+/** Tells the log what the host is short of: once, not thousands of times. */
+export function noteShortage(connections: Connections, errno: unknown, words: string): void {
+  const name = String(errno);
+  if (!shortages.test(name) || now() < (connections.shortages.get(name) ?? 0)) return;
+  connections.shortages.set(name, now() + shortageMs);
+  connections.log(`[Server] The host is short of something: ${words}`);
+}
+
+function canOpen(): boolean {
+  try {
+    closeSync(openSync("/dev/null", "r"));
+    return true;
+  } catch (error) {
+    return errnoOf(error) !== "EMFILE" && errnoOf(error) !== "ENFILE";
+  }
+}
+
+function refuseConnection(connections: Connections, socket: Duplex): void {
+  const { maxOpenFiles } = connections;
+  const all = maxOpenFiles === Infinity ? "all" : `all ${maxOpenFiles}`;
+  const message = `Cannot accept a connection: ${all} descriptors that this process may have are in use, see ulimit -n`;
+  noteShortage(connections, "EMFILE", message);
+  socket
+    .on("error", () => {})
+    .on("end", () => socket.destroy())
+    .resume()
+    .write(encodeFrame(encodeError(null, new Failure(message, { data: { errno: "EMFILE" } })), "native"));
+  closeConnection(socket);
+}
+
+/** The oldest stranger makes room. Node 18 accepts all that wait in one turn, before the first that was destroyed has closed. */
+function makeRoom({ open }: Connections): void {
+  const strangers = [...open].filter(({ caller, socket }) => !caller.known && !socket.destroyed);
+  if (strangers.length >= maxStrangers) strangers[0]!.socket.destroy();
+}
+
+function createConnection(connections: Connections, socket: Duplex): Connection {
+  const listenTo = (event: string) => (listener: () => void) => {
+    socket.on(event, listener);
+    return () => void socket.off(event, listener);
+  };
+  const peer: Peer = {
+    id: `c${++connections.count}`,
+    send: (message) => sendMessage(connections, connection, message),
+    get unsentBytes() {
+      return socket.writableLength;
+    },
+    onDrain: listenTo("drain"),
+    onClose: listenTo("close"),
+  };
+  const connection: Connection = {
+    id: peer.id,
+    socket,
+    decoder: createFrameDecoder({ maxBodyBytes: strangerBodyBytes }),
+    caller: { peer, authenticated: false, known: false },
+    pending: 0,
+    pendingBytes: 0,
+    answeredBytes: 0,
+    heldBytes: 0,
+    heldAt: 0,
+    isCorked: false,
+    isHalfClosed: false,
+  };
+  return connection;
+}
+
+/** Whatever goes wrong with one connection ends that one, not the daemon. */
+function guard(connections: Connections, { id, socket }: Connection, action: () => void): void {
+  try {
+    action();
+  } catch (error) {
+    connections.log(`[Server] Internal error on ${id}, which is closed: ${(error as Error).stack ?? error}`);
+    socket.destroy();
+  }
+}
+
+// What comes
+
+function takeChunk(connections: Connections, connection: Connection, chunk: Buffer): void {
+  const { caller, decoder, socket } = connection;
+  for (const event of decoder.push(chunk)) {
+    if (!caller.known && connection.answeredBytes > strangerAnswerBytes) {
+      closeConnection(socket);
+      return;
+    }
+    takeEvent(connections, connection, event);
+  }
+  if (caller.known) holdFrame(connections, connection);
+  throttle(connection);
+}
+
+function takeEnd(connections: Connections, connection: Connection): void {
+  for (const event of connection.decoder.end()) takeEvent(connections, connection, event);
+  connection.isHalfClosed = true;
+  endWhenAnswered(connection);
+}
+
+function takeEvent(connections: Connections, connection: Connection, event: FrameEvent): void {
+  if ("body" in event) {
+    takeBody(connections, connection, event.body);
+  } else {
+    write(connection, oversizeAnswer(event.oversizeBytes, connection.decoder.maxBodyBytes));
+    if (event.fatal) closeConnection(connection.socket);
+  }
+}
+
+function takeBody(connections: Connections, connection: Connection, body: Buffer): void {
+  const answer = connections.handle(body, connection.caller);
+  if (connection.caller.known) connection.decoder.maxBodyBytes = maxBodyBytes;
+  if (answer instanceof Promise) awaitAnswer(connections, connection, answer, body.length);
+  else if (answer !== undefined) write(connection, answer);
+}
+
+/** @param length That of the body, which is not to be held until the answer comes. */
+function awaitAnswer(connections: Connections, connection: Connection, answer: Promise<Answer>, length: number): void {
+  connection.pending++;
+  connection.pendingBytes += length;
+  void answer.then((text) => {
+    connection.pending--;
+    connection.pendingBytes -= length;
+    guard(connections, connection, () => {
+      if (text !== undefined) write(connection, text);
+      endWhenAnswered(connection);
+      throttle(connection);
+    });
+  });
+}
+
+/** Counts a half-sent frame. When they are too large together, that one is given up which has stood still longest: nobody waits for it. */
+function holdFrame(connections: Connections, connection: Connection): void {
+  countHeld(connections, connection, connection.decoder.heldBytes);
+  while (connections.heldBytes > maxHeldBytes) {
+    let oldest: Connection | undefined;
+    for (const one of connections.open) if (one.heldBytes > 0 && (!oldest || one.heldAt < oldest.heldAt)) oldest = one;
+    if (!oldest) return;
+    const why = `the half-sent frames of all connections have over ${maxHeldBytes} bytes, and this one has stood still longest`;
+    const hint = "send it again, in one go";
+    oldest.decoder.giveUp();
+    countHeld(connections, oldest, 0);
+    write(oldest, encodeError(null, cannot(`read frame: ${why}`, { data: { errno: "ENOMEM" }, hint })));
+  }
+}
+
+function countHeld(connections: Connections, connection: Connection, bytes: number): void {
+  connections.heldBytes += bytes - connection.heldBytes;
+  connection.heldBytes = bytes;
+  connection.heldAt = now();
+}
+
+function endWhenAnswered({ isHalfClosed, pending, socket }: Connection): void {
+  if (isHalfClosed && pending === 0) socket.end();
+}
+
+/** Reads on only while the peer takes its answers. */
+function throttle({ socket, pending, pendingBytes }: Connection): void {
+  if (socket.writableLength > maxUnsentBytes || pending > maxPending || pendingBytes > maxBodyBytes) socket.pause();
+  else if (socket.isPaused()) socket.resume();
+}
+
+// What goes
+
+function write(connection: Connection, body: string | Buffer[]): void {
+  const framing = framingOf(connection);
+  deliver(connection, typeof body === "string" ? [encodeFrame(body, framing)] : framePieces(body, framing));
+}
+
+/** @returns False when the peer has fallen behind. It never throws: who sends has no part in what is wrong with a message. */
+function sendMessage(connections: Connections, connection: Connection, message: object): boolean {
+  let isTaken = true;
+  guard(connections, connection, () => {
+    isTaken = deliver(connection, [encodeMessage(message, framingOf(connection))]);
+  });
+  return isTaken;
+}
+
+/** JSON.stringify looks at each character of a string: for 32 KiB of output that is most of its cost (46 us of 77; this takes 12). Base64 needs no look. */
+function encodeMessage(message: object, framing: Framing): Buffer {
+  const { type, data } = message as { type?: string; data?: unknown };
+  if (type !== "stream" || typeof data !== "string") return encodeFrame(JSON.stringify(message), framing);
+  return encodeFrame(`${JSON.stringify({ ...message, data: undefined }).slice(0, -1)},"data":"`, framing, data, '"}');
+}
+
+function framingOf({ decoder }: Connection): Framing {
+  return decoder.framing || "native";
+}
+
+/** What is written within one tick leaves in one system call. */
+function deliver(connection: Connection, pieces: Buffer[]): boolean {
+  const { socket } = connection;
+  if (socket.destroyed || socket.writableEnded) return true;
+  connection.answeredBytes += lengthOf(pieces);
+  if (!connection.isCorked) {
+    connection.isCorked = true;
+    socket.cork();
+    process.nextTick(() => {
+      connection.isCorked = false;
+      socket.uncork();
+    });
+  }
+  return pieces.map((piece) => socket.write(piece)).pop()!;
+}
