@@ -3,30 +3,26 @@
  *
  * A start, in order: join what answers; else claim the start; look again, also for a daemon that has lost all its names; clear away what is
  * provably dead and ours; probe, choose, launch, verify. Whoever finds the start claimed waits and joins the winner.
- *
- * Node's own start is most of it, so where nothing seems to be, the daemon's process is spawned as soon as the start is claimed. It boots while all
- * the rest goes on, and waits for its handover. The host is measured meanwhile.
  */
 
 import { randomBytes } from "node:crypto";
 import type { Socket } from "node:net";
 import { dirname } from "node:path";
-import { connectClient, proveAnswering, tryConnect } from "./client.ts";
 import type { ConnectFailure } from "./client.ts";
-import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, Failure, osFailure, safely } from "./failure.ts";
+import { connectClient, proveAnswering, tryConnect } from "./client.ts";
+import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, Failure, osFailure } from "./failure.ts";
+import { launchDaemon, moveRunning } from "./launch.ts";
+import type { Facts, Launch, Lifetime, World } from "./lifetime.ts";
 import {
   chooseLaunch,
   describeVerdict,
   judgePlace,
-  launchDaemon,
-  moveRunning,
   placeOf,
   probeHost,
   realWorld,
-  spawnDaemon,
   switchLingerOn,
 } from "./lifetime.ts";
-import type { DaemonProcess, Facts, Launch, Lifetime, World } from "./lifetime.ts";
+import type { Reached } from "./reach.ts";
 import {
   answerMs,
   clearDead,
@@ -36,15 +32,13 @@ import {
   notAnswering,
   reachServer,
   recallServer,
-  refuses,
 } from "./reach.ts";
-import type { Reached } from "./reach.ts";
 import { absenceFailure, explainAbsence, timeWords } from "./reasons.ts";
-import { claimSoon, identify, livenessOf, livingProcesses, now, readRecord, sleep, soon, tryClaim } from "./record.ts";
 import type { DaemonRecord, Identity } from "./record.ts";
+import { claimSoon, identify, livenessOf, livingProcesses, now, readRecord, sleep, soon, tryClaim } from "./record.ts";
 import type { Daemon, Handover } from "./server.ts";
-import { isSame, lookAt, makeRunDirectory } from "./socket.ts";
 import type { Places } from "./socket.ts";
+import { isSame, makeRunDirectory } from "./socket.ts";
 
 /** How long a start waits for another one under way. Longer than the slowest start, with a wedged user manager. */
 const startMs = 15_000;
@@ -88,16 +82,11 @@ export interface Started {
  * @throws {Failure} Why neither is possible, with the exit code of the table.
  */
 export async function startServer(options: StartOptions, world = realWorld()): Promise<Started> {
-  const prepare = (): Prepared | undefined =>
-    options.launch === "scope"
-      ? undefined // which may not be possible
-      : safely(() => ({ daemon: spawnDaemon(options.command, options.places.log), facts: probeHost(world) })); // else launch() says why
   return withClaim(
     options,
     async () => !options.replace && joinServer(options, world),
-    prepare,
-    async (prepared) => {
-      const launched = await launch(options, world, prepared);
+    async () => {
+      const launched = await launch(options, world);
       if (launched) return launched;
       const joined = await joinServer(options, world); // another one published first
       if (joined) return joined;
@@ -129,28 +118,14 @@ export async function startHere(
       hint: `end it with --stop, or ${elsewhere}`,
     });
   };
-  return withClaim(
-    options,
-    busyHere,
-    () => undefined,
-    async () => {
-      await clearDead(places);
-      const facts = await probeHost(world);
-      if (options.enableLinger) await switchLingerOn(facts, world);
-      const { record, lifetime, ended } = await startDaemon({ ...handoverOf(options), facts }, world);
-      return {
-        started: {
-          pid: record.pid,
-          instance: record.instance,
-          lifetime,
-          facts,
-          how: "started",
-          version: options.version,
-        },
-        ended,
-      };
-    },
-  );
+  return withClaim(options, busyHere, async () => {
+    await clearDead(places);
+    const facts = await probeHost(world);
+    if (options.enableLinger) await switchLingerOn(facts, world);
+    const { record, lifetime, ended } = await startDaemon({ ...handoverOf(options), facts }, world);
+    const { pid, instance } = record;
+    return { started: { pid, instance, lifetime, facts, how: "started", version: options.version }, ended };
+  });
 }
 
 /**
@@ -226,50 +201,30 @@ export async function explainLoss(places: Places): Promise<Failure> {
   return absenceFailure(explainAbsence(places));
 }
 
-/** What a start is ahead with. */
-interface Prepared {
-  daemon: DaemonProcess;
-  facts: Promise<Facts>;
-}
-
-/** Runs `join` until it succeeds, or `start` with the start claimed; where that is likely, `prepare` first of all. */
+/** Runs `join` until it succeeds, or `start` with the start claimed. */
 async function withClaim<T>(
-  options: StartOptions,
+  { places }: StartOptions,
   join: () => Promise<T | false>,
-  prepare: () => Prepared | undefined,
-  start: (prepared: Prepared | undefined) => Promise<T>,
+  start: () => Promise<T>,
 ): Promise<T> {
-  const { places } = options;
   for (const directory of new Set([dirname(places.socket), places.directory])) makeRunDirectory(directory);
-  for (const deadline = now() + startMs; ; ) {
-    const vacant = isVacant(places);
-    let found = !vacant && (await join());
+  for (const deadline = now() + startMs; ; await sleep(50)) {
+    let found = await join();
     if (found) return found;
     const claim = tryClaim(places.claim);
     if ("release" in claim) {
-      let prepared: Prepared | undefined;
       try {
-        if (vacant) prepared = prepare();
-        prepared?.facts.catch(() => {}); // where nobody asks for them
         found = await join(); // the one that held the claim may have started it meanwhile
         const lost = found ? undefined : await recallServer(places);
         if (lost) found = await join();
         lost?.client.close();
-        return found || (await start(prepared));
+        return found || (await start());
       } finally {
-        prepared?.daemon.discard();
         claim.release();
       }
     }
     if (now() > deadline) throw busy(places, claim.heldBy);
-    await sleep(50);
   }
-}
-
-/** There is no name, and whoever had it has ended: nothing to join, as it seems. */
-function isVacant({ socket, record: path }: Places): boolean {
-  const { record, problem } = readRecord(path);
-  return !problem && (!record || record.ended !== undefined) && safely(() => lookAt(socket))?.kind === "absent";
 }
 
 function busy(places: Places, holder: Identity | undefined): Failure {
@@ -291,15 +246,23 @@ async function joinServer(options: StartOptions, world: World): Promise<Started 
     try {
       return await joinReached(reached, options, world);
     } catch (error) {
-      if (!(error instanceof Failure) || (!error.data.ending && error.code !== errorCodes.noDaemon)) throw error;
-      // it was ending as we came; or it was told to stop, closed all connections, and can be revived
-      if (await isGoneWithin(reached.record, error.data.ending ? deathMs : 100)) return false;
-      if (attempt === 3 || error.data.timedOut)
-        throw notAnswering(options.places.socket, reached.record, error.message);
+      if (await isGoneAfter(error, reached.record)) return false;
+      if (attempt === 3 || (error as Failure).data.timedOut)
+        throw notAnswering(options.places.socket, reached.record, (error as Failure).message);
     } finally {
       reached.client.close();
     }
   }
+}
+
+/**
+ * It was ending as we came; or it was told to stop, closed all connections, and can be revived.
+ *
+ * @throws What says neither.
+ */
+async function isGoneAfter(error: unknown, record: DaemonRecord): Promise<boolean> {
+  if (!(error instanceof Failure) || (!error.data.ending && error.code !== errorCodes.noDaemon)) throw error;
+  return isGoneWithin(record, error.data.ending ? deathMs : 100);
 }
 
 async function joinReached({ client, record }: Reached, options: StartOptions, world: World): Promise<Started> {
@@ -312,7 +275,7 @@ async function joinReached({ client, record }: Reached, options: StartOptions, w
   const facts = await probeHost(world, isHere ? { pid: record.pid } : {});
   if (isHere) await mend(record.pid, facts, options, world);
   const { pid, instanceId, version, lifetime } = !answer || isHere ? await admit({ facts }) : answer;
-  return { pid, instance: instanceId, lifetime, facts, how: answer && answer.revived ? "revived" : "joined", version };
+  return { pid, instance: instanceId, lifetime, facts, how: answer?.revived ? "revived" : "joined", version };
 }
 
 interface Admitted {
@@ -330,38 +293,27 @@ async function mend(pid: number, facts: Facts, options: StartOptions, world: Wor
 }
 
 /** @returns Undefined when another daemon published before ours. */
-async function launch(
-  options: StartOptions,
-  world: World,
-  prepared: Prepared | undefined,
-): Promise<Started | undefined> {
-  const { places } = options;
+async function launch(options: StartOptions, world: World): Promise<Started | undefined> {
+  const { places, command } = options;
   const old = options.replace ? await reachServer(places) : undefined;
   if (!old) await clearDead(places);
-  const probing = prepared ? prepared.facts : probeHost(world);
-  if (prepared) void refuses(places.socket); // node compiles what connecting takes as it is first done: while the daemon boots
-  const ready = handoverOf(options, old && old.record);
-  const facts = await probing;
+  const handover = handoverOf(options, old?.record);
+  const facts = await probeHost(world);
   if (options.enableLinger) {
     options.progress("asking for lingering");
     await switchLingerOn(facts, world);
   }
-  let started;
+  const only = options.launch === "auto" ? undefined : options.launch;
   try {
-    started = await launchDaemon(
-      { command: options.command, handover: ready, log: places.log },
-      facts,
-      options.launch === "auto" ? undefined : options.launch,
-      world,
-      prepared && prepared.daemon,
-    );
+    const started = await launchDaemon({ command, handover, log: places.log }, facts, only, world);
+    if (old) await endReplaced(old, places);
+    const verified = await verify(places, { ...handover, pid: started.pid }, facts, world);
+    return { ...started, ...verified, facts, how: "started" };
   } catch (error) {
     old?.client.close();
     if (error instanceof Failure && error.exit === exitCodes.busy) return undefined;
     throw error;
   }
-  if (old) await endReplaced(old, places);
-  return { ...started, ...(await verify(places, { ...ready, pid: started.pid }, facts, world)), facts, how: "started" };
 }
 
 function handoverOf(
@@ -424,6 +376,13 @@ async function reachStarting(places: Places): Promise<Reached | undefined> {
   }
 }
 
+export interface StopOptions {
+  /** What processes that live are given before TERM; undefined for the daemon's own. */
+  graceMs: number | undefined;
+  /** Refuses while processes live. */
+  ifIdle: boolean;
+}
+
 export interface Stopped {
   word: "stopped" | "none";
   /** Processes that were alive, and now have the grace or are ended. */
@@ -436,47 +395,59 @@ export interface Stopped {
  *
  * @throws {Failure} It could not be stopped; or it is not idle (exit code 75).
  */
-export async function stopServer(
-  places: Places,
-  options: { graceMs: number | undefined; ifIdle: boolean },
-  attempt = 1,
-): Promise<Stopped> {
+export async function stopServer(places: Places, options: StopOptions, attempt = 1): Promise<Stopped> {
   let reached: Reached | undefined;
   try {
     reached = (await reachServer(places)) || (await reachStarting(places));
   } catch (error) {
-    const { record } = readRecord(places.record);
-    if ((error as Failure).data.reason === "not-answering" && record && !options.ifIdle)
-      return killServer(places, record);
-    if (record && record.host !== identify().host) return { word: "none", count: 0, note: (error as Failure).message };
-    throw error;
+    return stopUnreached(places, options, error as Failure);
   }
   if (!reached) {
     await clearDead(places, true);
     return { word: "none", count: 0 };
   }
-  const { client, record } = reached;
-  let count: number;
+  let answer: unknown;
   try {
-    count = ((await client.request("server.shutdown", options, record.key, answerMs)) as { processes: number })
-      .processes;
+    answer = await reached.client.request("server.shutdown", options, reached.record.key, answerMs);
   } catch (error) {
-    const failure = error as Failure;
-    if (failure.data.processes) throw new Failure(failure.message, { exit: exitCodes.busy });
-    if (failure.code !== errorCodes.noDaemon) throw failure;
-    if (await isGoneWithin(record, 100)) return { word: "stopped", count: 0 };
-    // another --stop was quicker, and it closed all connections
-    if (!failure.data.timedOut && attempt < 3) return stopServer(places, options, attempt + 1);
-    if (options.ifIdle) throw notAnswering(places.socket, record);
-    return killServer(places, record);
+    return await stopUnheard(places, options, attempt, reached.record, error as Failure);
   } finally {
-    client.close();
+    reached.client.close();
   }
-  if (count > 0 && options.graceMs !== 0) {
-    await soon(() => !isSame(places.socket, record.socket), retireMs);
-  } else if (!(await isGoneWithin(record, deathMs))) {
-    return killServer(places, record);
-  }
+  return awaitStop(places, reached.record, options, (answer as { processes: number }).processes);
+}
+
+async function stopUnheard(
+  places: Places,
+  options: StopOptions,
+  attempt: number,
+  record: DaemonRecord,
+  failure: Failure,
+): Promise<Stopped> {
+  if (failure.data.processes) throw new Failure(failure.message, { exit: exitCodes.busy });
+  if (failure.code !== errorCodes.noDaemon) throw failure;
+  if (await isGoneWithin(record, 100)) return { word: "stopped", count: 0 };
+  // another --stop was quicker, and it closed all connections
+  if (!failure.data.timedOut && attempt < 3) return stopServer(places, options, attempt + 1);
+  if (options.ifIdle) throw notAnswering(places.socket, record);
+  return killServer(places, record);
+}
+
+function stopUnreached(places: Places, { ifIdle }: StopOptions, failure: Failure): Stopped | Promise<Stopped> {
+  const { record } = readRecord(places.record);
+  if (record && failure.data.reason === "not-answering" && !ifIdle) return killServer(places, record);
+  if (record && record.host !== identify().host) return { word: "none", count: 0, note: failure.message };
+  throw failure;
+}
+
+async function awaitStop(
+  places: Places,
+  record: DaemonRecord,
+  { graceMs }: StopOptions,
+  count: number,
+): Promise<Stopped> {
+  if (count > 0 && graceMs !== 0) await soon(() => !isSame(places.socket, record.socket), retireMs);
+  else if (!(await isGoneWithin(record, deathMs))) return killServer(places, record);
   return { word: "stopped", count };
 }
 

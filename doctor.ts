@@ -1,21 +1,19 @@
 /** --doctor: what this host does to daemons at logout, what a daemon and its users depend on, and the command that mends what is wrong. */
 
 import { Buffer } from "node:buffer";
-import { spawn } from "node:child_process";
 import { accessSync, constants, statfsSync, statSync } from "node:fs";
 import { userInfo } from "node:os";
 import { basename, dirname, join } from "node:path";
-import type { Readable } from "node:stream";
-import { createClient, tryConnect } from "./client.ts";
 import type { ConnectFailure } from "./client.ts";
+import { createClient, tryConnect } from "./client.ts";
 import { capture, cleanText, exitCodes, reasonOf, safely } from "./failure.ts";
+import type { CommandResult, Facts, Lifetime, Trilean, World } from "./lifetime.ts";
 import { chooseLaunch, probeHost, readLimit, realWorld } from "./lifetime.ts";
-import type { Facts, Lifetime, Trilean, World } from "./lifetime.ts";
 import { runtime } from "./program.ts";
 import { durationWords, explainAbsence, programWords, sizeWords } from "./reasons.ts";
 import { identify, kindOf, namesIn, readRecord } from "./record.ts";
-import { homeDirectory, maxPathBytes } from "./socket.ts";
 import type { Places } from "./socket.ts";
+import { homeDirectory, maxPathBytes } from "./socket.ts";
 
 /** One thing that was looked at. */
 export interface Finding {
@@ -38,48 +36,38 @@ function finding(
   return { state, name, evidence, remedy, administrator };
 }
 
-interface CommandResult {
-  /** Null when it was ended by a signal or did not start. */
-  code: number | null;
-  stdout: string;
-  /** Why there is no exit code: "is not installed", "did not answer within 2000 ms". */
-  problem?: string;
+/** A command that was run, so that a person can repeat it, and what it said. */
+interface Evidence extends CommandResult {
+  command: string;
 }
 
-/** Runs a command to its end, bounded in time, with nothing to ask a person on. Never rejects. */
-function runCommand(command: string[], timeoutMs: number): Promise<CommandResult> {
-  return new Promise((done) => {
-    const child = spawn(command[0]!, command.slice(1), {
-      stdio: ["ignore", "pipe", "ignore"],
-      env: { ...process.env, LC_ALL: "C" },
-    });
-    const { stdout: pipe } = child as { stdout?: Readable }; // none when there were no descriptors
-    let stdout = "";
-    const finish = (code: number | null, problem?: string): void => {
-      clearTimeout(timer);
-      pipe?.destroy();
-      done({ code, stdout, problem });
-    };
-    const timer = setTimeout(() => {
-      child.kill("SIGKILL");
-      finish(null, `did not answer within ${timeoutMs} ms`); // not when its pipe closes: something it started may hold it
-    }, timeoutMs);
-    pipe?.setEncoding("utf8").on("data", (text: string) => (stdout += text));
-    child.once("error", (error: NodeJS.ErrnoException) =>
-      finish(null, error.code === "ENOENT" ? "is not installed" : reasonOf(error)),
-    );
-    child.once("close", (code) => finish(code));
-  });
+/** A world that notes what is run in it. */
+function noteCommands(world: World, evidence: Evidence[]): World {
+  return {
+    ...world,
+    async run(command, timeoutMs) {
+      const at = evidence.push({ command: command.map(quoteWord).join(" "), code: null, stdout: "", stderr: "" }) - 1;
+      const result = await world.run(command, timeoutMs);
+      Object.assign(evidence[at]!, result);
+      return result;
+    },
+  };
+}
+
+/** As a shell takes it for one word. */
+function quoteWord(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 }
 
 /** Looks at everything and prints it. Returns the exit code: 1 when something is a failure. */
 export async function printDoctor(places: Places, json: boolean, say: (text: string) => number): Promise<number> {
-  const world = realWorld();
+  const evidence: Evidence[] = [];
+  const world = noteCommands(realWorld(), evidence);
   const findings = await examineHost(places, world);
   const failed = findings.some(({ state }) => state === "failure");
   say(
     json
-      ? `${cleanText(JSON.stringify({ host: identify().host, user: world.user, findings }))}\n`
+      ? `${cleanText(JSON.stringify({ host: identify().host, user: world.user, findings, evidence }))}\n`
       : findings.map(findingWords).join(""),
   );
   return failed ? exitCodes.failed : exitCodes.done;
@@ -102,7 +90,7 @@ async function examineHost(places: Places, world: World): Promise<Finding[]> {
     askMayLinger(world),
     listenToShell(world),
     examineDaemon(places),
-    askQuota(),
+    askQuota(world),
   ]);
   return [
     finding(
@@ -188,7 +176,7 @@ function examineLinger({ linger, user }: Facts, may: Trilean): Finding {
 /** Asks polkit whether we may do it, without doing it. Without polkit, logind refuses everybody but root. */
 async function askMayLinger(world: World): Promise<Trilean> {
   if (world.uid === 0) return "yes";
-  const { code, problem } = await runCommand(
+  const { code, problem } = await world.run(
     ["pkcheck", "--action-id", "org.freedesktop.login1.set-self-linger", "--process", String(process.pid)],
     2000,
   );
@@ -230,19 +218,19 @@ function restartWords(facts: Facts, launch: string): string {
 }
 
 /** statfs(2) magic numbers of file systems that are shared between hosts. */
-const networkFileSystems: Record<number, string> = {
-  0x6969: "NFS",
-  0xff534d42: "CIFS",
-  0xfe534d42: "SMB",
-  0x01021997: "9p",
-  0x5346414f: "AFS",
-  0x00c36400: "Ceph",
-  0x0bd00bd0: "Lustre",
-};
+const networkFileSystems = new Map([
+  [0x6969, "NFS"],
+  [0xff534d42, "CIFS"],
+  [0xfe534d42, "SMB"],
+  [0x01021997, "9p"],
+  [0x5346414f, "AFS"],
+  [0x00c36400, "Ceph"],
+  [0x0bd00bd0, "Lustre"],
+]);
 
 /** quota(1), where it is installed: with -q it speaks only of what is over a limit. */
-async function askQuota(): Promise<string> {
-  return (await runCommand(["quota", "-q"], 2000)).stdout.trim().replace(/\s+/g, " ");
+async function askQuota(world: World): Promise<string> {
+  return (await world.run(["quota", "-q"], 2000)).stdout.trim().replace(/\s+/g, " ");
 }
 
 function examineDirectory(places: Places, overQuota: string): Finding {
@@ -257,7 +245,7 @@ function examineDirectory(places: Places, overQuota: string): Finding {
       return found("failure", `"${there}" is ${kindOf(stats)}, a directory is needed`, elsewhere);
     accessSync(there, constants.W_OK | constants.X_OK);
     const { type, bavail, bsize, ffree, files } = statfsSync(there);
-    const network = networkFileSystems[type >>> 0];
+    const network = networkFileSystems.get(type >>> 0);
     const owner =
       there === places.directory
         ? `user ${stats.uid}, mode ${(stats.mode & 0o777).toString(8)}`
@@ -310,7 +298,7 @@ async function examineDaemon(places: Places): Promise<Finding> {
         warnings: [warning],
       } = lifetime;
       const evidence = `pid ${record.pid}, version ${version}, up ${durationWords(Date.now() - record.startedAt)}, ${where}; survives logout: ${words}`;
-      return finding(warning ? "warning" : "ok", "daemon", evidence, warning && warning.hint);
+      return finding(warning ? "warning" : "ok", "daemon", evidence, warning?.hint);
     } catch {
       failure = { timedOut: true };
     } finally {
@@ -338,7 +326,7 @@ async function listenToShell(world: World): Promise<Finding> {
   const home = safely(() => homeDirectory()) || "/";
   const shell = safely(() => userInfo().shell) || "/bin/sh";
   // bash reads .bashrc for a command too when it takes itself to be run by sshd: SSH_CLIENT set, and no shell above it
-  const { stdout, problem } = await runCommand(
+  const { stdout, problem } = await world.run(
     ["env", "-u", "SHLVL", `SSH_CLIENT=${process.env.SSH_CLIENT || "127.0.0.1 0 22"}`, shell, "-c", ":"],
     3000,
   );

@@ -11,7 +11,7 @@ import { explainLoss, explainSilence, reachOtherwise, startHere, startServer, st
 import { printDoctor } from "./doctor.ts";
 import { cannot, cleanText, exitCodes, Failure } from "./failure.ts";
 import { call, printStatus } from "./jobs.ts";
-import type { ReadyMessage } from "./lifetime.ts";
+import type { ReadyMessage } from "./launch.ts";
 import { build, daemonCommand, version, versionFacts } from "./program.ts";
 import { isEndedDaemon } from "./reach.ts";
 import { startDaemon } from "./server.ts";

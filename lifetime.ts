@@ -1,29 +1,23 @@
 /**
- * Where the daemon lives: probe the host, choose a launch, launch, and judge where it really landed.
+ * Where a daemon would live, and whether it survives there: probe the host, judge places, choose a launch. launch.ts carries it out.
  *
  * One function judges: judgePlace(place, facts) says whether a process in that place survives logout. Choosing is judging the places that a
  * launch can reach, before it; verifying is judging the place in /proc/<pid>/cgroup, after it. So a promise and its proof cannot differ
  * in their reasoning, only in their facts.
  *
- * Never root, never asks a person, bounded in time. A probe that fails is "unknown", never "no".
+ * The host is asked with systemd's own tools, those that a person would type: loginctl, systemctl, systemd-run. Never root, never asks a
+ * person, bounded in time. A probe that fails is "unknown", never "no".
  */
 
 import { spawn } from "node:child_process";
-import { closeSync, existsSync, fstatSync, openSync, readFileSync } from "node:fs";
-import type { Socket } from "node:net";
+import { existsSync } from "node:fs";
 import { userInfo } from "node:os";
-import { callBus, getProperty, unitObject } from "./bus.ts";
-import type { BusAnswer, BusCall } from "./bus.ts";
-import { cannot, capture, Failure, reasonOf, safely } from "./failure.ts";
-import { build, runtime } from "./program.ts";
-import { namesIn, openLog, readText, soon } from "./record.ts";
+import type { Readable } from "node:stream";
+import { capture, reasonOf, safely } from "./failure.ts";
+import { readText } from "./record.ts";
 
 /** All probes together, side by side. */
-const probeMs = 2000;
-/** A scope that was asked for is there within a few ms. */
-const moveMs = 1000;
-/** For a runtime that is slow to start, once it runs. */
-const daemonStartMs = 20_000;
+export const probeMs = 2000;
 /** UserStopDelaySec=, when it cannot be read (logind.conf(5)). */
 const defaultStopDelayUs = 10_000_000;
 
@@ -63,6 +57,8 @@ export interface Facts {
   scopeProblem?: string;
   /** LoadState= or ActiveState= of our user manager, where no scope could be made: "masked", "inactive", "active" (and not answering). */
   manager?: string;
+  /** The user has no bus of its own (dbus-user-session), which is needed to move a daemon that runs. */
+  lacksBus?: boolean;
   /** KillMode= of the system unit that we are in (systemd.kill(5)). */
   killMode?: string;
   /** Why lingering could not be switched on, when it was asked for. */
@@ -95,27 +91,80 @@ export interface Warning {
 export interface World {
   uid: number;
   user: string;
-  /** Calls methods of the system's services, or of our user manager: directly, which needs no bus of the user's (dbus-user-session). */
-  ask(whom: "system" | "user manager", calls: BusCall[], timeoutMs: number): Promise<BusAnswer[]>;
+  /** Runs one of the host's tools to its end, as a person of our user would type it. Never rejects. */
+  run(command: string[], timeoutMs: number): Promise<CommandResult>;
   /** A file's text; undefined when it cannot be read. */
   readFile(path: string): string | undefined;
   exists(path: string): boolean;
 }
 
+/** How a command ended, and what it said, without colours. */
+export interface CommandResult {
+  /** Null when it did not start, or did not end by itself. */
+  code: number | null;
+  stdout: string;
+  stderr: string;
+  /** Why there is no exit code: "is not installed", "did not answer within 2000 ms". */
+  problem?: string;
+}
+
 export function realWorld(): World {
   const uid = process.getuid!();
-  let name: string | undefined;
+  const runtimeDirectory = `/run/user/${uid}`;
+  // su and sudo keep another user's, and cron has none
+  const env = { XDG_RUNTIME_DIR: runtimeDirectory, DBUS_SESSION_BUS_ADDRESS: `unix:path=${runtimeDirectory}/bus` };
   return {
     uid,
-    get user() {
-      // a uid without an entry in the passwd database is named by its number, which loginctl takes as well
-      return (name ??= safely(() => userInfo().username) || String(uid));
-    },
+    // one without an entry in the passwd database is named by its number, which loginctl takes as well
+    user: safely(() => userInfo().username) || String(uid),
     readFile: readText,
     exists: existsSync,
-    ask: (whom, calls, timeoutMs) =>
-      callBus(whom === "system" ? "/run/dbus/system_bus_socket" : `/run/user/${uid}/systemd/private`, calls, timeoutMs),
+    run: (command, timeoutMs) => runCommand(command, timeoutMs, env),
   };
+}
+
+/** Runs a command to its end, bounded in time, in plain English, with nothing to ask a person on. Never rejects. */
+export function runCommand(
+  command: string[],
+  timeoutMs: number,
+  env: Record<string, string> = {},
+): Promise<CommandResult> {
+  return new Promise((done) => {
+    const child = spawn(command[0]!, command.slice(1), {
+      stdio: ["ignore", "pipe", "pipe"],
+      env: { ...process.env, ...env, LC_ALL: "C" },
+    });
+    const said = { stdout: "", stderr: "" };
+    const pipes = child as { stdout?: Readable; stderr?: Readable }; // none when there were no descriptors
+    const finish = (code: number | null, problem?: string): void => {
+      clearTimeout(timer);
+      pipes.stdout?.destroy();
+      pipes.stderr?.destroy();
+      done({ code, stdout: plainText(said.stdout), stderr: plainText(said.stderr), ...(problem ? { problem } : {}) });
+    };
+    const timer = setTimeout(() => {
+      child.kill("SIGKILL");
+      finish(null, `did not answer within ${timeoutMs} ms`); // not when its pipes close: something it started may hold them
+    }, timeoutMs);
+    pipes.stdout?.setEncoding("utf8").on("data", (text: string) => (said.stdout += text));
+    pipes.stderr?.setEncoding("utf8").on("data", (text: string) => (said.stderr += text));
+    child.once("error", (error: NodeJS.ErrnoException) =>
+      finish(null, error.code === "ENOENT" ? "is not installed" : reasonOf(error)),
+    );
+    child.once("close", (code, signal) => finish(code, code === null ? `was ended by ${signal}` : undefined));
+  });
+}
+
+/** systemd 247 writes colours into a pipe, too. */
+export function plainText(text: string): string {
+  return text.replace(/\x1b\[[0-9;?]*[A-Za-z]/g, "");
+}
+
+/** Why a command gave nothing, in its own words; undefined where it ended well. */
+export function refusalOf([program]: string[], { code, stderr, problem }: CommandResult): string | undefined {
+  if (code === 0) return undefined;
+  if (problem) return `${program} ${problem}`;
+  return stderr.trim().replace(/\s*\n\s*/g, "; ") || `${program} ended with exit code ${code}, and said nothing`;
 }
 
 /** A soft limit of this process, by its name in /proc/self/limits; infinity where it is none. */
@@ -140,13 +189,15 @@ export function parsePlace(cgroup: string): Place {
   const session = /\/user-(\d+)\.slice\/(session-[^/]+\.scope)/.exec(path);
   if (session) return { kind: "session", owner: Number(session[1]), unit: session[2]! };
   const manager = /\/user@(\d+)\.service/.exec(path);
-  if (manager) return { kind: "user-manager", owner: Number(manager[1]), unit: unit! };
+  if (manager) return { kind: "user-manager", owner: Number(manager[1]), unit: unit || `user@${manager[1]}.service` };
   return unit ? { kind: "unit", unit } : { kind: "none" };
 }
 
-/** Reads where a process is now. */
-export function placeOf(pid: number | "self", world: Pick<World, "readFile" | "exists">): Place {
-  if (!world.exists("/run/systemd/system")) return { kind: "none" };
+/**
+ * Reads where a process is now, whatever else can be seen of systemd from here: what is in a session's cgroup ends with that session in a chroot or a
+ * container's mount namespace, too.
+ */
+export function placeOf(pid: number | "self", world: Pick<World, "readFile">): Place {
   const text = world.readFile(`/proc/${pid}/cgroup`);
   return text === undefined ? { kind: "unknown" } : parsePlace(text);
 }
@@ -173,63 +224,110 @@ export async function probeHost(
     linger: "unknown",
     scope: "unknown",
   };
-  if (!facts.systemd)
-    return { ...facts, linger: "no", scope: "no", scopeProblem: "this host was not booted with systemd" };
-  const owner = "owner" in place ? place.owner : world.uid;
-  const [kill, only, exclude, delay, linger, version, ownerName, killMode] = await world.ask(
-    "system",
-    [
-      ...["KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers", "UserStopDelayUSec"].map((property) =>
-        getProperty("login1", property),
-      ),
-      getProperty("login1", "Linger", `/user/_${world.uid}`, "User"),
-      getProperty("systemd1", "Version"),
-      getProperty("login1", "Name", `/user/_${owner}`, "User"),
-      ...(place.kind === "unit"
-        ? [
-            getProperty(
-              "systemd1",
-              "KillMode",
-              unitObject(place.unit),
-              place.unit.endsWith(".scope") ? "Scope" : "Service",
-            ),
-          ]
-        : []),
-    ],
-    probeMs,
-  );
-  const name = owner === world.uid ? world.user : String(ownerName!.value || owner);
-  if (delay!.value !== undefined) facts.stopDelayUs = delay!.value === 2 ** 64 ? "infinity" : (delay!.value as number); // 2^64 - 1 is systemd's infinity
-  [facts.killed, facts.policy] = judgePolicy(
-    { killUserProcesses: kill!.value, only: only!.value, exclude: exclude!.value, problem: kill!.problem } as Policy,
-    name,
-    owner,
-  );
-  const lingers = linger!.value; // logind knows nothing of a user who is neither logged in nor lingering
-  facts.linger = lingers === undefined ? lingerFile(world.user, world) : lingers ? "yes" : "no";
-  if (owner !== world.uid) {
-    facts.owner = name;
-    facts.ownerLinger = ownerName!.value ? lingerFile(name, world) : "unknown";
+  if (!facts.systemd) {
+    facts.scope = "no";
+    facts.scopeProblem = "this host was not booted with systemd";
+    if (place.kind === "none") return { ...facts, linger: "no" };
   }
-  facts.systemdVersion = Number(capture(/(\d+)/, version!.value as string)) || 0;
-  if (killMode?.value) facts.killMode = String(killMode.value);
-  if (tryScope) await noteScope(facts, world, await tryScopeOfNothing(world));
+  const owner = "owner" in place ? place.owner : world.uid;
+  const [manager, user, ownerUser, version, unit] = await Promise.all([
+    ask(world, ["loginctl", "--no-ask-password", "show-user", "--all"]),
+    askUser(world, world.uid),
+    owner === world.uid ? undefined : askUser(world, owner),
+    ask(world, ["systemd-run", "--version"]),
+    place.kind === "unit" ? ask(world, ["systemctl", "show", "--property=KillMode", place.unit]) : undefined,
+  ]);
+  const name = ownerUser ? ownerUser.properties.get("Name") || String(owner) : world.user;
+  facts.stopDelayUs = parseSpan(manager.properties.get("UserStopDelayUSec")) ?? defaultStopDelayUs;
+  [facts.killed, facts.policy] = judgePolicy(policyOf(manager), name, owner);
+  facts.linger = lingerOf(user, world.user, world);
+  if (ownerUser) {
+    facts.owner = name;
+    facts.ownerLinger = name === String(owner) ? "unknown" : lingerOf(ownerUser, name, world);
+  }
+  facts.systemdVersion = Number(capture(/^systemd v?(\d+)/, version.said)) || 0;
+  if (version.problem?.endsWith("is not installed")) {
+    facts.scope = "no";
+    facts.scopeProblem = version.problem;
+  }
+  const killMode = unit?.properties.get("KillMode");
+  if (killMode) facts.killMode = killMode;
+  if (tryScope && facts.scope !== "no") await noteScope(facts, world, await tryScopeOfNothing(world));
   return facts;
 }
 
-/** @param problem Why no scope could be made; undefined when one was. */
-async function noteScope(facts: Facts, world: World, problem: string | undefined): Promise<void> {
+/** What a tool said of something: its properties by name; a name that is absent is unknown, an empty value is empty. */
+interface Answer {
+  properties: Map<string, string>;
+  said: string;
+  /** Why there is none. */
+  problem?: string;
+}
+
+async function ask(world: World, command: string[]): Promise<Answer> {
+  const result = await world.run(command, probeMs);
+  const lines = [...result.stdout.matchAll(/^(\w+)=(.*)$/gm)];
+  return {
+    properties: new Map(lines.map(([, name, value]) => [name!, value!])),
+    said: result.stdout,
+    problem: refusalOf(command, result),
+  };
+}
+
+function askUser(world: World, uid: number): Promise<Answer> {
+  return ask(world, [
+    "loginctl",
+    "--no-ask-password",
+    "show-user",
+    "--property=Name",
+    "--property=Linger",
+    String(uid),
+  ]);
+}
+
+/** Microseconds of a time span, as systemd's tools write it: "1min 3.500000s", "0", "infinity"; undefined for anything else. */
+export function parseSpan(text: string | undefined): number | "infinity" | undefined {
+  if (text === "infinity") return "infinity";
+  if (text === "0") return 0;
+  const parts = text?.split(" ").map((part) => /^(\d+(?:\.\d+)?)([a-z]+)$/.exec(part)) ?? [undefined];
+  const spans = parts.map((part) => Number(part?.[1]) * (spanUnits[part?.[2] ?? ""] ?? Number.NaN));
+  const sum = spans.reduce((total, span) => total + span, 0);
+  return Number.isNaN(sum) ? undefined : sum;
+}
+
+/** In microseconds: systemd.time(7). */
+const spanUnits: Record<string, number> = {
+  us: 1,
+  ms: 1e3,
+  s: 1e6,
+  min: 60e6,
+  h: 3600e6,
+  d: 86_400e6,
+  w: 604_800e6,
+  month: 2_629_800e6,
+  y: 31_557_600e6,
+};
+
+/**
+ * Notes whether a scope can be made, and where not, what the user manager is.
+ *
+ * @param problem Why no scope could be made; undefined when one was.
+ */
+export async function noteScope(facts: Facts, world: World, problem: string | undefined): Promise<void> {
   facts.scope = problem === undefined ? "yes" : "no";
   delete facts.scopeProblem;
   if (problem === undefined) return;
   facts.scopeProblem = problem;
-  const unit = unitObject(`user@${facts.uid}.service`);
-  const [load, active] = await world.ask(
-    "system",
-    ["LoadState", "ActiveState"].map((name) => getProperty("systemd1", name, unit, "Unit")),
-    probeMs,
-  );
-  if (active!.value) facts.manager = String(load!.value === "masked" ? "masked" : active!.value);
+  const unit = `user@${facts.uid}.service`;
+  const { properties } = await ask(world, [
+    "systemctl",
+    "show",
+    "--property=LoadState",
+    "--property=ActiveState",
+    unit,
+  ]);
+  const active = properties.get("ActiveState");
+  if (active) facts.manager = properties.get("LoadState") === "masked" ? "masked" : active;
 }
 
 interface Policy {
@@ -238,6 +336,15 @@ interface Policy {
   exclude?: string[];
   /** Why nobody says so. */
   problem?: string;
+}
+
+function policyOf({ properties, problem = "loginctl does not name all of them" }: Answer): Policy {
+  const [kill, only, exclude] = ["KillUserProcesses", "KillOnlyUsers", "KillExcludeUsers"].map((name) =>
+    properties.get(name),
+  );
+  if ((kill !== "yes" && kill !== "no") || only === undefined || exclude === undefined) return { problem };
+  const names = (list: string): string[] => list.split(" ").filter((name) => name !== "");
+  return { killUserProcesses: kill === "yes", only: names(only), exclude: names(exclude) };
 }
 
 /** Decides as logind does, in its order: shallKill() of the session's owner. Returns the answer and the setting that gives it. */
@@ -253,17 +360,18 @@ export function judgePolicy(policy: Policy, owner: string, ownerUid: number): [T
   return killUserProcesses ? ["yes", "KillUserProcesses=yes"] : ["no", "KillUserProcesses=no"];
 }
 
-function lingerFile(user: string, world: World): Trilean {
+/** logind knows nothing of a user who is neither logged in nor lingering; its file tells then, which it makes with the first such user. */
+function lingerOf({ properties }: Answer, user: string, world: World): Trilean {
+  const linger = properties.get("Linger");
+  if (linger === "yes" || linger === "no") return linger;
   if (world.exists(`/var/lib/systemd/linger/${user}`)) return "yes";
-  return world.exists("/var/lib/systemd") ? "no" : "unknown"; // logind makes the directory with the first lingering user
+  return world.exists("/run/systemd/system") && world.exists("/var/lib/systemd") ? "no" : "unknown";
 }
 
-/** Around a process that does nothing, and is ended with it. */
+/** @returns Why no scope can be made; undefined when one could. */
 async function tryScopeOfNothing(world: World): Promise<string | undefined> {
-  const child = spawn("sleep", ["10"], { stdio: "ignore" }).on("error", () => {});
-  const problem = child.pid ? await moveIntoScope([child.pid], world) : "no process could be started for it";
-  child.kill("SIGKILL");
-  return problem;
+  const command = ["systemd-run", "--user", "--scope", "--quiet", "--collect", "--", "true"];
+  return refusalOf(command, await world.run(command, probeMs));
 }
 
 /**
@@ -272,47 +380,57 @@ async function tryScopeOfNothing(world: World): Promise<string | undefined> {
  * The table is in README, "What survives where"; it was measured on systemd 247, 252, 257 and 262.
  */
 export function judgePlace(place: Place, facts: Facts): Verdict {
-  const verdict = (survives: Survival, where: string, ...warnings: Warning[]): Verdict => ({
-    survives,
-    where,
-    place,
-    warnings,
-    words: survives === "until" ? `until about ${delayWords(facts)} after your last session ends` : survives,
-  });
   switch (place.kind) {
     case "none":
-      return verdict("yes", "detached; nothing here ends it at logout");
+      return verdictOf(place, "yes", "detached; nothing here ends it at logout");
     case "unknown":
-      return verdict("unknown", "in a place that cannot be read", warnings.mayEnd(facts));
-    case "unit": {
-      const kept = facts.killMode === "process" || facts.killMode === "none";
-      if (!isPerConnection(place.unit))
-        return verdict("yes", kept ? "detached" : `detached in ${place.unit}; stopping that unit ends it`);
-      return kept
-        ? verdict("yes", `detached in ${place.unit}`)
-        : verdict("no", `in ${place.unit}`, warnings.endsWithConnection(facts));
-    }
-    case "session": {
-      const where =
-        place.owner === facts.uid
-          ? "detached in the session"
-          : `detached in a session of ${facts.owner || `user ${place.owner}`}`;
-      if (facts.killed === "yes") return verdict("no", where, warnings.endsWithSession(facts));
-      return facts.killed === "no" ? verdict("yes", where) : verdict("unknown", where, warnings.mayEnd(facts));
-    }
-    case "user-manager": {
-      const own = place.owner === facts.uid;
-      const where = own
-        ? `in ${place.unit} under your user manager`
-        : `under the user manager of ${facts.owner || `user ${place.owner}`}`;
-      const linger = own ? facts.linger : facts.ownerLinger || "unknown";
-      if (linger === "yes" || facts.stopDelayUs === "infinity")
-        return verdict("yes", where, ...warnings.lingering(facts));
-      return linger === "no"
-        ? verdict("until", where, warnings.endsAfterLogout(facts))
-        : verdict("unknown", where, warnings.mayEnd(facts));
-    }
+      return verdictOf(place, "unknown", "in a place that cannot be read", [warnings.mayEnd(facts)]);
+    case "unit":
+      return judgeUnit(place, facts);
+    case "session":
+      return judgeSession(place, facts);
+    case "user-manager":
+      return judgeManager(place, facts);
   }
+}
+
+function verdictOf(
+  place: Place,
+  survives: Survival,
+  where: string,
+  found: Warning[] = [],
+  words: string = survives,
+): Verdict {
+  return { survives, where, place, warnings: found, words };
+}
+
+function judgeUnit(place: Place & { kind: "unit" }, facts: Facts): Verdict {
+  const kept = facts.killMode === "process" || facts.killMode === "none";
+  if (!isPerConnection(place.unit))
+    return verdictOf(place, "yes", kept ? "detached" : `detached in ${place.unit}; stopping that unit ends it`);
+  if (kept) return verdictOf(place, "yes", `detached in ${place.unit}`);
+  return verdictOf(place, "no", `in ${place.unit}`, [warnings.endsWithConnection(facts)]);
+}
+
+function judgeSession(place: Place & { kind: "session" }, facts: Facts): Verdict {
+  const whose = place.owner === facts.uid ? "the session" : `a session of ${facts.owner || `user ${place.owner}`}`;
+  const where = `detached in ${whose}`;
+  if (facts.killed === "no") return verdictOf(place, "yes", where);
+  if (facts.killed === "yes") return verdictOf(place, "no", where, [warnings.endsWithSession(facts)]);
+  return verdictOf(place, "unknown", where, [warnings.mayEnd(facts)]);
+}
+
+function judgeManager(place: Place & { kind: "user-manager" }, facts: Facts): Verdict {
+  const own = place.owner === facts.uid;
+  const where = own
+    ? `in ${place.unit} under your user manager`
+    : `under the user manager of ${facts.owner || `user ${place.owner}`}`;
+  const linger = own ? facts.linger : facts.ownerLinger || "unknown";
+  if (linger === "yes" || facts.stopDelayUs === "infinity")
+    return verdictOf(place, "yes", where, warnings.lingering(facts));
+  if (linger === "unknown") return verdictOf(place, "unknown", where, [warnings.mayEnd(facts)]);
+  const words = `until about ${delayWords(facts)} after your last session ends`;
+  return verdictOf(place, "until", where, [warnings.endsAfterLogout(facts)], words);
 }
 
 /** sshd@N-local:22-peer:port.service: one per connection; "sshd.service" itself outlives them. */
@@ -379,6 +497,7 @@ function enableLinger(facts: Facts): string {
  */
 function leaveSession(facts: Facts): string {
   const { scope, linger, manager = "inactive", owner, user } = facts;
+  if (facts.lacksBus) return "as an administrator: apt-get install dbus-user-session";
   return scope !== "no" || (linger !== "yes" && manager === "inactive")
     ? enableLinger(facts)
     : "as an administrator: mkdir -p /etc/systemd/logind.conf.d && " +
@@ -412,217 +531,15 @@ export function chooseLaunch(facts: Facts): { launch: Launch; verdict: Verdict }
  */
 export async function switchLingerOn(facts: Facts, world: World): Promise<void> {
   if (!facts.systemd || facts.linger === "yes" || chooseLaunch(facts).verdict.survives === "yes") return;
-  const [answer] = await world.ask(
-    "system",
-    [{ service: "login1", method: "SetUserLinger", signature: "ubb", values: [facts.uid, true, false] }],
-    probeMs,
+  // by name: without one it is asked of the session, and there may be none
+  const command = ["loginctl", "--no-ask-password", "enable-linger", world.user];
+  facts.lingerRefused = refusalOf(command, await world.run(command, probeMs))?.replace(
+    /^Could not enable linger: /,
+    "",
   );
-  facts.lingerRefused = answer!.problem;
   if (facts.lingerRefused) return;
   facts.linger = "yes";
   facts.lingerSwitchedOn = true;
-}
-
-/** What to start, and what to hand over to it. */
-export interface DaemonStart {
-  /** Runtime, its flags, script, arguments. */
-  command: string[];
-  /** As JSON and with the facts, through descriptor 3: tokens never stand in arguments or the environment. */
-  handover: object;
-  log: string;
-}
-
-/** The daemon's one line on descriptor 4. */
-export type ReadyMessage =
-  | { ok: true; instance: string; pid: number }
-  | { ok: false; exit: number; message: string; hint?: string };
-
-/** A process that is to be the daemon. It boots, and then waits for what it is to serve; without that it ends, and has done nothing. */
-export interface DaemonProcess {
-  /** 0 where it could not be spawned. */
-  pid: number;
-  /**
-   * Hands over, and waits for the daemon's word.
-   *
-   * @throws {Failure} Why it cannot start: the daemon's own reason, or how it ended.
-   */
-  begin(handover: string): Promise<{ pid: number; instance: string }>;
-  discard(): void;
-}
-
-/**
- * Launches a daemon, moves it into a scope where that is better, and waits for its word. A scope that cannot be made is told in `facts`, and the
- * next best place is taken.
- *
- * @param only Takes this launch and no other (--lifetime).
- * @param prepared Has been spawned already, while the host was measured.
- * @throws {Failure} The daemon's own reason why it cannot start.
- */
-export async function launchDaemon(
-  { command, log, handover }: DaemonStart,
-  facts: Facts,
-  only: Launch | undefined,
-  world: World,
-  prepared?: DaemonProcess,
-): Promise<{ pid: number; instance: string }> {
-  if (only === "scope" && facts.scope === "no") throw cannotScope(facts);
-  const daemon = prepared || spawnDaemon(command, log);
-  try {
-    if (daemon.pid > 0 && (only || chooseLaunch(facts).launch) === "scope") {
-      await makeScope([daemon.pid], facts, world, facts.linger === "yes");
-      if (only === "scope" && (facts.scope as Trilean) === "no") throw cannotScope(facts);
-    }
-    return await daemon.begin(JSON.stringify({ ...handover, facts }));
-  } finally {
-    daemon.discard();
-  }
-}
-
-function cannotScope(facts: Facts): Failure {
-  return cannot(`start in a scope: ${facts.scopeProblem}`, {
-    hint: "leave --lifetime out: it then takes the best place that the host allows",
-  });
-}
-
-/** @param retries Tries again for a while. Lingering that comes while the user manager stops, after a last logout, has it started again. */
-async function makeScope(pids: number[], facts: Facts, world: World, retries: boolean): Promise<void> {
-  let problem: string | undefined;
-  await soon(async () => !(problem = await moveIntoScope(pids, world)), retries ? probeMs : 0, 50);
-  await noteScope(facts, world, problem);
-}
-
-/** Processes that wait for their handover: no daemons yet. */
-export const waitingDaemons = new Set<number>();
-
-/** Spawns a daemon in a session of its own, with nothing of the caller's descriptors. */
-export function spawnDaemon(command: string[], log: string): DaemonProcess {
-  const [program, ...args] = command as [string, ...string[]];
-  const logDescriptor = openLog(log);
-  const logged = fstatSync(logDescriptor).size;
-  const nothing = openSync("/dev/null", "r"); // the daemon's own processes get it, too
-  const stdio: ("ignore" | "pipe" | number)[] = ["ignore", logDescriptor, logDescriptor, "pipe", "pipe"];
-  for (const descriptor of inheritedDescriptors()) {
-    while (stdio.length < descriptor) stdio.push("ignore"); // of those above 2, that one is left as it is: closed
-    stdio[descriptor] = nothing;
-  }
-  const env = { ...process.env, XDG_RUNTIME_DIR: `/run/user/${process.getuid!()}` }; // its processes are to find our own user manager: su keeps the other's
-  const child = spawn(program, args, { detached: true, cwd: "/", env, stdio });
-  closeSync(nothing);
-  closeSync(logDescriptor);
-  const { pid = 0 } = child;
-  waitingDaemons.add(pid);
-  const [, , , give, take] = (child.stdio || []) as unknown as Socket[]; // without descriptors it has no pipes either
-  let text = "";
-  let settle: (outcome: string) => void;
-  const settled = new Promise<string>((done) => (settle = done));
-  child.once("error", (error) => settle(`Cannot run "${program}": ${reasonOf(error)}`));
-  child.once("exit", (code, signal) => {
-    waitingDaemons.delete(pid);
-    // now and then its end is heard of before what it said
-    setTimeout(() => settle(`"${program}" ended ${signal === null ? `with exit code ${code}` : `by ${signal}`}`), 50);
-  });
-  give?.on("error", () => {}); // it ended before it took the handover: "exit" tells
-  take?.setEncoding("utf8").on("data", (chunk: string) => {
-    text += chunk;
-    if (text.includes("\n")) settle("");
-  });
-  /** Its end is what tells one that waits that it is not wanted. */
-  const discard = (): void => {
-    child.unref();
-    give?.destroy();
-    take?.destroy();
-  };
-
-  return {
-    pid,
-    discard,
-    async begin(handover) {
-      const timer = setTimeout(() => {
-        child.kill("SIGKILL"); // our own child, not yet reaped: the pid cannot be another's
-        settle(`"${program}" did not answer within ${daemonStartMs / 1000} s`);
-      }, daemonStartMs);
-      waitingDaemons.delete(pid);
-      give?.end(handover);
-      const problem = await settled;
-      clearTimeout(timer);
-      if (problem !== "")
-        throw cannot(`start the daemon: ${problem}${said(log, logged)}`, { hint: `see the log "${log}"` });
-      const ready = JSON.parse(text) as ReadyMessage;
-      if (ready.ok) return ready;
-      throw new Failure(ready.message, ready);
-    },
-  };
-}
-
-/**
- * Descriptors that our caller left open and a child would inherit. Node marks those it was given close-on-exec up to 15, and from there to the first
- * gap; whatever is beyond would stay open in the daemon, and keep a caller waiting who waits for the end of a pipe.
- */
-function inheritedDescriptors(): number[] {
-  const marked = build?.main && runtime === "node" ? 15 : 4; // what an application opened since is its own business
-  const isInherited = (descriptor: number): boolean =>
-    (parseInt(capture(/^flags:\s+(\d+)/m, readText(`/proc/self/fdinfo/${descriptor}`)) || "2000000", 8) & 0o2000000) ===
-    0; // O_CLOEXEC
-  return namesIn("/proc/self/fdinfo")
-    .map(Number)
-    .filter(
-      (descriptor) =>
-        descriptor > marked &&
-        isInherited(descriptor) &&
-        descriptor < readLimit("Max open files", { readFile: readText }),
-    ); // dup2(2) takes none beyond it
-}
-
-/** What a program that ended early wrote to the log, which is its stderr: the reason, in its own words. */
-function said(log: string, from: number): string {
-  const text = safely(() => readFileSync(log).toString("utf8", from, from + 2000)) || "";
-  const lines = text.split("\n").filter((line) => line !== "" && !/^\d{4}-\d\d-\d\dT/.test(line)); // not those of a daemon that is to be replaced
-  return lines.length === 0 ? "" : `: ${lines.slice(0, 5).join("; ")}`;
-}
-
-/**
- * Moves a daemon, as it is, into a scope of its own under the user manager (StartTransientUnit, org.freedesktop.systemd1(5)). What it has opened, its
- * parent and its environment stay. No fixed name: one that has failed blocks it. TimeoutStopUSec: a daemon that hung would block the user's next login
- * for 90 s. OOMPolicy: systemd before 252 does not know it, and refuses the call for it.
- *
- * @param pids The daemon's first, then those of its processes.
- * @returns Why it could not; undefined when it was moved.
- */
-async function moveIntoScope(pids: number[], world: World): Promise<string | undefined> {
-  const pid = pids[0]!;
-  const name = `holdfast-${pid}-${Date.now().toString(36)}.scope`;
-  const properties = [
-    ["PIDs", ["au", pids]],
-    ["TimeoutStopUSec", ["t", 10_000_000]],
-    ["CollectMode", ["s", "inactive-or-failed"]],
-  ];
-  const start = async (...more: unknown[]): Promise<string | undefined> =>
-    (
-      await world.ask(
-        "user manager",
-        [
-          {
-            service: "systemd1",
-            method: "StartTransientUnit",
-            signature: "ssa(sv)a(sa(sv))",
-            values: [name, "fail", [...properties, ...more], []],
-          },
-        ],
-        probeMs,
-      )
-    )[0]!.problem;
-  let problem = await start(["OOMPolicy", ["s", "continue"]]);
-  if (problem?.includes("OOMPolicy")) problem = await start(); // it may be older than pid 1, whose version we know
-  if (problem) return problem;
-  const hasMoved = await soon(() => (placeOf(pid, world) as { unit?: string }).unit === name, moveMs, 2);
-  return hasMoved ? undefined : "the user manager took the call, but the daemon has not moved";
-}
-
-/** Moves a running daemon that stays where it would be killed, and notes in `facts` how that went. */
-export async function moveRunning(pids: number[], facts: Facts, world: World): Promise<void> {
-  await makeScope(pids, facts, world, facts.lingerSwitchedOn === true);
-  if (facts.scopeProblem) facts.scopeProblem = `the running daemon could not be moved: ${facts.scopeProblem}`;
-  facts.place = placeOf(pids[0]!, world);
 }
 
 /** Which signals came together with SIGTERM, and so who ended the daemon (logind and the user manager send SIGCONT after SIGTERM). */

@@ -1,12 +1,12 @@
 /** Finds the daemon of a socket from outside: by its public name, by the one it was bound to, or as a process that has lost both. */
 
 import { readlinkSync, statSync } from "node:fs";
-import { dirname } from "node:path";
-import { connectClient, createClient, tryConnect } from "./client.ts";
+import { basename, dirname } from "node:path";
 import type { Client } from "./client.ts";
+import { connectClient, createClient, tryConnect } from "./client.ts";
 import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, Failure, osFailure, reasonOf, safely } from "./failure.ts";
-import { waitingDaemons } from "./lifetime.ts";
 import { absenceFailure, explainAbsence } from "./reasons.ts";
+import type { DaemonRecord, FoundRecord, Identity } from "./record.ts";
 import {
   argumentsOf,
   claimSoon,
@@ -20,9 +20,8 @@ import {
   soon,
   writeRecord,
 } from "./record.ts";
-import type { DaemonRecord, Identity } from "./record.ts";
-import { isLeftBy, isSame, lookAt, notASocket, readToken, retireName } from "./socket.ts";
 import type { Places } from "./socket.ts";
+import { isLeftBy, isSame, lookAt, notASocket, readToken, retireName } from "./socket.ts";
 
 /** A healthy daemon answers within a few ms; a busy host may take seconds. */
 export const answerMs = 5000;
@@ -104,16 +103,19 @@ function daemonsOf(places: Places): number[] {
   const own = ["pid", "mnt"].map((name) => safely(() => readlinkSync(`/proc/self/ns/${name}`)));
   return livingProcesses()
     .map(({ pid }) => pid)
-    .filter(
-      (pid) =>
-        !waitingDaemons.has(pid) &&
-        safely(
-          () =>
-            argumentsOf(pid).slice(-3).join(" ") === `--launched --socket ${places.socket}` &&
-            statSync(`/proc/${pid}`).uid === process.getuid!() &&
-            ["pid", "mnt"].every((name, i) => readlinkSync(`/proc/${pid}/ns/${name}`) === own[i]),
-        ),
+    .filter((pid) =>
+      safely(
+        () =>
+          isServing(argumentsOf(pid), places.socket) &&
+          statSync(`/proc/${pid}`).uid === process.getuid!() &&
+          ["pid", "mnt"].every((name, i) => readlinkSync(`/proc/${pid}/ns/${name}`) === own[i]),
+      ),
     );
+}
+
+/** By its arguments. A systemd-run that hangs has those of the daemon that it is to become. */
+function isServing(words: string[], socket: string): boolean {
+  return words.slice(-3).join(" ") === `--launched --socket ${socket}` && basename(words[0]!) !== "systemd-run";
 }
 
 /** A Failure is returned, not thrown, where it may be otherwise in a moment: in the middle of a publication, or when a daemon has been called. */
@@ -121,46 +123,65 @@ async function lookForServer(places: Places): Promise<Reached | Failure | undefi
   const { socket } = places;
   const there = lookAt(socket);
   if (there.kind === "other") throw notASocket(socket, there.what);
-  const { record, problem } = readRecord(places.record);
+  const found = readRecord(places.record);
+  const { record, problem } = found;
   if (record && livenessOf(record).isEnding) await isGoneWithin(record, deathMs);
-  const found = record
-    ? `the record "${places.record}" is of another socket`
-    : problem?.message || `there is no record "${places.record}"`;
   if (there.kind === "socket") {
-    const outcome = await tryConnect(socket, answerMs);
-    if ("timedOut" in outcome) throw notAnswering(socket, record);
-    if ("socket" in outcome) {
-      if (record && isSame(socket, record.socket)) return { client: createClient(outcome.socket, socket), record };
-      outcome.socket.destroy();
-      return cannot(`use the socket "${socket}": a server answers there, but ${found}`, {
-        exit: exitCodes.noPermission,
-        hint: `${elsewhere}, or end that server`,
-      });
-    }
-    const errno = errnoOf(outcome.error);
-    if (errno === "EACCES") {
-      throw osFailure(`connect to "${socket}"`, outcome.error, {
-        exit: exitCodes.noPermission,
-        hint: `it belongs to user ${there.uid}: ${elsewhere}`,
-      });
-    }
-    if (errno === "EAGAIN") throw notAnswering(socket, record); // its backlog is full: unix(7)
-    if (errno !== "ECONNREFUSED" && errno !== "ENOENT") throw osFailure(`connect to "${socket}"`, outcome.error);
-    if (record && record.host !== identify().host) throw ofOtherHost(socket, record); // whose sockets refuse here, alive or not
-    if (!record || !isLeftBy(record, socket)) {
-      return cannot(`use the socket "${socket}": nothing listens there, and it is not provably ours: ${found}`, {
-        exit: exitCodes.cannotCreate,
-        hint: `rm '${socket}'`,
-      });
-    }
+    const reached = await connectPublished(places, there.uid, found);
+    if (reached) return reached;
   } else if (problem) {
     return new Failure(problem.message, { exit: exitCodes.noPermission, hint: `rm '${places.record}'` });
   }
-  if (!record) return undefined;
-  const life = livenessOf(record);
+  return record && lookForRecorded(socket, record);
+}
+
+/** @returns Undefined when the record proves that nobody listens at the name, and that it is ours. */
+async function connectPublished(
+  places: Places,
+  uid: number,
+  { record, problem }: FoundRecord,
+): Promise<Reached | Failure | undefined> {
+  const { socket } = places;
+  const found = record
+    ? `the record "${places.record}" is of another socket`
+    : problem?.message || `there is no record "${places.record}"`;
+  const outcome = await tryConnect(socket, answerMs);
+  if ("timedOut" in outcome) throw notAnswering(socket, record);
+  if ("socket" in outcome) {
+    if (record && isSame(socket, record.socket)) return { client: createClient(outcome.socket, socket), record };
+    outcome.socket.destroy();
+    const details = { exit: exitCodes.noPermission, hint: `${elsewhere}, or end that server` };
+    return cannot(`use the socket "${socket}": a server answers there, but ${found}`, details);
+  }
+  throwUnlessRefused(socket, uid, record, outcome.error);
+  if (record && record.host !== identify().host) throw ofOtherHost(socket, record); // whose sockets refuse here, alive or not
+  if (record && isLeftBy(record, socket)) return undefined;
+  const details = { exit: exitCodes.cannotCreate, hint: `rm '${socket}'` };
+  return cannot(`use the socket "${socket}": nothing listens there, and it is not provably ours: ${found}`, details);
+}
+
+/** Only where a connection was refused, or the name has just gone, nobody listens. */
+function throwUnlessRefused(
+  socket: string,
+  uid: number,
+  record: DaemonRecord | undefined,
+  error: NodeJS.ErrnoException,
+): void {
+  const errno = errnoOf(error);
+  if (errno === "ECONNREFUSED" || errno === "ENOENT") return;
+  if (errno === "EAGAIN") throw notAnswering(socket, record); // its backlog is full: unix(7)
+  const details = errno === "EACCES" && {
+    exit: exitCodes.noPermission,
+    hint: `it belongs to user ${uid}: ${elsewhere}`,
+  };
+  throw osFailure(`connect to "${socket}"`, error, details || {});
+}
+
+/** The daemon of a record whose public name leads to none. */
+async function lookForRecorded(socket: string, record: DaemonRecord): Promise<Reached | Failure | undefined> {
   if (record.host !== identify().host) throw ofOtherHost(socket, record);
   // Where it runs in another pid namespace, the refused connection has said all: it is the same kernel's.
-  if (life.state !== "alive") return undefined;
+  if (livenessOf(record).state !== "alive") return undefined;
   if (!record.ended) {
     const outcome = await tryConnect(record.socket.bound, answerMs);
     if ("socket" in outcome) return { client: createClient(outcome.socket, record.socket.bound), record };

@@ -1,11 +1,11 @@
 /** Why there is no daemon to talk to: from the record, the kernel and what the daemon could still note, to a reason and words. */
 
 import type { ConnectFailure } from "./client.ts";
-import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, Failure, reasonOf, safely } from "./failure.ts";
+import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, type Failure, reasonOf, safely } from "./failure.ts";
+import type { DaemonRecord, Liveness } from "./record.ts";
 import { identify, livenessOf, readRecord } from "./record.ts";
-import type { DaemonRecord } from "./record.ts";
-import { lookAt } from "./socket.ts";
 import type { Places } from "./socket.ts";
+import { lookAt } from "./socket.ts";
 
 /** Why there is no daemon to talk to. The words of the wire: `data.reason` of error -32010. */
 export type Reason =
@@ -30,6 +30,22 @@ export interface Explanation {
   record?: DaemonRecord;
 }
 
+/** What is known of a daemon that could not be reached. */
+interface Case {
+  places: Places;
+  record: DaemonRecord;
+  life: Liveness;
+  /** How the connect failed. */
+  errno: string | undefined;
+  /** "the daemon (pid 4711, started at 14:03:22)". */
+  daemon: string;
+  /** The command that starts one. */
+  serve: string;
+}
+
+/** An explanation, but for the record. */
+type Finding = Omit<Explanation, "record">;
+
 /**
  * Explains why a connect to the socket did not reach a daemon, from evidence: the record, boot id, host, /proc, and what the daemon noted at its end.
  *
@@ -40,105 +56,89 @@ export interface Explanation {
 export function explainAbsence(places: Places, outcome?: ConnectFailure): Explanation {
   const serve = `${programWords()} --serve --socket '${places.socket}'`;
   const { record, problem } = readRecord(places.record);
-  const explain = (reason: Reason, message: string, hint: string, healable = false): Explanation => ({
-    reason,
-    message,
-    hint,
-    healable,
-    record,
-  });
   const { error } = Object(outcome) as { error?: NodeJS.ErrnoException };
   const errno = errnoOf(error);
   if (errno === "EACCES" || errno === "EPERM") {
-    return explain(
-      "permission",
-      `the socket "${places.socket}" may not be used: ${reasonOf(error)}${ownerWords(places)}`,
-      `choose your own with --socket`,
-    );
+    const message = `the socket "${places.socket}" may not be used: ${reasonOf(error)}${ownerWords(places)}`;
+    return { ...explain("permission", message, "choose your own with --socket"), record };
   }
   if (problem) {
-    return explain(
-      problem.exit === exitCodes.noPermission ? "permission" : "not-answering",
-      problem.message,
-      `${elsewhere}, or remove "${places.record}"`,
-    );
+    const reason = problem.exit === exitCodes.noPermission ? "permission" : "not-answering";
+    return explain(reason, problem.message, `${elsewhere}, or remove "${places.record}"`);
   }
   if (!record) {
-    return explain(
-      "never-started",
-      `no daemon has been started at "${places.socket}": there is no record of one`,
-      serve,
-    );
+    const message = `no daemon has been started at "${places.socket}": there is no record of one`;
+    return explain("never-started", message, serve);
   }
   const daemon = `the daemon (pid ${record.pid}, started ${timeWords(record.startedAt)})`;
-  if (record.host !== identify().host) {
-    return explain(
-      "other-host",
-      `${daemon} was started on host "${record.host}", this is "${identify().host}"`,
-      `ssh ${record.host} …, or ${elsewhere}`,
-    );
-  }
-  const life = livenessOf(record);
-  const { ended, stoppingAt } = record;
-  if (life.state === "alive" && (stoppingAt || (ended && ended.reason === "stopped"))) {
-    return explain(
-      "stopped",
-      `${daemon} was told to stop${stoppingAt ? `, and ends ${clockWords(stoppingAt)}` : ""}`,
-      serve,
-    );
-  }
-  if (ended && life.state !== "alive") {
-    const { reason, detail } = ended;
-    const at = timeWords(ended.at);
-    switch (reason) {
-      case "killed-at-logout":
-        return explain(
-          reason,
-          `${daemon} was ended by systemd-logind ${at}, as the session ended that it was started in`,
-          `${serve} --enable-linger`,
-          true,
-        );
-      case "user-manager-stopped":
-        return explain(
-          reason,
-          `${daemon} was ended ${at}, as systemd stopped the user manager after the last logout`,
-          `${serve} --enable-linger`,
-          true,
-        );
-      case "crashed":
-        return explain(
-          reason,
-          `${daemon} ended ${at} by an error of its own: ${detail}; its log is "${record.log}"`,
-          serve,
-          true,
-        );
-      default:
-        return explain(
-          "stopped",
-          `${daemon} was ${reason === "terminated" ? `ended ${at} by ${detail}` : `stopped on purpose ${at}`}`,
-          serve,
-        );
+  const found: Case = { places, record, life: livenessOf(record), errno, daemon, serve };
+  return { ...(explainElsewhere(found) || explainStop(found) || explainEnd(found) || explainSilenceOf(found)), record };
+}
+
+function explain(reason: Reason, message: string, hint: string, healable = false): Finding {
+  return { reason, message, hint, healable };
+}
+
+function explainElsewhere({ record, daemon }: Case): Finding | undefined {
+  const { host } = identify();
+  if (record.host === host) return undefined;
+  const message = `${daemon} was started on host "${record.host}", this is "${host}"`;
+  return explain("other-host", message, `ssh ${record.host} …, or ${elsewhere}`);
+}
+
+/** It lives, and was told to end. */
+function explainStop({ record: { ended, stoppingAt }, life, daemon, serve }: Case): Finding | undefined {
+  if (life.state !== "alive" || !(stoppingAt || ended?.reason === "stopped")) return undefined;
+  return explain(
+    "stopped",
+    `${daemon} was told to stop${stoppingAt ? `, and ends ${clockWords(stoppingAt)}` : ""}`,
+    serve,
+  );
+}
+
+/** It is dead: by what it could still note, or without a word. */
+function explainEnd(found: Case): Finding | undefined {
+  const { record, life, errno, daemon, serve } = found;
+  const { ended } = record;
+  if (ended && life.state !== "alive") return explainNoted(found, ended);
+  if (life.state === "unknown" && errno === "ECONNREFUSED")
+    return explain("crashed", `${daemon} does not listen any more (${life.why})`, serve, true);
+  if (life.state !== "dead") return undefined;
+  if (record.bootId !== identify().bootId)
+    return explain("rebooted", `${daemon} is gone: the host has been booted again since`, serve, true);
+  const how = `killed by SIGKILL, or for want of memory (${life.why}); its log is "${record.log}"`;
+  return explain("crashed", `${daemon} is gone without a word: ${how}`, serve, true);
+}
+
+function explainNoted(
+  { record, daemon, serve }: Case,
+  { reason, at, detail }: NonNullable<DaemonRecord["ended"]>,
+): Finding {
+  const when = timeWords(at);
+  switch (reason) {
+    case "killed-at-logout": {
+      const message = `${daemon} was ended by systemd-logind ${when}, as the session ended that it was started in`;
+      return explain(reason, message, `${serve} --enable-linger`, true);
+    }
+    case "user-manager-stopped": {
+      const message = `${daemon} was ended ${when}, as systemd stopped the user manager after the last logout`;
+      return explain(reason, message, `${serve} --enable-linger`, true);
+    }
+    case "crashed": {
+      const message = `${daemon} ended ${when} by an error of its own: ${detail}; its log is "${record.log}"`;
+      return explain(reason, message, serve, true);
+    }
+    default: {
+      const how = reason === "terminated" ? `ended ${when} by ${detail}` : `stopped on purpose ${when}`;
+      return explain("stopped", `${daemon} was ${how}`, serve);
     }
   }
-  if (life.state === "dead") {
-    const rebooted = record.bootId !== identify().bootId;
-    return rebooted
-      ? explain("rebooted", `${daemon} is gone: the host has been booted again since`, serve, true)
-      : explain(
-          "crashed",
-          `${daemon} is gone without a word: killed by SIGKILL, or for want of memory (${life.why}); its log is "${record.log}"`,
-          serve,
-          true,
-        );
-  }
-  if (life.state === "unknown" && errno === "ECONNREFUSED") {
-    return explain("crashed", `${daemon} does not listen any more (${life.why})`, serve, true);
-  }
-  return explain(
-    "not-answering",
-    `${daemon} is not answering${life.state === "unknown" ? `, and ${life.why}` : ""}: it is not known to be dead, and was left alone`,
-    `${programWords()} --stop --socket '${places.socket}'`,
-  );
+}
+
+function explainSilenceOf({ places, life, daemon }: Case): Finding {
+  const doubt = life.state === "unknown" ? `, and ${life.why}` : "";
+  const message = `${daemon} is not answering${doubt}: it is not known to be dead, and was left alone`;
+  return explain("not-answering", message, `${programWords()} --stop --socket '${places.socket}'`);
 }
 
 function ownerWords(places: Places): string {

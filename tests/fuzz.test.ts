@@ -12,11 +12,13 @@ import { claimTarget, recordTarget, stopTarget, tokenTarget } from "./fuzz/recor
 import { rpcTarget } from "./fuzz/rpc.ts";
 import type { Target } from "./fuzz/target.ts";
 import { demand, rowOf, runTarget } from "./fuzz/target.ts";
+import { toolsTarget } from "./fuzz/tools.ts";
 
 const runs: [Target, cases: number][] = [
   [frameTarget, 450_000],
   [rpcTarget, 250_000],
-  [argumentsTarget, 280_000],
+  [argumentsTarget, 270_000],
+  [toolsTarget, 10_000],
   [recordTarget, 7000],
   [claimTarget, 5000],
   [tokenTarget, 5500],

@@ -1,27 +1,23 @@
 /** lifetime.ts with plain values: every row of the table of places, with facts as they were measured on real hosts. */
 
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { suite } from "uvu";
-import type { BusAnswer, BusCall } from "../bus.ts";
+import * as assert from "uvu/assert";
+import type { CommandResult, Facts, Place, World } from "../lifetime.ts";
 import {
   chooseLaunch,
   describeVerdict,
   judgePlace,
   judgePolicy,
   judgeSignals,
-  launchDaemon,
   parsePlace,
+  parseSpan,
   placeOf,
+  plainText,
   probeHost,
-  realWorld,
+  refusalOf,
+  runCommand,
   switchLingerOn,
 } from "../lifetime.ts";
-import type { Facts, Place, World } from "../lifetime.ts";
-import { argumentsOf, livingProcesses } from "../record.ts";
-import { eventually, sleep } from "./daemon.ts";
-import * as assert from "uvu/assert";
 
 const session: Place = { kind: "session", owner: 1000, unit: "session-3.scope" };
 const scope: Place = { kind: "user-manager", owner: 1000, unit: "run-r29.scope" };
@@ -94,9 +90,15 @@ const cgroups: [string, string, Place][] = [
 ];
 for (const [name, text, place] of cgroups) parse(`reads ${name}`, () => assert.equal(parsePlace(text), place));
 
-parse("is not asked where systemd is not the init: the cgroups of another mean nothing", () => {
-  const world = { exists: () => false, readFile: () => "0::/user.slice/user-1000.slice/session-3.scope\n" };
-  assert.equal(placeOf("self", world), { kind: "none" });
+parse("comes first, whatever else can be seen from here: a chroot in a session ends with it", async () => {
+  const cgroup = "0::/user.slice/user-1000.slice/session-3.scope\n";
+  assert.equal(placeOf("self", { readFile: () => cgroup }), session);
+  const facts = await probeHost(worldOf({}, { "/proc/self/cgroup": cgroup, "/run/systemd/system": undefined }));
+  assert.equal(
+    [facts.systemd, facts.place, facts.killed, facts.linger, facts.scope],
+    [false, session, "unknown", "unknown", "no"],
+  );
+  assert.is(chooseLaunch(facts).verdict.words, "unknown");
 });
 
 const policy = suite("judgePolicy()");
@@ -303,267 +305,279 @@ choose("is described in full for server.capabilities", () => {
   });
 });
 
-/** A host whose services answer from a table, by property or method, and that notes what it is asked; what is not in the table is not known. */
-function worldOf(answers: Record<string, unknown>, files: Record<string, string> = {}): World & { asked: string[] } {
+/** What the tools of a version say, word for word (of show-user, what else it prints is left out). */
+interface Version {
+  version: number;
+  /** systemd-run --version. */
+  banner: string;
+}
+
+const done = (stdout: string): CommandResult => ({ code: 0, stdout, stderr: "" });
+const refused = (stderr: string): CommandResult => ({ code: 1, stdout: "", stderr: `${stderr}\n` });
+
+const versions: Version[] = [
+  { version: 247, banner: "systemd 247 (247.3-7+deb11u5)\n+PAM +AUDIT\n" },
+  { version: 252, banner: "systemd 252 (252.39-1~deb12u2)\n+PAM +AUDIT\n" },
+  { version: 257, banner: "systemd 257 (257.13-1~deb13u1)\n+PAM +AUDIT\n" },
+  { version: 262, banner: "systemd 262 (262-1)\n+PAM +AUDIT\n" },
+];
+
+const showPolicy = "loginctl --no-ask-password show-user --all";
+const showUser = (uid: number): string =>
+  `loginctl --no-ask-password show-user --property=Name --property=Linger ${uid}`;
+
+const policySaid = (kill: string, { only = "", exclude = "", delay = "10s" } = {}): CommandResult =>
+  done(
+    `EnableWallMessages=yes\nWallMessage=\nKillOnlyUsers=${only}\nKillExcludeUsers=${exclude}\nKillUserProcesses=${kill}\n` +
+      `UserStopDelayUSec=${delay}\nScheduledShutdown=[unprintable]\nRemoveIPC=yes\n`,
+  );
+const userSaid = (name: string, linger: string): CommandResult => done(`Name=${name}\nLinger=${linger}\n`);
+
+/** A host whose tools answer from a table, by their command lines; what is not in it is not installed. It notes what it was asked. */
+function worldOf(
+  answers: Record<string, CommandResult>,
+  files: Record<string, string | undefined> = {},
+): World & { asked: string[] } {
   const asked: string[] = [];
-  const all: Record<string, string> = {
+  const all: Record<string, string | undefined> = {
     "/run/systemd/system": "",
     "/var/lib/systemd": "",
     "/proc/self/cgroup": "0::/user.slice/user-1000.slice/session-3.scope\n",
     ...files,
   };
-  const answer = ({ service, object = "", method, values = [] }: BusCall): BusAnswer => {
-    const name = method === "Get" ? String(values[1]) : method;
-    asked.push(
-      [
-        method === "Get" ? String(values[0]).replace("org.freedesktop.", "") : service,
-        object,
-        name,
-        ...(method === "Get" ? [] : [JSON.stringify(values)]),
-      ]
-        .filter((word) => word !== "")
-        .join(" "),
-    );
-    return answers[name] === undefined ? { problem: "nobody is there" } : { value: answers[name] };
-  };
   return {
     uid: 1000,
     user: "dev",
     asked,
-    exists: (path) => path in all,
+    exists: (path) => all[path] !== undefined,
     readFile: (path) => all[path],
-    ask: async (_whom, calls) => calls.map(answer),
+    run: async (command) => {
+      asked.push(command.join(" "));
+      return answers[command.join(" ")] ?? { code: null, stdout: "", stderr: "", problem: "is not installed" };
+    },
   };
 }
 
-const settings = (kill: boolean) => ({
-  KillUserProcesses: kill,
-  KillOnlyUsers: [],
-  KillExcludeUsers: [],
-  UserStopDelayUSec: 10_000_000,
-  Version: "252.39-1~deb12u2",
+const host252 = (kill: string, linger = "no"): Record<string, CommandResult> => ({
+  [showPolicy]: policySaid(kill),
+  [showUser(1000)]: userSaid("dev", linger),
+  "systemd-run --version": done(versions[1]!.banner),
 });
+
 const probe = suite("probeHost()");
 
-probe("measures a whole host", async () => {
-  assert.equal(await probeHost(worldOf({ ...settings(true), Linger: true })), {
-    ...factsOf({ linger: "yes" }),
-    scope: "unknown",
+for (const { version, banner } of versions) {
+  probe(`measures a whole host of systemd ${version}`, async () => {
+    const answers = { ...host252("yes", "yes"), "systemd-run --version": done(banner) };
+    const facts = factsOf({ linger: "yes", systemdVersion: version, scope: "unknown" });
+    assert.equal(await probeHost(worldOf(answers)), facts);
   });
-  assert.equal(await probeHost(worldOf({ ...settings(false), Linger: false, UserStopDelayUSec: 2 ** 64 })), {
-    ...factsOf({ killed: "no", policy: "KillUserProcesses=no", stopDelayUs: "infinity" }),
-    scope: "unknown",
-  });
-  assert.is(
-    (await probeHost(worldOf({ ...settings(true), KillOnlyUsers: ["ann"] }))).policy,
-    "KillOnlyUsers= has others, not dev",
-  );
-  assert.is(
-    (await probeHost(worldOf({ ...settings(true), KillExcludeUsers: ["dev"] }))).policy,
-    "KillExcludeUsers= has dev",
-  );
+}
+
+probe("reads the lists, and a stop delay, as loginctl writes them", async () => {
+  const of = async (said: CommandResult) => probeHost(worldOf({ ...host252("no"), [showPolicy]: said }));
+  assert.is((await of(policySaid("yes", { only: "ann bob" }))).policy, "KillOnlyUsers= has others, not dev");
+  assert.is((await of(policySaid("yes", { exclude: "ann dev" }))).policy, "KillExcludeUsers= has dev");
+  assert.is((await of(policySaid("no", { delay: "infinity" }))).stopDelayUs, "infinity");
+  assert.is((await of(policySaid("no", { delay: "1min 3.500000s" }))).stopDelayUs, 63_500_000);
+  assert.is((await of(policySaid("no", { delay: "soon" }))).stopDelayUs, 10_000_000);
 });
 
-probe("asks all at once, and for KillMode= of the unit that it is in", async () => {
-  const world = worldOf(
-    { ...settings(true), KillMode: "process" },
-    { "/proc/self/cgroup": `0::/system.slice/${perConnection}\n` },
-  );
-  assert.is((await probeHost(world)).killMode, "process");
-  assert.equal(world.asked, [
-    "login1.Manager KillUserProcesses",
-    "login1.Manager KillOnlyUsers",
-    "login1.Manager KillExcludeUsers",
-    "login1.Manager UserStopDelayUSec",
-    "login1.User /user/_1000 Linger",
-    "systemd1.Manager Version",
-    "login1.User /user/_1000 Name",
-    "systemd1.Service /unit/sshd_407_2d10_2e0_2e0_2e1_3a22_2d10_2e0_2e0_2e2_3a5000_2eservice KillMode",
-  ]);
-});
-
-probe("does not know what nobody answers; of lingering a file tells", async () => {
-  const { killed, policy: said, linger: on, systemdVersion, stopDelayUs } = await probeHost(worldOf({}));
+probe("takes a name that is absent for unknown, and an empty value for empty", async () => {
+  const said = done("KillUserProcesses=no\nKillExcludeUsers=\n");
+  const facts = await probeHost(worldOf({ ...host252("no"), [showPolicy]: said }));
   assert.equal(
-    [killed, said, on, systemdVersion, stopDelayUs],
-    ["unknown", "logind's settings cannot be read: nobody is there", "no", 0, 10_000_000],
+    [facts.killed, facts.policy],
+    ["unknown", "logind's settings cannot be read: loginctl does not name all of them"],
   );
-  assert.is((await probeHost(worldOf({}, { "/var/lib/systemd/linger/dev": "" }))).linger, "yes");
+});
+
+probe(
+  "asks side by side, by name, never by what the environment says; and for KillMode= of the unit it is in",
+  async () => {
+    const show = `systemctl show --property=KillMode ${perConnection}`;
+    const world = worldOf(
+      { ...host252("yes"), [show]: done("KillMode=process\n") },
+      { "/proc/self/cgroup": `0::/system.slice/${perConnection}\n` },
+    );
+    assert.is((await probeHost(world)).killMode, "process");
+    assert.equal(world.asked, [showPolicy, showUser(1000), "systemd-run --version", show]);
+  },
+);
+
+/** In the words of the tools, of each version that has its own. */
+const refusals: [string, CommandResult, string][] = [
+  ["no loginctl", { code: null, stdout: "", stderr: "", problem: "is not installed" }, "loginctl is not installed"],
+  [
+    "a logind that hangs",
+    { code: null, stdout: "", stderr: "", problem: "did not answer within 2000 ms" },
+    "loginctl did not answer within 2000 ms",
+  ],
+  [
+    "no system bus, 252",
+    refused("Failed to connect to bus: Connection refused"),
+    "Failed to connect to bus: Connection refused",
+  ],
+  [
+    "no system bus, 257",
+    refused("Failed to connect to system scope bus via local transport: Connection refused"),
+    "Failed to connect to system scope bus via local transport: Connection refused",
+  ],
+  [
+    "not booted with systemd",
+    refused(
+      "System has not been booted with systemd as init system (PID 1). Can't operate.\nFailed to connect to bus: Host is down",
+    ),
+    "System has not been booted with systemd as init system (PID 1). Can't operate.; Failed to connect to bus: Host is down",
+  ],
+  ["silence", { code: 1, stdout: "", stderr: "" }, "loginctl ended with exit code 1, and said nothing"],
+];
+for (const [name, result, words] of refusals) {
+  probe(`does not know the policy, and says why: ${name}`, async () => {
+    const { killed, policy: said } = await probeHost(worldOf({ ...host252("yes"), [showPolicy]: result }));
+    assert.equal([killed, said], ["unknown", `logind's settings cannot be read: ${words}`]);
+  });
+}
+
+probe("takes a file for lingering, where logind does not know the user: neither logged in nor lingering", async () => {
+  const answers = {
+    ...host252("yes"),
+    [showUser(1000)]: refused("Failed to get user: User ID 1000 is not logged in or lingering"),
+  };
+  assert.is((await probeHost(worldOf(answers))).linger, "no");
+  assert.is((await probeHost(worldOf(answers, { "/var/lib/systemd/linger/dev": "" }))).linger, "yes");
+  assert.is((await probeHost(worldOf(answers, { "/var/lib/systemd": undefined }))).linger, "unknown");
+});
+
+probe("knows without systemd-run that there is no scope; one that does not answer in time says nothing", async () => {
+  const of = (result: CommandResult) => probeHost(worldOf({ ...host252("yes"), "systemd-run --version": result }));
+  const absent = await of({ code: null, stdout: "", stderr: "", problem: "is not installed" });
+  assert.equal([absent.scope, absent.scopeProblem, absent.systemdVersion], ["no", "systemd-run is not installed", 0]);
+  const late = await of({ code: null, stdout: "", stderr: "", problem: "did not answer within 2000 ms" });
+  assert.equal([late.scope, late.scopeProblem, late.systemdVersion], ["unknown", undefined, 0]);
 });
 
 probe("takes the owner of the session, not our user, and that owner's policy", async () => {
   const world = worldOf(
-    { ...settings(true), Name: "root" },
+    { ...host252("yes"), [showUser(0)]: userSaid("root", "no") },
     { "/proc/self/cgroup": "0::/user.slice/user-0.slice/session-c1.scope\n" },
   );
   const { owner, killed } = await probeHost(world);
-  assert.equal([owner, killed, world.asked.includes("login1.User /user/_0 Name")], ["root", "no", true]);
+  assert.equal([owner, killed], ["root", "no"]);
 });
 
 probe("of another's user manager asks whether that one lingers; without the name it does not know", async () => {
-  const files = {
-    "/proc/self/cgroup": "0::/user.slice/user-1001.slice/user@1001.service/app.slice/a.scope\n",
-    "/var/lib/systemd/linger/ann": "",
-  };
-  const { owner, ownerLinger } = await probeHost(worldOf({ ...settings(true), Name: "ann" }, files));
-  assert.equal([owner, ownerLinger], ["ann", "yes"]);
-  assert.is((await probeHost(worldOf({ ...settings(true), Name: "eve" }, files))).ownerLinger, "no");
-  const unknown = await probeHost(worldOf(settings(true), files));
+  const files = { "/proc/self/cgroup": "0::/user.slice/user-1001.slice/user@1001.service/app.slice/a.scope\n" };
+  const of = (answers: Record<string, CommandResult>) => probeHost(worldOf({ ...host252("yes"), ...answers }, files));
+  const ann = await of({ [showUser(1001)]: userSaid("ann", "yes") });
+  assert.equal([ann.owner, ann.ownerLinger], ["ann", "yes"]);
+  assert.is((await of({ [showUser(1001)]: userSaid("eve", "no") })).ownerLinger, "no");
+  const unknown = await of({});
   assert.equal([unknown.owner, unknown.ownerLinger], ["1001", "unknown"]);
 });
 
 probe("reads the version of systemd as distributions write it", async () => {
-  const of = async (Version: string) => (await probeHost(worldOf({ Version }))).systemdVersion;
+  const of = async (banner: string) =>
+    (await probeHost(worldOf({ ...host252("yes"), "systemd-run --version": done(banner) }))).systemdVersion;
   assert.equal(
-    [await of("252.39-1~deb12u2"), await of("v253.7-1.9.hs+fb.el9"), await of("262~rc1"), await of("devel")],
+    [
+      await of("systemd 252 (252.39-1~deb12u2)\n"),
+      await of("systemd 253 (v253.7-1.9.hs+fb.el9)\n"),
+      await of("systemd 262~rc1 (262~rc1)\n"),
+      await of("systemd devel\n"),
+    ],
     [252, 253, 262, 0],
   );
 });
 
-probe("asks a scope for its KillMode= as one", async () => {
-  const world = worldOf({ ...settings(true), KillMode: "control-group" }, { "/proc/self/cgroup": "0::/init.scope\n" });
-  assert.is((await probeHost(world)).killMode, "control-group");
-  assert.is(world.asked.at(-1), "systemd1.Scope /unit/init_2escope KillMode");
-});
-
 probe("tells why a scope cannot be made, in the words of who refused it, and what the user manager is", async () => {
-  const world = worldOf({ ...settings(true), LoadState: "masked", ActiveState: "inactive" });
+  const world = worldOf({
+    ...host252("yes"),
+    "systemd-run --user --scope --quiet --collect -- true": refused(
+      "Failed to connect to bus: No such file or directory",
+    ),
+    "systemctl show --property=LoadState --property=ActiveState user@1000.service": done(
+      "LoadState=masked\nActiveState=inactive\n",
+    ),
+  });
   const { scope: made, scopeProblem, manager } = await probeHost(world, { tryScope: true });
-  assert.equal([made, scopeProblem, manager], ["no", "nobody is there", "masked"]);
-  assert.is(world.asked.at(-1), "systemd1.Unit /unit/user_401000_2eservice ActiveState");
-  const isLeft = () =>
-    livingProcesses().some(({ pid, parent }) => parent === process.pid && argumentsOf(pid)[0] === "sleep");
-  await eventually(() => !isLeft(), "the end of the process that the scope was tried around");
+  assert.equal([made, scopeProblem, manager], ["no", "Failed to connect to bus: No such file or directory", "masked"]);
 });
 
 const linger = suite("switchLingerOn()");
+const enable = "loginctl --no-ask-password enable-linger dev";
 
-linger("asks for our own user, without a password prompt, and only where it helps", async () => {
-  const world = worldOf({ SetUserLinger: true });
+linger("asks for our own user by name, without a password prompt, and only where it helps", async () => {
+  const world = worldOf({ [enable]: done("") });
   const facts = factsOf();
   await switchLingerOn(facts, world);
-  assert.equal(world.asked, ["login1 SetUserLinger [1000,true,false]"]);
+  assert.equal(world.asked, [enable]);
   assert.equal([facts.linger, facts.lingerSwitchedOn, chooseLaunch(facts).verdict.words], ["yes", true, "yes"]);
   for (const changes of [
     { linger: "yes" },
     { killed: "no" },
     { systemd: false, place: { kind: "none" } },
   ] as Partial<Facts>[]) {
-    const other = worldOf({ SetUserLinger: true });
+    const other = worldOf({ [enable]: done("") });
     await switchLingerOn(factsOf(changes), other);
     assert.equal(other.asked, [], JSON.stringify(changes));
   }
 });
 
-linger("keeps the refusal in its words", async () => {
-  const facts = factsOf();
-  await switchLingerOn(facts, worldOf({}));
-  assert.equal([facts.linger, facts.lingerRefused, facts.lingerSwitchedOn], ["no", "nobody is there", undefined]);
+for (const words of ["Access denied", "Interactive authentication required.", "No such device or address"]) {
+  linger(`keeps the refusal in its words: ${words}`, async () => {
+    const facts = factsOf();
+    await switchLingerOn(facts, worldOf({ [enable]: refused(`Could not enable linger: ${words}`) }));
+    assert.equal([facts.linger, facts.lingerRefused, facts.lingerSwitchedOn], ["no", words, undefined]);
+  });
+}
+
+const tools = suite("runCommand()");
+
+tools("gives exit code and both outputs, in English, without colours, with nothing to read from", async () => {
+  const script = "printf '\\033[0;1;31m%s\\033[0m' \"$LC_ALL\"; cat; echo no >&2; exit 7";
+  assert.equal(await runCommand(["sh", "-c", script], 5000), { code: 7, stdout: "C", stderr: "no\n" });
 });
 
-const launch = suite("launchDaemon()");
-
-interface Manager {
-  /** How often it refuses first. */
-  refusals: number;
-  why?: string;
-}
-
-/** By a user manager that refuses so often, as it does while it is starting, and then moves the process. */
-async function launchBy(
-  { refusals, why = "connection refused" }: Manager,
-  changes: Partial<Facts>,
-  then = "",
-): Promise<{ asked: string[]; facts: Facts; handed: Facts; name: string; pid: number }> {
-  const directory = mkdtempSync(join(tmpdir(), "holdfast-launch-"));
-  try {
-    const asked: string[] = [];
-    let name = "";
-    const world: World = {
-      ...realWorld(),
-      exists: () => true,
-      readFile: () =>
-        `0::/user.slice/user-1000.slice/${name === "" ? "session-3.scope" : `user@1000.service/app.slice/${name}`}\n`,
-      ask: async (whom, calls) =>
-        calls.map(({ method, values }): BusAnswer => {
-          if (whom === "system" || method !== "StartTransientUnit") return { problem: "not asked for" };
-          asked.push((values![2] as [string, unknown][]).map(([property]) => property).join(" "));
-          if (asked.length <= refusals) return { problem: why };
-          name = values![0] as string;
-          return { value: "/job/1" };
-        }),
-    };
-    const facts = factsOf({ uid: process.getuid!(), scope: "unknown", ...changes });
-    const command = [
-      "/bin/sh",
-      "-c",
-      `cat <&3 >'${directory}/taken'; echo '{"ok":true,"pid":'$$',"instance":"i"}' >&4; ${then}`,
-    ];
-    const { instance, pid } = await launchDaemon(
-      { command, handover: { token: "t" }, log: join(directory, "log") },
-      facts,
-      undefined,
-      world,
-    );
-    assert.is(instance, "i");
-    const handed = JSON.parse(readFileSync(join(directory, "taken"), "utf8")) as { token: string; facts: Facts };
-    assert.is(handed.token, "t");
-    return { asked, facts, handed: handed.facts, name, pid };
-  } finally {
-    rmSync(directory, { recursive: true });
-  }
-}
-
-for (const [lingering, refusals, tries, made] of [
-  ["yes", 0, 1, true],
-  ["no", 0, 1, true],
-  ["yes", 3, 4, true],
-  ["no", 1, 1, false],
-] as const) {
-  launch(
-    `${made ? `makes the scope at try ${tries}` : "detaches"}, when the user manager refuses ${refusals} times, and lingering is ${lingering === "yes" ? "on" : "off"}`,
-    async () => {
-      const { asked, facts, handed, name } = await launchBy({ refusals }, { linger: lingering });
-      assert.equal(
-        [asked.length, facts.scope, facts.scopeProblem, name !== ""],
-        [tries, made ? "yes" : "no", made ? undefined : "connection refused", made],
-      );
-      assert.equal(handed, facts, "the daemon is told what was found");
-      if (made) assert.match(name, /^holdfast-\d+-\w+\.scope$/);
-    },
+tools("tells of what is not there, does not end in time, or is killed", async () => {
+  assert.is((await runCommand(["/no/such"], 5000)).problem, "is not installed");
+  assert.is((await runCommand(["sleep", "60"], 100)).problem, "did not answer within 100 ms");
+  assert.is((await runCommand(["sh", "-c", "kill -9 $$"], 5000)).problem, "was ended by SIGKILL");
+  // what it has started may hold its pipes
+  assert.is(
+    (await runCommand(["sh", "-c", "sleep 60 & echo $! >&2; wait"], 100)).problem,
+    "did not answer within 100 ms",
   );
-}
-
-launch("detaches after a while, when the user manager of a lingering user only refuses", async () => {
-  const { asked, facts } = await launchBy({ refusals: Infinity }, { linger: "yes" });
-  assert.ok(asked.length > 3);
-  assert.equal([facts.scope, facts.scopeProblem], ["no", "connection refused"]);
 });
 
-launch("leaves out what the user manager does not know: it refuses the call for it", async () => {
-  const { asked, facts } = await launchBy(
-    { refusals: 1, why: "Cannot set property OOMPolicy, or unknown property." },
-    {},
+tools("takes the colours of systemd 247 out of what it says", () => {
+  assert.is(
+    plainText("\x1b[0;1;31mFailed to look up user 4711: No such process\x1b[0m"),
+    "Failed to look up user 4711: No such process",
   );
-  assert.equal(asked, ["PIDs TimeoutStopUSec CollectMode OOMPolicy", "PIDs TimeoutStopUSec CollectMode"]);
-  assert.equal([facts.scope, facts.scopeProblem], ["yes", undefined]);
+  assert.is(refusalOf(["loginctl"], { code: 1, stdout: "", stderr: " a \n b\n" }), "a; b");
+  assert.is(refusalOf(["loginctl"], { code: 0, stdout: "", stderr: "a warning" }), undefined);
 });
 
-launch("leaves nothing open: who has launched a daemon can end", async () => {
-  const open = () =>
-    process
-      .getActiveResourcesInfo()
-      .filter((kind) => /Pipe|Process/.test(kind))
-      .sort();
-  await sleep(200); // what others have left closes
-  const before = open();
-  const { pid } = await launchBy({ refusals: 0 }, {}, "exec sleep 30");
-  try {
-    await sleep(200);
-    assert.equal(open(), before);
-  } finally {
-    process.kill(pid, "SIGKILL");
-  }
+tools("reads spans of time as systemd writes them", () => {
+  const spans: [string | undefined, number | "infinity" | undefined][] = [
+    ["0", 0],
+    ["9s", 9e6],
+    ["1min 17s", 77e6],
+    ["1min 3.500000s", 63.5e6],
+    ["45ms", 45e3],
+    ["120us", 120],
+    ["1h 30min", 5400e6],
+    ["1month 2d", (2_629_800 + 172_800) * 1e6],
+    ["infinity", "infinity"],
+    ["", undefined],
+    ["9", undefined],
+    ["1 s", undefined],
+    ["5parsec", undefined],
+    ["5constructor", undefined],
+    [undefined, undefined],
+  ];
+  for (const [text, span] of spans) assert.is(parseSpan(text), span, text);
 });
 
 const signals = suite("judgeSignals()");
@@ -581,4 +595,4 @@ for (const [seen, reason] of [
   });
 }
 
-for (const test of [parse, policy, choose, probe, linger, launch, signals]) test.run();
+for (const test of [parse, policy, choose, probe, linger, tools, signals]) test.run();

@@ -8,11 +8,13 @@ import { claimTarget, recordTarget, stopTarget, tokenTarget } from "./record.ts"
 import { rpcTarget } from "./rpc.ts";
 import type { Outcome, Target } from "./target.ts";
 import { rowOf, runTarget } from "./target.ts";
+import { toolsTarget } from "./tools.ts";
 
 const targets: Target[] = [
   frameTarget,
   rpcTarget,
   argumentsTarget,
+  toolsTarget,
   recordTarget,
   claimTarget,
   tokenTarget,

@@ -3,10 +3,10 @@
 
 import { spawn } from "node:child_process";
 import { suite } from "uvu";
-import { builtFile, outcomeOf, sideBySide } from "../daemon.ts";
-import { maskedManager, requireHosts, withHost } from "./host.ts";
-import type { Host, HostOptions, Result } from "./host.ts";
 import * as assert from "uvu/assert";
+import { builtFile, outcomeOf, sideBySide } from "../daemon.ts";
+import type { Host, HostOptions, Result } from "./host.ts";
+import { maskedManager, requireHosts, withHost } from "./host.ts";
 
 requireHosts(6);
 
@@ -16,6 +16,13 @@ interface Finding {
   evidence: string;
   remedy?: string;
   administrator?: boolean;
+}
+
+interface Evidence {
+  command: string;
+  code: number | null;
+  stdout: string;
+  stderr: string;
 }
 
 const quick = (options: HostOptions): HostOptions => ({
@@ -43,12 +50,13 @@ async function examine(
   host: Host,
   user = "dev",
   args = "",
-): Promise<{ screen: Result; findings: Record<string, Finding> }> {
+): Promise<{ screen: Result; findings: Record<string, Finding>; evidence: Evidence[] }> {
   const screen = await host.ssh(user, `./server --doctor ${args}`);
   assert.ok(screen.stdout.split("\n").length <= 24, "it fits a screen");
   assert.not.match(screen.stdout, "\x1b");
   const json = JSON.parse((await host.ssh(user, `./server --doctor --json ${args}`)).stdout.replace(/^[^{]*/, ""));
-  return { screen, findings: Object.fromEntries(json.findings.map((finding: Finding) => [finding.name, finding])) };
+  const findings = Object.fromEntries(json.findings.map((finding: Finding) => [finding.name, finding]));
+  return { screen, findings, evidence: json.evidence };
 }
 
 /** Runs the remedy as printed: by the user, or by root where it says so. */
@@ -95,12 +103,22 @@ hosts("finds nothing wrong with a healthy host", () =>
     );
 
     assert.is((await host.ssh("dev", "./server --serve")).code, 0);
-    const { findings } = await examine(host);
+    const { findings, evidence } = await examine(host);
     assert.match(
       findings.daemon!.evidence,
-      /^pid \d+, version .*, up \d+ s, in holdfast-.*\.scope under your user manager; survives logout: yes$/,
+      /^pid \d+, version .*, up \d+ s, in run-.*\.scope under your user manager; survives logout: yes$/,
     );
     assert.match(findings.directory!.evidence, /: user \d+, mode 700, local file system/);
+
+    // what was run can be run again, and says the same
+    const policy = evidence.find(({ command }) => command.startsWith("loginctl"))!;
+    const again = await host.ssh("dev", `LC_ALL=C ${policy.command}`);
+    const settings = (stdout: string): string[] =>
+      stdout.split("\n").filter((line) => /^(Kill|User|Remove)/.test(line));
+    assert.is(again.code, policy.code);
+    assert.equal(settings(again.stdout), settings(policy.stdout));
+    assert.ok(settings(policy.stdout).includes("KillUserProcesses=yes"));
+    assert.ok(evidence.some(({ command }) => command === "systemd-run --user --scope --quiet --collect -- true"));
   }),
 );
 
