@@ -1,71 +1,166 @@
-/** The environment of a child: what rots is looked after. PATH is the login shell's, read once; an SSH agent that is dead is left out. */
+/**
+ * What a child starts with: its environment, and a command and a working directory that can be waited for.
+ *
+ * What rots is looked after: PATH is the login shell's, read once; an SSH agent that is dead is left out; of the session that started the daemon,
+ * and of its tokens, nothing is passed on. To spawn is to wait, with the whole event loop, for chdir(2) and execve(2): the mounts that these will
+ * meet must answer.
+ */
 
+import { Buffer } from "node:buffer";
 import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
+import { constants } from "node:fs";
+import { access, open, stat } from "node:fs/promises";
 import { userInfo } from "node:os";
 import { tryConnect } from "./client.ts";
-import { cleanText, errnoOf, safely } from "./failure.ts";
+import { cannot, capture, cleanText, errnoOf, Failure, osFailure, safely } from "./failure.ts";
+import { resolvePath } from "./files.ts";
+import type { Lanes } from "./lanes.ts";
+import { hasFarMounts, runInLane } from "./lanes.ts";
 import { now } from "./record.ts";
 
 /** One look at the SSH agent serves the spawns of so long: a forwarded one is on the user's machine. An agent that hangs is not dead. */
 const agentCheckMs = 5000;
 const agentAnswerMs = 500;
+/** Of the daemon's environment: ours, and what belongs to a session that is over. */
+const notPassedOn = /^(HOLDFAST_.*|CLAUDE_RPC_TOKEN|SSH_CONNECTION|SSH_CLIENT|SSH_TTY|XDG_SESSION_ID)$/;
+/** A script may be run by a script, and so on: execve(2) follows four. */
+const maxInterpreters = 4;
 
 export interface Environment {
-  /**
-   * Makes the environment of one child: the request's, over what the login shell says of PATH, over the daemon's.
-   *
-   * @param needsPath The command is looked for in PATH: waits for the login shell, the first time.
-   */
-  make(requested: Record<string, string>, needsPath: boolean): Promise<NodeJS.ProcessEnv>;
+  /** The daemon's. */
+  readonly daemon: NodeJS.ProcessEnv;
+  readonly home: () => string;
+  readonly log: (line: string) => void;
+  /** For the login shell to say its PATH. */
+  readonly loginPathMs: number;
   /** Ends a login shell that has not answered yet. */
-  close(): void;
+  readonly closed: AbortController;
+  /** What the login shell has said, and settled when it has. */
+  loginPath: string | undefined;
+  isRead: Promise<void> | undefined;
+  /** Whether the SSH agent is dead, as it was asked last. */
+  agentCheck: Promise<boolean> | undefined;
 }
 
-/**
- * @param daemon The daemon's environment, and its log.
- * @param loginPathMs For the login shell to say its PATH.
- */
 export function createEnvironment(
-  { env, log }: { env: NodeJS.ProcessEnv; log(line: string): void },
+  daemon: NodeJS.ProcessEnv,
   home: () => string,
+  log: (line: string) => void,
   loginPathMs: number,
 ): Environment {
   const closed = new AbortController();
-  let loginPath: string | undefined;
-  let isRead: Promise<void> | undefined;
-  let agentCheck: Promise<boolean> | undefined;
+  return { daemon, home, log, loginPathMs, closed, loginPath: undefined, isRead: undefined, agentCheck: undefined };
+}
 
-  function base(): NodeJS.ProcessEnv {
-    const ours = Object.fromEntries(Object.entries(env).filter(([name]) => !name.startsWith("HOLDFAST_")));
-    return { ...ours, HOME: env.HOME || home() };
+/**
+ * Makes the environment of one child: the request's, over what the login shell says of PATH, over the daemon's.
+ *
+ * @param needsPath The command is looked for in PATH: waits for the login shell, the first time.
+ */
+export async function makeEnvironment(
+  environment: Environment,
+  requested: Record<string, string>,
+  needsPath: boolean,
+): Promise<NodeJS.ProcessEnv> {
+  const made = passedOn(environment);
+  if (requested.PATH === undefined) {
+    environment.isRead ??= readLoginPath(environment);
+    if (needsPath) await environment.isRead;
+    if (environment.loginPath) made.PATH = environment.loginPath;
   }
+  if (made.SSH_AUTH_SOCK && (await isAgentDead(environment, made.SSH_AUTH_SOCK))) delete made.SSH_AUTH_SOCK;
+  return { ...made, ...requested };
+}
 
-  async function make(requested: Record<string, string>, needsPath: boolean): Promise<NodeJS.ProcessEnv> {
-    const made = base();
-    if (requested.PATH === undefined) {
-      isRead ??= readLoginPath();
-      if (needsPath) await isRead;
-      if (loginPath) made.PATH = loginPath;
+/** Finds where a child starts: in `cwd`, or at home, or in / where there is no home. */
+export async function findDirectory(cwd: string | undefined, home: () => string, lanes: Lanes): Promise<string> {
+  if (cwd !== undefined) return resolvePath(cwd, home, "cwd");
+  const stats = await runInLane(lanes, home(), () => stat(home())).catch((error: unknown) => {
+    if (error instanceof Failure) throw error; // its mount is silent: / would be another place
+  });
+  return stats?.isDirectory() ? home() : "/";
+}
+
+/** @throws {Failure} A mount that a start would meet does not answer. */
+export async function requireAnswers(command: string, cwd: string, path: string, lanes: Lanes): Promise<void> {
+  if (!hasFarMounts(lanes)) return;
+  await isThere(cwd, lanes);
+  for (const directory of command.includes("/") ? [""] : path.split(":")) {
+    let file = resolvePath(directory === "" ? command : `${directory}/${command}`, () => cwd);
+    if (!(await isThere(file, lanes))) continue;
+    for (let i = 0; i < maxInterpreters; i++) {
+      const interpreter = await interpreterOf(file, lanes);
+      if (!interpreter) return;
+      file = resolvePath(interpreter, () => cwd);
+      if (!(await isThere(file, lanes))) return;
     }
-    if (made.SSH_AUTH_SOCK && (await isAgentDead(made.SSH_AUTH_SOCK))) delete made.SSH_AUTH_SOCK;
-    return { ...made, ...requested };
+    return;
   }
+}
 
-  async function readLoginPath(): Promise<void> {
-    const shell = env.SHELL || safely(() => userInfo().shell) || "/bin/sh";
-    const start = now();
-    loginPath = await askLoginShell(shell, base(), loginPathMs, closed.signal).catch(() => undefined);
-    const outcome = loginPath ? "has said its PATH" : "does not say its PATH: the daemon's is used";
-    log(`[Process] The login shell ${cleanText(shell, 100)} ${outcome} (${Math.round(now() - start)} ms)`);
+/** Says why a start has failed: execve(2) and chdir(2) have the same ENOENT for a command, its interpreter and a working directory. */
+export async function startFailure(command: string, cwd: string, path: string, error: unknown): Promise<Failure> {
+  const name = cleanText(command, 100);
+  try {
+    if (!(await stat(cwd)).isDirectory())
+      throw Object.assign(new Error("ENOTDIR: not a directory"), { code: "ENOTDIR" });
+    await access(cwd, constants.X_OK);
+  } catch (reason) {
+    return osFailure(`start "${name}" in working directory "${cwd}"`, reason);
   }
+  if (errnoOf(error) !== "ENOENT") return osFailure(`start "${name}"`, error);
+  const isFile =
+    command.includes("/") && (await stat(resolvePath(command, () => cwd)).catch(() => undefined)) !== undefined;
+  const absent = command.includes("/") ? "no such file" : `no such command in PATH "${path}"`;
+  const why = isFile ? "the interpreter that its first line names does not exist" : absent;
+  return cannot(`start "${name}": ${why} (ENOENT)`, { data: { errno: "ENOENT" }, cause: error });
+}
 
-  function isAgentDead(path: string): Promise<boolean> {
-    agentCheck ??= isDeadSocket(path).finally(() => setTimeout(() => (agentCheck = undefined), agentCheckMs).unref());
-    return agentCheck;
-  }
+function passedOn({ daemon, home }: Environment): NodeJS.ProcessEnv {
+  const kept = Object.fromEntries(Object.entries(daemon).filter(([name]) => !notPassedOn.test(name)));
+  return { ...kept, HOME: daemon.HOME || home() };
+}
 
-  return { make, close: () => closed.abort() };
+async function readLoginPath(environment: Environment): Promise<void> {
+  const { daemon, loginPathMs, closed, log } = environment;
+  const shell = daemon.SHELL || safely(() => userInfo().shell) || "/bin/sh";
+  const start = now();
+  const asked = askLoginShell(shell, passedOn(environment), loginPathMs, closed.signal);
+  environment.loginPath = await asked.catch(() => undefined);
+  const outcome = environment.loginPath ? "has said its PATH" : "does not say its PATH: the daemon's is used";
+  log(`[Process] The login shell ${cleanText(shell, 100)} ${outcome} (${Math.round(now() - start)} ms)`);
+}
+
+function isAgentDead(environment: Environment, path: string): Promise<boolean> {
+  environment.agentCheck ??= isDeadSocket(path).finally(() => {
+    setTimeout(() => (environment.agentCheck = undefined), agentCheckMs).unref();
+  });
+  return environment.agentCheck;
+}
+
+async function isThere(file: string, lanes: Lanes): Promise<boolean> {
+  return runInLane(lanes, file, () => access(file, constants.X_OK)).then(
+    () => true,
+    (error: unknown) => {
+      if (error instanceof Failure) throw error;
+      return false;
+    },
+  );
+}
+
+/** The program that the first line of a script names. */
+async function interpreterOf(file: string, lanes: Lanes): Promise<string | undefined> {
+  const read = async (): Promise<string | undefined> => {
+    const handle = await open(file, constants.O_RDONLY | constants.O_NONBLOCK).catch(() => undefined);
+    try {
+      const head = await handle?.read(Buffer.alloc(256), 0, 256, 0).catch(() => undefined);
+      return head && capture(/^#![ \t]*([^ \t\n]+)/, head.buffer.toString("latin1", 0, head.bytesRead));
+    } finally {
+      await handle?.close();
+    }
+  };
+  return runInLane(lanes, file, read);
 }
 
 /**

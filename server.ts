@@ -34,8 +34,7 @@ import { createLog } from "./log.ts";
 import type { Logouts } from "./logouts.ts";
 import { watchLogouts } from "./logouts.ts";
 import type { Processes } from "./processes.ts";
-import { createProcesses } from "./processes.ts";
-import { childEnvironment } from "./program.ts";
+import { createProcesses, endAll, liveCount, processMethods, summarise } from "./processes.ts";
 import type { DaemonRecord, EndReason } from "./record.ts";
 import { claimSoon, identify, livenessOf, now, readRecord, writeRecord } from "./record.ts";
 import type { Caller, Method, Params, Rpc } from "./rpc.ts";
@@ -75,23 +74,6 @@ const lockMs = 1000;
 const signalsMs = 50;
 /** A signal counts among those that came together for so long. */
 const togetherMs = 1000;
-
-/** A person's, or a supervisor's, word to end. */
-const endingSignals: NodeJS.Signals[] = ["SIGTERM", "SIGINT", "SIGQUIT"];
-/** What would end a process that does not handle it, and is not meant for a daemon. Real-time signals are not for node to catch. */
-const strayedSignals: NodeJS.Signals[] = [
-  "SIGUSR1",
-  "SIGUSR2",
-  "SIGALRM",
-  "SIGVTALRM",
-  "SIGPROF",
-  "SIGPIPE",
-  "SIGIO",
-  "SIGPWR",
-  "SIGSTKFLT",
-  "SIGXCPU",
-  "SIGXFSZ",
-];
 
 /** What the launcher hands over. Tokens only as hashes: the daemon never knows them. */
 export interface Handover {
@@ -209,12 +191,7 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
     log,
     listener: undefined,
     connections: createConnections((body, caller) => handleBody(rpc, body, caller), log, maxOpenFiles),
-    processes: createProcesses({
-      env: childEnvironment(process.env),
-      log,
-      lanes,
-      onAllExited: () => endWhenRetired(daemon),
-    }),
+    processes: createProcesses({ env: process.env, log, lanes, onAllExited: () => endWhenRetired(daemon) }),
     lanes,
     methods,
     bornAt: now(),
@@ -228,7 +205,8 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
     ended,
     finish,
   };
-  for (const [name, method] of [...serverMethods(daemon), ...daemon.processes.methods]) methods.set(name, method);
+  for (const [name, method] of [...serverMethods(daemon), ...processMethods(daemon.processes)])
+    methods.set(name, method);
   for (const [name, method] of createFiles(() => homeDirectory(), lanes)) methods.set(name, method);
   return daemon;
 }
@@ -315,7 +293,7 @@ async function mendNames(daemon: Daemon): Promise<string | undefined> {
   makeRunDirectory(places.directory);
   const next = successorOf(daemon);
   if (next && !isSame(places.socket, record.socket) && livenessOf(next).state !== "dead") {
-    if (processes.liveCount() === 0) void endDaemon(daemon, "replaced", `by instance ${next.instance}`, killAfterMs);
+    if (liveCount(processes) === 0) void endDaemon(daemon, "replaced", `by instance ${next.instance}`, killAfterMs);
     return `belongs to instance ${next.instance} now`;
   }
   if (!isSame(places.socket, record.socket) && !isSame(record.socket.bound, record.socket)) await listen(daemon);
@@ -415,7 +393,7 @@ function statusOf(daemon: Daemon): Record<string, unknown> {
     uptimeMs: Math.round(now() - bornAt),
     rssBytes: process.memoryUsage().rss,
     connections: connections.open.size,
-    processes: processes.summary(),
+    processes: summarise(processes),
     log: places.log,
     socket: places.socket,
     phase,
@@ -433,7 +411,7 @@ function statusOf(daemon: Daemon): Record<string, unknown> {
 
 function shutdown(daemon: Daemon, params: Params): object {
   const graceMs = integerParam(params, "graceMs", { min: 0, max: 86_400_000, default: defaultGraceMs });
-  const alive = daemon.processes.liveCount();
+  const alive = liveCount(daemon.processes);
   if (booleanParam(params, "ifIdle", false) && alive > 0) {
     throw cannot(
       `stop: ${alive} ${alive === 1 ? "process is" : "processes are"} alive, and it was to be stopped only if idle`,
@@ -465,7 +443,7 @@ export async function admit(daemon: Daemon, params: Params): Promise<object> {
     await saveRecord(daemon);
   }
   const { instance: instanceId, version, lifetime } = record;
-  return { instanceId, pid: process.pid, version, revived, processes: processes.liveCount(), lifetime };
+  return { instanceId, pid: process.pid, version, revived, processes: liveCount(processes), lifetime };
 }
 
 function admitToken(record: DaemonRecord, hash: string): void {
@@ -483,7 +461,7 @@ async function revive(daemon: Daemon): Promise<void> {
     void retire(daemon, defaultGraceMs); // as it was told
     throw error;
   });
-  log(`[Server] Revived with ${processes.liveCount()} processes: a --serve came within the grace`);
+  log(`[Server] Revived with ${liveCount(processes)} processes: a --serve came within the grace`);
 }
 
 // The end
@@ -493,7 +471,7 @@ export async function retire(daemon: Daemon, graceMs: number): Promise<void> {
   const { processes, record, log } = daemon;
   if (isIn(daemon, "ending")) return;
   clearTimeout(daemon.graceTimer); // of an earlier stop, when this is the second
-  const alive = processes.liveCount();
+  const alive = liveCount(processes);
   log(`[Server] Told to stop: ${alive} processes are alive${alive > 0 ? `, they have ${graceMs / 1000} s` : ""}`);
   if (alive === 0 || graceMs === 0) return endDaemon(daemon, "stopped", "told to stop", killAfterMs);
   daemon.phase = "retired";
@@ -541,7 +519,7 @@ async function endDaemon(daemon: Daemon, reason: EndReason, detail: string, kill
   await saveRecord(daemon); // first: systemd may not leave us the time
   await retirePublicName(daemon, "ending");
   closeAll(connections);
-  const killed = await processes.endAll({ graceMs: killMs });
+  const killed = await endAll(processes, { graceMs: killMs });
   retireName(record.socket.bound, record.socket);
   daemon.listener?.close();
   log(`[Server] Ended, with ${killed} processes`);
@@ -549,9 +527,10 @@ async function endDaemon(daemon: Daemon, reason: EndReason, detail: string, kill
   daemon.finish(0);
 }
 
+/** SIGHUP alone is no reason to end: a terminal went away. A second SIGTERM does not wait for processes. */
 function listenToSignals(daemon: Daemon): void {
-  for (const signal of [...endingSignals, "SIGCONT", "SIGHUP", ...strayedSignals] as const)
-    safely(() => process.on(signal, () => takeSignal(daemon, signal))); // not every system has every signal
+  for (const signal of ["SIGTERM", "SIGINT", "SIGCONT", "SIGHUP"] as const)
+    process.on(signal, () => takeSignal(daemon, signal));
   process.on("uncaughtException", (error: Error) => {
     if (isIn(daemon, "starting")) throw error;
     daemon.log(`[Server] Internal error: ${error.stack || error.message}`);
@@ -560,15 +539,13 @@ function listenToSignals(daemon: Daemon): void {
   });
 }
 
-/** SIGHUP alone is no reason to end: a terminal went away. A second SIGTERM does not wait for processes. */
 export function takeSignal(daemon: Daemon, signal: NodeJS.Signals): void {
   const { log, signals, processes } = daemon;
   log(`[Server] Received ${signal}`);
-  if (strayedSignals.includes(signal)) return;
   signals.set(signal, now());
   if (signal === "SIGCONT") setTimeout(() => void lookAfterNames(daemon), signalsMs); // unless it came with SIGTERM
-  if (!endingSignals.includes(signal)) return;
-  if (isIn(daemon, "ending")) return void processes.endAll({ graceMs: 0 });
+  if (signal === "SIGCONT" || signal === "SIGHUP") return;
+  if (isIn(daemon, "ending")) return void endAll(processes, { graceMs: 0 });
   if (isIn(daemon, "starting")) {
     daemon.phase = "ending"; // publish() refuses then, and the start is undone
     return;

@@ -18,12 +18,14 @@ import {
   symlinkSync,
   writeFileSync,
 } from "node:fs";
-import { connect } from "node:net";
 import type { Socket } from "node:net";
+import { connect } from "node:net";
 import { join, resolve } from "node:path";
 import { suite } from "uvu";
-import { createProcesses } from "../processes.ts";
+import * as assert from "uvu/assert";
+import { createProcesses, endAll, processMethods } from "../processes.ts";
 import type { Peer } from "../rpc.ts";
+import type { Outcome, Site, Wire } from "./daemon.ts";
 import {
   builtFile,
   eventually,
@@ -36,8 +38,6 @@ import {
   statOf,
   withDirectory,
 } from "./daemon.ts";
-import type { Outcome, Site, Wire } from "./daemon.ts";
-import * as assert from "uvu/assert";
 
 const limits = suite("limits");
 const test = sideBySide(limits, 3);
@@ -224,7 +224,8 @@ for (const [who, fill] of [
         assert.is((await wire.request("files.stat", { path: "/" })).isDir, true);
         assert.is((await wire.request("server.status")).limits.maxOpenFiles, 80);
         // the last descriptor may be saying so to one of the others, for half a second
-        const isTold = /Cannot accept a connection: all 80 descriptors that this process may have are in use, see ulimit -n/;
+        const isTold =
+          /Cannot accept a connection: all 80 descriptors that this process may have are in use, see ulimit -n/;
         const ask = (): Promise<Outcome> => site.run(["--call", "server.ping", "--token-file", site.tokenFile]);
         let pinged = await ask();
         for (let i = 0; i < 50 && who !== "processes" && !isTold.test(pinged.stderr); i++)
@@ -451,10 +452,10 @@ limit(
     const processes = createProcesses({
       env: { PATH: process.env.PATH, SHELL: "/bin/sh" },
       log: () => {},
-      limits: { keepBytes: 1 << 20 },
+      limits: { allStdinBytes: 1 << 20 },
     });
     const call = async (method: string, params: Record<string, unknown>): Promise<any> =>
-      processes.methods.get(`process.${method}`)!(params, { peer, authenticated: true, known: true });
+      processMethods(processes).get(`process.${method}`)!(params, { peer, authenticated: true, known: true });
     try {
       for (const id of ["a", "b"]) await call("spawn", { id, command: "/bin/sleep", args: ["60"] });
       const data = Buffer.alloc(800_000).toString("base64");
@@ -469,7 +470,7 @@ limit(
       )
         assert.ok(performance.now() < end, "there is room again");
     } finally {
-      await processes.endAll({ graceMs: 0 });
+      await endAll(processes, { graceMs: 0 });
     }
     return "so";
   },

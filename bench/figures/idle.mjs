@@ -117,9 +117,7 @@ async function measureAdded({ socket, pid }, count, add) {
 async function addConnections(socket, _client, count) {
   const clients = [];
   for (let i = 0; i < count; i++) clients.push(await openClient(socket, token));
-  return () => {
-    for (const client of clients) client.socket.destroy();
-  };
+  return () => clients.forEach((client) => client.socket.destroy());
 }
 
 async function addProcesses(_socket, client, count) {

@@ -1,0 +1,232 @@
+/**
+ * Who reads the output of which child, and how far each is.
+ *
+ *     a child's spool ──▶ a place for each reader ──▶ sendNext() ──▶ the reader's connection
+ *           ▲                                                                │
+ *           └──── the child flows, or stands still ◀── fallBehind(), look(), catchUp()
+ *
+ * A reader is a place in the spool, so live output and replay are one thing: each message is sent to it once, in order. While a connection is
+ * behind, the children that it reads stand still, and so do those who write into their pipes; but one that takes nothing for 10 s slows nobody
+ * any more: it is detached once the spool drops what it has not been sent. A reader that shares slows nobody, and one that is not to lose
+ * anything is waited for as long as its connection lives. What a connection is, and how much it buffers itself, is left to the server.
+ */
+
+import { Buffer } from "node:buffer";
+import type { Peer } from "./rpc.ts";
+import type { Message, Place, Spool } from "./spool.ts";
+import { messageBytes, placeAt, readMessages } from "./spool.ts";
+
+/** Read from the spool, or just come, and not sent yet: at most so much is kept of one reader, and a chunk. */
+const maxAheadBytes = 256 << 10;
+/** A connection is looked at so often until it is taken for stalled. */
+const looks = 10;
+
+/** What is read: a child. */
+export interface Source {
+  readonly id: string;
+  readonly spool: Spool;
+  readonly readers: Set<Reader>;
+  /** It says nothing more. */
+  readonly isDone: boolean;
+  /** Whoever holds it up has changed. */
+  onFlow(): void;
+}
+
+/** How a reader takes part. */
+export interface Manner {
+  /** Others keep their streams when it comes, and it keeps its own when others come. */
+  share: boolean;
+  /** The child stands still for it without limit. */
+  lossless: boolean;
+}
+
+export interface Reader extends Manner {
+  readonly source: Source;
+  readonly link: Link;
+  /** What it has yet to read; what it has read, and not been sent. */
+  readonly place: Place;
+  ahead: Message[];
+  aheadBytes: number;
+}
+
+/** A connection, as the children that it reads see it. */
+export interface Link {
+  readonly peer: Peer;
+  readonly limits: LinkLimits;
+  /** In the order in which it is their turn. */
+  readonly readers: Set<Reader>;
+  isClosed: boolean;
+  isBehind: boolean;
+  /** Behind, and has taken nothing for stallMs. */
+  isStalled: boolean;
+  watch: NodeJS.Timeout | undefined;
+  /** As last looked at, and how often it was no less since. */
+  unsentBytes: number;
+  stillLooks: number;
+}
+
+export interface LinkLimits {
+  /** Handed to one connection, and not yet taken by it: with more it is detached from all that it reads. */
+  unsentBytes: number;
+  /** A connection that takes nothing for so long is not waited for. */
+  stallMs: number;
+}
+
+/** The link of a connection: made when it is asked for first, gone when it has closed. */
+export function linkOf(links: Map<Peer, Link>, peer: Peer, limits: LinkLimits): Link {
+  const known = links.get(peer);
+  if (known) return known;
+  const link: Link = {
+    peer,
+    limits,
+    readers: new Set(),
+    isClosed: false,
+    isBehind: false,
+    isStalled: false,
+    watch: undefined,
+    unsentBytes: 0,
+    stillLooks: 0,
+  };
+  links.set(peer, link);
+  peer.onDrain(() => catchUp(link));
+  peer.onClose(() => {
+    links.delete(peer);
+    link.isClosed = true;
+    clearInterval(link.watch);
+    for (const reader of link.readers) detach(reader);
+  });
+  return link;
+}
+
+/** @param seq The first that it is sent; what is held of it is sent by serve(), or with what comes. */
+export function attach(
+  source: Source,
+  link: Link,
+  seq: number,
+  { share, lossless }: Manner = { share: false, lossless: false },
+): Reader {
+  const place = placeAt(source.spool, seq, lossless || (!share && !link.isStalled));
+  const reader: Reader = { source, link, share, lossless, place, ahead: [], aheadBytes: 0 };
+  source.readers.add(reader);
+  link.readers.add(reader);
+  source.onFlow();
+  return reader;
+}
+
+/** @param by Who has the stream now, or why it is taken, told to the reader; it is told nothing when this is left out. */
+export function detach(reader: Reader, by?: string): void {
+  const { source, link, place } = reader;
+  source.spool.places.delete(place);
+  source.readers.delete(reader);
+  link.readers.delete(reader);
+  if (by) send(link, { type: "detached", processId: source.id, by });
+  source.onFlow();
+}
+
+/** Hands on what a child has just said, when it is in the spool. */
+export function deliver(source: Source, messages: Message[]): void {
+  for (const reader of source.readers) {
+    const { place, link } = reader;
+    if (messages.length > 0 && place.seq === messages[0]!.seq && reader.aheadBytes < maxAheadBytes) {
+      place.seq += messages.length;
+      place.segment = undefined;
+      for (const message of messages) putAhead(reader, message);
+    }
+    noteLoss(reader);
+    while (!link.isBehind && source.readers.has(reader) && sendNext(reader));
+  }
+}
+
+/** Sends what is held for a connection, a message of each child in turn, until it falls behind. */
+export function serve(link: Link): void {
+  for (const reader of link.readers) {
+    if (link.isBehind) return;
+    if (!sendNext(reader) || !link.readers.has(reader)) continue;
+    link.readers.delete(reader);
+    link.readers.add(reader); // to the end of the line, where this loop meets it again
+  }
+}
+
+/** Whether a child may go on writing: nobody that it waits for is behind. */
+export function mayFlow({ readers }: Source): boolean {
+  return ![...readers].some(({ link, place }) => link.isBehind && place.holds);
+}
+
+function putAhead(reader: Reader, message: Message): void {
+  reader.ahead.push(message);
+  reader.aheadBytes += message.data.length;
+}
+
+function sendNext(reader: Reader): boolean {
+  const { source, link, place } = reader;
+  if (reader.ahead.length === 0) {
+    noteLoss(reader);
+    for (const message of readMessages(source.spool, place)) putAhead(reader, message);
+  }
+  const message = reader.ahead.shift();
+  if (!message || link.isClosed) {
+    if (source.isDone && place.seq > source.spool.lastSeq) detach(reader);
+    return false;
+  }
+  reader.aheadBytes -= message.data.length;
+  send(link, encodeMessage(source.id, message));
+  if (message.stream === "exit") detach(reader); // what a grandchild says later is sent to those who ask for it
+  return true;
+}
+
+/** The spool has dropped what it was to be sent. One that shares is told how much, and goes on; another's stream is taken from it. */
+function noteLoss(reader: Reader): void {
+  const { source, place, share } = reader;
+  const { firstSeq } = source.spool;
+  if (place.seq >= firstSeq) return;
+  if (!share) {
+    detach(reader, "backpressure");
+    return;
+  }
+  const maxBytes = (firstSeq - place.seq) * messageBytes;
+  place.seq = firstSeq;
+  putAhead(reader, { seq: firstSeq - 1, stream: "gap", data: Buffer.from(JSON.stringify({ maxBytes })) });
+}
+
+function encodeMessage(processId: string, { seq, stream, data }: Message): object {
+  if (stream === "stdout" || stream === "stderr")
+    return { type: "stream", processId, stream, seq, data: data.toString("base64") };
+  return { type: "stream", processId, seq, stream, ...JSON.parse(data.toString()) };
+}
+
+function send(link: Link, message: object): void {
+  if (!link.peer.send(message) && !link.isBehind) fallBehind(link);
+}
+
+function fallBehind(link: Link): void {
+  link.isBehind = true;
+  link.unsentBytes = link.peer.unsentBytes;
+  link.stillLooks = 0;
+  link.watch = setInterval(look, link.limits.stallMs / looks, link).unref();
+  announceFlow(link);
+}
+
+/** Counts looks, not time: while the host was suspended, nobody could take anything. */
+function look(link: Link): void {
+  const { unsentBytes } = link.peer;
+  if (unsentBytes > link.limits.unsentBytes) for (const reader of link.readers) detach(reader, "backpressure");
+  link.stillLooks = unsentBytes < link.unsentBytes ? 0 : link.stillLooks + 1;
+  link.unsentBytes = unsentBytes;
+  link.isStalled = link.stillLooks >= looks;
+  announceFlow(link);
+}
+
+function catchUp(link: Link): void {
+  if (!link.isBehind) return;
+  link.isBehind = link.isStalled = false;
+  clearInterval(link.watch);
+  serve(link);
+  announceFlow(link);
+}
+
+function announceFlow(link: Link): void {
+  for (const { place, lossless, share, source } of link.readers) {
+    place.holds = lossless || (!share && !link.isStalled);
+    source.onFlow();
+  }
+}
