@@ -13,10 +13,10 @@ import { Buffer } from "node:buffer";
 import { readFileSync, writeFileSync } from "node:fs";
 import { constants as osConstants } from "node:os";
 import { cannot, cleanText, errnoOf, osFailure, safely } from "./failure.ts";
-import type { Ended, Running } from "./holders.ts";
 import type { Source } from "./readers.ts";
 import { deliver, mayFlow } from "./readers.ts";
 import { livingProcesses, now, soon } from "./record.ts";
+import type { Ended, Running } from "./running.ts";
 import type { Spool } from "./spool.ts";
 import { appendOutput, restSpool } from "./spool.ts";
 

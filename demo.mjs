@@ -57,10 +57,11 @@ try {
   );
   console.log(`$ node dist/holdfast.js --call process.spawn ${quote(JSON.stringify(job))} --socket ${socket}`);
   await new Promise((done) =>
-    spawning.stdout.once(
-      "data",
-      (data) => (process.stdout.write(data), spawning.once("close", done), spawning.kill("SIGKILL")),
-    ),
+    spawning.stdout.once("data", (data) => {
+      process.stdout.write(data);
+      spawning.once("close", done);
+      spawning.kill("SIGKILL");
+    }),
   );
   console.log("(killed with -9)");
 

@@ -1,128 +1,435 @@
 /**
- * A running child, whatever carries its bytes: plain pipes, which end with the daemon, or a holder's FIFOs, which outlive it.
+ * Holders: what keeps a child, its pipes and its exit status when the daemon is gone; and how the next daemon takes it up.
  *
- * What a child says and is told is left to processes.ts, where it is kept to spool.ts.
+ *     daemon ── reads out, err ──────────────────┐
+ *     holder    sh, own session, STOPPED         │   3 = out (read)   4 = err (read)
+ *      ├─ keeper   sh, STOPPED                   │   1 = in (write)
+ *      └─ child    the command                   │   0 = in           1 = out (write)  2 = err (write); leads its session and group
+ *
+ * The holder is the child's parent, and is stopped before it can reap: so the kernel keeps the exact status of a child that has ended (a zombie,
+ * to be read in /proc/<pid>/stat), its pid cannot be anyone else's, and the pipes have a reader while there is no daemon: nobody gets SIGPIPE.
+ * The keeper keeps stdin from ending with a daemon; stdin ends when it is killed. Then, and continued, the holder reaps, writes the status as a
+ * shell knows it (128 + signal) into `code`, and stops again, or ends when its FIFOs have been removed.
+ *
+ * One directory a child, 0700: `out`, `err`, and `start`, which says the pids, and by its end that the command was executed (its descriptor is
+ * closed by that). `in` is a pipe between keeper and child: a FIFO whose writers have gone cannot be opened any more, as /dev/stdin is. The daemon
+ * opens it in /proc/<keeper>/fd; and out and err in /proc/<holder>/fd, when somebody has removed the directory.
+ *
+ * What a running child offers, and how its end is seen, stands in running.ts.
  */
 
-import type { Buffer } from "node:buffer";
+import { Buffer } from "node:buffer";
 import type { ChildProcess } from "node:child_process";
-import { spawn } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
+import {
+  closeSync,
+  constants,
+  existsSync,
+  fstatSync,
+  mkdirSync,
+  readlinkSync,
+  readSync,
+  realpathSync,
+  rmSync,
+  statSync,
+} from "node:fs";
+import { constants as osConstants } from "node:os";
+import { basename, join } from "node:path";
+import { promisify } from "node:util";
+import { reasonOf, safely } from "./failure.ts";
+import { identify, livingProcesses, randomName, readText, soon } from "./record.ts";
+import type { Ended, HolderRecord, Known, Running, Start, Watch } from "./running.ts";
+import {
+  createWatch,
+  dismissHolder,
+  fifoNames,
+  knownOf,
+  openFifo,
+  runningHeld,
+  saidEnd,
+  socketOf,
+  stateOf,
+  statOf,
+  unknownEnd,
+} from "./running.ts";
 
-/** What is to be started. It leads a session and group of its own. */
-export interface Start {
-  command: string;
-  args: string[];
-  cwd: string;
-  /** All of its environment. */
-  env: NodeJS.ProcessEnv;
-  /** Its stdin is at its end from the beginning. */
-  hasNoStdin: boolean;
-  umask?: number | undefined;
+/** What holders are made of on this host. Absolute paths: the child's PATH may be any. */
+export interface HolderTools {
+  /** The words before `-c`: a shell that reads no start-up file and takes no function from the environment. */
+  shell: string[];
+  /** One that hands on variables whose names are no identifiers; undefined where there is none: they are dropped. */
+  anyNameShell: string[] | undefined;
+  setsid: string;
+  mkfifo: string;
 }
 
-/** How a process ended: one of the two is null. */
-export interface Ended {
-  code: number | null;
-  signal: NodeJS.Signals | null;
-  /** Why neither is known: "the host was booted again". */
-  unknown?: string;
+/** All that a daemon holds. */
+export interface Holders {
+  /** The directory of their directories, 0700. */
+  readonly path: string;
+  readonly tools: HolderTools;
+  /** Directories with FIFOs, made ahead: one mkfifo(1) serves several. */
+  readonly ready: string[];
+  making: Promise<void> | undefined;
+  readonly watch: Watch;
 }
 
-/** What is told of a running child, never before `listen` returns. */
-export interface RunningEvents {
-  /** Comes only while it flows, or what was read before. The chunk is the listener's to keep. */
-  output(stream: "stdout" | "stderr", chunk: Buffer): void;
-  /** write() took less than it was given: now it may take more. */
-  writable(): void;
-  /** Nobody reads stdin any more. */
-  stdinBroken(): void;
-  /** The process itself has ended, once. Its pipes may be open: there may be output yet, of a grandchild too. */
-  ended(how: Ended): void;
-  /** stdout and stderr are at their ends, once; after `ended` or before it. */
-  closed(): void;
-}
-
-export interface Running {
-  /** The command's own; also the number of its group, to which signals go. */
-  readonly pid: number;
-  /** What a later daemon needs to take it up, as JSON: kept in `about`. Undefined for one that ends with this daemon's pipes. */
-  readonly holder?: object | undefined;
-  /** Begins to read and to tell. Called once, before all that follows. */
-  listen(events: RunningEvents): void;
-  /** Reads on, or leaves what comes in the pipes: then whoever writes stands still. It flows at first. Cheap to call with what is so already. */
-  setFlow(flows: boolean): void;
-  /**
-   * Gives stdin what it takes at once.
-   *
-   * @returns How many bytes; with fewer than there were, `writable` follows. Of a FIFO they are the reader's, whatever happens to the daemon.
-   * @throws EPIPE Nobody reads it.
-   */
-  write(bytes: Uint8Array): number;
-  /** Of what write() took, what the kernel does not have yet. 0 for a FIFO. */
-  readonly pendingBytes: number;
-  /** Ends stdin after what was written. */
-  endStdin(): void;
-  /** How it ended is kept: the zombie may go. After `ended`. */
-  reap(): void;
-  /** Lets go of all that is left: pipes, FIFOs, holder. Nothing is told after it. */
-  release(): void;
-}
-
-/** At most so much is in node's hands for a stdin that is a pipe. */
-const pipeWriteBytes = 64 << 10;
+/** Directories made ahead at a time, and how few of them are left when more are made. */
+const readyCount = 8;
+const readyLeft = 4;
+/** From a shell's answer to the end of `start`. A bash runs a script without a first line `#!` itself, and keeps the descriptor. */
+const executedMs = 2000;
+const trialMs = 5000;
+/** oom_score_adj: the kernel is to take the child that ate the memory, not the daemon. The raise of a child, and the most there is. */
+const oomRaise = 200;
+const oomMost = 1000;
+/** What shells put into the environment by themselves. */
+const shellNames = ["PWD", "OLDPWD", "SHLVL", "_"];
 
 /**
- * Starts a child with plain pipes. Descriptors other than 0 to 2 are not inherited: node opens its own with O_CLOEXEC.
+ * $0: the directory; the rest: what becomes the child. No variable is set whose name a child might be given: HOLDFAST_* is for nobody.
  *
- * @throws The operating system's error: there is no such command, or no such working directory.
+ * The keeper says its pid, and stops itself, again and again. The other part stops the holder, `$$`, waits until it has, and becomes the child: on
+ * a busy machine the signal is seen late, and a child that has ended by then would be reaped first.
  */
-export function startWithPipes({ command, args, cwd, env, hasNoStdin, umask }: Start): Promise<Running> {
-  return new Promise((resolve, reject) => {
-    const own = umask === undefined ? undefined : process.umask(umask); // of this process: for as long as node forks
-    const stdio = [hasNoStdin ? "ignore" : "pipe", "pipe", "pipe"] as const;
-    let handle: ChildProcess;
-    try {
-      handle = spawn(command, args, { cwd, env, detached: true, stdio: [...stdio] });
-    } finally {
-      if (own !== undefined) process.umask(own);
+const holderScript = `
+while :; do read -r HOLDFAST_PID HOLDFAST_REST </proc/self/stat; echo $HOLDFAST_PID; kill -STOP $HOLDFAST_PID; done | {
+read -r HOLDFAST_PID; kill -STOP $$
+while read -r HOLDFAST_1 HOLDFAST_2 HOLDFAST_STATE HOLDFAST_REST </proc/$$/stat; [ "$HOLDFAST_STATE" != T ]; do :; done
+exec 3<&- 4<&- 9>"$0/start"; echo $HOLDFAST_PID >&9; exec "$@"; }
+echo $? >"$0/code"; [ ! -e "$0/out" ] || kill -STOP $$`;
+
+/**
+ * Run in the new session: $0 the directory, $1 umask, $2 names to unset, $3 stdin, where it is another; the rest: the command.
+ *
+ * `9>&-` around exec: the shell's saved copy is close-on-exec, so the end of `start` says that the command was executed. `failed` says that it was not;
+ * bash runs the trap then only with execfail. The shell's own words go to /dev/null, not into the child's stderr, until the command has its pipes.
+ */
+const childScript = `
+echo $$ >&9; trap 'echo $? >"$0/failed"' EXIT; [ -z "$BASH_VERSION" ] || shopt -s execfail
+{ read -r HOLDFAST_OOM </proc/self/oom_score_adj
+echo $((HOLDFAST_OOM > ${oomMost - oomRaise} ? ${oomMost} : HOLDFAST_OOM + ${oomRaise})) >/proc/self/oom_score_adj; } 2>/dev/null
+[ -z "$1" ] || umask "$1"; [ -z "$3" ] || exec <"$3"; unset $2; shift 3
+{ exec "$@"; } >"$0/out" 2>"$0/err" 9>&-`;
+
+/**
+ * Finds out whether children can be held here: by a child that is held to its end.
+ *
+ * @param path The directory of the held, made where it is not there.
+ * @param env For PATH.
+ * @returns Why not, in words.
+ */
+export async function probeHolders(
+  path: string,
+  env: NodeJS.ProcessEnv,
+  tools = findTools(env),
+): Promise<Holders | string> {
+  if (process.versions.deno || process.versions.bun)
+    return `${process.versions.deno ? "Deno" : "Bun"} cannot read the FIFOs that it opens`; // "EEXIST", and for ever
+  if (typeof tools === "string") return tools;
+  try {
+    mkdirSync(path, { recursive: true, mode: 0o700 });
+    const holders: Holders = {
+      ...{ path, tools, ready: [], making: undefined, watch: createWatch() },
+    };
+    const problem = await tryHolder(holders, env);
+    return problem ?? holders;
+  } catch (error) {
+    return `a child cannot be held: ${reasonOf(error)}`;
+  }
+}
+
+/** Finds what holders are made of; or says what is missing. */
+export function findTools(env: NodeJS.ProcessEnv): HolderTools | string {
+  const directories = [...(env.PATH || "").split(":"), "/usr/local/bin", "/usr/bin", "/bin"].filter((path) =>
+    path.startsWith("/"),
+  );
+  const find = (name: string) => directories.map((path) => join(path, name)).find((path) => existsSync(path));
+  const [setsid, mkfifo, bash] = ["setsid", "mkfifo", "bash"].map(find);
+  if (!setsid || !mkfifo) return `there is no ${setsid ? "mkfifo" : "setsid"} in PATH`;
+  const anyNameShell = bash ? [bash, "-p"] : undefined;
+  const sh = safely(() => realpathSync("/bin/sh"));
+  if (!sh) return "there is no /bin/sh";
+  return { shell: basename(sh) === "bash" ? [sh, "-p"] : ["/bin/sh"], anyNameShell, setsid, mkfifo };
+}
+
+/** Holds a child to its end, and compares what is seen of it. @returns What is not as it must be. */
+async function tryHolder(holders: Holders, env: NodeJS.ProcessEnv): Promise<string | undefined> {
+  const directory = await takeDirectory(holders);
+  const args = ["-c", "echo said; exit 143"];
+  const start = { command: "/bin/sh", args, cwd: "/", env: { PATH: env.PATH }, hasNoStdin: true };
+  const running = await startHeld(holders, directory, start);
+  const { holder } = running.holder as HolderRecord;
+  let said = "";
+  let how: Ended | undefined;
+  let isClosed = false;
+  running.listen({
+    ...{ writable() {}, stdinBroken() {} },
+    output(_, chunk) {
+      said += chunk;
+    },
+    ended(ended) {
+      how = ended;
+    },
+    closed() {
+      isClosed = true;
+    },
+  });
+  try {
+    if (!(await soon(() => how && isClosed, trialMs, 1))) return "the end of a child that is held is not seen";
+    const [state] = statOf(holder.pid) ?? [];
+    if (state !== "T") return `a holder that has stopped itself is in state "${state}", not "T"`;
+    if (said !== "said\n" || how?.code !== 143)
+      return `a child that said "said" and ended with 143 reads ${JSON.stringify([said, how])}`;
+    process.kill(holder.pid, "SIGCONT");
+    const isSaid = () => readText(join(directory, "code")) === "143\n";
+    if (!(await soon(isSaid, trialMs, 1))) return "a holder does not say how its child ended";
+    return undefined;
+  } finally {
+    running.release();
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+/** Takes a directory with FIFOs, for one child. */
+export async function takeDirectory(holders: Holders): Promise<string> {
+  while (holders.ready.length === 0) await makeDirectories(holders);
+  const taken = holders.ready.pop()!;
+  if (holders.ready.length < readyLeft) void makeDirectories(holders).catch(() => {}); // told when there is none left
+  return taken;
+}
+
+function makeDirectories(holders: Holders): Promise<void> {
+  const make = async () => {
+    const made = Array.from({ length: readyCount }, () => join(holders.path, randomName(12)));
+    for (const directory of made) mkdirSync(directory, { mode: 0o700 });
+    const fifos = made.flatMap((directory) => fifoNames.map((name) => join(directory, name)));
+    await promisify(execFile)(holders.tools.mkfifo, ["-m", "600", ...fifos]);
+    holders.ready.push(...made);
+  };
+  holders.making ??= make().finally(() => {
+    holders.making = undefined;
+  });
+  return holders.making;
+}
+
+/** Removes what was made ahead. For the daemon's end. */
+export async function closeHolders(holders: Holders): Promise<void> {
+  await holders.making?.catch(() => {});
+  for (const directory of holders.ready.splice(0)) rmSync(directory, { recursive: true, force: true });
+}
+
+/** Names of the environment that a holder cannot hand on here: they are dropped. */
+export function droppedNames({ shell, anyNameShell }: HolderTools, env: NodeJS.ProcessEnv): string[] {
+  return anyNameShell || shell.includes("-p") ? [] : Object.keys(env).filter(isOddName);
+}
+
+function isOddName(name: string): boolean {
+  return !/^[A-Za-z_][A-Za-z0-9_]*$/.test(name);
+}
+
+/**
+ * Starts a child under a holder.
+ *
+ * @param directory From takeDirectory(). After a failure it can be removed.
+ * @throws {Error} With the errno of execve(2), as the shell tells it: the command, its interpreter, its mode; and fork(2)'s.
+ */
+export async function startHeld(holders: Holders, directory: string, start: Start): Promise<Running> {
+  const pipes = openPipes(directory);
+  let handle: ChildProcess | undefined;
+  let keeper: Known | undefined;
+  try {
+    handle = await spawnHolder(holders, directory, start, pipes);
+    const [keeperPid, childPid] = await readStart(pipes.start, handle);
+    keeper = knownOf(keeperPid!);
+    const failed = readText(join(directory, "failed"));
+    if (failed !== undefined || !childPid) throw startError(failed, pipes.err);
+    const { dev, ino } = fstatSync(pipes.out);
+    const { bootId, pidNamespace } = identify();
+    const [child, holder] = [childPid, handle.pid!].map(knownOf) as [Known, Known];
+    const stdin = openFifo(`/proc/${keeper.pid}/fd/1`, constants.O_WRONLY);
+    const record = { bootId, pidNamespace, child, holder, keeper, out: { dev, ino } };
+    const running = runningHeld(holders.watch, directory, record, [pipes.out, pipes.err], stdin);
+    if (start.hasNoStdin) running.endStdin();
+    return running;
+  } catch (error) {
+    for (const descriptor of [pipes.out, pipes.err]) closeSync(descriptor);
+    if (handle?.exitCode === null && handle.signalCode === null) {
+      const gone = new Promise((done) => handle!.once("exit", done));
+      dismissHolder(directory, knownOf(handle.pid!), keeper);
+      await gone;
     }
-    handle.on("error", reject); // at once or thrown, as it pleases node; later ones say nothing that "exit" does not
-    if (handle.pid) resolve(runningOf(handle));
+    throw error;
+  }
+}
+
+/** Opened before the child does: poll(2) tells the end of a FIFO only of writers that came after us. */
+function openPipes(directory: string): { out: number; err: number; start: number } {
+  const opened: number[] = [];
+  try {
+    for (const name of fifoNames) opened.push(openFifo(join(directory, name), constants.O_RDONLY));
+    const [out, err, start] = opened as [number, number, number];
+    return { out, err, start };
+  } catch (error) {
+    for (const descriptor of opened) closeSync(descriptor);
+    throw error;
+  }
+}
+
+function spawnHolder(
+  { tools }: Holders,
+  directory: string,
+  { command, args, cwd, env, umask, hasNoStdin }: Start,
+  pipes: { out: number; err: number },
+): Promise<ChildProcess> {
+  const shell = (Object.keys(env).some(isOddName) && tools.anyNameShell) || tools.shell;
+  const unset = shellNames.filter((name) => env[name] === undefined).join(" ");
+  const stdin = hasNoStdin ? "/dev/null" : "";
+  const mode = umask === undefined ? "" : umask.toString(8).padStart(4, "0");
+  const child = [tools.setsid, ...shell, "-c", childScript, directory, mode, unset, stdin, command, ...args];
+  return new Promise((resolve, reject) => {
+    const stdio = ["ignore", "ignore", "ignore", pipes.out, pipes.err] as const;
+    const [program, ...options] = shell as [string, ...string[]];
+    const handle = spawn(program, [...options, "-c", holderScript, directory, ...child], {
+      ...{ cwd, env, detached: true, stdio: [...stdio] },
+    });
+    handle.on("error", reject);
+    if (handle.pid) resolve(handle);
   });
 }
 
-function runningOf(handle: ChildProcess): Running {
-  const { stdin, stdout, stderr } = handle;
-  const pipes = [stdout!, stderr!];
-  let whenTaken = (): void => {};
-  return {
-    pid: handle.pid!,
-    listen(events) {
-      pipes.forEach((pipe, at) => {
-        const stream = at === 0 ? "stdout" : "stderr";
-        pipe.on("data", (chunk: Buffer) => events.output(stream, chunk)).on("error", () => {}); // "close" follows
-      });
-      stdin?.on("error", events.stdinBroken).on("close", events.stdinBroken);
-      whenTaken = events.writable;
-      handle.on("exit", (code, signal) => events.ended({ code, signal })).on("close", events.closed);
-    },
-    setFlow: (flows) => {
-      for (const pipe of pipes) flows ? pipe.resume() : pipe.pause();
-    },
-    get pendingBytes() {
-      return stdin?.writableLength ?? 0;
-    },
-    write(bytes) {
-      if (!stdin || stdin.writableLength > 0) return 0;
-      const chunk = bytes.subarray(0, pipeWriteBytes);
-      stdin.write(chunk, whenTaken);
-      return chunk.length;
-    },
-    endStdin: () => void stdin?.end(),
-    reap() {}, // node has
-    release() {
-      for (const pipe of [stdin, ...pipes]) pipe?.destroy();
-      handle.removeAllListeners();
-    },
+/** Reads the pids of keeper and child, until the child's command is executed, or never will be. */
+function readStart(descriptor: number, handle: ChildProcess): Promise<number[]> {
+  return new Promise((resolve, reject) => {
+    const socket = socketOf(descriptor);
+    let text = "";
+    let timer: NodeJS.Timeout | undefined;
+    const finish = () => {
+      clearTimeout(timer);
+      handle.off("exit", finish);
+      socket.destroy();
+      const pids = text.split("\n").slice(0, -1).map(Number);
+      if (pids.length > 0) return resolve(pids);
+      // a shell that cannot fork ends
+      reject(
+        Object.assign(new Error("EAGAIN: the holder cannot start its child, spawn"), {
+          code: "EAGAIN",
+          syscall: "spawn",
+        }),
+      );
+    };
+    socket.on("data", (chunk: Buffer) => {
+      text += chunk;
+      if (text.split("\n").length > 2) timer ??= setTimeout(finish, executedMs);
+    });
+    socket.on("end", finish).on("error", finish);
+    handle.once("exit", finish);
+  });
+}
+
+/** Makes of a shell's exit code and words the error that execve(2) gave it. */
+function startError(code: string | undefined, stderr: number): Error {
+  const buffer = Buffer.alloc(4096);
+  const length = safely(() => readSync(stderr, buffer)) ?? 0;
+  const words = buffer.toString("utf8", 0, length).trim();
+  if (code === undefined) return new Error(`its holder cannot start it: ${words || "it ended"}`);
+  const texts = {
+    ENOEXEC: /format/i,
+    ETXTBSY: /busy/i,
+    E2BIG: /too long/i,
+    ELOOP: /symbolic/i,
+    ENAMETOOLONG: /name too long/i,
   };
+  const found = Object.entries(texts).find(([, text]) => text.test(words))?.[0];
+  const errno = code === "127\n" ? "ENOENT" : (found ?? "EACCES");
+  const number = -osConstants.errno[errno as keyof typeof osConstants.errno];
+  return Object.assign(new Error(`${errno}: ${words}`), { code: errno, errno: number, syscall: "execve" });
+}
+
+/** What became of a child whose daemon is dead: it goes on, or has ended meanwhile; or it is not to be told, and left alone. */
+export type Adopted = { running: Running; readAtMs: number } | { ended: Ended } | { problem: string };
+
+/**
+ * Takes up a child that another daemon started. Only when that is provably dead: two readers would share the output between them.
+ *
+ * @param value Of `about`: what Running.holder was.
+ * @returns `readAtMs`: when its pipes were last read, in unix ms, by a clock that may be 10 ms behind.
+ */
+export function adoptHeld(holders: Holders, directory: string, value: unknown): Adopted {
+  if (!isHolderRecord(value)) return { problem: "its holder is not described as it must be" };
+  const { bootId, pidNamespace, child, holder, keeper } = value;
+  const here = identify();
+  if (bootId !== here.bootId) return { ended: unknownEnd("the host was booted again") };
+  if (pidNamespace !== here.pidNamespace) {
+    return isRead(join(directory, "out"))
+      ? { problem: "it runs in another pid namespace (a container)" }
+      : { ended: unknownEnd("the container that it ran in has ended") };
+  }
+  const isHeld = stateOf(holder) !== undefined;
+  if (isHeld && !isSameFile(`/proc/${holder.pid}/fd/3`, value.out))
+    return { problem: `process ${holder.pid} is not its holder` };
+  const stat = statOf(child.pid);
+  const isThere = stat?.[19] === child.startTime;
+  if (isHeld && isThere && Number(stat![1]) !== holder.pid)
+    return { problem: `process ${child.pid} is not its holder's child` };
+  if (!isHeld && !isThere) return { ended: saidEnd(directory) ?? unknownEnd("it and its holder were killed") };
+  const [stdout, stderr] = [3, 4].map((at) =>
+    isHeld ? `/proc/${holder.pid}/fd/${at}` : join(directory, at === 3 ? "out" : "err"),
+  );
+  const readAtMs = Math.max(...[stdout, stderr].map((path) => safely(() => statSync(path!).atimeMs) ?? 0));
+  const pipes = [stdout, stderr].map((path) => safely(() => openReader(path!)));
+  const stdin =
+    stateOf(keeper) === undefined ? undefined : safely(() => openFifo(`/proc/${keeper.pid}/fd/1`, constants.O_WRONLY)); // ENXIO: the child has closed it
+  const running = runningHeld(holders.watch, directory, value, pipes, stdin);
+  return { running, readAtMs };
+}
+
+function isHolderRecord(value: unknown): value is HolderRecord {
+  const { bootId, pidNamespace, out, ...processes } = Object(value) as HolderRecord;
+  const isKnown = (known: Known) =>
+    Number.isSafeInteger(Object(known).pid) && known.pid > 1 && /^\d+$/.test(known.startTime);
+  return (
+    typeof bootId === "string" &&
+    typeof pidNamespace === "string" &&
+    [processes.child, processes.holder, processes.keeper].every(isKnown) &&
+    [Object(out).dev, Object(out).ino].every(Number.isSafeInteger)
+  );
+}
+
+function isSameFile(path: string, { dev, ino }: { dev: number; ino: number }): boolean {
+  const stats = safely(() => statSync(path));
+  return stats?.isFIFO() === true && stats.dev === dev && stats.ino === ino;
+}
+
+/** Somebody has it open for reading, in whatever container of this host. */
+function isRead(path: string): boolean {
+  const descriptor = safely(() => openFifo(path, constants.O_WRONLY));
+  if (descriptor !== undefined) closeSync(descriptor);
+  return descriptor !== undefined;
+}
+
+/** A writer that comes and goes: where there is no other, the end is told, which it is not of writers that went before we came. */
+function openReader(path: string): number {
+  const descriptor = openFifo(path, constants.O_RDONLY);
+  safely(() => closeSync(openFifo(path, constants.O_WRONLY)));
+  return descriptor;
+}
+
+/**
+ * Ends what a dead daemon had begun to start, and had not noted, so that nobody knows of it.
+ *
+ * @param directories Those of the held that have no `about`. They are removed.
+ */
+export function sweepHeld(directories: string[]): void {
+  const processes = directories.length > 0 ? livingProcesses() : [];
+  for (const directory of directories) {
+    const holds = ({ pid }: { pid: number }) =>
+      safely(() => readlinkSync(`/proc/${pid}/fd/3`)) === join(directory, "out");
+    for (const holder of processes.filter(holds)) {
+      for (const { pid, group } of processes.filter(({ parent }) => parent === holder.pid))
+        safely(() => process.kill(group === pid ? -pid : pid, "SIGKILL")); // child and keeper
+      dismissHolder(directory, holder, undefined);
+    }
+    rmSync(directory, { recursive: true, force: true });
+  }
 }

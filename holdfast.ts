@@ -12,7 +12,7 @@ import { printDoctor } from "./doctor.ts";
 import { cannot, cleanText, exitCodes, Failure } from "./failure.ts";
 import { call, printStatus } from "./jobs.ts";
 import type { ReadyMessage } from "./launch.ts";
-import { build, daemonCommand, version, versionFacts } from "./program.ts";
+import { build, daemonCommand, refuseDebuggers, version, versionFacts } from "./program.ts";
 import { isEndedDaemon } from "./reach.ts";
 import { startDaemon } from "./server.ts";
 import type { Places } from "./socket.ts";
@@ -212,6 +212,7 @@ function fail({ message, hint }: Failure): void {
 }
 
 function run(): void {
+  void refuseDebuggers();
   main().then(
     (code) => {
       process.exitCode = code;

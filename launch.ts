@@ -16,7 +16,7 @@ import { basename } from "node:path";
 import { cannot, capture, Failure, reasonOf, safely } from "./failure.ts";
 import type { Facts, Launch, World } from "./lifetime.ts";
 import { chooseLaunch, noteScope, placeOf, plainText, probeMs, readLimit, refusalOf } from "./lifetime.ts";
-import { build, runtime } from "./program.ts";
+import { build, daemonEnvironment, runtime } from "./program.ts";
 import { argumentsOf, namesIn, now, openLog, readText, sleep, soon } from "./record.ts";
 
 /** For systemd-run to become the daemon. It hangs where the user manager is stopped. */
@@ -138,7 +138,7 @@ function spawnDetached([program, ...args]: string[], log: number): ChildProcess 
     while (stdio.length < descriptor) stdio.push("ignore"); // of those above 2, that one is left as it is: closed
     stdio[descriptor] = nothing;
   }
-  const env = { ...process.env, XDG_RUNTIME_DIR: `/run/user/${process.getuid!()}` }; // of our own user manager: su keeps the other's
+  const env = { ...daemonEnvironment(process.env), XDG_RUNTIME_DIR: `/run/user/${process.getuid!()}` }; // of our own user manager: su keeps the other's
   try {
     return spawn(program!, args, { detached: true, cwd: "/", env, stdio });
   } finally {

@@ -31,7 +31,6 @@ import type { Environment } from "./environment.ts";
 import { createEnvironment, findDirectory, makeEnvironment, requireAnswers, startFailure } from "./environment.ts";
 import { cannot, errorCodes, Failure, safely } from "./failure.ts";
 import { decodeBase64 } from "./files.ts";
-import { startWithPipes } from "./holders.ts";
 import type { Lanes } from "./lanes.ts";
 import { createLanes } from "./lanes.ts";
 import type { Link } from "./readers.ts";
@@ -49,6 +48,7 @@ import {
   stringMapParam,
   stringParam,
 } from "./rpc.ts";
+import { startWithPipes } from "./running.ts";
 import { homeDirectory } from "./socket.ts";
 import type { Room } from "./spool.ts";
 import { createRoom, createSpool, removeSpool } from "./spool.ts";

@@ -8,8 +8,8 @@ import { readFileSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { safely } from "./failure.ts";
 import { readText, writeOwnFile } from "./record.ts";
-import { makeRunDirectory } from "./socket.ts";
 import type { Places } from "./socket.ts";
+import { makeRunDirectory } from "./socket.ts";
 
 export interface Build {
   version: string;
@@ -35,6 +35,42 @@ export const runtime = "Bun" in globalThis ? "bun" : "Deno" in globalThis ? "den
 export function version(): string {
   if (build) return build.version;
   return (JSON.parse(readFileSync(join(dirname(sourceFile!), "package.json"), "utf8")) as { version: string }).version;
+}
+
+/**
+ * Sees to it that nobody debugs this process: whoever reaches its port runs code as our user.
+ *
+ * Node opens one for --inspect, and on a SIGUSR1 that nobody handles: log rotation sends it by habit, and a sandbox may be allowed to. So this comes
+ * first of all; what was opened in the milliseconds before is closed, also where it comes a moment later.
+ */
+export async function refuseDebuggers(): Promise<void> {
+  process.on("SIGUSR1", () => {});
+  await closeDebugger();
+  setTimeout(closeDebugger, 1000).unref();
+}
+
+/** Not every runtime, nor every build of node, has one. */
+async function closeDebugger(): Promise<void> {
+  const inspector = await import("node:inspector").catch(() => undefined);
+  safely(() => inspector?.url() !== undefined && inspector.close());
+}
+
+/** A word of node's that has a debugger attached, as it stands among others in NODE_OPTIONS. */
+const debugWords = /(^|\s)--(inspect|debug)(-port\s+\S+|\S*)/g;
+
+/** The environment for a daemon of ours: what has node debugged is meant for other programs. Its processes get it again: childEnvironment(). */
+export function daemonEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
+  const { NODE_OPTIONS: options } = env;
+  const ours = options?.replace(debugWords, "").trim();
+  return options === undefined || options === ours
+    ? env
+    : { ...env, NODE_OPTIONS: ours, HOLDFAST_NODE_OPTIONS: options };
+}
+
+/** The environment that the daemon was started from. */
+export function childEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
+  const { HOLDFAST_NODE_OPTIONS: options, ...others } = env;
+  return options === undefined ? env : { ...others, NODE_OPTIONS: options };
 }
 
 /** What --version --json tells. */
@@ -70,7 +106,11 @@ function defaultFlags(): string[] {
 
 /** What stands between runtime and script. Deno does not tell it, and Bun takes a "-" for a flag: there the kernel is asked. */
 function ownFlags(): string[] {
-  if (runtime === "node") return process.execArgv.filter((flag) => !flag.startsWith("--input-type"));
+  if (runtime === "node") {
+    const isOther = (flag: string, at: number, flags: string[]): boolean =>
+      !/^--(input-type|inspect|debug)/.test(flag) && !/^--(inspect|debug)-port$/.test(flags[at - 1] ?? "");
+    return process.execArgv.filter(isOther);
+  }
   const words = (readText("/proc/self/cmdline") || "").split("\0").slice(0, -1);
   const scriptAt = words.length - process.argv.slice(2).length - 1;
   return scriptAt > 0 ? words.slice(1, scriptAt) : defaultFlags();

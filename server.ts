@@ -35,6 +35,7 @@ import type { Logouts } from "./logouts.ts";
 import { watchLogouts } from "./logouts.ts";
 import type { Processes } from "./processes.ts";
 import { createProcesses, endAll, liveCount, processMethods, summarise } from "./processes.ts";
+import { childEnvironment } from "./program.ts";
 import type { DaemonRecord, EndReason } from "./record.ts";
 import { claimSoon, identify, livenessOf, now, readRecord, writeRecord } from "./record.ts";
 import type { Caller, Method, Params, Rpc } from "./rpc.ts";
@@ -74,6 +75,23 @@ const lockMs = 1000;
 const signalsMs = 50;
 /** A signal counts among those that came together for so long. */
 const togetherMs = 1000;
+
+/** A person's, or a supervisor's, word to end. */
+const endingSignals: NodeJS.Signals[] = ["SIGTERM", "SIGINT", "SIGQUIT"];
+/** What would end a process that does not handle it, and is not meant for a daemon. Real-time signals are not for node to catch. */
+const strayedSignals: NodeJS.Signals[] = [
+  "SIGUSR1",
+  "SIGUSR2",
+  "SIGALRM",
+  "SIGVTALRM",
+  "SIGPROF",
+  "SIGPIPE",
+  "SIGIO",
+  "SIGPWR",
+  "SIGSTKFLT",
+  "SIGXCPU",
+  "SIGXFSZ",
+];
 
 /** What the launcher hands over. Tokens only as hashes: the daemon never knows them. */
 export interface Handover {
@@ -191,7 +209,12 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
     log,
     listener: undefined,
     connections: createConnections((body, caller) => handleBody(rpc, body, caller), log, maxOpenFiles),
-    processes: createProcesses({ env: process.env, log, lanes, onAllExited: () => endWhenRetired(daemon) }),
+    processes: createProcesses({
+      env: childEnvironment(process.env),
+      log,
+      lanes,
+      onAllExited: () => endWhenRetired(daemon),
+    }),
     lanes,
     methods,
     bornAt: now(),
@@ -527,10 +550,9 @@ async function endDaemon(daemon: Daemon, reason: EndReason, detail: string, kill
   daemon.finish(0);
 }
 
-/** SIGHUP alone is no reason to end: a terminal went away. A second SIGTERM does not wait for processes. */
 function listenToSignals(daemon: Daemon): void {
-  for (const signal of ["SIGTERM", "SIGINT", "SIGCONT", "SIGHUP"] as const)
-    process.on(signal, () => takeSignal(daemon, signal));
+  for (const signal of [...endingSignals, "SIGCONT", "SIGHUP", ...strayedSignals] as const)
+    safely(() => process.on(signal, () => takeSignal(daemon, signal))); // not every system has every signal
   process.on("uncaughtException", (error: Error) => {
     if (isIn(daemon, "starting")) throw error;
     daemon.log(`[Server] Internal error: ${error.stack || error.message}`);
@@ -539,12 +561,14 @@ function listenToSignals(daemon: Daemon): void {
   });
 }
 
+/** SIGHUP alone is no reason to end: a terminal went away. A second SIGTERM does not wait for processes. */
 export function takeSignal(daemon: Daemon, signal: NodeJS.Signals): void {
   const { log, signals, processes } = daemon;
   log(`[Server] Received ${signal}`);
+  if (strayedSignals.includes(signal)) return;
   signals.set(signal, now());
   if (signal === "SIGCONT") setTimeout(() => void lookAfterNames(daemon), signalsMs); // unless it came with SIGTERM
-  if (signal === "SIGCONT" || signal === "SIGHUP") return;
+  if (!endingSignals.includes(signal)) return;
   if (isIn(daemon, "ending")) return void endAll(processes, { graceMs: 0 });
   if (isIn(daemon, "starting")) {
     daemon.phase = "ending"; // publish() refuses then, and the start is undone

@@ -17,7 +17,7 @@ import { cpus, loadavg, release } from "node:os";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { parseArgs } from "node:util";
 import { program } from "./daemon.mjs";
-import { endAll, judge, median } from "./measure.mjs";
+import { endAll, judge, quantile } from "./measure.mjs";
 import { plotFigure } from "./plot.mjs";
 
 const here = fileURLToPath(new URL(".", import.meta.url));
@@ -33,10 +33,10 @@ if (unknown !== undefined) {
   process.exit(64);
 }
 process.chdir(root);
+if (wanted.includes("requests")) install(); // before the certificates for it go
 // a start of node would read hundreds of certificates for NODE_EXTRA_CA_CERTS: 40 ms that are in both sides of a ratio, and make it look better than it is
 for (const name of Object.keys(process.env))
   if (/^(NODE_|HOLDFAST_(?!BENCH))|^SSL_CERT_/.test(name)) delete process.env[name];
-install();
 if (program.startsWith(root)) run(process.execPath, ["build.mjs", "--quiet"]);
 for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(1));
 process.once("exit", endAll);
@@ -84,20 +84,34 @@ function tableOf(figures) {
     "| figure | ours | beside | theirs | ratio | goal | |",
     "|---|---|---|---|---|---|---|",
   ];
-  for (const { rows } of figures) {
-    for (const row of rows) {
-      const { middle, wide, isReached, isWorse } = judge(row);
-      const ratio = row.theirs === undefined ? "" : `${number(middle)} ± ${number(wide)}`;
-      const ours = `${number(median(row.ours))}${row.theirs === undefined && row.ours.length > 1 ? ` ± ${number(wide)}` : ""} ${row.unit}`;
-      const theirs = row.theirs === undefined ? "" : `${number(median(row.theirs))} ${row.unit}`;
-      const goal =
-        row.goal === undefined ? "" : row.goal.most !== undefined ? `≤ ${row.goal.most}` : `≥ ${row.goal.least}`;
-      const word = isReached === undefined ? "" : isReached ? "✓" : isWorse ? "**not reached**" : "within the spread";
-      lines.push(`| ${[row.label, ours.trim(), row.peer ?? "", theirs.trim(), ratio, goal, word].join(" | ")} |`);
-    }
-  }
+  lines.push(...figures.flatMap(({ rows }) => rows.map((row) => `| ${cellsOf(row).join(" | ")} |`)));
   const notes = figures.flatMap(({ name, notes }) => notes.map((note) => `${name}: ${note}`));
   return [...lines, ...(notes.length === 0 ? [] : ["", ...notes])].join("\n");
+}
+
+function cellsOf(row) {
+  const { middle, wide } = judge(row);
+  const [median, unit] = [number(quantile(row.ours, 0.5)), row.unit];
+  if (row.theirs === undefined) {
+    const around = row.ours.length > 1 ? ` ± ${number(wide)}` : "";
+    return [row.label, `${median}${around} ${unit}`.trim(), "", "", "", ...judgement(row)];
+  }
+  const theirs = `${number(quantile(row.theirs, 0.5))} ${unit}`.trim();
+  return [
+    row.label,
+    `${median} ${unit}`.trim(),
+    row.peer,
+    theirs,
+    `${number(middle)} ± ${number(wide)}`,
+    ...judgement(row),
+  ];
+}
+
+function judgement(row) {
+  if (row.goal === undefined) return ["", ""];
+  const { isReached, isWorse } = judge(row);
+  const goal = row.goal.most === undefined ? `≥ ${row.goal.least}` : `≤ ${row.goal.most}`;
+  return [goal, isReached ? "✓" : isWorse ? "**not reached**" : "within the spread"];
 }
 
 function number(value) {

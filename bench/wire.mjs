@@ -18,9 +18,8 @@ export function createDecoder(take) {
     rest.push(chunk);
     length += chunk.length;
     if (length < 4) return;
-    let first = rest[0];
-    if (first.length < 4) rest = [(first = Buffer.concat(rest))];
-    if (length < 4 + first.readUInt32BE()) return; // so that a large frame is put together once
+    if (rest[0].length < 4) rest = [Buffer.concat(rest)];
+    if (length < 4 + rest[0].readUInt32BE()) return; // so that a large frame is put together once
     const bytes = rest.length === 1 ? rest[0] : Buffer.concat(rest);
     let at = 0;
     while (bytes.length - at >= 4 && bytes.length - at - 4 >= bytes.readUInt32BE(at)) {

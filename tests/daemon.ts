@@ -126,7 +126,9 @@ export interface TestDaemon {
 
 /** Daemons that are not stopped yet. */
 const daemons = new Set<number>();
-process.on("exit", () => daemons.forEach((pid) => isAlive(pid) && process.kill(pid, "SIGKILL"))); // when a test file crashes
+process.on("exit", () => {
+  for (const pid of daemons) if (isAlive(pid)) process.kill(pid, "SIGKILL"); // when a test file crashes
+});
 
 /** Starts the built file, and stops it when the test is over. Its processes, its socket and its record's claim are gone then. */
 export async function withDaemon(
@@ -166,7 +168,7 @@ export interface Wire {
   /** Whatever is not an answer, in order of arrival. */
   messages: any[];
   /** Sees each of them first; returns true for what is not to be kept. */
-  onMessage: (message: any) => boolean | void;
+  onMessage: (message: any) => unknown;
   /**
    * Resolves to the result; rejects with an Error that has the code and data of the answer's.
    *
@@ -212,7 +214,8 @@ export function createWire(input: Readable, output: Writable, token?: string): W
     const answer = "id" in message && !("type" in message) ? waiting.get(message.id) : undefined;
     if (answer !== undefined) {
       waiting.delete(message.id);
-      return answer(message);
+      answer(message);
+      return;
     }
     if (wire.onMessage(message) !== true) wire.messages.push(message);
     for (const watcher of [...watchers]) watcher();
@@ -559,5 +562,7 @@ const rows: string[] = [];
 export function faultRow(done: string, promised: string): (happened: string) => void {
   if (rows.length === 0) process.once("exit", () => console.log(`\n${rows.join("")}`));
   const at = rows.push("") - 1;
-  return (happened) => void (rows[at] = `| ${done} | ${promised} | ${happened} |\n`);
+  return (happened) => {
+    rows[at] = `| ${done} | ${promised} | ${happened} |\n`;
+  };
 }

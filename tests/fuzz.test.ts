@@ -59,11 +59,11 @@ fuzz("tells the seed of a case that fails, and what repeats it; and of what is w
   assert.is(cases, 20);
   assert.match(
     failures[0]!,
-    /^Error: It is wrong\n {2}\{"seed":17\}\n[^]*\n {2}npm run fuzz -- --only test --seed 17 --cases 1$/,
+    /^Error: It is wrong\n {2}\{"seed":17\}\n[\s\S]*\n {2}npm run fuzz -- --only test --seed 17 --cases 1$/,
   );
   assert.match(
     failures[1]!,
-    /^after seeds 10 to 29: Error: It is not as it was\n[^]*\n {2}npm run fuzz -- --only test --seed 10 --cases 20$/,
+    /^after seeds 10 to 29: Error: It is not as it was\n[\s\S]*\n {2}npm run fuzz -- --only test --seed 10 --cases 20$/,
   );
   assert.is(failures.length, 2);
 });
@@ -77,7 +77,7 @@ fuzz("runs one case by its seed, as its message says", () => {
   assert.is(stderr, "");
   assert.match(
     stdout,
-    /^FUZZ frame: 1 cases, seed 123456\.\.123456, 0 failures\n[^]*\n\| frame \| 1 \| \d\.\d \| good \|\n$/,
+    /^FUZZ frame: 1 cases, seed 123456\.\.123456, 0 failures\n[\s\S]*\n\| frame \| 1 \| \d\.\d \| good \|\n$/,
   );
   assert.is(status, 0);
   assert.is(spawnSync(process.execPath, ["tests/fuzz/run.mjs", "--only", "nothing"]).status, 64);

@@ -16,27 +16,29 @@ import {
   unlinkSync,
   writeFileSync,
 } from "node:fs";
-import { createServer } from "node:net";
 import type { Server } from "node:net";
+import { connect, createServer } from "node:net";
 import { join } from "node:path";
 import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import type { Outcome, Site } from "./daemon.ts";
 import {
   asNobody,
   builtFile,
   builtWith,
   filesIn,
+  frameOf,
   isAlive,
   isRoot,
   lanesOf,
   outcomeOf,
+  request,
   sideBySide,
   sleep,
   statOf,
   until,
   withDirectory,
 } from "./daemon.ts";
-import type { Outcome, Site } from "./daemon.ts";
-import * as assert from "uvu/assert";
 
 const modeOf = (path: string): string => (lstatSync(path).mode & 0o7777).toString(8);
 const isGone = (pid: number) => (): boolean => !isAlive(pid);
@@ -149,7 +151,10 @@ const refusals: Refusal[] = [
   },
   {
     what: "anyone may write the token",
-    prepare: ({ directory }) => (writeFileSync(join(directory, "t"), "x"), chmodSync(join(directory, "t"), 0o666)),
+    prepare: ({ directory }) => {
+      writeFileSync(join(directory, "t"), "x");
+      chmodSync(join(directory, "t"), 0o666);
+    },
     args: withToken("t"),
     code: 77,
     words: /Cannot read the token file ".*\/t": its mode is 666/,
@@ -653,6 +658,88 @@ serves("leaves a daemon that does not answer alone, and says so", () =>
   }),
 );
 
+const signals = suite("signals and debuggers");
+const signalled = sideBySide(signals, lanes);
+
+/** What the processes of a daemon find in their environment. */
+const environmentOf = async (site: Site, name: string): Promise<string> => {
+  const peer = await site.dial();
+  peer.send(request("process.spawn", { id: "e", command: "printenv", args: [name], cwd: "/" }, site.token));
+  let message = await peer.next();
+  while (message.stream !== "stdout") message = await peer.next();
+  return Buffer.from(message.data, "base64").toString();
+};
+const isRefused = (port: number): Promise<boolean> =>
+  new Promise((done) => {
+    const socket = connect(port, "127.0.0.1")
+      .once("connect", () => done(false))
+      .once("error", () => done(true))
+      .once("connect", () => socket.destroy());
+  });
+
+signalled("that nobody handles do not end a daemon, nor open node's debugger", () =>
+  withDirectory(async (site) => {
+    const { pid, instance } = await site.serve();
+    const strayed = "USR1 USR2 ALRM VTALRM PROF PIPE IO PWR STKFLT XCPU XFSZ HUP WINCH".split(" ");
+    for (const name of strayed) process.kill(pid, `SIG${name}`);
+    for (const name of strayed.slice(0, -1))
+      await until(`SIG${name} is in the log`, () => new RegExp(`Received SIG${name}`).test(site.log()));
+    assert.equal((await (await site.dial()).ask("server.capabilities", {}, site.token)).result.instanceId, instance);
+    assert.not.match(site.log(), /Debugger/);
+  }),
+);
+
+signalled("that end a daemon do so, and it says by whom", () =>
+  withDirectory(async (site) => {
+    for (const signal of ["SIGTERM", "SIGINT", "SIGQUIT"] as const) {
+      const { pid } = await site.serve();
+      process.kill(pid, signal);
+      await until("it is gone", isGone(pid));
+      assert.equal(
+        [site.record().ended.reason, site.record().ended.detail.slice(0, signal.length)],
+        ["terminated", signal],
+      );
+    }
+  }),
+);
+
+signalled("SIGUSR1 opens no debugger in a bridge", () =>
+  withDirectory(async (site) => {
+    await site.serve();
+    const bridge = spawn(process.execPath, [builtFile, "--bridge", "--socket", site.socket], { env: site.env });
+    let stderr = "";
+    bridge.stderr.on("data", (text: Buffer) => (stderr += text));
+    for (let i = 0; i < 20; i++) {
+      bridge.stdin.write(frameOf(request("server.ping", {}, site.token)));
+      await new Promise((done) => bridge.stdout.once("data", done));
+      bridge.kill("SIGUSR1");
+    }
+    bridge.stdin.end();
+    assert.is(await new Promise((done) => bridge.once("close", done)), 0);
+    assert.is(stderr, "");
+  }),
+);
+
+signalled("a debugger that NODE_OPTIONS has for all programs is for those that the daemon starts, not for ours", () =>
+  withDirectory(async (site) => {
+    const options = "--inspect=127.0.0.1:0 --no-warnings";
+    await site.serve([], { env: { NODE_OPTIONS: options } });
+    assert.is(await environmentOf(site, "NODE_OPTIONS"), `${options}\n`);
+    assert.not.match(site.log(), /Debugger/);
+    const bridge = spawn(process.execPath, [builtFile, "--bridge", "--socket", site.socket], {
+      env: { ...site.env, NODE_OPTIONS: options },
+    });
+    let port = 0;
+    bridge.stderr.on("data", (text: Buffer) => (port ||= Number(/ws:..127.0.0.1:(\d+)/.exec(String(text))?.[1] ?? 0)));
+    bridge.stdin.write(frameOf(request("server.ping", {}, site.token)));
+    await new Promise((done) => bridge.stdout.once("data", done));
+    await until("node has said so", () => port > 0);
+    await until("it is closed", () => isRefused(port));
+    bridge.stdin.end();
+    await new Promise((done) => bridge.once("close", done));
+  }),
+);
+
 const stops = suite("--stop");
 const stopped = sideBySide(stops, lanes);
 
@@ -862,4 +949,4 @@ asked("end with the exit code of the outcome", () =>
   }),
 );
 
-for (const test of [cannot, starts, stops, asks]) test.run();
+for (const test of [cannot, starts, signals, stops, asks]) test.run();

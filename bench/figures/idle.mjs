@@ -117,7 +117,9 @@ async function measureAdded({ socket, pid }, count, add) {
 async function addConnections(socket, _client, count) {
   const clients = [];
   for (let i = 0; i < count; i++) clients.push(await openClient(socket, token));
-  return () => clients.forEach((client) => client.socket.destroy());
+  return () => {
+    for (const client of clients) client.socket.destroy();
+  };
 }
 
 async function addProcesses(_socket, client, count) {

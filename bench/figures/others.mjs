@@ -4,65 +4,74 @@ import { fork } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { token, withDaemon } from "../daemon.mjs";
-import { exitOf, quantile } from "../measure.mjs";
+import { exitOf, quantile, sleep } from "../measure.mjs";
 
 const worker = fileURLToPath(new URL("../peers/other.mjs", import.meta.url));
 
 export const title = "Others";
 
+/** Each load by its name: what the others do meanwhile; `apart`, the pings go to a second daemon, which has none of it. */
+const loads = {
+  idle: [],
+  taken: ["take"],
+  listed: ["list"],
+  both: ["take", "list"],
+  apart: ["take", "list"],
+};
+
 export function run({ rounds, progress, scale }) {
-  return withDaemon(({ socket, directory }) =>
+  return withDaemon((busy) =>
     withDaemon(async (idle) => {
-      const wide = `${directory}/wide`;
-      const entries = scale(100_000);
-      progress(`making a directory of ${entries} entries`);
-      mkdirSync(wide);
-      for (let i = 0; i < entries; i++) writeFileSync(`${wide}/entry-${i}`, "");
-      const rowsOf = { idle: [], taken: [], listed: [], both: [], apart: [] };
+      const wide = `${busy.directory}/wide`;
+      makeWide(wide, scale(100_000), progress);
+      const found = Object.fromEntries(Object.keys(loads).map((name) => [name, []]));
       for (let round = 0; round < rounds(5); round++) {
-        for (const what of Object.keys(rowsOf)) {
-          progress(`round ${round + 1} of ${rounds(5)}: ${what}`);
-          const pinger = fork(worker, ["ping", what === "apart" ? idle.socket : socket, token]);
-          await word(pinger);
-          const busy = [];
-          if (what === "taken" || what === "both" || what === "apart")
-            busy.push(fork(worker, ["take", socket, token, String(scale(2 ** 30))]));
-          if (what === "listed" || what === "both" || what === "apart")
-            busy.push(fork(worker, ["list", socket, token, wide]));
-          const taken = busy[0] === undefined || what === "listed" ? sleepFor(scale(4000)) : word(busy[0]);
-          await taken;
-          pinger.send("enough");
-          const times = await word(pinger);
-          for (const child of [pinger, ...busy]) if (child.connected) child.disconnect();
-          await Promise.all([pinger, ...busy].map(exitOf));
-          rowsOf[what].push(quantile(times, 0.99));
+        for (const [name, work] of Object.entries(loads)) {
+          progress(`round ${round + 1} of ${rounds(5)}: ${name}`);
+          const pinged = name === "apart" ? idle.socket : busy.socket;
+          found[name].push(await pingBeside(pinged, busy.socket, work, { wide, scale }));
         }
       }
-      const more = (what) => rowsOf[what].map((ms, round) => ms - rowsOf.idle[round]);
-      return {
-        rows: [
-          { label: "ping, 99th percentile, idle", unit: "ms", ours: rowsOf.idle },
-          { label: "… more, while 1 GiB is taken", unit: "ms", ours: more("taken"), goal: { most: 5 } },
-          { label: "… more, while 100 000 entries are listed", unit: "ms", ours: more("listed"), goal: { most: 5 } },
-          { label: "… more, while both", unit: "ms", ours: more("both"), goal: { most: 5 } },
-          {
-            label: "… more, while both, to another daemon that has nothing to do: the machine's own part",
-            unit: "ms",
-            ours: more("apart"),
-          },
-        ],
-        notes: [],
-      };
+      return { rows: rowsOf(found), notes: [] };
     }),
   );
+}
+
+function makeWide(directory, entries, progress) {
+  progress(`making a directory of ${entries} entries`);
+  mkdirSync(directory);
+  for (let i = 0; i < entries; i++) writeFileSync(`${directory}/entry-${i}`, "");
+}
+
+/** The 99th percentile of pings to one daemon, while others work: until all is taken, or for 4 s. */
+async function pingBeside(pinged, socket, work, { wide, scale }) {
+  const pinger = fork(worker, ["ping", pinged, token]);
+  await word(pinger);
+  const args = { take: String(scale(2 ** 30)), list: wide };
+  const others = work.map((kind) => fork(worker, [kind, socket, token, args[kind]]));
+  await (work[0] === "take" ? word(others[0]) : sleep(scale(4000)));
+  pinger.send("enough");
+  const times = await word(pinger);
+  const all = [pinger, ...others];
+  for (const child of all) if (child.connected) child.disconnect();
+  await Promise.all(all.map(exitOf));
+  return quantile(times, 0.99);
+}
+
+function rowsOf(found) {
+  const more = (name) => found[name].map((ms, round) => ms - found.idle[round]);
+  const row = (label, ours, goal) => ({ label, unit: "ms", ours, goal });
+  return [
+    row("ping, 99th percentile, idle", found.idle),
+    row("… more, while 1 GiB is taken", more("taken"), { most: 5 }),
+    row("… more, while 100 000 entries are listed", more("listed"), { most: 5 }),
+    row("… more, while both", more("both"), { most: 5 }),
+    row("… more, while both, to another daemon that has nothing to do: the machine's own part", more("apart")),
+  ];
 }
 
 function word(child) {
   return new Promise((done, fail) =>
     child.once("message", done).once("exit", (code) => fail(new Error(`a worker ended with ${code}`))),
   );
-}
-
-function sleepFor(ms) {
-  return new Promise((done) => setTimeout(done, ms));
 }

@@ -71,7 +71,7 @@ export function checkArguments(random: Random): void {
       error.message,
     );
     demand(
-      !/undefined|\[object|function/.test(error.message.replaceAll(/"[^]*"/g, "")),
+      !/undefined|\[object|function/.test(error.message.replaceAll(/"[\s\S]*"/g, "")),
       "Its words are those of an error of ours",
       args,
       error.message,
@@ -127,16 +127,19 @@ function reread(args: string[]): CommandLine | undefined {
     else options.push([before!, name.includes("=") ? name.slice(before!.length + 1) : (args[++at] ?? "")]);
   }
   const [mode] = found;
-  const given = Object.fromEntries(options);
-  const isRight =
-    mode !== undefined &&
-    found.every((one) => one === mode) &&
-    options.every(([name]) => takes[mode]!.includes(name)) &&
-    Object.keys(given).length === options.length &&
-    options.every(([, value]) => value !== "") &&
-    (mode === "call" ? words.length === 1 || words.length === 2 : words.length === 0) &&
-    !("now" in given && "grace" in given);
-  return isRight ? { mode, options: given, words } : undefined;
+  if (mode === undefined || found.some((one) => one !== mode)) return undefined;
+  const line = { mode, options: Object.fromEntries(options), words };
+  return options.length === Object.keys(line.options).length && fits(line) ? line : undefined;
+}
+
+/** Whether a mode can be given these. */
+function fits({ mode, options, words }: CommandLine): boolean {
+  const counts = mode === "call" ? [1, 2] : [0];
+  return (
+    Object.entries(options).every(([name, value]) => takes[mode]!.includes(name) && value !== "") &&
+    counts.includes(words.length) &&
+    !("now" in options && "grace" in options)
+  );
 }
 
 function sorted({ mode, options, words }: CommandLine): unknown {

@@ -78,7 +78,7 @@ export function randomJson(random: Random, depth = 0): string {
       Array.from({ length: random(4) }, () => [pick(random, oddNames), randomJson(random, depth + 1)]),
     );
   const deep = pick(random, [1, 10, 60]);
-  return random(2) === 0 ? "[".repeat(deep) + "]".repeat(deep) : '{"a":'.repeat(deep) + "1" + "}".repeat(deep);
+  return random(2) === 0 ? nest(deep, "[", "]", "") : nest(deep, '{"a":', "}", "1");
 }
 
 /** Writes a string, now and then with escapes that it does not need. */
@@ -111,4 +111,8 @@ export function mutateMembers(random: Random, members: [name: string, text: stri
     else changed.splice(random(changed.length + 1), 0, ...changed.splice(at, 1));
   }
   return changed;
+}
+
+function nest(deep: number, open: string, close: string, inside: string): string {
+  return `${open.repeat(deep)}${inside}${close.repeat(deep)}`;
 }

@@ -84,10 +84,9 @@ function startPings(wire: Wire): { stop(): Promise<void> } {
   const loop = (async () => {
     while (!isOver) {
       let timer: NodeJS.Timeout | undefined;
-      const late = new Promise(
-        (_, fail) =>
-          void (timer = setTimeout(() => fail(new Error(`A ping was not answered within ${pingMs} ms`)), pingMs)),
-      );
+      const late = new Promise((_, fail) => {
+        timer = setTimeout(() => fail(new Error(`A ping was not answered within ${pingMs} ms`)), pingMs);
+      });
       const { pong } = (await Promise.race([wire.request("server.ping"), late]).finally(() => clearTimeout(timer))) as {
         pong: boolean;
       };
@@ -96,7 +95,11 @@ function startPings(wire: Wire): { stop(): Promise<void> } {
     }
   })();
   loop.catch(() => {}); // stop() tells of it
-  return { stop: () => ((isOver = true), loop) };
+  const stop = (): Promise<void> => {
+    isOver = true;
+    return loop;
+  };
+  return { stop };
 }
 
 async function endProcesses(wire: Wire): Promise<void> {

@@ -176,7 +176,7 @@ function checkExplanation(
   ];
   demand(reasons.includes(reason), "There is no such reason", text, reason);
   demand(
-    !/undefined|NaN|Invalid|\[object|Infinity/.test(message.replaceAll(/"[^"]*"|: [^]*/g, "")) && hint !== "",
+    !/undefined|NaN|Invalid|\[object|Infinity/.test(message.replaceAll(/"[^"]*"|: [\s\S]*/g, "")) && hint !== "",
     "Its words are those of an error of ours",
     text,
     message,
@@ -217,7 +217,8 @@ function stateOf(identity: Identity, isDaemon: boolean): string {
 
 let boot: string | undefined;
 function bootId(): string {
-  return (boot ??= readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim());
+  boot ??= readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
+  return boot;
 }
 
 /** Whom a record or a claim may name: the living, the dead, and those of elsewhere. What may be signalled is ours, should the product be broken. */
@@ -344,7 +345,10 @@ function checkClaim(random: Random, others: Bystanders): void {
       text,
       claim,
     );
-    if ("heldBy" in claim) return demand(existsSync(path), "It is held, and gone", text);
+    if ("heldBy" in claim) {
+      demand(existsSync(path), "It is held, and gone", text);
+      return;
+    }
     demand(identifiesUs(path), "A claim was given that is not there", text);
     claim.release();
     demand(!existsSync(path), "A claim that was released is there", text);

@@ -32,6 +32,10 @@ const own = (params: any, name: string): any =>
 const isText = (value: unknown): boolean => typeof value === "string";
 const isPlain = (value: unknown): boolean => value !== null && typeof value === "object" && !Array.isArray(value);
 
+const noteExpected: Second = (params) => {
+  expectedCalls.push(params);
+  return { result: null };
+};
 /** Each method twice: what is called, and what is expected of it. */
 const methods: Record<string, [Method, Second]> = {
   "server.ping": [() => ({ pong: true }), () => ({ result: { pong: true } })],
@@ -46,7 +50,7 @@ const methods: Record<string, [Method, Second]> = {
   ],
   "test.echo": [(params) => params, (params) => ({ result: params })],
   "test.later": [async (params) => params, (params) => ({ result: params })],
-  "test.note": [(params) => void calls.push(params), (params) => (expectedCalls.push(params), { result: null })],
+  "test.note": [(params) => void calls.push(params), noteExpected],
   "test.failure": [
     () => {
       throw new Failure("Cannot do it", { code: -32002, data: { applied: 7 } });
@@ -292,37 +296,47 @@ export function expectAnswers(
 
   function answer(request: any): ExpectedAnswer[] {
     if (!isPlain(request)) return [fail(null, -32600, "Invalid request: it is ")];
-    const { jsonrpc, id, method, auth } = request;
-    const isId =
-      id === null || (isText(id) && id.length <= 256) || (typeof id === "number" && id > -(2 ** 53) && id < 2 ** 53);
+    const { jsonrpc, id, method } = request;
+    const isId = canBeId(id);
     const isNotification = !("id" in request) && jsonrpc === "2.0" && isText(method);
-    const one = judge(isId ? id : null);
+    const one = judge(request, isId ? id : null);
     return isNotification ? [] : [one];
-
-    function judge(id: unknown): ExpectedAnswer {
-      if (auth === token) state.known = true;
-      else if (method !== "server.authenticate" && !((auth ?? null) === null && state.authenticated)) {
-        expected.refused++;
-        return fail(id, -32001, "Unauthorized: invalid or missing auth token");
-      }
-      if (jsonrpc !== "2.0") return fail(id, -32600, "Invalid JSON-RPC version");
-      if ("id" in request && !isId) return fail(id, -32600, "Invalid request: the id is ");
-      if (!isText(method)) return fail(id, -32600, "Invalid request: the method is ");
-      if (!names.includes(method)) {
-        const [, space] = /^([^.]+)\.[^]/.exec(method) ?? [];
-        const isKnown = names.some((name) => name.split(".")[0] === space);
-        return fail(
-          id,
-          -32601,
-          space === undefined ? "Invalid method format: " : isKnown ? "Unknown method: " : "Unknown namespace: ",
-        );
-      }
-      const params = "params" in request ? request.params : {};
-      if (!isPlain(params)) return fail(id, -32602, "Cannot use params: they are ");
-      const outcome = call(method, params);
-      return outcome === undefined ? { id, any: true } : { id, ...outcome };
-    }
   }
+
+  function judge(request: any, id: unknown): ExpectedAnswer {
+    const { method, auth } = request;
+    if (auth === token) state.known = true;
+    else if (method !== "server.authenticate" && !((auth ?? null) === null && state.authenticated)) {
+      expected.refused++;
+      return fail(id, -32001, "Unauthorized: invalid or missing auth token");
+    }
+    const words = wordsOfInvalid(request);
+    if (words !== undefined) return fail(id, -32600, words);
+    if (!names.includes(method)) return fail(id, -32601, wordsOfUnknown(method, names));
+    const params = "params" in request ? request.params : {};
+    if (!isPlain(params)) return fail(id, -32602, "Cannot use params: they are ");
+    const outcome = call(method, params);
+    return outcome === undefined ? { id, any: true } : { id, ...outcome };
+  }
+}
+
+/** How the error of what is no request begins; undefined where it is one. */
+function wordsOfInvalid(request: any): string | undefined {
+  if (request.jsonrpc !== "2.0") return "Invalid JSON-RPC version";
+  if ("id" in request && !canBeId(request.id)) return "Invalid request: the id is ";
+  return isText(request.method) ? undefined : "Invalid request: the method is ";
+}
+
+function canBeId(id: unknown): boolean {
+  if (typeof id === "number") return id > -(2 ** 53) && id < 2 ** 53;
+  return id === null || (typeof id === "string" && id.length <= 256);
+}
+
+/** How the error of a method that is not there begins. */
+function wordsOfUnknown(method: string, names: string[]): string {
+  const [, space] = /^([^.]+)\.[\s\S]/.exec(method) ?? [];
+  if (space === undefined) return "Invalid method format: ";
+  return names.some((name) => name.split(".")[0] === space) ? "Unknown method: " : "Unknown namespace: ";
 }
 
 /** Words that no error has for a peer: they are of somebody who did not look at what came. */
@@ -353,19 +367,20 @@ export function answerProblem(found: any, expected: ExpectedAnswer): string | un
   if (found.jsonrpc !== "2.0") return "It has another version";
   if (!Object.is(found.id, expected.id) && !(found.id === 0 && expected.id === 0))
     return `It has the id ${JSON.stringify(found.id)}, not ${JSON.stringify(expected.id)}`;
-  if (isError) {
-    const { code, message, data, ...rest } = found.error;
-    if (!Number.isInteger(code) || typeof message !== "string" || message === "" || message.length > 1000)
-      return "It is a malformed error";
-    if (Object.keys(rest).length > 0 || (data !== undefined && !isPlain(data))) return "Its error has other members";
-    if (clumsy.test(message)) return "Its words are those of an error of ours";
-    if (expected.any) return undefined;
-    if (code !== expected.code) return `It has the code ${code}, not ${expected.code}`;
-    return expected.words === undefined || message.startsWith(expected.words)
-      ? undefined
-      : `It does not begin with "${expected.words}"`;
-  }
+  if (isError) return errorProblem(found.error, expected);
   if (expected.any) return undefined;
   if (expected.code !== undefined) return `It is a result, not the error ${expected.code}`;
   return JSON.stringify(found.result) === JSON.stringify(expected.result) ? undefined : "It has another result";
+}
+
+function errorProblem({ code, message, data, ...rest }: any, expected: ExpectedAnswer): string | undefined {
+  if (!Number.isInteger(code) || typeof message !== "string" || message === "" || message.length > 1000)
+    return "It is a malformed error";
+  if (Object.keys(rest).length > 0 || (data !== undefined && !isPlain(data))) return "Its error has other members";
+  if (clumsy.test(message)) return "Its words are those of an error of ours";
+  if (expected.any) return undefined;
+  if (code !== expected.code) return `It has the code ${code}, not ${expected.code}`;
+  return expected.words === undefined || message.startsWith(expected.words)
+    ? undefined
+    : `It does not begin with "${expected.words}"`;
 }

@@ -14,7 +14,7 @@ import * as assert from "uvu/assert";
 import type { Host } from "./host.ts";
 import { bootHost, readIfThere, requireHosts, until, withHost } from "./host.ts";
 
-if (process.env["HARNESS_TEST_BOOTS"] !== undefined) await bootAndWait();
+if (process.env.HARNESS_TEST_BOOTS !== undefined) await bootAndWait();
 requireHosts(18);
 
 const background = "</dev/null >/dev/null 2>&1 &";

@@ -13,10 +13,11 @@
  * no service of the machine. Only `root()` and `setKillUserProcesses()` log in, as root.
  */
 
-import type { ChildProcessWithoutNullStreams } from "node:child_process";
+import type { ChildProcessByStdio, ChildProcessWithoutNullStreams } from "node:child_process";
 import { spawn } from "node:child_process";
 import { accessSync, constants, existsSync, readdirSync, readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
+import type { Readable, Writable } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
 
 const scripts = "tests/host";
@@ -115,7 +116,7 @@ export function hostsCanRun(): string | undefined {
     "openssh-server /usr/sbin/sshd",
     "polkitd /usr/share/polkit-1/actions/org.freedesktop.policykit.policy",
   ];
-  const suite = process.env["HOLDFAST_TEST_SUITE"];
+  const suite = process.env.HOLDFAST_TEST_SUITE;
   const needed = [...outside, ...(suite ? ["debootstrap /usr/sbin/debootstrap"] : inside)].map((line) =>
     line.split(" "),
   );
@@ -151,38 +152,58 @@ export async function until(isSo: () => boolean | Promise<boolean>, what: string
   }
 }
 
+/** A host that has booted, as it is reached from here. */
+interface Machine {
+  /** testhost.sh. */
+  script: ChildProcessByStdio<Writable, Readable, null>;
+  /** The pid of the host's init on this machine. */
+  init: number;
+  /** The host's cgroup directory: `${cgroup}/user.slice/…`. */
+  cgroup: string;
+  /** … and as /proc/PID/cgroup names it. */
+  cgroupPath: string;
+  /** What the host needs on this machine, removed at its end. Its last part is the pid of testhost.sh. */
+  directory: string;
+  /** The host's root directory, as seen from here. */
+  root: string;
+  /** Resolves when the host has ended, by whatever cause. */
+  ended: Promise<void>;
+  /** Arguments of ssh and scp: no configuration, the host's key, nothing asked. */
+  login: string[];
+  /** ssh clients that run, to be killed with the host at the latest. */
+  clients: Set<ChildProcessWithoutNullStreams>;
+}
+
 /** Boots a host. The caller ends it; `withHost()` does both. */
 export async function bootHost(options: HostOptions) {
-  const suite = process.env["HOLDFAST_TEST_SUITE"];
+  const machine = await bootMachine(options);
+  const { init, cgroup, directory, root, ended } = machine;
+  const reach = reachOf(machine);
+  return {
+    ...{ init, cgroup, directory, ended },
+    /** The command that runs a program in the host's network; with ssh and these arguments a person can log in, too. */
+    loginCommand: (user: string): string[] => [...enterNetwork(init), "ssh", ...machine.login, `${user}@127.0.0.1`],
+    ...reach,
+    /** The path on this machine of a host's file. Symbolic links with absolute targets lead out of the host. */
+    file: (path: string) => `${root}${path}`,
+    ...sightOf(machine, reach),
+    ...changesOf(machine, reach),
+  };
+}
+
+async function bootMachine(options: HostOptions): Promise<Machine> {
+  const suite = process.env.HOLDFAST_TEST_SUITE;
   const lower = options.lower ?? (suite ? await suiteRoot(suite) : "/");
   // A group of its own: when this file's group is killed, the script sees its stdin end and clears up.
-  const machine = spawn("bash", [`${scripts}/testhost.sh`], {
+  const script = spawn("bash", [`${scripts}/testhost.sh`], {
     detached: true,
     stdio: ["pipe", "pipe", "inherit"],
-    env: {
-      PATH: process.env["PATH"],
-      HOST_LOWER: lower,
-      HOST_DISK: options.disk ?? "",
-      HOST_USERS: (options.users ?? ["dev"]).join(" "),
-      HOST_KILL: options.killUserProcesses === undefined ? "" : yesNo(options.killUserProcesses),
-      HOST_LOGIND: (options.logind ?? []).join("\n"),
-      HOST_SSHD: (options.sshd ?? []).join("\n"),
-      HOST_POLKIT: yesNo(options.polkit ?? true),
-      HOST_BINDS: Object.entries(options.binds ?? {})
-        .map(([inside, outside]) => `${outside}:${inside}`)
-        .join("\n"),
-      HOST_PRE: options.pre ?? "",
-      HOST_NODE: process.execPath,
-    },
+    env: bootVariables(options, lower),
   });
-  const ended = new Promise<void>((resolve) => machine.once("close", () => resolve()));
-  machine.stdin.on("error", () => {}); // it ended first
-  const [word, init, directory, path] = (await firstLine(machine.stdout)).split(" ");
+  const ended = new Promise<void>((resolve) => script.once("close", () => resolve()));
+  script.stdin.on("error", () => {}); // it ended first
+  const [word, init, directory, path] = (await firstLine(script.stdout)).split(" ");
   if (word !== "READY") throw new Error(`Cannot boot a host: ${word} ${init} ${directory} ${path}`);
-
-  const root = `/proc/${init}/root`;
-  const cgroup = `${cgroupRoot}${path}`;
-  const children = new Set<ChildProcessWithoutNullStreams>();
   const settings = [
     "IdentitiesOnly=yes",
     "BatchMode=yes",
@@ -190,137 +211,163 @@ export async function bootHost(options: HostOptions) {
     "UserKnownHostsFile=/dev/null",
     "LogLevel=ERROR",
   ];
-  const login = ["-F", "none", "-i", `${directory}/key`, ...settings.flatMap((option) => ["-o", option])];
-  const enter = ["-t", String(init), "-n"];
+  return {
+    ...{ script, ended, init: Number(init), directory: directory!, root: `/proc/${init}/root` },
+    ...{ cgroup: `${cgroupRoot}${path}`, cgroupPath: path!, clients: new Set() },
+    login: ["-F", "none", "-i", `${directory}/key`, ...settings.flatMap((option) => ["-o", option])],
+  };
+}
 
-  const host = {
-    /** The pid of the host's init on this machine. */
-    init: Number(init),
-    /** The host's cgroup directory: `${cgroup}/user.slice/…`. */
-    cgroup,
-    /** What the host needs on this machine, removed at its end. Its last part is the pid of testhost.sh. */
-    directory: directory as string,
-    /** Resolves when the host has ended, by whatever cause. */
-    ended,
+function bootVariables(options: HostOptions, lower: string): NodeJS.ProcessEnv {
+  return {
+    PATH: process.env.PATH,
+    HOST_LOWER: lower,
+    HOST_DISK: options.disk ?? "",
+    HOST_USERS: (options.users ?? ["dev"]).join(" "),
+    HOST_KILL: options.killUserProcesses === undefined ? "" : yesNo(options.killUserProcesses),
+    HOST_LOGIND: (options.logind ?? []).join("\n"),
+    HOST_SSHD: (options.sshd ?? []).join("\n"),
+    HOST_POLKIT: yesNo(options.polkit ?? true),
+    HOST_BINDS: Object.entries(options.binds ?? {})
+      .map(([inside, outside]) => `${outside}:${inside}`)
+      .join("\n"),
+    HOST_PRE: options.pre ?? "",
+    HOST_NODE: process.execPath,
+  };
+}
 
+const enterNetwork = (init: number): string[] => ["nsenter", "-t", String(init), "-n"];
+
+/** What runs on the host. */
+function reachOf({ init, login, clients }: Machine) {
+  const network = enterNetwork(init).slice(1);
+  const ssh = (user: string, command: string, options: RunOptions = {}): Promise<Result> =>
+    run("nsenter", [...network, "ssh", ...login, ...(options.sshArgs ?? []), `${user}@127.0.0.1`, command], options);
+  return {
     /** Runs a shell command over ssh, in a connection and so a session of its own. */
-    ssh: (user: string, command: string, options: RunOptions = {}) =>
-      run("nsenter", [...enter, "ssh", ...login, ...(options.sshArgs ?? []), `${user}@127.0.0.1`, command], options),
+    ssh,
     /** The same as root. */
-    root: (command: string, options: RunOptions = {}) => host.ssh("root", command, options),
+    root: (command: string, options: RunOptions = {}) => ssh("root", command, options),
 
     /** Starts an ssh client whose streams are the caller's. It is killed with the host at the latest. */
     spawnSsh(user: string, command: string, sshArgs: string[] = []) {
-      const child = spawn("nsenter", [...enter, "ssh", ...login, ...sshArgs, `${user}@127.0.0.1`, command]);
-      children.add(child.once("close", () => children.delete(child)));
+      const child = spawn("nsenter", [...network, "ssh", ...login, ...sshArgs, `${user}@127.0.0.1`, command]);
+      clients.add(child.once("close", () => clients.delete(child)));
       return child;
     },
 
     /** Copies a file of this machine to a user, by scp. */
     async copy(user: string, localFile: string, remotePath: string) {
-      const copied = await run("nsenter", [
-        ...enter,
-        "scp",
-        "-q",
-        ...login,
-        localFile,
-        `${user}@127.0.0.1:${remotePath}`,
-      ]);
+      const target = `${user}@127.0.0.1:${remotePath}`;
+      const copied = await run("nsenter", [...network, "scp", "-q", ...login, localFile, target]);
       if (copied.code !== 0) throw new Error(`Cannot copy "${localFile}" to the host: ${copied.stderr}`);
     },
 
     /** Runs a program in all the host's namespaces without a session. Not for loginctl: logind would not know its cgroup. */
     inside: (argv: string[], options: RunOptions = {}) =>
       run("nsenter", ["-t", String(init), "-a", "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", ...argv], options),
+  };
+}
 
-    /** The path on this machine of a host's file. Symbolic links with absolute targets lead out of the host. */
-    file: (path: string) => `${root}${path}`,
+type Reach = ReturnType<typeof reachOf>;
 
-    /** Makes a user, as those of `HostOptions.users`. */
-    async addUser(name: string, { linger = false } = {}) {
-      await checked(host.inside(["useradd", "-m", "-s", "/bin/bash", "-p", "*", name]));
-      if (linger) await checked(host.root(`loginctl enable-linger ${name}`));
-    },
-
-    uid(user: string): number {
-      const line = readFileSync(`${root}/etc/passwd`, "utf8")
-        .split("\n")
-        .find((line) => line.startsWith(`${user}:`));
-      if (line === undefined) throw new Error(`The host has no user "${user}"`);
-      return Number(line.split(":")[2]);
-    },
-
+/** What is to be seen of it from outside. */
+function sightOf(machine: Machine, { inside }: Reach) {
+  const { root, cgroup, cgroupPath } = machine;
+  const uidOf = (user: string): number => uidOn(root, user);
+  const sessions = (user?: string): HostSession[] => sessionsOf(root, user === undefined ? undefined : uidOf(user));
+  const hasUserManager = (user: string): boolean =>
+    existsSync(`${cgroup}/user.slice/user-${uidOf(user)}.slice/user@${uidOf(user)}.service`);
+  const processes = (pattern: string | RegExp = ""): HostProcess[] =>
+    readdirSync("/proc")
+      .filter((name) => /^\d+$/.test(name))
+      .map((name) => readProcess(Number(name), cgroupPath))
+      .filter((found) => found !== undefined)
+      .filter(({ command }) => (typeof pattern === "string" ? command.includes(pattern) : pattern.test(command)));
+  return {
+    uid: uidOf,
     /** The living processes of the host, or those whose arguments, joined by spaces, match. */
-    processes(pattern: string | RegExp = ""): HostProcess[] {
-      return readdirSync("/proc")
-        .filter((name) => /^\d+$/.test(name))
-        .map((name) => readProcess(Number(name), path as string))
-        .filter((found) => found !== undefined)
-        .filter(({ command }) => (typeof pattern === "string" ? command.includes(pattern) : pattern.test(command)));
-    },
-
-    isAlive: (inside: number): boolean => host.processes().some((found) => found.inside === inside),
-
+    processes,
+    isAlive: (pid: number): boolean => processes().some((found) => found.inside === pid),
     /** The sessions that logind knows of: all, or one user's, with their state: active, online, closing. */
-    sessions(user?: string): { id: string; uid: number; state: string }[] {
-      const directory = `${root}/run/systemd/sessions`;
-      const uid = user === undefined ? undefined : host.uid(user);
-      const sessions = readdirSync(directory)
-        .filter((id) => !id.endsWith(".ref"))
-        .map((id) => {
-          const text = readIfThere(`${directory}/${id}`);
-          // from systemd 256 on the user manager has a session too, which stays as long as it does
-          const isLogin = !/^CLASS=manager/m.test(text);
-          return {
-            id,
-            uid: Number(/^UID=(\d+)/m.exec(text)?.[1]),
-            state: (isLogin && /^STATE=(.*)/m.exec(text)?.[1]) || "gone",
-          };
-        });
-      return sessions.filter((session) => session.state !== "gone" && (uid === undefined || session.uid === uid));
-    },
+    sessions,
 
     /** Waits until the user's sessions have ended, and all processes that end with them. */
     async sleepUntilLoggedOut(user: string) {
-      await until(() => host.sessions(user).every(({ state }) => state === "closing"), `"${user}" to be logged out`);
+      await until(() => sessions(user).every(({ state }) => state === "closing"), `"${user}" to be logged out`);
       await until(async () => {
         // what logind leaves alone stays in a scope that it has abandoned, and the session stays "closing"
         const show = ["systemctl", "show", "-p", "SubState", "--value"];
-        const scopes = await Promise.all(
-          host.sessions(user).map(({ id }) => host.inside([...show, `session-${id}.scope`])),
-        );
+        const scopes = await Promise.all(sessions(user).map(({ id }) => inside([...show, `session-${id}.scope`])));
         return scopes.every(({ stdout }) => /abandoned|dead|failed/.test(stdout));
       }, `the sessions of "${user}" to end`);
     },
 
     /** Whether `user@UID.service` runs; without linger it ends 10 s (UserStopDelaySec=) after the last session. */
-    hasUserManager: (user: string): boolean =>
-      existsSync(`${cgroup}/user.slice/user-${host.uid(user)}.slice/user@${host.uid(user)}.service`),
+    hasUserManager,
     sleepUntilUserManagerEnded: (user: string) =>
-      until(() => !host.hasUserManager(user), `the user manager of "${user}" to end`, 30_000),
+      until(() => !hasUserManager(user), `the user manager of "${user}" to end`, 30_000),
+  };
+}
+
+/** What changes it, and ends it. */
+function changesOf({ script, clients, ended }: Machine, { root, inside }: Reach) {
+  return {
+    /** Makes a user, as those of `HostOptions.users`. */
+    async addUser(name: string, { linger = false } = {}) {
+      await checked(inside(["useradd", "-m", "-s", "/bin/bash", "-p", "*", name]));
+      if (linger) await checked(root(`loginctl enable-linger ${name}`));
+    },
 
     /** Changes logind's policy while it runs; open sessions stay. */
     async setKillUserProcesses(yes: boolean) {
       const [file, reload] = ["/etc/systemd/logind.conf.d/90-kill.conf", "systemctl kill -s HUP systemd-logind"];
       const show = "loginctl show-user -p KillUserProcesses --value";
       const wait = `for i in $(seq 100); do [ "$(${show})" = ${yesNo(yes)} ] && exit; sleep 0.02; done; exit 1`;
-      await checked(host.root(`printf '[Login]\\nKillUserProcesses=${yesNo(yes)}\\n' >${file}; ${reload}; ${wait}`));
+      await checked(root(`printf '[Login]\\nKillUserProcesses=${yesNo(yes)}\\n' >${file}; ${reload}; ${wait}`));
     },
 
     /** Shuts the host down in order, as before a reboot, and waits for it. A process that ignores SIGTERM holds it up for 90 s. */
     async powerOff() {
-      machine.stdin.write("poweroff\n");
+      script.stdin.write("poweroff\n");
       await ended;
     },
 
     /** Ends the host at once, as a power cut does. */
     async end() {
-      machine.stdin.end();
-      for (const child of children) child.kill("SIGKILL");
+      script.stdin.end();
+      for (const child of clients) child.kill("SIGKILL");
       await ended;
     },
   };
-  return host;
+}
+
+interface HostSession {
+  id: string;
+  uid: number;
+  state: string;
+}
+
+function uidOn(root: string, user: string): number {
+  const line = readFileSync(`${root}/etc/passwd`, "utf8")
+    .split("\n")
+    .find((line) => line.startsWith(`${user}:`));
+  if (line === undefined) throw new Error(`The host has no user "${user}"`);
+  return Number(line.split(":")[2]);
+}
+
+function sessionsOf(root: string, uid: number | undefined): HostSession[] {
+  const directory = `${root}/run/systemd/sessions`;
+  const sessions = readdirSync(directory)
+    .filter((id) => !id.endsWith(".ref"))
+    .map((id) => {
+      const text = readIfThere(`${directory}/${id}`);
+      // from systemd 256 on the user manager has a session too, which stays as long as it does
+      const isLogin = !/^CLASS=manager/m.test(text);
+      const state = (isLogin && /^STATE=(.*)/m.exec(text)?.[1]) || "gone";
+      return { id, uid: Number(/^UID=(\d+)/m.exec(text)?.[1]), state };
+    });
+  return sessions.filter((session) => session.state !== "gone" && (uid === undefined || session.uid === uid));
 }
 
 /** Runs a program to its end. Killed when its time limit is reached. */

@@ -75,7 +75,7 @@ interface Bench {
 }
 
 /** Each of them resolves when all is as it should be, to a word for the table if that is not "ok". */
-const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<string | void>> = {
+const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<unknown>> = {
   async serve({ command, flag }, { serve, run }) {
     const { pid, how, version } = await serve({ flag });
     same(how, "started");
@@ -84,7 +84,7 @@ const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<strin
     const expected = [command[0]!, ...command.slice(1), flag]; // its own, and after it those of the start
     same(daemon.slice(0, expected.length).join(" "), expected.join(" "), "the daemon's runtime and flags");
   },
-  async native({}, { serve, run, socket }) {
+  async native(_runtime, { serve, run, socket }) {
     await serve();
     const { code, stdout } = await run(["--bridge", "--socket", socket], {
       stdin: Buffer.concat([
@@ -101,14 +101,14 @@ const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<strin
       ],
     );
   },
-  async lines({}, { serve, run, socket }) {
+  async lines(_runtime, { serve, run, socket }) {
     await serve();
     const { code, stdout } = await run(["--bridge", "--socket", socket], {
       stdin: `${JSON.stringify(request("server.ping", {}, "t"))}\r\n`,
     });
     same([code, stdout.toString()], [0, '{"jsonrpc":"2.0","id":1,"result":{"pong":true}}\n']);
   },
-  async processes({}, { serve, wire: open }) {
+  async processes(_runtime, { serve, wire: open }) {
     await serve();
     const first = await open();
     const sent = Buffer.alloc(1 << 20, "0123456789abcdef\n");
@@ -138,7 +138,7 @@ const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<strin
     same((await second.wire.request("process.killAndWait", { id: "b" })).died, true);
     await second.close();
   },
-  async join({}, { serve, run, socket, directory, wire: open }) {
+  async join(_runtime, { serve, run, socket, directory, wire: open }) {
     const first = await serve();
     writeFileSync(join(directory, "other"), "other\n", { mode: 0o600 });
     const second = JSON.parse(
@@ -153,7 +153,7 @@ const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<strin
       await close();
     }
   },
-  async heal({}, { serve, run, socket, wire: open }) {
+  async heal(_runtime, { serve, run, socket, wire: open }) {
     const { pid, instance } = await serve();
     process.kill(pid, "SIGKILL");
     await eventually(() => !isAlive(pid), "the daemon has ended");
@@ -163,7 +163,7 @@ const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<strin
     await close();
     same((await run(["--call", "server.ping", "--socket", socket])).stdout.toString(), '{"pong":true}\n');
   },
-  async stop({}, { serve, run, socket }) {
+  async stop(_runtime, { serve, run, socket }) {
     const { pid } = await serve();
     const stopped = await run(["--stop", "--socket", socket]);
     same([stopped.code, stopped.stdout.toString()], [0, "stopped 0\n"]);
@@ -186,7 +186,7 @@ const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<strin
       '{"pong":true}\n',
     );
   },
-  async names({}, { directory, run, serve }) {
+  async names(_runtime, { directory, run, serve }) {
     const odd = join(directory, `odd "dir" $HOME été ' 100%25 #`);
     for (const type of ["module", "commonjs", "none"]) {
       const place = join(odd, type);
@@ -297,9 +297,10 @@ export async function runTable(all: Runtime[], wanted: string[]): Promise<boolea
   const lane = async (): Promise<void> => {
     for (let row = waiting.shift(); row !== undefined; row = waiting.shift()) {
       const { runtime, cells } = row;
-      const attempt = async (name: string, body: (bench: Bench) => Promise<string | void>): Promise<void> => {
+      const attempt = async (name: string, body: (bench: Bench) => Promise<unknown>): Promise<void> => {
         try {
-          cells.push((await withBench(runtime, body)) ?? "ok");
+          const word = await withBench(runtime, body);
+          cells.push(typeof word === "string" ? word : "ok");
         } catch (error) {
           cells.push("FAIL");
           failures.push(`${runtime.name}, ${name}: ${(error as Error).message}`);
@@ -330,9 +331,9 @@ export async function runTable(all: Runtime[], wanted: string[]): Promise<boolea
 
 async function withBench(
   runtime: Runtime,
-  body: (bench: Bench) => Promise<string | void>,
+  body: (bench: Bench) => Promise<unknown>,
   program = builtFile,
-): Promise<string | void> {
+): Promise<unknown> {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-runtime-"));
   const socket = join(directory, "s");
   const tokenFile = join(directory, "token");
@@ -381,7 +382,11 @@ async function withBench(
       const wire = createWire(bridge.stdout, bridge.stdin, token);
       return {
         wire,
-        close: () => new Promise((done) => void (bridge.once("close", () => done()), bridge.stdin.end())),
+        close: () =>
+          new Promise((done) => {
+            bridge.once("close", () => done());
+            bridge.stdin.end();
+          }),
       };
     },
   };

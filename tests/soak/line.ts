@@ -71,6 +71,19 @@ export function openBridgeLine(command: string[], env: NodeJS.ProcessEnv, framin
   return line;
 }
 
+/** What waits for messages of one line. */
+interface Inbox {
+  name: string;
+  /** By the id of the request; called with undefined when the line has ended. */
+  answers: Map<number, (answer: any) => void>;
+  streams: Map<string, (message: any) => void>;
+  /** What nobody has waited for, oldest first. */
+  others: any[];
+  watchers: Set<() => void>;
+  lastId: number;
+  isClosed: boolean;
+}
+
 function createLine(
   kind: string,
   framing: Line["framing"],
@@ -80,21 +93,19 @@ function createLine(
   bridge: ChildProcess | undefined,
 ): Line {
   const name = `${kind}, ${framing}`;
-  const answers = new Map<number, (answer: any) => void>();
-  const streams = new Map<string, (message: any) => void>();
-  const others: any[] = [];
-  const watchers = new Set<() => void>();
-  let lastId = 0;
-  let isClosed = false;
-
-  const decode = createDecoder(framing, take);
-  input.on("data", decode).on("error", () => {}); // "close" follows
+  const inbox: Inbox = {
+    ...{ name, answers: new Map(), streams: new Map(), others: [], watchers: new Set(), lastId: 0, isClosed: false },
+  };
+  input
+    .on(
+      "data",
+      createDecoder(framing, (message) => take(inbox, message)),
+    )
+    .on("error", () => {}); // "close" follows
   output.on("error", () => {});
   const closed = new Promise<void>((done) => {
     const end = (): void => {
-      isClosed = true;
-      for (const answer of answers.values()) answer(undefined);
-      for (const watcher of [...watchers]) watcher();
+      endInbox(inbox);
       done();
     };
     if (bridge !== undefined) return void bridge.once("close", end).once("error", end);
@@ -102,79 +113,17 @@ function createLine(
     input.once("end", () => output.end()); // allowHalfOpen: the daemon has said all
   });
 
-  function take(message: any): void {
-    const answer = typeof message?.id === "number" ? answers.get(message.id) : undefined;
-    const stream = streams.get(message?.processId);
-    if (answer !== undefined) {
-      answers.delete(message.id);
-      answer(message);
-    } else if (stream !== undefined) stream(message);
-    else others.push(message);
-    for (const watcher of [...watchers]) watcher();
-  }
-
   const line: Line = {
-    name,
-    framing,
-    bridge,
-    words: "",
-    auth: undefined,
-    closed,
+    ...{ name, framing, bridge, words: "", auth: undefined, closed },
     get isClosed() {
-      return isClosed;
+      return inbox.isClosed;
     },
-    request: (method, params = {}, now) =>
-      new Promise((done, fail) => {
-        if (isClosed) return fail(new Lost(`${name}: it has ended before ${method}`));
-        const id = ++lastId;
-        const timer = setTimeout(
-          () => fail(new Wrong(`${name}: no answer to ${method} within ${answerMs / 1000} s`)),
-          answerMs,
-        );
-        answers.set(id, (answer) => {
-          clearTimeout(timer);
-          if (answer === undefined) return fail(new Lost(`${name}: it ended before the answer to ${method}`));
-          if (answer.error?.code === -32010) return fail(new Lost(`${name}: ${answer.error.message}`));
-          if (answer.error !== undefined) return fail(new Refused(answer.error));
-          now?.(answer.result);
-          done(answer.result);
-        });
-        line.send({ jsonrpc: "2.0", id, method, params, ...(line.auth === undefined ? {} : { auth: line.auth }) });
-      }),
-    send: (message) => {
-      const body = JSON.stringify(message);
-      if (framing === "lines") return line.write(`${body}\n`);
-      const frame = Buffer.from(`    ${body}`);
-      frame.writeUInt32BE(frame.length - 4);
-      line.write(frame);
-    },
+    request: (method, params = {}, now) => ask(inbox, line, { method, params }, now),
+    send: (message) => line.write(encode(framing, message)),
     write: (bytes) => void (output.writable && output.write(bytes)),
-    next: async () => {
-      await line.until("another message", () => others.length > 0);
-      const message = others.shift();
-      const { error } = [message].flat()[0] ?? {};
-      if (error?.code === -32010 || message?.event === "lost") throw new Lost(`${name}: ${(error ?? message).message}`);
-      return message;
-    },
-    onStream: (id, listener) => void streams.set(id, listener),
-    until: (what, isSo, timeoutMs = answerMs) =>
-      new Promise((done, fail) => {
-        const timer = setTimeout(
-          () => finish(() => fail(new Wrong(`${name}: not within ${timeoutMs / 1000} s: ${what}`))),
-          timeoutMs,
-        );
-        const finish = (settle: () => void): void => {
-          clearTimeout(timer);
-          watchers.delete(look);
-          settle();
-        };
-        const look = (): void => {
-          if (isSo()) finish(done);
-          else if (isClosed) finish(() => fail(new Lost(`${name}: it ended before ${what}`)));
-        };
-        watchers.add(look);
-        look();
-      }),
+    next: () => nextOf(inbox),
+    onStream: (id, listener) => void inbox.streams.set(id, listener),
+    until: (what, isSo, timeoutMs) => waitUntil(inbox, what, isSo, timeoutMs),
     pause: () => void input.pause(),
     resume: () => void input.resume(),
     close: async () => {
@@ -192,26 +141,117 @@ function createLine(
   return line;
 }
 
+function take({ answers, streams, others, watchers }: Inbox, message: any): void {
+  const answer = typeof message?.id === "number" ? answers.get(message.id) : undefined;
+  const stream = streams.get(message?.processId);
+  if (answer !== undefined) {
+    answers.delete(message.id);
+    answer(message);
+  } else if (stream !== undefined) stream(message);
+  else others.push(message);
+  for (const watcher of [...watchers]) watcher();
+}
+
+function endInbox(inbox: Inbox): void {
+  inbox.isClosed = true;
+  for (const answer of inbox.answers.values()) answer(undefined);
+  for (const watcher of [...inbox.watchers]) watcher();
+}
+
+function ask(
+  inbox: Inbox,
+  line: Line,
+  { method, params }: { method: string; params: unknown },
+  now?: (result: any) => void,
+): Promise<any> {
+  const { name } = inbox;
+  return new Promise((done, fail) => {
+    if (inbox.isClosed) return fail(new Lost(`${name}: it has ended before ${method}`));
+    const id = ++inbox.lastId;
+    const late = (): void => fail(new Wrong(`${name}: no answer to ${method} within ${answerMs / 1000} s`));
+    const timer = setTimeout(late, answerMs);
+    inbox.answers.set(id, (answer) => {
+      clearTimeout(timer);
+      if (answer === undefined) return fail(new Lost(`${name}: it ended before the answer to ${method}`));
+      if (answer.error?.code === -32010) return fail(new Lost(`${name}: ${answer.error.message}`));
+      if (answer.error !== undefined) return fail(new Refused(answer.error));
+      now?.(answer.result);
+      done(answer.result);
+    });
+    line.send({ jsonrpc: "2.0", id, method, params, ...(line.auth === undefined ? {} : { auth: line.auth }) });
+  });
+}
+
+async function nextOf(inbox: Inbox): Promise<any> {
+  await waitUntil(inbox, "another message", () => inbox.others.length > 0);
+  const message = inbox.others.shift();
+  const { error } = [message].flat()[0] ?? {};
+  if (error?.code === -32010 || message?.event === "lost")
+    throw new Lost(`${inbox.name}: ${(error ?? message).message}`);
+  return message;
+}
+
+function waitUntil(inbox: Inbox, what: string, isSo: () => boolean, timeoutMs = answerMs): Promise<void> {
+  const { name, watchers } = inbox;
+  return new Promise((done, fail) => {
+    const late = (): void => finish(() => fail(new Wrong(`${name}: not within ${timeoutMs / 1000} s: ${what}`)));
+    const timer = setTimeout(late, timeoutMs);
+    const finish = (settle: () => void): void => {
+      clearTimeout(timer);
+      watchers.delete(look);
+      settle();
+    };
+    const look = (): void => {
+      if (isSo()) finish(done);
+      else if (inbox.isClosed) finish(() => fail(new Lost(`${name}: it ended before ${what}`)));
+    };
+    watchers.add(look);
+    look();
+  });
+}
+
+function encode(framing: Line["framing"], message: unknown): Buffer | string {
+  const body = JSON.stringify(message);
+  if (framing === "lines") return `${body}\n`;
+  const frame = Buffer.from(`    ${body}`);
+  frame.writeUInt32BE(frame.length - 4);
+  return frame;
+}
+
 function createDecoder(framing: Line["framing"], take: (message: any) => void): (chunk: Buffer) => void {
+  const placeOf = framing === "lines" ? placeOfLine : placeOfFrame;
   let held: Buffer[] = [];
   let heldBytes = 0;
-  let wanted = framing === "native" ? 4 : 1;
+  let wanted = 1;
   return (chunk) => {
     held.push(chunk);
     heldBytes += chunk.length;
-    if (framing === "lines" ? !chunk.includes(10) : heldBytes < wanted) return;
+    if (heldBytes < wanted || (framing === "lines" && !chunk.includes(10))) return;
     const bytes = held.length === 1 ? chunk : Buffer.concat(held);
     let at = 0;
-    if (framing === "lines") {
-      for (let end; (end = bytes.indexOf(10, at)) >= 0; at = end + 1) take(JSON.parse(bytes.toString("utf8", at, end)));
-    } else {
-      for (wanted = 4; at + 4 <= bytes.length; at += wanted, wanted = 4) {
-        wanted = 4 + bytes.readUInt32BE(at);
-        if (at + wanted > bytes.length) break;
-        take(JSON.parse(bytes.toString("utf8", at + 4, at + wanted)));
-      }
+    let place = placeOf(bytes, at);
+    for (; place.end <= bytes.length; place = placeOf(bytes, at)) {
+      take(JSON.parse(bytes.toString("utf8", at + place.header, place.end)));
+      at = place.end + place.trailer;
     }
     held = at < bytes.length ? [bytes.subarray(at)] : [];
     heldBytes = bytes.length - at;
+    wanted = place.end - at; // a large frame is put together once
   };
+}
+
+/** Where the message at a place of some bytes ends; after all of them while that is not known. */
+interface Place {
+  header: number;
+  end: number;
+  trailer: number;
+}
+
+function placeOfLine(bytes: Buffer, at: number): Place {
+  const end = bytes.indexOf(10, at);
+  return { header: 0, end: end < 0 ? bytes.length + 1 : end, trailer: 1 };
+}
+
+function placeOfFrame(bytes: Buffer, at: number): Place {
+  return { header: 4, end: at + 4 + (at + 4 <= bytes.length ? bytes.readUInt32BE(at) : 0), trailer: 0 };
 }

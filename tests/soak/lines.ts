@@ -78,7 +78,10 @@ export function createTrack(id: string, pid: number, from: number, to: number): 
       track.follow(line);
       track.detachedBy = undefined;
       return line.request("process.reattach", { id, fromSeq: track.lastSeq }, ({ found, firstSeq, lastSeq }) => {
-        if (!found) return void (wrong ??= "it is not found by the daemon that started it");
+        if (!found) {
+          wrong ??= "it is not found by the daemon that started it";
+          return;
+        }
         if (lastSeq < track.lastSeq) wrong ??= `lastSeq ${lastSeq} is answered after ${track.lastSeq} was sent`;
         if (firstSeq <= track.lastSeq + 1) return;
         track.gaps++;
@@ -95,7 +98,10 @@ export function createTrack(id: string, pid: number, from: number, to: number): 
   return track;
 
   function take(message: any): void {
-    if (message.type === "detached") return void (track.detachedBy = message.by);
+    if (message.type === "detached") {
+      track.detachedBy = message.by;
+      return;
+    }
     if (message.seq !== track.lastSeq + 1) wrong ??= `seq ${message.seq} after ${track.lastSeq}`;
     track.lastSeq = message.seq;
     if (message.stream === "exit") {
@@ -104,7 +110,10 @@ export function createTrack(id: string, pid: number, from: number, to: number): 
       return;
     }
     const bytes = Buffer.from(message.data, "base64");
-    if (message.stream === "stderr") return void (track.stderr += bytes.toString("latin1"));
+    if (message.stream === "stderr") {
+      track.stderr += bytes.toString("latin1");
+      return;
+    }
     if (bytes.length === 0 || bytes.length > messageBytes) wrong ??= `a message has ${bytes.length} bytes`;
     if (missing > 0) findPlace(bytes);
     if (!bytes.equals(expected.subarray(track.seenBytes, track.seenBytes + bytes.length)))
@@ -115,7 +124,10 @@ export function createTrack(id: string, pid: number, from: number, to: number): 
   /** After a gap the first whole line says where it goes on. Its bytes must fit into the messages that were named. */
   function findPlace(bytes: Buffer): void {
     const line = /(?:^|\n)(\d{8})\n/.exec(bytes.toString("latin1", 0, 3 * lineBytes));
-    if (line === null) return void (wrong ??= "no line is found after a gap");
+    if (line === null) {
+      wrong ??= "no line is found after a gap";
+      return;
+    }
     const place = (Number(line[1]) - firstNumber - from) * lineBytes - line.index - line[0].indexOf(line[1]!);
     if (place <= track.seenBytes || place - track.seenBytes > missing * messageBytes) {
       wrong ??= `${missing} messages are named, ${place - track.seenBytes} bytes are missing`;

@@ -1,6 +1,6 @@
 /** A soak as one SVG: what was sampled over time, a panel for each, with the daemons' ends as lines. */
 
-import type { Flatness, Sample } from "./sample.ts";
+import type { Checkpoint, Flatness, Sample } from "./sample.ts";
 import type { LifeStory } from "./soak.ts";
 
 const width = 1000;
@@ -32,14 +32,46 @@ export function plotSoak({
   problems: string[];
   flatness: Flatness[];
 }): string {
+  const rests = lives.flatMap((life) => life.rests);
+  const seconds = Math.max(samples.at(-1)?.at ?? 0, rests.at(-1)?.at ?? 0, 1);
+  const panels = panelsOf(samples, rests);
+  const height = top + panels.length * (panelHeight + panelGap);
+  const x = (at: number): string => (left + (at / seconds) * (width - left - right)).toFixed(1);
+  const ends = lives
+    .slice(1)
+    .map(
+      ({ from }) => `<line class="end" x1="${x(from)}" x2="${x(from)}" y1="${top - 12}" y2="${height - panelGap}"/>`,
+    );
+  const caption =
+    flatness.length === 0
+      ? "memory not judged"
+      : flatness
+          .map(
+            ({ what, middle, last }) =>
+              `${what} ${(middle / (1 << 20)).toFixed(2)} → ${(last / (1 << 20)).toFixed(2)} MiB`,
+          )
+          .join(", ");
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="12">
+<style>svg{background:#fff}text{fill:#24292f}.faint{fill:#6e7781}.axis{stroke:#d0d7de}.end{stroke:#cf222e;stroke-dasharray:4 3;stroke-opacity:.6}
+@media(prefers-color-scheme:dark){svg{background:#0d1117}text{fill:#e6edf3}.faint{fill:#8d96a0}.axis{stroke:#3d444d}}</style>
+<text x="12" y="24" font-size="16" font-weight="bold">holdfast under mixed work for ${(seconds / 60).toFixed(1)} minutes, seed ${seed}: ${problems.length === 0 ? "nothing was wrong" : `${problems.length} wrong`}</text>
+<text x="12" y="44" class="faint">middle third of the rests → last third: ${escapeXml(caption)}</text>
+<text x="12" y="58" class="faint">dashed: the daemon was ended on purpose, and another began</text>
+${panels.map(([title, lines], index) => plotPanel(title, lines, top + index * (panelHeight + panelGap), seconds, x)).join("\n")}
+${ends.join("\n")}
+</svg>
+`;
+}
+
+type Panel = [title: string, lines: Series[]];
+
+function panelsOf(samples: Sample[], rests: Checkpoint[]): Panel[] {
   const series = (name: string, colour: string, of: (sample: Sample) => number): Series => ({
     name,
     colour,
     points: samples.map((sample) => [sample.at, of(sample)]),
   });
-  const rests = lives.flatMap((life) => life.rests);
-  const seconds = Math.max(samples.at(-1)?.at ?? 0, rests.at(-1)?.at ?? 0, 1);
-  const atRest = (name: string, colour: string, of: (rest: (typeof rests)[number]) => number): Series => ({
+  const atRest = (name: string, colour: string, of: (rest: Checkpoint) => number): Series => ({
     name,
     colour,
     isDots: true,
@@ -51,7 +83,7 @@ export function plotSoak({
       ? []
       : [[sample.at, (100 * (sample.cpuSeconds - before.cpuSeconds)) / (sample.at - before.at)]];
   });
-  const panels: [string, Series[]][] = [
+  return [
     [
       "memory of the daemon, MiB",
       [
@@ -88,32 +120,6 @@ export function plotSoak({
     ["load of the daemon, % of a core", [{ name: "over 10 s", colour: "#0969da", points: load }]],
     ["log, KiB", [series("written", "#0969da", ({ logBytes }) => logBytes / 1024)]],
   ];
-  const height = top + panels.length * (panelHeight + panelGap);
-  const x = (at: number): string => (left + (at / seconds) * (width - left - right)).toFixed(1);
-  const ends = lives
-    .slice(1)
-    .map(
-      ({ from }) => `<line class="end" x1="${x(from)}" x2="${x(from)}" y1="${top - 12}" y2="${height - panelGap}"/>`,
-    );
-  const caption =
-    flatness.length === 0
-      ? "memory not judged"
-      : flatness
-          .map(
-            ({ what, middle, last }) =>
-              `${what} ${(middle / (1 << 20)).toFixed(2)} → ${(last / (1 << 20)).toFixed(2)} MiB`,
-          )
-          .join(", ");
-  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="12">
-<style>svg{background:#fff}text{fill:#24292f}.faint{fill:#6e7781}.axis{stroke:#d0d7de}.end{stroke:#cf222e;stroke-dasharray:4 3;stroke-opacity:.6}
-@media(prefers-color-scheme:dark){svg{background:#0d1117}text{fill:#e6edf3}.faint{fill:#8d96a0}.axis{stroke:#3d444d}}</style>
-<text x="12" y="24" font-size="16" font-weight="bold">holdfast under mixed work for ${(seconds / 60).toFixed(1)} minutes, seed ${seed}: ${problems.length === 0 ? "nothing was wrong" : `${problems.length} wrong`}</text>
-<text x="12" y="44" class="faint">middle third of the rests → last third: ${escape(caption)}</text>
-<text x="12" y="58" class="faint">dashed: the daemon was ended on purpose, and another began</text>
-${panels.map(([title, lines], index) => plotPanel(title, lines, top + index * (panelHeight + panelGap), seconds, x)).join("\n")}
-${ends.join("\n")}
-</svg>
-`;
 }
 
 function plotPanel(title: string, lines: Series[], y0: number, seconds: number, x: (at: number) => string): string {
@@ -134,10 +140,10 @@ function plotPanel(title: string, lines: Series[], y0: number, seconds: number, 
   );
   const legend = lines.map(
     ({ name, colour, isDots, points }, index) =>
-      `<text x="${width - right + 10}" y="${y0 + 12 + index * 16}" fill="${colour}" style="fill:${colour}">${isDots ? "●" : "—"} ${escape(name)} ${(points.at(-1)?.[1] ?? 0).toFixed(title.includes("in use") ? 2 : 0)}</text>`,
+      `<text x="${width - right + 10}" y="${y0 + 12 + index * 16}" fill="${colour}" style="fill:${colour}">${isDots ? "●" : "—"} ${escapeXml(name)} ${(points.at(-1)?.[1] ?? 0).toFixed(title.includes("in use") ? 2 : 0)}</text>`,
   );
   return [
-    `<text x="${left}" y="${y0 - 6}" font-weight="bold">${escape(title)}</text>`,
+    `<text x="${left}" y="${y0 - 6}" font-weight="bold">${escapeXml(title)}</text>`,
     ...grid,
     ...times,
     ...marks,
@@ -151,6 +157,6 @@ function niceAbove(value: number): number {
   return [1, 1.5, 2, 3, 4, 6, 8, 10].find((factor) => factor * power >= value)! * power;
 }
 
-function escape(text: string): string {
+function escapeXml(text: string): string {
   return text.replace(/[&<>"]/g, (found) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[found]!);
 }

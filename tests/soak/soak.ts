@@ -91,473 +91,532 @@ const probe = `if (process.argv.includes("--launched")) process.on("SIGUSR2", as
 });
 `;
 
-export async function soak({
-  seconds,
-  seed,
-  share,
-  only,
-  program = builtFile,
-  progress,
-  stop,
-}: SoakOptions): Promise<SoakResult> {
-  const directory = mkdtempSync(join(tmpdir(), "holdfast-soak-"));
+/** A soak that is under way. */
+interface Soak extends Required<Pick<SoakOptions, "seconds" | "seed" | "share" | "progress">> {
+  site: Site;
   /** Of the daemon alone: what is found in it in the end is its own. */
-  const runDirectory = join(directory, "run");
-  const socket = join(runDirectory, "rpc.sock");
-  const restFile = join(directory, "rest.json");
-  const probeFile = join(directory, "probe.cjs");
-  // Ours, bridges and daemons have both, the daemon's children only the first: it gives them none of its own
-  const env: NodeJS.ProcessEnv = {
-    ...process.env,
-    SOAK_DIRECTORY: directory,
-    HOLDFAST_SOAK: restFile,
-    SHELL: "/bin/sh",
-    XDG_STATE_HOME: join(directory, "state"),
-  };
-  const tokens = ["one", "two"].map((name) => ({ token: `token ${name}`, file: join(directory, `${name}.token`) }));
-  const problems: string[] = [];
-  const samples: Sample[] = [];
-  const lives: LifeStory[] = [];
+  runDirectory: string;
+  /** Where the daemon's probe answers. */
+  restFile: string;
+  random: () => number;
+  /** Does what is to be done in order; the others are at work side by side. */
+  director: Worker;
+  workers: Worker[];
+  /** The operations to choose from. */
+  chosen: readonly Operation[];
+  problems: string[];
+  samples: Sample[];
+  lives: LifeStory[];
+  flatness: Flatness[];
   /** By name of the operation: done, and interrupted. */
-  const done = new Map<string, number>();
-  const interrupted = new Map<string, number>();
-  const startedAt = performance.now();
-  const at = (): number => (performance.now() - startedAt) / 1000;
-  const random = createFractions(seed);
-
-  let count = 0;
-  let killed = 0;
-  let healed = 0;
-  let disturbances = 0;
-  let isDisturbing = false;
-  let turn: Promise<unknown> = Promise.resolve();
+  done: Map<string, number>;
+  interrupted: Map<string, number>;
+  /** Of performance.now(). */
+  startedAt: number;
+  count: number;
+  killed: number;
+  healed: number;
+  disturbances: number;
+  isDisturbing: boolean;
+  /** The disturbance that goes on, or the last one: they take turns. */
+  turn: Promise<unknown>;
   /** Set while all are to rest. */
-  let resting: Promise<void> | undefined;
-  let isOver = false;
+  resting: Promise<void> | undefined;
+  isOver: boolean;
+  /** Operations of the workers that are going on. */
+  busy: Set<Promise<void>>;
   /** Seconds of processor time: by daemons that have ended, and by this process and its children before it all began. */
-  const usedByEnded = new Map<number, [number, number]>();
-  const usedBefore = ownSeconds();
-  const busy = new Set<Promise<void>>();
+  usedByEnded: Map<number, [number, number]>;
+  usedBefore: number;
+}
 
-  const site: Site = {
-    directory,
-    socket,
-    tokens,
-    env,
-    life: { pid: 0, instance: "" },
-    counts: { bridgesKilled: 0, linesCut: 0, revivals: 0, publications: 0, gaps: 0 },
-    command: (args) => [process.execPath, "--expose-gc", "--require", probeFile, program, ...args, "--socket", socket],
-    disturb: (action) => {
-      const mine = turn.then(async () => {
-        disturbances++;
-        isDisturbing = true;
-        try {
-          return await action();
-        } catch (error) {
-          throw error instanceof Lost ? new Wrong(error.message) : error; // by nobody else
-        } finally {
-          isDisturbing = false;
-        }
-      });
-      turn = mine.catch(() => {});
-      return mine;
-    },
-    isDisturbed: () => isDisturbing,
-  };
-  const [director, ...workers] = Array.from(
-    { length: 1 + workerCount },
-    (_, index): Worker => ({
-      site,
-      name: `w${index}`,
-      random: createFractions(seed * 31 + index),
-      ids: Array.from({ length: idsPerWorker }, (_, id) => `w${index}-${id}`),
-      turn: 0,
-    }),
-  ) as [Worker, ...Worker[]];
-  const chosen = operations.filter(({ name }) => only === undefined || only.includes(name));
-
-  mkdirSync(runDirectory, { mode: 0o700 });
-  mkdirSync(join(directory, "files"));
-  writeFileSync(probeFile, probe);
-  for (const { token, file } of tokens) writeFileSync(file, `${token}\n`, { mode: 0o600 });
-  stop?.addEventListener("abort", () => (isOver = true));
+export async function soak(options: SoakOptions): Promise<SoakResult> {
+  const soak = createSoak(options);
+  const { problems, lives, samples, seed } = soak;
+  options.stop?.addEventListener("abort", () => {
+    soak.isOver = true;
+  });
   const onUncaught = (error: Error): void => {
-    blame("a message that cannot be read, or a mistake of the soak itself", error);
-    isOver = true;
+    blame(soak, "a message that cannot be read, or a mistake of the soak itself", error);
+    soak.isOver = true;
   };
   process.on("uncaughtException", onUncaught);
-  let sampler: NodeJS.Timeout | undefined;
-  let flatness: Flatness[] = [];
   let [summary, table] = ["", ""];
   try {
-    await startAnew();
-    let nextProgress = 30;
-    sampler = setInterval(() => {
-      const sample = sampleOf(site.life.pid, runDirectory, at());
-      if (sample !== undefined) samples.push(sample);
-      if (at() < nextProgress) return;
-      nextProgress += 30;
-      progress(`${Math.round(at())} s: ${figures()}`);
-    }, 1000);
-    await Promise.all([direct(), ...workers.map(work)]);
-    if (problems.length === 0) await rest();
-    flatness = judge();
-    await end();
+    await runAll(soak);
   } catch (error) {
     problems.push(`seed ${seed}: ${(error as Error).stack}`);
   } finally {
-    clearInterval(sampler);
-    [summary, table] = [figures(), tableOf()];
-    await clearUp();
+    [summary, table] = [figures(soak), tableOf(soak)];
+    await clearUp(soak);
     process.removeListener("uncaughtException", onUncaught);
   }
   return {
-    problems,
-    summary,
-    table,
+    ...{ problems, summary, table },
     rests: lives.flatMap((life) => life.rests).length,
-    kills: killed,
-    svg: plotSoak({ seed, samples, lives, problems, flatness }),
+    kills: soak.killed,
+    svg: plotSoak({ seed, samples, lives, problems, flatness: soak.flatness }),
   };
+}
 
-  // What is done
-
-  /** When to rest, and when to end the daemon: as the seed says. */
-  async function direct(): Promise<void> {
-    const restEvery = Math.min(Math.max(seconds / 18, 5), 60);
-    const endCount = Math.min(Math.max(Math.round(seconds / 90), 1), 8);
-    const endsAt = Array.from({ length: endCount }, () => seconds * (0.05 + 0.35 * random())).sort((a, b) => a - b);
-    await warmUp();
-    let nextRest = at() + restEvery;
-    for (let isFirst = true; at() < seconds && !isOver; await sleep(100)) {
-      if (endsAt.length > 0 && at() > endsAt[0]!) {
-        endsAt.shift();
-        const how = isFirst ? "kill -9" : ends[Math.floor(random() * ends.length)]!;
-        isFirst = false;
-        await attempt(how, () => site.disturb(() => endDaemon(how)));
-        await warmUp();
-      } else if (at() > nextRest) {
-        await rest();
-        nextRest = at() + restEvery;
-      }
-    }
-    isOver = true;
+/** All that is done, from the first start to the end; sampled meanwhile. */
+async function runAll(soak: Soak): Promise<void> {
+  await startAnew(soak);
+  let nextProgress = 30;
+  const sampler = setInterval(() => {
+    const sample = sampleOf(soak.site.life.pid, soak.runDirectory, at(soak));
+    if (sample !== undefined) soak.samples.push(sample);
+    if (at(soak) < nextProgress) return;
+    nextProgress += 30;
+    soak.progress(`${Math.round(at(soak))} s: ${figures(soak)}`);
+  }, 1000);
+  try {
+    await Promise.all([direct(soak), ...soak.workers.map((worker) => work(soak, worker))]);
+    if (soak.problems.length === 0) await rest(soak);
+    soak.flatness = judge(soak);
+    await end(soak);
+  } finally {
+    clearInterval(sampler);
   }
+}
 
-  /**
-   * Each operation once: for what a daemon does for the first time it may keep something. And the most that can be at once: malloc keeps for itself
-   * what it once had, so that memory climbs to where it then stays (to 240 MiB, with all of 4 workers' work such). Then its first rest.
-   */
-  async function warmUp(): Promise<void> {
-    for (const operation of chosen) {
-      if (isOver) return;
-      await attempt(operation.name, () => carryOut(operation, director));
-    }
-    await atRest(() => Promise.all([...workers, director].map((worker) => attempt("tide", () => tide(worker)))));
-    await rest();
-  }
+function createSoak({ seconds, seed, share, only, program = builtFile, progress }: SoakOptions): Soak {
+  const directory = mkdtempSync(join(tmpdir(), "holdfast-soak-"));
+  const runDirectory = join(directory, "run");
+  const restFile = join(directory, "rest.json");
+  const site = createSite(directory, program, join(runDirectory, "rpc.sock"), restFile);
+  const [director, ...workers] = Array.from({ length: 1 + workerCount }, (_, index): Worker => {
+    const ids = Array.from({ length: idsPerWorker }, (_, id) => `w${index}-${id}`);
+    return { site, name: `w${index}`, random: createFractions(seed * 31 + index), ids, turn: 0 };
+  }) as [Worker, ...Worker[]];
+  mkdirSync(runDirectory, { mode: 0o700 });
+  mkdirSync(join(directory, "files"));
+  writeFileSync(join(directory, "probe.cjs"), probe);
+  for (const { token, file } of site.tokens) writeFileSync(file, `${token}\n`, { mode: 0o600 });
+  const soak: Soak = {
+    ...{ seconds, seed, share, progress, site, runDirectory, restFile, director, workers },
+    random: createFractions(seed),
+    chosen: operations.filter(({ name }) => only === undefined || only.includes(name)),
+    ...{ problems: [], samples: [], lives: [], flatness: [], done: new Map(), interrupted: new Map() },
+    startedAt: performance.now(),
+    ...{ count: 0, killed: 0, healed: 0, disturbances: 0, isDisturbing: false, turn: Promise.resolve() },
+    ...{ resting: undefined, isOver: false, busy: new Set(), usedByEnded: new Map(), usedBefore: ownSeconds() },
+  };
+  site.disturb = (action) => disturb(soak, action);
+  site.isDisturbed = () => soak.isDisturbing;
+  return soak;
+}
 
-  async function work(worker: Worker): Promise<void> {
-    const total = chosen.reduce((sum, { weight }) => sum + weight, 0);
-    while (!isOver) {
-      await (resting ?? pace());
-      if (resting !== undefined || isOver) continue;
-      let left = worker.random() * total;
-      const operation = chosen.find(({ weight }) => (left -= weight) < 0) ?? chosen[0]!;
-      const ended = attempt(operation.name, () => carryOut(operation, worker));
-      busy.add(ended);
-      await ended;
-      busy.delete(ended);
-    }
-  }
+function createSite(directory: string, program: string, socket: string, restFile: string): Site {
+  const flags = ["--expose-gc", "--require", join(directory, "probe.cjs")];
+  return {
+    directory,
+    socket,
+    tokens: ["one", "two"].map((name) => ({ token: `token ${name}`, file: join(directory, `${name}.token`) })),
+    // Ours, bridges and daemons have both, the daemon's children only the first: it gives them none of its own
+    env: {
+      ...process.env,
+      SOAK_DIRECTORY: directory,
+      HOLDFAST_SOAK: restFile,
+      SHELL: "/bin/sh",
+      XDG_STATE_HOME: join(directory, "state"),
+    },
+    life: { pid: 0, instance: "" },
+    counts: { bridgesKilled: 0, linesCut: 0, revivals: 0, publications: 0, gaps: 0 },
+    command: (args) => [process.execPath, ...flags, program, ...args, "--socket", socket],
+    disturb: (action) => action(),
+    isDisturbed: () => false,
+  };
+}
 
-  async function carryOut(operation: Operation, worker: Worker): Promise<void> {
-    let timer: NodeJS.Timeout | undefined;
-    const late = new Promise<never>(
-      (_, fail) =>
-        (timer = setTimeout(() => fail(new Wrong(`it is not done within ${operationMs / 1000} s`)), operationMs)),
-    );
+/** In turn. A line that is lost meanwhile is lost by it. */
+function disturb<T>(soak: Soak, action: () => Promise<T>): Promise<T> {
+  const mine = soak.turn.then(async () => {
+    soak.disturbances++;
+    soak.isDisturbing = true;
     try {
-      await Promise.race([operation.run(worker), late]);
-    } finally {
-      clearTimeout(timer);
-    }
-  }
-
-  /** Counts what comes of it. A line that was lost while the daemon was being disturbed is nobody's mistake. */
-  async function attempt(name: string, action: () => Promise<void>): Promise<void> {
-    const before = disturbances;
-    const wasDisturbing = isDisturbing;
-    const number = ++count;
-    try {
-      await action();
-      increase(done, name);
+      return await action();
     } catch (error) {
-      if (error instanceof Lost && (wasDisturbing || disturbances > before)) increase(interrupted, name);
-      else blame(`operation ${number} "${name}"`, error as Error);
+      throw error instanceof Lost ? new Wrong(error.message) : error; // by nobody else
+    } finally {
+      soak.isDisturbing = false;
     }
-    for (let round = 0; isDisturbing && round < 10; round++) await sleep(50); // what is begun meanwhile may be interrupted, too
+  });
+  soak.turn = mine.catch(() => {});
+  return mine;
+}
+
+/** Seconds since it began. */
+function at({ startedAt }: Soak): number {
+  return (performance.now() - startedAt) / 1000;
+}
+
+// What is done
+
+/** When to rest, and when to end the daemon: as the seed says. */
+async function direct(soak: Soak): Promise<void> {
+  const restEvery = Math.min(Math.max(soak.seconds / 18, 5), 60);
+  const endCount = Math.min(Math.max(Math.round(soak.seconds / 90), 1), 8);
+  const endsAt = Array.from({ length: endCount }, () => soak.seconds * (0.05 + 0.35 * soak.random())).sort(
+    (a, b) => a - b,
+  );
+  await warmUp(soak);
+  let nextRest = at(soak) + restEvery;
+  for (let isFirst = true; at(soak) < soak.seconds && !soak.isOver; await sleep(100)) {
+    if (endsAt.length > 0 && at(soak) > endsAt[0]!) {
+      endsAt.shift();
+      const how = isFirst ? "kill -9" : ends[Math.floor(soak.random() * ends.length)]!;
+      isFirst = false;
+      await attempt(soak, how, () => soak.site.disturb(() => endDaemon(soak, how)));
+      await warmUp(soak);
+    } else if (at(soak) > nextRest) {
+      await rest(soak);
+      nextRest = at(soak) + restEvery;
+    }
   }
+  soak.isOver = true;
+}
 
-  function blame(what: string, error: Error | string): void {
-    problems.push(`seed ${seed}, ${what}, at ${at().toFixed(1)} s: ${typeof error === "string" ? error : error.stack}`);
-    progress(problems.at(-1)!);
-    if (problems.length >= maxProblems) isOver = true;
+/**
+ * Each operation once: for what a daemon does for the first time it may keep something. And the most that can be at once: malloc keeps for itself
+ * what it once had, so that memory climbs to where it then stays (to 240 MiB, with all of 4 workers' work such). Then its first rest.
+ */
+async function warmUp(soak: Soak): Promise<void> {
+  for (const operation of soak.chosen) {
+    if (soak.isOver) return;
+    await attempt(soak, operation.name, () => carryOut(operation, soak.director));
   }
+  await atRest(soak, () =>
+    Promise.all([...soak.workers, soak.director].map((worker) => attempt(soak, "tide", () => tide(worker)))),
+  );
+  await rest(soak);
+}
 
-  /** Waits until daemon and clients have used no more of the processor than they may. */
-  async function pace(): Promise<void> {
-    while (usedSeconds() > share * at() && !isOver && resting === undefined) await sleep(100);
+async function work(soak: Soak, worker: Worker): Promise<void> {
+  while (!soak.isOver) {
+    await (soak.resting ?? pace(soak));
+    if (soak.resting !== undefined || soak.isOver) continue;
+    const operation = drawOperation(soak, worker);
+    const ended = attempt(soak, operation.name, () => carryOut(operation, worker));
+    soak.busy.add(ended);
+    await ended;
+    soak.busy.delete(ended);
   }
+}
 
-  function usedSeconds(): number {
-    const daemons = lives.flatMap(({ pid }) => usedByEnded.get(pid) ?? cpuOf(pid));
-    return ownSeconds() - usedBefore + daemons.reduce((sum, part) => sum + part, 0);
+/** By weight. */
+function drawOperation({ chosen }: Soak, worker: Worker): Operation {
+  const total = chosen.reduce((sum, { weight }) => sum + weight, 0);
+  let left = worker.random() * total;
+  for (const operation of chosen) {
+    left -= operation.weight;
+    if (left < 0) return operation;
   }
+  return chosen[0]!;
+}
 
-  // The daemon's lives
+async function carryOut(operation: Operation, worker: Worker): Promise<void> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>(
+    (_, fail) =>
+      (timer = setTimeout(() => fail(new Wrong(`it is not done within ${operationMs / 1000} s`)), operationMs)),
+  );
+  try {
+    await Promise.race([operation.run(worker), late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
 
-  async function startAnew(args: string[] = []): Promise<void> {
-    const started = JSON.parse(
-      (await run(director, ["--serve", "--json", "--token-file", tokens[0]!.file, ...args])).stdout.toString(),
+/** Counts what comes of it. A line that was lost while the daemon was being disturbed is nobody's mistake. */
+async function attempt(soak: Soak, name: string, action: () => Promise<void>): Promise<void> {
+  const before = soak.disturbances;
+  const wasDisturbing = soak.isDisturbing;
+  const number = ++soak.count;
+  try {
+    await action();
+    increase(soak.done, name);
+  } catch (error) {
+    if (error instanceof Lost && (wasDisturbing || soak.disturbances > before)) increase(soak.interrupted, name);
+    else blame(soak, `operation ${number} "${name}"`, error as Error);
+  }
+  for (let round = 0; soak.isDisturbing && round < 10; round++) await sleep(50); // what is begun meanwhile may be soak.interrupted, too
+}
+
+function blame(soak: Soak, what: string, error: Error | string): void {
+  soak.problems.push(
+    `seed ${soak.seed}, ${what}, at ${at(soak).toFixed(1)} s: ${typeof error === "string" ? error : error.stack}`,
+  );
+  soak.progress(soak.problems.at(-1)!);
+  if (soak.problems.length >= maxProblems) soak.isOver = true;
+}
+
+/** Waits until daemon and clients have used no more of the processor than they may. */
+async function pace(soak: Soak): Promise<void> {
+  while (usedSeconds(soak) > soak.share * at(soak) && !soak.isOver && soak.resting === undefined) await sleep(100);
+}
+
+function usedSeconds(soak: Soak): number {
+  const daemons = soak.lives.flatMap(({ pid }) => soak.usedByEnded.get(pid) ?? cpuOf(pid));
+  return ownSeconds() - soak.usedBefore + daemons.reduce((sum, part) => sum + part, 0);
+}
+
+// The daemon's lives
+
+async function startAnew(soak: Soak, args: string[] = []): Promise<void> {
+  const started = JSON.parse(
+    (
+      await run(soak.director, ["--serve", "--json", "--token-file", soak.site.tokens[0]!.file, ...args])
+    ).stdout.toString(),
+  );
+  if (started.how !== "started") throw new Wrong(`--serve has ${started.how}, not started`);
+  await run(soak.director, ["--serve", "--token-file", soak.site.tokens[1]!.file]);
+  await adopt(soak, started.instance);
+}
+
+/** From now on this is the daemon; it is the only one. */
+async function adopt(soak: Soak, instance: string): Promise<void> {
+  const record = JSON.parse(readFileSync(`${soak.site.socket}.record`, "utf8"));
+  if (record.instance !== instance)
+    throw new Wrong(`instance ${instance} answers, the record is that of ${record.instance}`);
+  await until("exactly one daemon", () => daemons(soak).length === 1, 20_000);
+  if (daemons(soak)[0] !== record.pid)
+    throw new Wrong(`process ${daemons(soak)[0]} is the daemon, the record says ${record.pid}`);
+  soak.site.life = { pid: record.pid, instance };
+  soak.lives.push({ ...soak.site.life, from: at(soak), rests: [], end: undefined });
+}
+
+async function endDaemon(soak: Soak, how: (typeof ends)[number]): Promise<void> {
+  const old = soak.lives.at(-1)!;
+  soak.usedByEnded.set(old.pid, cpuOf(old.pid));
+  old.end = how;
+  if (how === "kill -9") {
+    process.kill(old.pid, "SIGKILL");
+    soak.killed++;
+    await until(`the end of ${old.pid}`, () => !isAlive(old.pid), 20_000);
+    await endOrphans(soak); // nobody else does
+    return heal(soak, old);
+  }
+  if (how === "--stop --now") await run(soak.director, ["--stop", "--now"]);
+  else await startAnew(soak, ["--replace"]);
+  await until(`the end of ${old.pid} by ${how}`, () => !isAlive(old.pid), 20_000);
+  const left = orphans(soak);
+  if (left.length > 0)
+    throw new Wrong(`after ${how} there are processes of the old daemon: ${left.map(describeProcess).join("; ")}`);
+  if (how === "--stop --now") await startAnew(soak);
+}
+
+/** Bridges at once find it dead; one of them is killed in the middle. */
+async function heal(soak: Soak, old: Life): Promise<void> {
+  const lines = Array.from({ length: 3 }, () =>
+    openBridgeLine(soak.site.command(["--bridge"]), soak.site.env, "native"),
+  );
+  setTimeout(() => lines[0]!.cut(), soak.random() * 250);
+  soak.site.counts.bridgesKilled++;
+  const answers = await Promise.all(
+    lines.map(async (line, index) => {
+      line.auth = soak.site.tokens[index % 2]!.token;
+      const answer = await line.request("server.capabilities").catch((error) => {
+        if (index > 0) throw error;
+      });
+      await line.close();
+      return answer?.instanceId as string | undefined;
+    }),
+  );
+  const [instance, ...others] = answers.filter((one) => one !== undefined);
+  if (instance === undefined || instance === old.instance || others.some((one) => one !== instance))
+    throw new Wrong(`healed by ${answers.join(", ")}, ${old.instance} was killed`);
+  await adopt(soak, instance);
+  soak.healed++;
+}
+
+function daemons(soak: Soak): number[] {
+  return ours(soak, true).filter((pid) => commandOf(pid).endsWith(`--launched\0--socket\0${soak.site.socket}\0`));
+}
+
+/** What daemons have started. */
+function orphans(soak: Soak): number[] {
+  return ours(soak, false);
+}
+
+async function endOrphans(soak: Soak): Promise<void> {
+  for (let round = 0; round < 100; round++) {
+    const left = orphans(soak);
+    if (left.length === 0) return;
+    for (const pid of left) signal(pid, "SIGKILL");
+    await sleep(20);
+  }
+  throw new Error(`${orphans(soak).length} processes do not end`);
+}
+
+/** Living processes of this soak by their environment: those that we started, daemons too; or those that daemons started. */
+function ours(soak: Soak, areStartedByUs: boolean): number[] {
+  return allPids().filter((pid) => {
+    const variables = textOf(`/proc/${pid}/environ`).split("\0");
+    return (
+      variables.includes(`SOAK_DIRECTORY=${soak.site.directory}`) &&
+      variables.includes(`HOLDFAST_SOAK=${soak.restFile}`) === areStartedByUs &&
+      isAlive(pid)
     );
-    if (started.how !== "started") throw new Wrong(`--serve has ${started.how}, not started`);
-    await run(director, ["--serve", "--token-file", tokens[1]!.file]);
-    await adopt(started.instance);
-  }
+  });
+}
 
-  /** From now on this is the daemon; it is the only one. */
-  async function adopt(instance: string): Promise<void> {
-    const record = JSON.parse(readFileSync(`${socket}.record`, "utf8"));
-    if (record.instance !== instance)
-      throw new Wrong(`instance ${instance} answers, the record is that of ${record.instance}`);
-    await until("exactly one daemon", () => daemons().length === 1, 20_000);
-    if (daemons()[0] !== record.pid)
-      throw new Wrong(`process ${daemons()[0]} is the daemon, the record says ${record.pid}`);
-    site.life = { pid: record.pid, instance };
-    lives.push({ ...site.life, from: at(), rests: [], end: undefined });
-  }
+// Rests
 
-  async function endDaemon(how: (typeof ends)[number]): Promise<void> {
-    const old = lives.at(-1)!;
-    usedByEnded.set(old.pid, cpuOf(old.pid));
-    old.end = how;
-    if (how === "kill -9") {
-      process.kill(old.pid, "SIGKILL");
-      killed++;
-      await until(`the end of ${old.pid}`, () => !isAlive(old.pid), 20_000);
-      await endOrphans(); // nobody else does
-      return heal(old);
-    }
-    if (how === "--stop --now") await run(director, ["--stop", "--now"]);
-    else await startAnew(["--replace"]);
-    await until(`the end of ${old.pid} by ${how}`, () => !isAlive(old.pid), 20_000);
-    const left = orphans();
-    if (left.length > 0)
-      throw new Wrong(`after ${how} there are processes of the old daemon: ${left.map(describeProcess).join("; ")}`);
-    if (how === "--stop --now") await startAnew();
-  }
+/** Lets all work end, and all that is kept of it be forgotten; then nothing may be there that was not at the first rest. */
+function rest(soak: Soak): Promise<void> {
+  return atRest(soak, async () => {
+    for (const worker of [soak.director, ...soak.workers]) await tidy(worker);
+    await takeCheckpoint(soak);
+  });
+}
 
-  /** Bridges at once find it dead; one of them is killed in the middle. */
-  async function heal(old: Life): Promise<void> {
-    const lines = Array.from({ length: 3 }, () => openBridgeLine(site.command(["--bridge"]), env, "native"));
-    setTimeout(() => lines[0]!.cut(), random() * 250);
-    site.counts.bridgesKilled++;
-    const answers = await Promise.all(
-      lines.map(async (line, index) => {
-        line.auth = tokens[index % 2]!.token;
-        const answer = await line.request("server.capabilities").catch((error) => {
-          if (index > 0) throw error;
-        });
-        await line.close();
-        return answer?.instanceId as string | undefined;
-      }),
-    );
-    const [instance, ...others] = answers.filter((one) => one !== undefined);
-    if (instance === undefined || instance === old.instance || others.some((one) => one !== instance))
-      throw new Wrong(`healed by ${answers.join(", ")}, ${old.instance} was killed`);
-    await adopt(instance);
-    healed++;
+async function atRest(soak: Soak, action: () => Promise<unknown>): Promise<void> {
+  let goOn!: () => void;
+  soak.resting = new Promise((resolve) => (goOn = resolve));
+  try {
+    await Promise.all(soak.busy);
+    await soak.turn;
+    await action();
+  } catch (error) {
+    blame(soak, "a rest", error as Error);
+    soak.isOver = true; // it would be so at each one that follows
+  } finally {
+    soak.resting = undefined;
+    goOn();
   }
+}
 
-  function daemons(): number[] {
-    return ours(true).filter((pid) => commandOf(pid).endsWith(`--launched\0--socket\0${socket}\0`));
+/** Once it stands still, or is as it was at its first rest. */
+async function takeCheckpoint(soak: Soak): Promise<void> {
+  const { pid, rests } = soak.lives.at(-1)!;
+  const first = rests[0];
+  let before = "";
+  let stillRounds = 0;
+  for (const deadline = Date.now() + restMs; ; await sleep(200)) {
+    const checkpoint = await lookAtDaemon(soak, pid);
+    const key = keyOf(checkpoint);
+    stillRounds = key === before ? stillRounds + 1 : 0;
+    before = key;
+    const isSettled = first === undefined ? stillRounds >= 5 && checkpoint.children === 0 : key === keyOf(first);
+    if (isSettled) return void rests.push(checkpoint);
+    if (Date.now() > deadline) throw unsettled(soak, pid, key, first);
   }
+}
 
-  /** What daemons have started. */
-  function orphans(): number[] {
-    return ours(false);
-  }
+async function lookAtDaemon(soak: Soak, pid: number): Promise<Checkpoint> {
+  const inside = await askDaemon(soak, pid);
+  const outside = sampleOf(pid, soak.runDirectory, at(soak));
+  if (outside === undefined) throw new Wrong(`the daemon, process ${pid}, is gone`);
+  return { ...outside, ...inside, operations: soak.count };
+}
 
-  async function endOrphans(): Promise<void> {
-    for (let round = 0; round < 100; round++) {
-      const left = orphans();
-      if (left.length === 0) return;
-      for (const pid of left) signal(pid, "SIGKILL");
-      await sleep(20);
-    }
-    throw new Error(`${orphans().length} processes do not end`);
-  }
+/** What is to be the same at each rest. */
+function keyOf({ descriptors, threads, children, resources }: Checkpoint): string {
+  return `${descriptors} descriptors, ${threads} threads, ${children} children, handles: ${resources}`;
+}
 
-  /** Living processes of this soak by their environment: those that we started, daemons too; or those that daemons started. */
-  function ours(areStartedByUs: boolean): number[] {
-    return allPids().filter((pid) => {
-      const variables = textOf(`/proc/${pid}/environ`).split("\0");
-      return (
-        variables.includes(`SOAK_DIRECTORY=${directory}`) &&
-        variables.includes(`HOLDFAST_SOAK=${restFile}`) === areStartedByUs &&
-        isAlive(pid)
+function unsettled(soak: Soak, pid: number, key: string, first: Checkpoint | undefined): Wrong {
+  const expected = first === undefined ? "no children, and to stand still" : keyOf(first);
+  const since = soak.count - (first?.operations ?? 0);
+  return new Wrong(`${key} (${descriptorKinds(pid)}), expected ${expected}, after ${since} operations`);
+}
+
+async function askDaemon(soak: Soak, pid: number): Promise<Rest> {
+  rmSync(soak.restFile, { force: true });
+  signal(pid, "SIGUSR2");
+  await until("an answer to SIGUSR2", () => existsSync(soak.restFile), restMs);
+  return JSON.parse(readFileSync(soak.restFile, "utf8"));
+}
+
+// What is left
+
+function judge(soak: Soak): Flatness[] {
+  let last: Flatness[] = [];
+  for (const { rests, instance } of soak.lives) {
+    const rows = judgeFlatness(rests);
+    if (rows.length > 0) last = rows;
+    for (const { what, middle, last: after, bound, perOperation } of rows) {
+      if (after - middle <= bound) continue;
+      blame(
+        soak,
+        `instance ${instance.slice(0, 8)}`,
+        `its memory is not flat: ${what} ${size(middle)} in the middle third of ${rests.length} rests, ${size(after)} in the last, may grow by ${size(bound)}: ${Math.round(perOperation)} bytes an operation`,
       );
-    });
-  }
-
-  // Rests
-
-  /** Lets all work end, and all that is kept of it be forgotten; then nothing may be there that was not at the first rest. */
-  function rest(): Promise<void> {
-    return atRest(async () => {
-      for (const worker of [director, ...workers]) await tidy(worker);
-      await takeCheckpoint();
-    });
-  }
-
-  async function atRest(action: () => Promise<unknown>): Promise<void> {
-    let goOn!: () => void;
-    resting = new Promise((resolve) => (goOn = resolve));
-    try {
-      await Promise.all(busy);
-      await turn;
-      await action();
-    } catch (error) {
-      blame("a rest", error as Error);
-      isOver = true; // it would be so at each one that follows
-    } finally {
-      resting = undefined;
-      goOn();
     }
   }
+  return last;
+}
 
-  async function takeCheckpoint(): Promise<void> {
-    const { pid, rests } = lives.at(-1)!;
-    const first = rests[0];
-    const keyOf = (one: Checkpoint): string =>
-      `${one.descriptors} descriptors, ${one.threads} threads, ${one.children} children, handles: ${one.resources}`;
-    let before = "";
-    let stillRounds = 0;
-    for (const deadline = Date.now() + restMs; ; await sleep(200)) {
-      const inside = await askDaemon(pid);
-      const outside = sampleOf(pid, runDirectory, at());
-      if (outside === undefined) throw new Wrong(`the daemon, process ${pid}, is gone`);
-      const checkpoint = { ...outside, ...inside, operations: count };
-      const key = keyOf(checkpoint);
-      stillRounds = key === before ? stillRounds + 1 : 0;
-      before = key;
-      const isSettled = first === undefined ? stillRounds >= 5 && checkpoint.children === 0 : key === keyOf(first);
-      if (isSettled) return void rests.push(checkpoint);
-      if (Date.now() > deadline) {
-        const expected = first === undefined ? "no children, and to stand still" : keyOf(first);
-        throw new Wrong(
-          `${key} (${descriptorKinds(pid)}), expected ${expected}, after ${count - (first?.operations ?? 0)} operations`,
-        );
-      }
-    }
+async function end(soak: Soak): Promise<void> {
+  await run(soak.director, ["--stop", "--now"]);
+  soak.lives.at(-1)!.end = "--stop --now";
+  const left = (): string[] => [
+    ...[...ours(soak, true), ...ours(soak, false)].map(describeProcess),
+    ...readdirSync(soak.runDirectory).filter(
+      (name) => !["rpc.sock.record", "remote-server.log", "remote-server.log.1"].includes(name),
+    ),
+    ...["files", "state"].flatMap((name) =>
+      existsSync(join(soak.site.directory, name))
+        ? readdirSync(join(soak.site.directory, name), { recursive: true, encoding: "utf8" })
+        : [],
+    ),
+  ];
+  await until("nothing is left", () => left().length === 0, 20_000).catch(() => {});
+  if (left().length > 0) blame(soak, "the end", `there is left: ${left().join("; ")}`);
+  const { ended } = JSON.parse(readFileSync(`${soak.site.socket}.record`, "utf8"));
+  if (ended?.reason !== "stopped") blame(soak, "the end", `the record says ${JSON.stringify(ended)}`);
+}
+
+async function clearUp(soak: Soak): Promise<void> {
+  for (const pid of [...ours(soak, true), ...ours(soak, false)]) signal(pid, "SIGKILL");
+  await until("the end of all processes", () => ours(soak, true).length + ours(soak, false).length === 0, 20_000);
+  rmSync(soak.site.directory, { recursive: true, force: true });
+}
+
+function figures(soak: Soak): string {
+  const peakKiB = Math.max(...soak.samples.map(({ rssKiB }) => rssKiB), 0);
+  const atRest = soak.lives.at(-1)?.rests.at(-1);
+  const { bridgesKilled, linesCut, revivals, publications, gaps } = soak.site.counts;
+  return [
+    `${soak.count} operations (${[...soak.interrupted.values()].reduce((sum, times) => sum + times, 0)} interrupted)`,
+    `${soak.lives.length - 1} daemons ended, ${soak.killed} of them by kill -9, ${soak.healed} healed`,
+    `${bridgesKilled} bridges killed, ${linesCut} sockets cut, ${revivals} revivals, ${publications} publications after a deletion, ${gaps} gaps named`,
+    `memory ${(peakKiB / 1024).toFixed(0)} MiB at most`,
+    ...(atRest === undefined
+      ? []
+      : [
+          `at rest ${(atRest.rssKiB / 1024).toFixed(0)} MiB (heap ${size(atRest.heapBytes)}, buffers ${size(atRest.bufferBytes)})`,
+          `${atRest.descriptors} descriptors, ${atRest.threads} threads, ${atRest.children} children`,
+        ]),
+    `${((100 * usedSeconds(soak)) / at(soak)).toFixed(0)} % of a core`,
+  ].join("; ");
+}
+
+function tableOf(soak: Soak): string {
+  const names = [...new Set([...soak.done.keys(), ...soak.interrupted.keys()])].sort(
+    (a, b) => (soak.done.get(b) ?? 0) - (soak.done.get(a) ?? 0),
+  );
+  const rows = [
+    ["operation", "done, interrupted"],
+    ...names.map((name) => [name, `${soak.done.get(name) ?? 0}, ${soak.interrupted.get(name) ?? 0}`]),
+  ];
+  rows.push(["", ""], ["daemon", "lived, rests, end"]);
+  for (const [index, life] of soak.lives.entries()) {
+    const lived = (soak.lives[index + 1]?.from ?? at(soak)) - life.from;
+    rows.push([
+      `${life.pid} ${life.instance.slice(0, 8)}`,
+      `${Math.round(lived)} s, ${life.rests.length}, ${life.end ?? ""}`,
+    ]);
   }
-
-  async function askDaemon(pid: number): Promise<Rest> {
-    rmSync(restFile, { force: true });
-    signal(pid, "SIGUSR2");
-    await until("an answer to SIGUSR2", () => existsSync(restFile), restMs);
-    return JSON.parse(readFileSync(restFile, "utf8"));
-  }
-
-  // What is left
-
-  function judge(): Flatness[] {
-    let last: Flatness[] = [];
-    for (const { rests, instance } of lives) {
-      const rows = judgeFlatness(rests);
-      if (rows.length > 0) last = rows;
-      for (const { what, middle, last: after, bound, perOperation } of rows) {
-        if (after - middle <= bound) continue;
-        blame(
-          `instance ${instance.slice(0, 8)}`,
-          `its memory is not flat: ${what} ${size(middle)} in the middle third of ${rests.length} rests, ${size(after)} in the last, may grow by ${size(bound)}: ${Math.round(perOperation)} bytes an operation`,
-        );
-      }
-    }
-    return last;
-  }
-
-  async function end(): Promise<void> {
-    await run(director, ["--stop", "--now"]);
-    lives.at(-1)!.end = "--stop --now";
-    const left = (): string[] => [
-      ...[...ours(true), ...ours(false)].map(describeProcess),
-      ...readdirSync(runDirectory).filter(
-        (name) => !["rpc.sock.record", "remote-server.log", "remote-server.log.1"].includes(name),
-      ),
-      ...["files", "state"].flatMap((name) =>
-        existsSync(join(directory, name))
-          ? readdirSync(join(directory, name), { recursive: true, encoding: "utf8" })
-          : [],
-      ),
-    ];
-    await until("nothing is left", () => left().length === 0, 20_000).catch(() => {});
-    if (left().length > 0) blame("the end", `there is left: ${left().join("; ")}`);
-    const { ended } = JSON.parse(readFileSync(`${socket}.record`, "utf8"));
-    if (ended?.reason !== "stopped") blame("the end", `the record says ${JSON.stringify(ended)}`);
-  }
-
-  async function clearUp(): Promise<void> {
-    for (const pid of [...ours(true), ...ours(false)]) signal(pid, "SIGKILL");
-    await until("the end of all processes", () => ours(true).length + ours(false).length === 0, 20_000);
-    rmSync(directory, { recursive: true, force: true });
-  }
-
-  function figures(): string {
-    const peakKiB = Math.max(...samples.map(({ rssKiB }) => rssKiB), 0);
-    const atRest = lives.at(-1)?.rests.at(-1);
-    const { bridgesKilled, linesCut, revivals, publications, gaps } = site.counts;
-    return [
-      `${count} operations (${[...interrupted.values()].reduce((sum, times) => sum + times, 0)} interrupted)`,
-      `${lives.length - 1} daemons ended, ${killed} of them by kill -9, ${healed} healed`,
-      `${bridgesKilled} bridges killed, ${linesCut} sockets cut, ${revivals} revivals, ${publications} publications after a deletion, ${gaps} gaps named`,
-      `memory ${(peakKiB / 1024).toFixed(0)} MiB at most`,
-      ...(atRest === undefined
-        ? []
-        : [
-            `at rest ${(atRest.rssKiB / 1024).toFixed(0)} MiB (heap ${size(atRest.heapBytes)}, buffers ${size(atRest.bufferBytes)})`,
-            `${atRest.descriptors} descriptors, ${atRest.threads} threads, ${atRest.children} children`,
-          ]),
-      `${((100 * usedSeconds()) / at()).toFixed(0)} % of a core`,
-    ].join("; ");
-  }
-
-  function tableOf(): string {
-    const names = [...new Set([...done.keys(), ...interrupted.keys()])].sort(
-      (a, b) => (done.get(b) ?? 0) - (done.get(a) ?? 0),
-    );
-    const rows = [
-      ["operation", "done, interrupted"],
-      ...names.map((name) => [name, `${done.get(name) ?? 0}, ${interrupted.get(name) ?? 0}`]),
-    ];
-    rows.push(["", ""], ["daemon", "lived, rests, end"]);
-    for (const [index, life] of lives.entries()) {
-      const lived = (lives[index + 1]?.from ?? at()) - life.from;
-      rows.push([
-        `${life.pid} ${life.instance.slice(0, 8)}`,
-        `${Math.round(lived)} s, ${life.rests.length}, ${life.end ?? ""}`,
-      ]);
-    }
-    rows.push(["", ""], ["at rest", "middle third, last third, may grow by, grew per operation"]);
-    for (const one of flatness)
-      rows.push([
-        one.what,
-        `${size(one.middle)}, ${size(one.last)}, ${size(one.bound)}, ${one.perOperation.toFixed(1)} bytes`,
-      ]);
-    if (flatness.length === 0) rows.push(["memory", `not judged: no daemon had ${leastCheckpoints} rests`]);
-    return rows.map(([name, text]) => `${name!.padEnd(20)}${text}`.trimEnd()).join("\n");
-  }
+  rows.push(["", ""], ["at rest", "middle third, last third, may grow by, grew per operation"]);
+  for (const one of soak.flatness)
+    rows.push([
+      one.what,
+      `${size(one.middle)}, ${size(one.last)}, ${size(one.bound)}, ${one.perOperation.toFixed(1)} bytes`,
+    ]);
+  if (soak.flatness.length === 0) rows.push(["memory", `not judged: no daemon had ${leastCheckpoints} rests`]);
+  return rows.map(([name, text]) => `${name!.padEnd(20)}${text}`.trimEnd()).join("\n");
 }
 
 /** This process, and those of its children that have ended. */

@@ -393,26 +393,9 @@ async function longProcess(worker: Worker): Promise<void> {
       if (!isFirst) line = await openLine(worker);
       const { stdinApplied, running } = isFirst ? { stdinApplied: 0, running: true } : await track.takeUp(line);
       const isLast = rounds-- <= 0;
-      if (!running) {
-        await finish(line, track);
-      } else if (isLast) {
-        for (let at = stdinApplied; at < given.length; at += 200_000)
-          await line.request("process.stdin", {
-            id: track.id,
-            offset: at,
-            data: given.toString("base64", at, at + 200_000),
-          });
-        await line.request("process.stdin", { id: track.id, end: true });
-        await finish(line, track);
-      } else {
-        let at: number = stdinApplied;
-        for (let pieces = integer(worker, 1, 8); pieces > 0 && at < given.length && !line.isClosed; pieces--) {
-          const piece = given.subarray(at, at + Math.min(integer(worker, 1, 30_000), Math.ceil(given.length / 6)));
-          line.request("process.stdin", { id: track.id, offset: at, data: piece.toString("base64") }).catch(() => {}); // it is cut in the middle
-          at += piece.length;
-          await sleep(integer(worker, 0, 30));
-        }
-      }
+      if (running && isLast) await giveRest(line, track.id, given, stdinApplied);
+      if (!running || isLast) await finish(line, track);
+      else await giveSome(worker, line, track.id, given, stdinApplied);
       if (chance(worker, 0.8)) cut(worker, line);
       await line.close();
     } catch (error) {
@@ -427,6 +410,23 @@ async function longProcess(worker: Worker): Promise<void> {
   track.check(true);
   same(track.exit, { exitCode: 0 }, "cat");
   same(track.gaps, 0, "gaps of a process whose output is held whole");
+}
+
+async function giveRest(line: Line, id: string, given: Buffer, from: number): Promise<void> {
+  for (let at = from; at < given.length; at += 200_000)
+    await line.request("process.stdin", { id, offset: at, data: given.toString("base64", at, at + 200_000) });
+  await line.request("process.stdin", { id, end: true });
+}
+
+/** A few pieces, whose answers nobody waits for: the line is cut in the middle. */
+async function giveSome(worker: Worker, line: Line, id: string, given: Buffer, from: number): Promise<void> {
+  let at = from;
+  for (let pieces = integer(worker, 1, 8); pieces > 0 && at < given.length && !line.isClosed; pieces--) {
+    const piece = given.subarray(at, at + Math.min(integer(worker, 1, 30_000), Math.ceil(given.length / 6)));
+    line.request("process.stdin", { id, offset: at, data: piece.toString("base64") }).catch(() => {});
+    at += piece.length;
+    await sleep(integer(worker, 0, 30));
+  }
 }
 
 /** Two readers of one process: the second takes it from the first, which is told, and stays. */
