@@ -1,188 +1,92 @@
 /**
- * The API of this program when it is imported: for scripts in JavaScript that start daemons, connect to them, and run processes there.
+ * connect() and serve(): for applications in JavaScript that start daemons, connect to them, and run processes there. What each member means
+ * stands in library.ts.
  *
- *     import { connect, serve } from "./holdfast.cjs";   // or: const { connect, serve } = require("./holdfast.js")
- *
- *     const there = await connect({ command: ["ssh", "host", "./holdfast.js --bridge"], token });
- *     const make = await there.spawn({ id: "build", command: "make", onOutput: ({ data }) => process.stdout.write(data) });
- *     console.log(await make.exit);                      // { exitCode: 0 }
- *     there.close();
- *
- * After a lost connection: connect again, then `there.reattach("build", { fromSeq: make.lastSeq, onOutput })`, and nothing is missed.
+ * A connection is a session that has a line, or is getting one. The line ends: all that waits for an answer is told so; then, with `reconnect`, the
+ * session dials again, takes its processes up where their queues end, and only then carries out what has waited. Without it, or when that is given
+ * up, the session is over, and everything that still waits is told why.
  */
 
-import { spawn } from "node:child_process";
-import { randomBytes } from "node:crypto";
-import type { Client, Message } from "./client.ts";
-import { connectClient, createClient } from "./client.ts";
+import type { Client, Command, Message } from "./client.ts";
+import { connectClient, createClient, explainCommand, runCommand } from "./client.ts";
 import { startServer } from "./control.ts";
-import { cannot, errorCodes, Failure } from "./failure.ts";
+import { callBack, cannot, errorCodes, Failure } from "./failure.ts";
+import type {
+  CallOptions,
+  Connection,
+  ConnectionEvents,
+  ConnectOptions,
+  FileEntry,
+  FileStat,
+  Files,
+  HostPath,
+  Loss,
+  ProcessSummary,
+  Served,
+  ServeOptions,
+  Status,
+} from "./library.ts";
+import { asyncDispose } from "./library.ts";
 import { daemonCommand, version } from "./program.ts";
 import { connectOwned } from "./reach.ts";
-import { sleep } from "./record.ts";
+import type { Remote, Wire } from "./remote.ts";
+import {
+  bytesOf,
+  fail,
+  isFull,
+  isLoss,
+  processOf,
+  randomId,
+  reattachProcess,
+  runProcess,
+  spawnProcess,
+  takeMessage,
+  takeUp,
+  withSignal,
+} from "./remote.ts";
 import { hashToken, makeRunDirectory, ownToken, placesOf } from "./socket.ts";
 
 const connectMs = 20_000;
-/** A stdin request carries this much, before base64. */
-const stdinChunkBytes = 256 << 10;
-const stdinRetryMs = 20;
-/** What the command of a connection says on stderr is kept for the words of its failure, this much of its end. */
-const maxStderrLength = 2000;
+const requestMs = 60_000;
+const heartbeatMs = 15_000;
+const minDelayMs = 500;
+const maxDelayMs = 30_000;
 
-export interface ConnectOptions {
-  /** A daemon's socket on this machine; the default one when neither this nor `command` is given. */
-  socket?: string;
-  /** Program and arguments whose stdin and stdout lead to a daemon: `["ssh", "host", "./holdfast.js --bridge"]`. */
-  command?: string[];
-  /** A token of the daemon. Not needed for a socket whose record is ours to read. */
-  token?: string;
-  /** For the connection and the first answer, in milliseconds; 20000 by default. */
-  timeoutMs?: number;
-  /** Takes what `command` writes to stderr; else it is kept for the words of a failure. */
-  onStderr?: (text: string) => void;
-}
-
-/** What `request` and all others reject with. */
-export interface HoldfastError extends Error {
-  /** The JSON-RPC error code: -32010 when there is no daemon, or the connection is lost. */
-  code: number;
-  /** The command that mends it, if one does. */
-  hint: string | undefined;
-  /** `errno`, or the `reason` why there is no daemon. */
-  data: Record<string, unknown> | undefined;
-}
-
-export interface Connection {
-  /** Tells one daemon from the next: as long as it stays the same, the processes are still there. */
-  readonly instanceId: string;
-  /** The answer to server.capabilities. */
-  readonly capabilities: Record<string, unknown>;
-  /** Calls any method of the protocol. Rejects with a HoldfastError. */
-  request(method: string, params?: Record<string, unknown>, options?: { timeoutMs?: number }): Promise<unknown>;
-  /** Starts a process, whose output comes to this connection. */
-  spawn(options: SpawnOptions): Promise<RemoteProcess>;
-  /** Takes up a process that runs, or has ended: its output from after `fromSeq` on. Rejects when there is no such process. */
-  reattach(id: string, options?: ReattachOptions): Promise<RemoteProcess>;
-  /** Ends the connection. Processes go on. */
-  close(): void;
-  /** Resolves when the connection has ended, to why. */
-  readonly closed: Promise<{ reason: string; message: string; hint?: string }>;
-}
-
-export interface SpawnOptions {
-  /** The name of the process, to reattach by; a random one by default. */
-  id?: string;
-  command: string;
-  args?: string[];
-  cwd?: string;
-  /** Merged over the daemon's environment. */
-  env?: Record<string, string>;
-  onOutput?: (output: Output) => void;
-}
-
-export interface ReattachOptions {
-  /** The last message that was seen: `lastSeq` of the earlier RemoteProcess. 0 by default: from the beginning. */
-  fromSeq?: number;
-  onOutput?: (output: Output) => void;
-}
-
-export interface Output {
-  stream: "stdout" | "stderr";
-  data: Uint8Array;
-  /** Counts from 1 over both streams, without gaps. */
-  seq: number;
-}
-
-export interface Exit {
-  /** 128 and the signal's number when a signal ended it. */
-  exitCode: number;
-  signal?: string;
-  /** "client" when it was killed through the daemon. */
-  killedBy?: string;
-}
-
-export interface RemoteProcess {
-  readonly id: string;
-  /** Of the last message that was seen. */
-  readonly lastSeq: number;
-  /** So many messages were not held any more when it was reattached. */
-  readonly missed: number;
-  /** Resolves at its end, after all output. Rejects when the connection is lost, or another one takes the process over. */
-  readonly exit: Promise<Exit>;
-  /** Writes to its stdin, in order. Resolves when the daemon has taken all of it. */
-  write(data: string | Uint8Array): Promise<void>;
-  /** Closes its stdin, after what was written. */
-  end(): Promise<void>;
-  /** Sends a signal to its process group, SIGTERM by default. */
-  kill(signal?: string): Promise<void>;
-}
-
-export interface ServeOptions {
-  /** The default one of this user when absent. */
-  socket?: string;
-  /** A token to be accepted; else one is made, and `tokenFile` of the answer says where it is. */
-  token?: string;
-  log?: string;
-  lifetime?: "auto" | "scope" | "detach";
-  enableLinger?: boolean;
-  /** Ends the daemon that runs there first. */
-  replace?: boolean;
-}
-
-export interface Served {
-  socket: string;
-  pid: number;
-  instance: string;
-  /** Of the daemon, which may be older than this file. */
-  version: string;
-  how: "started" | "joined" | "revived";
-  lifetime: {
-    placement: string;
-    survivesLogout: "yes" | "no" | "until" | "unknown";
-    where: string;
-    words: string;
-    warnings: { name: string; message: string; hint: string }[];
-  };
-  log: string;
-  tokenFile?: string;
-}
+/** What no other attempt mends. */
+const finalReasons = [
+  "host-key",
+  "login-refused",
+  "no-runtime",
+  "no-file",
+  "not-executable",
+  "no-command",
+  "permission",
+];
 
 /**
  * Starts a daemon on this machine, or joins the one that runs: what --serve does.
  *
- * The daemon is this very file, run by the runtime of this process, without its flags.
+ * The daemon is holdfast.js, run by the runtime of this process, without its flags.
  *
  * @throws {HoldfastError} Why it could not be started.
  */
 export async function serve(options: ServeOptions = {}): Promise<Served> {
   const places = placesOf({ socket: options.socket, log: options.log });
   if (options.token === undefined) makeRunDirectory(places.directory);
-  const {
-    pid,
-    instance,
-    lifetime,
-    how,
-    version: started,
-  } = await startServer({
+  const started = await startServer({
     places,
     tokenHashes: [hashToken(options.token ?? ownToken(places.token))],
     launch: options.lifetime || "auto",
     enableLinger: options.enableLinger === true,
     replace: options.replace === true,
-    command: daemonCommand(places, true),
+    command: daemonCommand(places, { program: options.program }),
     version: version(),
     progress: () => {},
   });
-  return {
-    socket: places.socket,
-    pid,
-    instance,
-    version: started,
-    how,
-    lifetime,
-    log: places.log,
-    ...(options.token === undefined ? { tokenFile: places.token } : {}),
-  };
+  const { pid, instance, version: running, how, lifetime } = started;
+  const { socket, log, token: tokenFile } = places;
+  const served = { socket, pid, instance, version: running, how, lifetime, log };
+  return options.token === undefined ? { ...served, tokenFile } : served;
 }
 
 /**
@@ -191,219 +95,427 @@ export async function serve(options: ServeOptions = {}): Promise<Served> {
  * @throws {HoldfastError} There is no daemon and why, the token is refused, or the command failed and what it said.
  */
 export async function connect(options: ConnectOptions = {}): Promise<Connection> {
+  const session = createSession(options);
+  await withSignal(open(session), options.signal).catch((error) => {
+    over(session, { reason: "closed-here", message: "It was given up" });
+    throw error;
+  });
+  return connectionOf(session);
+}
+
+/** @internal A connection over a client that is there already, and has authenticated. */
+export function createConnection(client: Client, capabilities: Message, end: () => void): Connection {
+  const session = createSession({ requestTimeoutMs: 0, heartbeatMs: 0 });
+  void session.closed.then(end);
+  useLine(session, { client, auth: undefined, command: undefined }, capabilities);
+  return connectionOf(session);
+}
+
+// A session
+
+/** A client, and what it was reached over. */
+interface Line {
+  client: Client;
+  /** A token, or the key of a record; undefined where the other side has it. */
+  auth: string | undefined;
+  command: Command | undefined;
+}
+
+interface Session {
+  readonly options: ConnectOptions;
+  /** Undefined while there is none. */
+  line: Line | undefined;
+  capabilities: Message;
+  /** Processes whose messages come here, by id. */
+  readonly remotes: Map<string, Remote>;
+  readonly listeners: Map<keyof ConnectionEvents, ((details: never) => void)[]>;
+  /** Resolves with the next line, for those who wait for it; rejects when there will be none. */
+  next: Deferred<void>;
+  /** One that is not ready yet. */
+  dialling: Line | undefined;
+  /** What a bridge has said of its daemon's end. */
+  lost: Message | undefined;
+  /** It has ended for good. */
+  loss: Loss | undefined;
+  readonly wire: Wire;
+  readonly closed: Promise<Loss>;
+  close(loss: Loss): void;
+}
+
+interface Deferred<T> {
+  promise: Promise<T>;
+  resolve(value: T): void;
+  reject(error: unknown): void;
+}
+
+function defer<T>(): Deferred<T> {
+  const deferred = {} as Deferred<T>;
+  deferred.promise = new Promise<T>((resolve, reject) => Object.assign(deferred, { resolve, reject }));
+  deferred.promise.catch(() => {}); // also when nobody waits
+  return deferred;
+}
+
+function createSession(options: ConnectOptions): Session {
+  const { promise: closed, resolve: close } = defer<Loss>();
+  const session: Session = {
+    options,
+    line: undefined,
+    capabilities: {},
+    remotes: new Map(),
+    listeners: new Map(),
+    next: defer(),
+    dialling: undefined,
+    lost: undefined,
+    loss: undefined,
+    wire: {
+      mayReturn: Boolean(options.reconnect),
+      request: (...call) => request(session, ...call),
+      route: (remote) => route(session, remote),
+      unroute: ({ id }) => void session.remotes.delete(id),
+      balance: () => balance(session),
+      online: () => (session.line ? Promise.resolve() : session.next.promise),
+    },
+    closed,
+    close,
+  };
+  return session;
+}
+
+function emit<E extends keyof ConnectionEvents>(session: Session, event: E, details: ConnectionEvents[E]): void {
+  for (const listener of session.listeners.get(event) ?? [])
+    callBack(listener as (details: ConnectionEvents[E]) => void, details);
+}
+
+// Dialling
+
+/** Gets a line, authenticates, and asks what is there. */
+async function open(session: Session): Promise<void> {
+  const { options } = session;
   const timeoutMs = options.timeoutMs ?? connectMs;
-  const { client, auth, explain, end } =
-    options.command === undefined ? await openSocket(options, timeoutMs) : openCommand(options);
+  const line = await dial(options, timeoutMs);
+  const { client, auth: token, command } = line;
+  session.dialling = line;
   try {
-    if (auth !== undefined) await client.request("server.authenticate", { token: auth }, undefined, timeoutMs);
-    const capabilities = (await client.request("server.capabilities", {}, undefined, timeoutMs)) as Record<
-      string,
-      unknown
-    >;
-    return createConnection(client, capabilities, end);
+    if (session.loss) throw lossFailure(session.loss); // closed meanwhile
+    const ask = (method: string, params: object): Promise<unknown> =>
+      client.request(method, params, undefined, timeoutMs);
+    const [, capabilities] = await Promise.all([
+      token === undefined ? undefined : ask("server.authenticate", { token }),
+      ask("server.capabilities", {}),
+    ]);
+    await takeUpAll(session, line);
+    useLine(session, line, capabilities as Message);
   } catch (error) {
-    const failure = await explain(error as Failure);
-    end();
-    throw failure;
+    client.close();
+    const failure = error as Failure;
+    if (failure.code === errorCodes.unauthorized) throw refused(failure);
+    if (!command || failure.code !== errorCodes.noDaemon || failure.reason) throw failure;
+    throw await explainCommand(command, failure);
+  } finally {
+    session.dialling = undefined;
   }
 }
 
-interface Channel {
-  client: Client;
-  auth: string | undefined;
-  /** Adds to a failure of the first requests what is known of the channel. */
-  explain(failure: Failure): Promise<Failure>;
-  /** Ends it from this side: the connection, and the command of it, which may be an ssh that has lost its network. */
-  end(): void;
+function refused({ message, code, hint, data }: Failure): Failure {
+  return new Failure(message, {
+    code,
+    hint: hint ?? "give the daemon's token",
+    data: { ...data, reason: "unauthorized" },
+  });
 }
 
-async function openSocket({ socket, token }: ConnectOptions, timeoutMs: number): Promise<Channel> {
+async function dial({ socket, command: words, token, onStderr }: ConnectOptions, timeoutMs: number): Promise<Line> {
+  if (words) {
+    const command = runCommand(words, onStderr);
+    const client = createClient(command.line, command.name);
+    void command.ended.then(({ error }) => error && client.close());
+    return { client, auth: token, command };
+  }
   const places = placesOf({ socket });
-  const opened =
-    token === undefined
-      ? await connectOwned(places)
-      : { client: await connectClient(places.socket, timeoutMs), auth: token };
-  return { ...opened, explain: async (failure) => failure, end: () => opened.client.close() };
+  if (token === undefined) return { ...(await connectOwned(places)), command: undefined };
+  return { client: await connectClient(places.socket, timeoutMs || connectMs), auth: token, command: undefined };
 }
 
-function openCommand({ command, token, onStderr }: ConnectOptions): Channel {
-  const [program, ...args] = command!;
-  if (!program) throw cannot("connect: command is empty, it must have a program");
-  const child = spawn(program, args, { stdio: ["pipe", "pipe", "pipe"] });
-  let stderr = "";
-  child.stderr.setEncoding("utf8").on("data", (text: string) => {
-    if (!onStderr) stderr = (stderr + text).slice(-maxStderrLength);
-    else onStderr(text);
-  });
-  const ended = new Promise<string>((done) => {
-    child.once("error", (error) => done(error.message));
-    child.once("close", (code, signal) =>
-      done(signal === null ? `it ended with exit code ${code}` : `it was ended by ${signal}`),
-    );
-  });
-  const name = command!.join(" ");
-  const explain = async (failure: Failure): Promise<Failure> => {
-    if (failure.code !== errorCodes.noDaemon || failure.data.reason) return failure;
-    const words = await Promise.race([ended, sleep(1000).then(() => failure.message)]);
-    return cannot(`connect over "${name}": ${words}${stderr.trim() === "" ? "" : `: ${stderr.trim()}`}`, {
-      code: errorCodes.noDaemon,
-      cause: failure,
-      hint: failure.hint,
-    });
-  };
-  const destroy = (): void => {
-    child.stdout.destroy();
-    child.stdin.destroy();
-    child.kill();
-  };
-  const client = createClient({ input: child.stdout, output: child.stdin, destroy }, name);
-  child.once("error", client.close);
-  return { client, auth: token, explain, end: client.close };
+function useLine(session: Session, line: Line, capabilities: Message): void {
+  const silenceMs = session.options.heartbeatMs ?? heartbeatMs;
+  session.line = line;
+  session.lost = undefined;
+  session.capabilities = capabilities;
+  line.client.onMessage((message) => takeLineMessage(session, message));
+  if (silenceMs > 0) line.client.watch(silenceMs);
+  session.next.resolve();
+  session.next = defer();
+  void line.client.closed.then(() => onLineEnd(session, line));
 }
 
-/** @internal */
-export function createConnection(client: Client, capabilities: Record<string, unknown>, end: () => void): Connection {
-  const routes = new Map<string, (message: Message) => void>();
-  let lost: Message | undefined;
-  let closedHere = false;
-  client.onMessage((message) => {
-    if (message.type === "bridge" && message.event === "lost") lost = message;
-    else routes.get(String(message.processId))?.(message);
-  });
-  const closed = client.closed.then(() =>
-    closedHere
-      ? { reason: "closed-here", message: "The connection was closed here" }
-      : lost || { reason: "closed", message: "The connection ended" },
-  ) as Connection["closed"];
+function takeLineMessage(session: Session, message: Message): void {
+  if (message.type === "bridge" && message.event === "lost") session.lost = message;
+  const remote = session.remotes.get(String(message.processId));
+  if (remote) takeMessage(remote, message);
+}
 
+/** Before anything else is said over a new line: what a process writes next is to find its place. */
+async function takeUpAll(session: Session, { client }: Line): Promise<void> {
+  client.onMessage((message) => takeLineMessage(session, message));
+  const ask: Wire["request"] = (method, params, _, now) => client.request(method, params, undefined, requestMs, now);
+  const takenUp = [...session.remotes.values()].map((remote) =>
+    takeUp(remote, ask).catch((error: Failure) => {
+      if (isLoss(error)) throw error;
+      fail(remote, error);
+    }),
+  );
+  await Promise.all(takenUp);
+}
+
+// The end of a line
+
+async function onLineEnd(session: Session, line: Line): Promise<void> {
+  if (session.line !== line) return;
+  session.line = undefined;
+  const loss = await explainLoss(session, line);
+  if (session.loss) return;
+  if (!session.options.reconnect) return over(session, loss);
+  emit(session, "lost", loss);
+  await redial(session, loss);
+}
+
+async function explainLoss({ lost }: Session, { client, command }: Line): Promise<Loss> {
+  const known = lost as { reason: string; message: string; hint?: string } | undefined;
+  if (known) {
+    const { reason, message, hint } = known;
+    return lossOf(new Failure(message, { code: errorCodes.noDaemon, hint, data: { reason } }));
+  }
+  const failure = client.loss!;
+  if (command && !failure.reason) return lossOf(await explainCommand(command, failure));
+  return lossOf(failure);
+}
+
+function lossOf(error: Failure): Loss {
+  const { message, hint, reason = "closed" } = error;
+  return { reason, message, ...(hint ? { hint } : {}), error };
+}
+
+function lossFailure({ reason, message, hint, error }: Loss): Failure {
+  return new Failure(message, {
+    code: errorCodes.noDaemon,
+    hint,
+    cause: error,
+    data: { ...error?.data, reason },
+  });
+}
+
+/** Dials until there is a line, or no reason to go on. */
+async function redial(session: Session, first: Loss): Promise<void> {
+  const { reconnect } = session.options;
+  const { giveUpAfterMs = 0, ...delays } = reconnect === true ? {} : reconnect || {};
+  const { instanceId } = session.capabilities;
+  const lostAt = performance.now();
+  let loss = first;
+  for (let attempt = 1; !isFinal(loss); attempt++) {
+    await waitFor(session, delayOf(attempt, delays));
+    if (session.loss) return;
+    try {
+      await open(session);
+      const found = String(session.capabilities.instanceId);
+      return emit(session, "reconnected", { attempt, instanceId: found, sameDaemon: found === instanceId });
+    } catch (error) {
+      loss = lossOf(error as Failure);
+      if (session.loss) return;
+      if (giveUpAfterMs > 0 && performance.now() - lostAt > giveUpAfterMs) break;
+      emit(session, "retry", { attempt, delayMs: delayOf(attempt + 1, delays), error: error as Failure });
+    }
+  }
+  over(session, loss);
+}
+
+function isFinal({ reason, error }: Loss): boolean {
+  return error?.code === errorCodes.unauthorized || finalReasons.includes(reason);
+}
+
+/** Twice the one before; less up to a half, so that many clients do not come back at once. */
+function delayOf(attempt: number, delays: { minDelayMs?: number; maxDelayMs?: number }): number {
+  const longest = Math.min((delays.minDelayMs ?? minDelayMs) * 2 ** (attempt - 1), delays.maxDelayMs ?? maxDelayMs);
+  return Math.round(longest * (1 - Math.random() / 2));
+}
+
+/** A pause that close() ends. */
+async function waitFor(session: Session, ms: number): Promise<void> {
+  let timer: NodeJS.Timeout | undefined;
+  await Promise.race([session.closed, new Promise((done) => (timer = setTimeout(done, ms)))]);
+  clearTimeout(timer);
+}
+
+/** The session has ended for good: whatever waits for it is told. */
+function over(session: Session, loss: Loss): void {
+  if (session.loss) return;
+  const { line, dialling, remotes } = session;
+  session.loss = loss;
+  session.line = undefined;
+  session.next.reject(lossFailure(loss));
+  line?.client.close();
+  dialling?.client.close();
+  for (const remote of [...remotes.values()]) fail(remote, processFailure(remote, loss));
+  remotes.clear();
+  session.close(loss);
+  emit(session, "closed", loss);
+}
+
+function processFailure({ id, lastSeq }: Remote, loss: Loss): Failure {
+  const { code, hint, cause, data } = lossFailure(loss);
+  return new Failure(`${loss.message}; the process "${id}" goes on`, { code, hint, cause, data: { ...data, lastSeq } });
+}
+
+// Requests
+
+async function request(
+  session: Session,
+  method: string,
+  params: Record<string, unknown>,
+  { signal, timeoutMs = session.options.requestTimeoutMs ?? requestMs }: CallOptions = {},
+  now?: (result: unknown) => void,
+): Promise<unknown> {
+  signal?.throwIfAborted();
+  if (session.loss) throw lossFailure(session.loss);
+  if (!session.line) await withLimit(withSignal(session.next.promise, signal), timeoutMs, method);
+  const { client } = session.line!;
+  const answer = client.request(method, params, undefined, timeoutMs, now);
+  balance(session); // an answer is waited for: it has to be read
+  try {
+    return await withSignal(answer, signal);
+  } catch (error) {
+    if (!session.wire.mayReturn && isLoss(error) && !(error as Failure).reason) throw lossFailure(await session.closed);
+    throw error;
+  } finally {
+    balance(session);
+  }
+}
+
+/** Nobody reads where an application is slow and no answer is waited for. */
+function balance({ line, remotes }: Session): void {
+  line?.client.setPaused(line.client.waiting === 0 && [...remotes.values()].some(isFull));
+}
+
+function withLimit<T>(promise: Promise<T>, timeoutMs: number, method: string): Promise<T> {
+  if (timeoutMs === 0) return promise;
+  return new Promise<T>((resolve, reject) => {
+    const words = `Cannot call ${method}: there is no connection, and none came within ${timeoutMs} ms`;
+    const details = { code: errorCodes.noDaemon, data: { reason: "not-answering", timedOut: true } };
+    const timer = setTimeout(() => reject(new Failure(words, details)), timeoutMs);
+    promise.then(resolve, reject).finally(() => clearTimeout(timer));
+  });
+}
+
+function route({ remotes }: Session, remote: Remote): void {
+  const before = remotes.get(remote.id);
+  remotes.set(remote.id, remote);
+  if (!before || before === remote) return;
+  const words = `This connection has taken the process "${remote.id}" up a second time`;
+  fail(before, new Failure(words, { data: { reason: "detached", lastSeq: before.lastSeq } }));
+}
+
+// What the application gets
+
+function connectionOf(session: Session): Connection {
+  const { wire, listeners } = session;
+  const call = (method: string, params: Record<string, unknown>, options?: CallOptions): Promise<unknown> =>
+    wire.request(method, params, options);
+  const close = async (): Promise<void> => {
+    over(session, { reason: "closed-here", message: "The connection was closed here" });
+    await session.closed;
+  };
   const connection: Connection = {
-    instanceId: String(capabilities.instanceId),
-    capabilities,
-    closed,
-    close: () => {
-      closedHere = true;
-      end();
+    get instanceId() {
+      return String(session.capabilities.instanceId);
     },
-    request: (method, params = {}, { timeoutMs = 0 } = {}) => client.request(method, params, undefined, timeoutMs),
-    spawn: ({ onOutput, ...options }) => {
-      const params = { id: randomBytes(8).toString("hex"), ...options };
-      return attach("process.spawn", params, 0, onOutput);
+    get capabilities() {
+      return session.capabilities;
     },
-    reattach: (id, { fromSeq = 0, onOutput } = {}) => attach("process.reattach", { id, fromSeq }, fromSeq, onOutput),
+    closed: session.closed,
+    files: filesOf(wire),
+    close,
+    [asyncDispose]: close,
+    request: (method, params = {}, options) => call(method, params, options),
+    spawn: async (options) => processOf(await spawnProcess(wire, { id: randomId(), ...options })),
+    reattach: async (id, options = {}) => processOf(await reattachProcess(wire, id, options)),
+    run: (options) => runProcess(wire, { id: randomId(), ...options }),
+    list: async (options) => ((await call("process.list", {}, options)) as { processes: ProcessSummary[] }).processes,
+    status: async (options) => (await call("server.status", {}, options)) as Status,
+    forget: async (id, options) => void (await call("process.forget", { id }, options)),
+    kill: async (id, signal = "SIGTERM", options) => void (await call("process.kill", { id, signal }, options)),
+    stop: async ({ graceMs, ifIdle, ...options } = {}) => {
+      const params = { ...(graceMs === undefined ? {} : { graceMs }), ...(ifIdle ? { ifIdle } : {}) };
+      return { processes: ((await call("server.shutdown", params, options)) as { processes: number }).processes };
+    },
+    on(event, listener) {
+      listeners.set(event, [...(listeners.get(event) ?? []), listener]);
+      return connection;
+    },
+    off(event, listener) {
+      listeners.set(
+        event,
+        (listeners.get(event) ?? []).filter((known) => known !== listener),
+      );
+      return connection;
+    },
   };
   return connection;
+}
 
-  async function attach(
-    method: string,
-    params: { id: string; fromSeq?: number },
-    fromSeq: number,
-    onOutput: SpawnOptions["onOutput"],
-  ): Promise<RemoteProcess> {
-    const { id } = params;
-    let lastSeq = fromSeq;
-    let missed = 0;
-    let writing = Promise.resolve();
-    let resolveExit: (exit: Exit) => void;
-    let rejectExit: (failure: Failure) => void;
-    const exit = new Promise<Exit>((resolve, reject) => ([resolveExit, rejectExit] = [resolve, reject]));
-    exit.catch(() => {}); // who does not ask need not know
-    void closed.then(({ reason, message }) =>
-      rejectExit(
-        new Failure(`${message}; the process "${id}" goes on`, {
-          code: errorCodes.noDaemon,
-          data: { reason, lastSeq },
-        }),
-      ),
-    );
-    const before = routes.get(id);
-    routes.set(id, take);
-    try {
-      await start(method, params);
-    } catch (error) {
-      if (!before) routes.delete(id);
-      else routes.set(id, before);
-      throw error;
-    }
-    return {
-      id,
-      exit,
-      get lastSeq() {
-        return lastSeq;
-      },
-      get missed() {
-        return missed;
-      },
-      write: (data) =>
-        enqueue(() =>
-          writeAll(
-            typeof data === "string" ? Buffer.from(data) : Buffer.from(data.buffer, data.byteOffset, data.byteLength),
-          ),
-        ),
-      end: () => enqueue(() => writeStdin({ data: "", end: true })),
-      kill: async (signal = "SIGTERM") => void (await connection.request("process.kill", { id, signal })),
-    };
+/** A file is read in pieces of this size, each in a frame of its own. */
+const pieceBytes = 4 << 20;
+const maxReadBytes = 64 << 20;
 
-    function take(message: Message): void {
-      if (message.type === "detached") return void detached(String(message.by));
-      lastSeq = Number(message.seq);
-      if (message.stream === "exit") finish(message);
-      else
-        onOutput?.({
-          stream: message.stream as Output["stream"],
-          data: Buffer.from(String(message.data), "base64"),
-          seq: lastSeq,
-        });
-    }
+function filesOf({ request: ask }: Wire): Files {
+  const call = (method: string, params: object, { signal, timeoutMs }: CallOptions = {}): Promise<unknown> =>
+    ask(`files.${method}`, { ...params }, { signal, timeoutMs });
+  const read = (path: HostPath, options?: ReadOptions): Promise<Buffer> => readPieces(ask, path, options);
+  return {
+    stat: async (path, options) => (await call("stat", { path }, options)) as FileStat,
+    list: async (path, { includeHidden = false, ...options } = {}) =>
+      ((await call("list", { path, includeHidden }, options)) as { entries: FileEntry[] }).entries,
+    read,
+    readText: async (path, options) => decodeText(await read(path, options), path),
+    write: async (path, content, { mode, createDirs, ...options } = {}) => {
+      const more = { ...(mode === undefined ? {} : { mode }), ...(createDirs ? { createDirs } : {}) };
+      const params = { path, content: bytesOf(content).toString("base64"), encoding: "base64", ...more };
+      return (await call("write", params, options)) as { written: number; inPlace?: boolean };
+    },
+    validate: async (path, options) =>
+      (await call("validate", { path }, options)) as { valid: boolean; isDir: boolean },
+  };
+}
 
-    function finish({ exitCode, signal, killedBy }: Message): void {
-      routes.delete(id);
-      resolveExit(JSON.parse(JSON.stringify({ exitCode, signal, killedBy }))); // without what is undefined
-    }
+type ReadOptions = CallOptions & { maxBytes?: number };
 
-    async function start(method: string, params: Record<string, unknown>): Promise<void> {
-      const from = lastSeq; // it may be further when the answer is looked at: messages came along with it
-      const answer = (await connection.request(method, params)) as Message & { firstSeq?: number };
-      if (answer.found === false)
-        throw cannot(`reattach: no process has the id "${id}"`, {
-          data: { reason: "not-found" },
-          hint: "--call process.list",
-        });
-      missed += Math.max((answer.firstSeq || 0) - from - 1, 0);
-      if (answer.running === false && answer.lastSeq === from) finish(answer); // all of it had been seen: nothing follows
-    }
+async function readPieces(ask: Wire["request"], path: HostPath, options: ReadOptions = {}): Promise<Buffer> {
+  const { maxBytes = maxReadBytes, signal, timeoutMs } = options;
+  const pieces: Buffer[] = [];
+  for (let offset = 0; ; ) {
+    const params = { path, offset, maxBytes: Math.min(pieceBytes, maxBytes + 1 - offset), encoding: "base64" };
+    const answer = await ask("files.read", params, { signal, timeoutMs });
+    const { content, exists } = answer as { content: string; exists: boolean };
+    if (!exists) throw noFile(path);
+    const piece = Buffer.from(content, "base64");
+    offset += piece.length;
+    if (offset > maxBytes) throw fileTooLarge(path, maxBytes);
+    if (piece.length === 0) return Buffer.concat(pieces);
+    pieces.push(piece);
+  }
+}
 
-    /** By the daemon, since we read too slowly: taken up again. By another connection: its process now. */
-    async function detached(by: string): Promise<void> {
-      if (by === "backpressure")
-        return start("process.reattach", { id, fromSeq: lastSeq }).catch((error: Failure) => rejectExit(error));
-      rejectExit(
-        new Failure(`Another connection (${by}) has taken the output over; the process "${id}" goes on`, {
-          data: { reason: "detached", lastSeq },
-        }),
-      );
-    }
+function noFile(path: HostPath): Failure {
+  return cannot(`read ${JSON.stringify(path)}: no such file or directory (ENOENT)`, { data: { errno: "ENOENT" } });
+}
 
-    function enqueue(action: () => Promise<void>): Promise<void> {
-      const done = writing.then(action);
-      writing = done.catch(() => {});
-      return done;
-    }
+function fileTooLarge(path: HostPath, maxBytes: number): Failure {
+  const data = { errno: "EFBIG", reason: "too-large" };
+  return cannot(`read ${JSON.stringify(path)}: it has more than ${maxBytes} bytes`, { data, hint: "raise maxBytes" });
+}
 
-    async function writeAll(data: Buffer): Promise<void> {
-      for (let at = 0; at < data.length; at += stdinChunkBytes)
-        await writeStdin({ data: data.toString("base64", at, at + stdinChunkBytes) });
-    }
-
-    /** Waits where the queue of the process is full. */
-    async function writeStdin(params: { data: string; end?: boolean }): Promise<void> {
-      for (;;) {
-        try {
-          return void (await connection.request("process.stdin", { id, ...params }));
-        } catch (error) {
-          if ((error as Failure).code !== errorCodes.stdinFull) throw error;
-          await sleep(stdinRetryMs);
-        }
-      }
-    }
+function decodeText(bytes: Buffer, path: HostPath): string {
+  try {
+    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+  } catch (cause) {
+    throw cannot(`read ${JSON.stringify(path)} as UTF-8: it is not UTF-8`, { data: { errno: "EILSEQ" }, cause });
   }
 }

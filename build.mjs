@@ -1,8 +1,9 @@
 /**
- * Builds `dist/`: `holdfast.js`, all modules in one file that runs under any runtime, by any name, in either module type; its hash and types; and
- * a package.json that says that it is CommonJS, since the sources beside it are ES modules.
+ * Builds `dist/`: `holdfast.js`, all modules in one file that runs under any runtime, by any name, in either module type; its hash and types; the
+ * library for applications, as ES module and CommonJS, which starts daemons from the file beside it; and a package.json that says that what ends in
+ * .js is CommonJS, since the sources beside it are ES modules.
  *
- *     #!/bin/sh                                   executed: a shell finds node, nodejs, bun or deno
+ *     #!/bin/sh                                   executed: a shell finds a runtime
  *     ":" //; …                                   to JavaScript a string and a comment, to a shell a command
  *     ;(async function holdfast(require, module) {
  *       is this Node too old?                     the syntax of the file is Node 12's, so that an old one reads as far as this
@@ -34,11 +35,25 @@ const { values: options } = parseArgs({
 const { version } = JSON.parse(readFileSync(`${root}package.json`, "utf8"));
 const unhashed = "0".repeat(64);
 
-// each of its lines begins in JavaScript with a string and a comment
+// Each of its lines begins in JavaScript with a string and a comment. An ssh command has a short PATH: what version managers and packages install is
+// looked for where they put it, the newest. A node beside the file comes first. One that is too old says so itself.
+const places = [
+  "~/.nvm/versions/node/*/bin ~/.local/share/fnm/node-versions/*/installation/bin ~/.volta/bin",
+  "~/.local/share/mise/installs/node/*/bin ~/.asdf/installs/nodejs/*/bin /usr/local/bin /opt/homebrew/bin /snap/bin",
+];
 const head = `#!/bin/sh
-":" //; for runtime in node nodejs bun; do command -v "$runtime" >/dev/null && exec "$runtime" "$0" "$@"; done
-":" //; command -v deno >/dev/null && exec deno run --allow-all "$0" "$@"
-":" //; echo "holdfast: error: Cannot run: there is no node, nodejs, bun or deno on the PATH" >&2; exit 127
+":" //; case $0 in */*) here=\${0%/*} ;; *) here=. ;; esac; best=; top=0
+":" //; age() { v=$("$1" --version 2>/dev/null); v=\${v#v}; m=\${v#*.}; case $v in 1[89].*|[2-9][0-9].*) echo $((\${v%%.*} * 1000 + \${m%%.*})) ;; *) echo 0 ;; esac; }
+":" //; for n in "$here/node" node nodejs; do [ "$(age "$n")" -gt 0 ] && exec "$n" "$0" "$@"; done
+":" //; command -v bun >/dev/null && exec bun "$0" "$@"; command -v deno >/dev/null && exec deno run --allow-all "$0" "$@"
+":" //; for n in ${places[0]}; do a=$(age "$n/node"); [ "$a" -gt "$top" ] && best=$n/node top=$a; done
+":" //; for n in ${places[1]}; do a=$(age "$n/node"); [ "$a" -gt "$top" ] && best=$n/node top=$a; done
+":" //; [ -z "$best" ] || exec "$best" "$0" "$@"
+":" //; for n in ~/.bun/bin /usr/local/bin /opt/homebrew/bin; do [ -x "$n/bun" ] && exec "$n/bun" "$0" "$@"; done
+":" //; for n in ~/.deno/bin /usr/local/bin /opt/homebrew/bin; do [ -x "$n/deno" ] && exec "$n/deno" run --allow-all "$0" "$@"; done
+":" //; command -v node >/dev/null && exec node "$0" "$@"
+":" //; echo "holdfast: error: Cannot run: there is no node, nodejs, bun or deno, neither on the PATH nor where version managers put one" >&2
+":" //; echo "holdfast: hint: put a node (18 or later) beside this file, as $here/node" >&2; exit 127
 // holdfast ${version}, MIT licence: built from TypeScript sources
 `;
 // "this" is undefined in an ES module, where names of these may be those of a script from stdin that has imported it
@@ -78,32 +93,38 @@ __build.main = (() => {
 `;
 
 mkdirSync(options.out, { recursive: true });
-const text = head + prologue + (await bundle()) + tail;
+const text =
+  head + prologue + (await bundle("holdfast.ts", "cjs", { target: "node12" })).replace(/^"use strict";\n/, "") + tail;
 const sha256 = createHash("sha256").update(text).digest("hex");
 const file = text.replace(unhashed, sha256);
 if (file.length > maxBytes) throw new Error(`dist/holdfast.js has ${file.length} bytes, at most ${maxBytes} are meant`);
 write("holdfast.js", file, 0o755);
 write("holdfast.js.sha256", `${createHash("sha256").update(file).digest("hex")}  holdfast.js\n`);
 write("package.json", '{ "type": "commonjs" }\n');
-writeTypes();
+const define = { __library: JSON.stringify(version) };
+write("index.mjs", await bundle("index.ts", "esm", { define }));
+write("index.cjs", await bundle("index.ts", "cjs", { define: { ...define, "import.meta.url": "undefined" } }));
+const types = declare(["library", "api", "deploy"]);
+for (const name of ["holdfast.d.ts", "index.d.mts", "index.d.cts"]) write(name, types);
 if (!options.quiet) console.log(`dist/holdfast.js: ${version}, ${Math.ceil(file.length / 1000)} kB, sha256 ${sha256}`);
 
-async function bundle() {
+async function bundle(entry, format, more) {
   const { outputFiles } = await build({
-    entryPoints: [`${root}holdfast.ts`],
+    entryPoints: [root + entry],
     bundle: true,
     write: false,
     platform: "node",
-    format: "cjs",
-    target: "node12",
+    format,
+    target: "node18",
     supported: { "dynamic-import": true },
     charset: "utf8",
     external: ["node:*"],
-    // what only sources have: the output is CommonJS
-    define: { "import.meta.main": "undefined", "import.meta.filename": "undefined" },
+    // what only sources have: the file is CommonJS
+    define: { "import.meta.main": "undefined", "import.meta.filename": "undefined", "import.meta.url": "undefined" },
     logLevel: "warning",
+    ...more,
   });
-  return outputFiles[0].text.replace(/^"use strict";\n/, "");
+  return outputFiles[0].text;
 }
 
 /** By rename: somebody may be running the file that is there, or building at the same time. */
@@ -114,23 +135,15 @@ function write(name, content, mode = 0o644) {
   renameSync(`${path}.${process.pid}`, path);
 }
 
-/** api.ts shows nothing of other modules, so that its declarations stand alone. */
-function writeTypes() {
+/** The declarations of modules that show nothing of others but each other, as one. */
+function declare(modules) {
   const directory = `${options.out}/.types.${process.pid}`;
   const flags =
-    "--target ES2022 --module NodeNext --allowImportingTsExtensions --types node --skipLibCheck --stripInternal";
-  const tsc = spawnSync(
-    process.execPath,
-    [
-      `${root}node_modules/typescript/bin/tsc`,
-      `${root}api.ts`,
-      ..."--ignoreConfig --declaration --emitDeclarationOnly --noCheck --outDir".split(" "),
-      directory,
-      ...flags.split(" "),
-    ],
-    { encoding: "utf8", cwd: root },
-  );
+    "--ignoreConfig --declaration --emitDeclarationOnly --noCheck --target ES2022 --module NodeNext --allowImportingTsExtensions --types node --skipLibCheck --stripInternal --outDir";
+  const args = [`${root}node_modules/typescript/bin/tsc`, `${root}index.ts`, ...flags.split(" "), directory];
+  const tsc = spawnSync(process.execPath, args, { encoding: "utf8", cwd: root });
   if (tsc.status !== 0) throw new Error(`Cannot write the types: ${tsc.stdout}${tsc.stderr}`);
-  write("holdfast.d.ts", readFileSync(`${directory}/api.d.ts`, "utf8"));
+  const texts = modules.map((name) => readFileSync(`${directory}/${name}.d.ts`, "utf8"));
   rmSync(directory, { recursive: true });
+  return texts.join("\n").replace(/^import .* from "\.\/.*;\n/gm, "");
 }

@@ -1,12 +1,18 @@
-/** One connection to a daemon as its user sees it: requests, answers, and the messages in between. Native framing. */
+/**
+ * One connection to a daemon as its user sees it: requests, answers, and the messages in between. Native framing. And what it is made of: a socket,
+ * or the two ends of a command such as ssh, which may fail in ways of its own.
+ */
 
+import type { ChildProcessByStdio } from "node:child_process";
+import { spawn } from "node:child_process";
 import { lstatSync } from "node:fs";
 import type { OnReadOpts, Socket } from "node:net";
 import { connect } from "node:net";
 import type { Duplex, Readable, Writable } from "node:stream";
-import { errorCodes, exitCodes, Failure, osFailure, safely } from "./failure.ts";
+import { callBack, cannot, errnoOf, errorCodes, exitCodes, Failure, osFailure, reasonOf, safely } from "./failure.ts";
 import type { FrameDecoder } from "./frame.ts";
 import { createFrameDecoder, encodeFrame } from "./frame.ts";
+import type { Reason } from "./library.ts";
 
 /** A stream, exit, detached or lost message: whatever is not the answer to a request. */
 export type Message = Record<string, unknown>;
@@ -38,6 +44,8 @@ export interface Client {
   watch(silenceMs: number): void;
   /** How many requests have no answer yet. */
   readonly waiting: number;
+  /** Why it has ended; undefined as long as it has not. */
+  readonly loss: Failure | undefined;
 }
 
 /** Where a connection's bytes come from and go to: one socket, or the two ends of a command. */
@@ -117,7 +125,7 @@ function notAnswering(path: string, timeoutMs: number): Failure {
     {
       code: errorCodes.noDaemon,
       exit: exitCodes.unavailable,
-      data: { timedOut: true },
+      data: { reason: "not-answering", timedOut: true },
     },
   );
 }
@@ -192,6 +200,9 @@ export function createClient(line: Duplex | Line, path: string): Client {
     watch: (silenceMs) => watch(state, silenceMs),
     get waiting() {
       return state.waiting.size;
+    },
+    get loss() {
+      return state.loss;
     },
   };
 }
@@ -297,7 +308,7 @@ function watch(state: State, silenceMs: number): void {
     const now = performance.now();
     const isSilent = !state.isPaused && now - state.heardAt >= silenceMs;
     const isUnanswered = askedAt > state.heardAt && now - askedAt < 1.5 * silenceMs;
-    if (isSilent && isUnanswered) lose(state, notAnswering(state.path, Math.round(now - state.heardAt)));
+    if (isSilent && isUnanswered) lose(state, silent(state.path, now - state.heardAt));
     if (state.loss) return;
     if (isSilent) {
       askedAt = now;
@@ -307,6 +318,15 @@ function watch(state: State, silenceMs: number): void {
     setTimeout(look, isWaiting ? silenceMs : silenceMs - (now - state.heardAt)).unref();
   };
   setTimeout(look, silenceMs).unref();
+}
+
+function silent(path: string, ms: number): Failure {
+  return new Failure(`The connection to "${path}" is silent: nothing came for ${Math.round(ms / 100) / 10} s`, {
+    code: errorCodes.noDaemon,
+    exit: exitCodes.unavailable,
+    hint: "connect again; the daemon is not known to be dead",
+    data: { reason: "not-answering" },
+  });
 }
 
 /** Ends the connection, once, whoever ended it: nothing stays without an answer. */
@@ -343,4 +363,126 @@ function lost({ path, noise, refusal }: State): Failure {
       hint: "a start-up file of the login shell prints them: --doctor on the host tells which",
     },
   );
+}
+
+// A command
+
+/** Of what a command says on stderr the end is kept for the words of its failure. */
+const maxStderrLength = 2000;
+/** From the end of its output to its exit code. */
+const exitMs = 1000;
+
+export interface Command {
+  /** As it was called, for words. */
+  readonly name: string;
+  readonly line: Line;
+  /** The end of what it has said. */
+  stderr: string;
+  /** How it ended; undefined as long as it has not. */
+  outcome: Outcome | undefined;
+  /** Resolves when it has ended, and all its stderr is here. */
+  readonly ended: Promise<Outcome>;
+}
+
+export interface Outcome {
+  code: number | null;
+  signal: NodeJS.Signals | null;
+  /** It could not be run. */
+  error?: NodeJS.ErrnoException;
+}
+
+/** Runs a command whose stdin and stdout are a line. @throws {Failure} There is none. */
+export function runCommand(words: string[], onStderr?: (text: string) => void): Command {
+  const [program, ...args] = words;
+  if (!program) throw cannot("run a command: it is empty, it must have a program");
+  const child = spawn(program, args, { stdio: ["pipe", "pipe", "pipe"] });
+  child.stdin.on("error", () => {}); // it has ended, and says so
+  const command: Command = {
+    name: words.join(" "),
+    line: { input: child.stdout, output: child.stdin, destroy: () => endCommand(child) },
+    stderr: "",
+    outcome: undefined,
+    ended: new Promise((done) => {
+      child.once("error", (error) => done({ code: null, signal: null, error }));
+      child.once("close", (code, signal) => done({ code, signal }));
+    }),
+  };
+  void command.ended.then((outcome) => (command.outcome = outcome));
+  child.stderr.setEncoding("utf8").on("data", (text: string) => {
+    command.stderr = (command.stderr + text).slice(-maxStderrLength);
+    callBack(onStderr, text);
+  });
+  return command;
+}
+
+/** An ssh whose network is gone ends by a signal, not by the end of its stdin. */
+function endCommand(child: ChildProcessByStdio<Writable, Readable, Readable>): void {
+  child.stdout.destroy();
+  child.stdin.destroy();
+  child.kill();
+}
+
+/** @param failure What is known without the command: the connection has ended. */
+export async function explainCommand(command: Command, failure: Failure, doing = "connect over"): Promise<Failure> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<undefined>((done) => (timer = setTimeout(done, exitMs, undefined)));
+  const outcome = await Promise.race([command.ended, late]);
+  clearTimeout(timer);
+  const stderr = command.stderr.trim();
+  const { reason, hint } = outcome ? diagnose(outcome, stderr) : {};
+  const words = outcome ? outcomeWords(outcome) : failure.message;
+  return cannot(`${doing} "${command.name}": ${words}${stderr === "" ? "" : `: ${stderr}`}`, {
+    code: errorCodes.noDaemon,
+    exit: exitCodes.unavailable,
+    cause: outcome?.error ?? failure,
+    hint: hint ?? failure.hint,
+    data: { ...failure.data, ...(reason ? { reason } : {}), stderr: command.stderr, exitCode: outcome?.code },
+  });
+}
+
+export function outcomeWords({ code, signal, error }: Outcome): string {
+  if (error) return reasonOf(error);
+  return signal === null ? `it ended with exit code ${code}` : `it was ended by ${signal}`;
+}
+
+/** Of ssh's own failures, with its exit code 255: words on stderr, in the order in which they are looked for. */
+const sshFailures: [RegExp, Reason, string][] = [
+  [
+    /host key verification failed|remote host identification has changed/i,
+    "host-key",
+    "compare the host's key with its administrator's, then: ssh-keygen -R HOST",
+  ],
+  [/could not resolve hostname/i, "no-such-host", "check the name, and Host in ~/.ssh/config"],
+  [/no route to host|network is unreachable/i, "no-route", "check the network, or the VPN"],
+  [/connection refused/i, "connection-refused", "check that sshd runs on the host, and its port"],
+  [/timed out|timeout|not responding/i, "timed-out", "check the network, or a firewall between"],
+  [
+    /permission denied|too many authentication failures/i,
+    "login-refused",
+    "ssh-add, or ssh -v HOST says which keys it tried",
+  ],
+  [/connection (reset|closed)|broken pipe/i, "closed", "connect again"],
+];
+
+/** Names in one word what a command ended with. A host's shell says 127 for what it does not find, and 126 for what it may not run. */
+export function diagnose({ code, error }: Outcome, stderr: string): { reason?: Reason; hint?: string } {
+  if (error) return errnoOf(error) === "ENOENT" ? { reason: "no-command" } : { reason: "command-failed" };
+  if (code === 255) {
+    const [, reason, hint] = sshFailures.find(([pattern]) => pattern.test(stderr)) ?? [];
+    return { reason: reason ?? "command-failed", hint };
+  }
+  const isAbsent = /not found|no such file|cannot find module|cannot open|module not found/i.test(stderr);
+  if (
+    code === 127 &&
+    /there is no node|(node|nodejs|bun|deno)['"]?: (command )?not found|(node|nodejs|bun|deno)['"]?: no such file/i.test(
+      stderr,
+    )
+  )
+    return {
+      reason: "no-runtime",
+      hint: "put a node (18 or later) beside the file on the host: scp $(command -v node) HOST:.holdfast/node",
+    };
+  if (isAbsent && code !== 0) return { reason: "no-file", hint: "copy it there: deploy(), or scp holdfast.js HOST:" };
+  if (code === 126) return { reason: "not-executable", hint: "run it by its shell: sh holdfast.js, or chmod +x it" };
+  return code === 0 ? {} : { reason: "command-failed" };
 }

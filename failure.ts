@@ -5,6 +5,7 @@
  */
 
 import { getSystemErrorMap } from "node:util";
+import { HoldfastError } from "./library.ts";
 
 /** Exit codes, after sysexits(3). */
 export const exitCodes = {
@@ -43,17 +44,13 @@ export interface FailureDetails {
   cause?: unknown;
 }
 
-export class Failure extends Error {
-  override name = "Failure";
+export class Failure extends HoldfastError {
   declare readonly exit: number;
-  declare readonly code: number;
-  declare readonly hint: string | undefined;
-  declare readonly data: Record<string, unknown>;
 
   constructor(message: string, details: FailureDetails = {}) {
-    const { exit = exitCodes.failed, code = errorCodes.internal, hint, data = {}, cause } = details;
-    super(message, { cause });
-    Object.assign(this, { exit, code, hint, data });
+    const { exit = exitCodes.failed, code = errorCodes.internal } = details;
+    super(message, { ...details, code });
+    Object.assign(this, { exit });
   }
 }
 
@@ -128,5 +125,16 @@ export function safely<T>(action: () => T): T | undefined {
     return action();
   } catch {
     return undefined;
+  }
+}
+
+/** What a function of the application throws is reported as of any listener, and ends nothing here. */
+export function callBack<T>(listener: ((value: T) => unknown) | undefined, value: T): void {
+  try {
+    listener?.(value);
+  } catch (error) {
+    process.nextTick(() => {
+      throw error;
+    });
   }
 }

@@ -19,6 +19,8 @@ import type { Places } from "./socket.ts";
 import { hashToken, makeRunDirectory, ownToken, placesOf, readToken } from "./socket.ts";
 
 export { connect, serve } from "./api.ts";
+export { deploy } from "./deploy.ts";
+export { HoldfastError } from "./library.ts";
 
 async function main(): Promise<number> {
   if (process.platform === "win32")

@@ -3,9 +3,9 @@
 import { Buffer } from "node:buffer";
 import { readFileSync, writeSync } from "node:fs";
 import { createConnection } from "./api.ts";
-import type { Output, RemoteProcess } from "./api.ts";
 import type { Client } from "./client.ts";
 import { cannot, cleanText, errnoOf, errorCodes, exitCodes, Failure, osFailure, safely } from "./failure.ts";
+import type { Output, RemoteProcess } from "./library.ts";
 import type { Lifetime } from "./lifetime.ts";
 import type { ChildSummary } from "./processes.ts";
 import { connectOwned } from "./reach.ts";
@@ -90,7 +90,7 @@ async function stream(
     tellMissed(remote);
     const { exitCode } = await Promise.race([remote.exit, broken]);
     tellMissed(remote); // of what came while nobody read our own stdout for so long that the daemon went on without us
-    return exitCode;
+    return exitCode ?? exitCodes.failed;
   } catch (error) {
     const { message, code } = error as Failure;
     throw new Failure(message, {

@@ -5,8 +5,9 @@
  */
 
 import { readFileSync, statSync } from "node:fs";
-import { dirname, join } from "node:path";
-import { safely } from "./failure.ts";
+import { dirname, join, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+import { cannot, safely } from "./failure.ts";
 import { readText, writeOwnFile } from "./record.ts";
 import type { Places } from "./socket.ts";
 import { makeRunDirectory } from "./socket.ts";
@@ -23,18 +24,21 @@ export interface Build {
   text(): string;
 }
 declare const __build: Build;
+/** The version, in a library that stands beside the built file, or was bundled into an application. */
+declare const __library: string;
 
 export const build: Build | undefined = typeof __build === "object" ? __build : undefined;
+const library = typeof __library === "string" ? __library : undefined;
 
-/** From source: the path of this module. (The build has no import.meta: its output is CommonJS.) */
-const sourceFile = (import.meta as { filename?: string }).filename;
+/** From source: the path of this module. Of a library: its own. (The built file needs none, and is CommonJS, which has no import.meta.) */
+const sourceFile = (): string => (typeof __filename === "string" ? __filename : fileURLToPath(import.meta.url));
 
 /** Deno and Bun have some things that differ. */
 export const runtime = "Bun" in globalThis ? "bun" : "Deno" in globalThis ? "deno" : "node";
 
 export function version(): string {
-  if (build) return build.version;
-  return (JSON.parse(readFileSync(join(dirname(sourceFile!), "package.json"), "utf8")) as { version: string }).version;
+  if (build || library) return build ? build.version : library!;
+  return (JSON.parse(readFileSync(join(dirname(sourceFile()), "package.json"), "utf8")) as { version: string }).version;
 }
 
 /**
@@ -85,14 +89,15 @@ export function versionFacts(): Record<string, unknown> {
  *
  * A program that came through a pipe (`node - --serve < holdfast.js`) is written to the run directory first.
  *
- * @throws {Failure} It cannot be written (exit code 73).
+ * @param imported It is a library here: its own file, or the one that the application names.
+ * @throws {Failure} It cannot be written (exit code 73), or a library does not find its file.
  */
-export function daemonCommand(places: Places, isImported = false): string[] {
-  const flags = isImported ? defaultFlags() : ownFlags();
+export function daemonCommand(places: Places, imported?: { program: string | undefined }): string[] {
+  const flags = imported ? defaultFlags() : ownFlags();
   return [
     process.execPath,
     ...flags,
-    programFile(places, isImported),
+    imported && !build ? besideFile(imported.program) : programFile(places, imported),
     "--serve",
     "--launched",
     "--socket",
@@ -116,9 +121,24 @@ function ownFlags(): string[] {
   return scriptAt > 0 ? words.slice(1, scriptAt) : defaultFlags();
 }
 
-function programFile(places: Places, isImported: boolean): string {
-  const script = isImported ? undefined : process.argv[1];
-  const known = [script, build ? build.file : join(dirname(sourceFile!), "holdfast.ts")].find(
+/**
+ * The program, as a library finds it: where the application says, or beside itself.
+ *
+ * @throws {Failure} It is not there.
+ */
+export function besideFile(program: string | undefined): string {
+  const beside = build?.file ?? join(dirname(sourceFile()), library ? "holdfast.js" : "holdfast.ts");
+  const path = program === undefined ? beside : resolve(program);
+  if (isOnDisk(path)) return path;
+  throw cannot(`find holdfast.js at "${path}": there is no such file`, {
+    hint: "name it with `program`: an application that is bundled into one file ships holdfast.js beside it",
+  });
+}
+
+function programFile(places: Places, imported?: { program: string | undefined }): string {
+  if (imported?.program !== undefined) return besideFile(imported.program);
+  const script = imported ? undefined : process.argv[1];
+  const known = [script, build ? build.file : join(dirname(sourceFile()), "holdfast.ts")].find(
     (path) => path && isOnDisk(path),
   );
   if (known) return known;

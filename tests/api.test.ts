@@ -7,11 +7,11 @@ import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
-import type { Connection, ConnectOptions, HoldfastError, Output } from "../api.ts";
-import { builtFile, eventually, holdfast, isAlive, withDaemon } from "./daemon.ts";
-import type { TestDaemon } from "./daemon.ts";
 import * as assert from "uvu/assert";
 import type * as Api from "../api.ts";
+import type { Connection, ConnectOptions, HoldfastError, Output, Served } from "../library.ts";
+import type { TestDaemon } from "./daemon.ts";
+import { builtFile, eventually, holdfast, isAlive, withDaemon } from "./daemon.ts";
 
 const { connect, serve } = createRequire("/")(builtFile) as typeof Api;
 
@@ -102,12 +102,12 @@ connecting(
         [
           { command: ["sh", "-c", "echo 'host key verification failed' >&2; exit 255"], token: "t" },
           /^Cannot connect over "sh .*": it ended with exit code 255: host key verification failed$/,
-          undefined,
+          "host-key",
         ],
         [
           { command: [join(directory, "none"), "x"], token: "t" },
           /^Cannot connect over ".*none x": .*ENOENT/,
-          undefined,
+          "no-command",
         ],
       ];
       for (const [options, words, reason] of rows) {
@@ -226,7 +226,7 @@ const serving = suite("serve()");
 serving("starts a daemon that outlives the script, joins it the next time, and replaces it", async () => {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-api-"));
   const socket = join(directory, "s");
-  const inScript = (options: object): Api.Served =>
+  const inScript = (options: object): Served =>
     JSON.parse(
       spawnSync(
         process.execPath,

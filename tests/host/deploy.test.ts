@@ -6,12 +6,12 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
 import { suite } from "uvu";
-import { builtFile, outcomeOf } from "../daemon.ts";
-import type { Outcome } from "../daemon.ts";
-import { requireHosts, withHost } from "./host.ts";
-import type { Host } from "./host.ts";
 import * as assert from "uvu/assert";
 import type * as Api from "../../api.ts";
+import type { Outcome } from "../daemon.ts";
+import { builtFile, outcomeOf } from "../daemon.ts";
+import type { Host } from "./host.ts";
+import { requireHosts, withHost } from "./host.ts";
 
 requireHosts(5);
 
@@ -154,7 +154,7 @@ script("says what is wrong: no such host, no runtime on the host, no built file"
     assert.is(nobody.code, 255);
     assert.match(
       nobody.stderr,
-      /Permission denied[^]*\ndeploy\.sh: nobody-here@127\.0\.0\.1: --serve ended with exit code 255\n$/,
+      /Permission denied[\s\S]*\ndeploy\.sh: nobody-here@127\.0\.0\.1: --serve ended with exit code 255\n$/,
     );
     const none = await deploy(host, "dev", { HOLDFAST_FILE: "/etc/hostname" });
     assert.is(none.code, 65);
@@ -164,7 +164,7 @@ script("says what is wrong: no such host, no runtime on the host, no built file"
     );
     const bare = await deploy(host, "dev");
     assert.is(bare.code, 127, bare.stderr);
-    assert.match(bare.stderr, /Cannot run: there is no node, nodejs, bun or deno on the PATH/);
+    assert.match(bare.stderr, /Cannot run: there is no node, nodejs, bun or deno, neither on the PATH/);
     assert.is((await within(host, resolve("examples/deploy.sh"), ["a'b"])).code, 64);
   }),
 );
