@@ -12,10 +12,11 @@
  */
 
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { cpus, loadavg, release } from "node:os";
-import { fileURLToPath, pathToFileURL } from "node:url";
+import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { loadHosts } from "../scripts/hosts.mjs";
 import { program } from "./daemon.mjs";
 import { endAll, judge, quantile } from "./measure.mjs";
 import { plotFigure } from "./plot.mjs";
@@ -53,7 +54,7 @@ for (const name of wanted) {
       progress,
       rounds: (count) => (options.quick ? Math.max(2, Math.round(count / 5)) : count),
       scale: (amount) => (options.quick ? amount / 4 : amount),
-      host: name === "start" ? await loadHost() : undefined,
+      host: name === "start" ? await loadHosts() : undefined,
     });
     results.push({ name, title: figure.title, rows, notes });
     mkdirSync(`${here}plots`, { recursive: true });
@@ -116,28 +117,6 @@ function judgement(row) {
 
 function number(value) {
   return Math.abs(value) >= 100 ? value.toFixed(0) : Math.abs(value) >= 10 ? value.toFixed(1) : value.toFixed(2);
-}
-
-/** The booted hosts of the tests; or why there are none. */
-async function loadHost() {
-  const bundle = `node_modules/.cache/holdfast-bench-${process.pid}.mjs`;
-  const { build } = await import("esbuild");
-  try {
-    await build({
-      entryPoints: ["tests/host/host.ts"],
-      outfile: bundle,
-      bundle: true,
-      platform: "node",
-      format: "esm",
-      target: "node18",
-      packages: "external",
-      logLevel: "warning",
-    });
-    const host = await import(pathToFileURL(`${root}${bundle}`).href);
-    return host.hostsCanRun() ?? host;
-  } finally {
-    rmSync(bundle, { force: true });
-  }
 }
 
 function install() {

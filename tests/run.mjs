@@ -10,7 +10,8 @@
  * test throws a non-error), and runs each suite it makes. Tests that cannot run here are counted, never silent: by uvu's
  * `test.skip`, or by a line `SKIP <count> <why>`. With CI=true a skipped test is a failed one.
  * With `--all` tests do all their rounds, in ten times the time, and the rows of the fault table are printed, as by `npm run test:faults`.
- * What a file prints after `FIGURES ` is shown. The last line is `N passed, N failed, N skipped`. Exit code 1 if any failed, or none passed.
+ * What a file prints after `FIGURES ` is shown; of a file that failed, all of its output and the command that repeats it. On a terminal a line
+ * tells how far it is. The last line is `N passed, N failed, N skipped`. Exit code 1 if any failed, or none passed.
  */
 
 import { spawn, spawnSync } from "node:child_process";
@@ -52,6 +53,12 @@ const paint =
 /** Rows that tests have printed, for --all. */
 const table = [];
 const totals = { passed: 0, failed: 0, skipped: 0 };
+/** Files that are running, and how many have ended. */
+const current = new Set();
+const fileCount = units.length + hosts.length;
+const startedAt = Date.now();
+let endedCount = 0;
+const clock = setInterval(showProgress, 1000).unref();
 process.once("exit", removeBundles);
 const beside = inTurn(units.filter(isBeside));
 const others = units.filter((file) => !isBeside(file));
@@ -60,6 +67,8 @@ await Promise.all([inTurn(hosts), two.then(() => inTurn(hosts))]);
 await beside;
 if (options.all && table.length > 0)
   console.log(["| done to it | promised | happened |", "| --- | --- | --- |", ...table, ""].join("\n"));
+clearInterval(clock);
+clearProgress();
 console.log(`${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped`);
 process.exitCode = totals.failed > 0 || totals.passed === 0 ? 1 : 0;
 
@@ -95,8 +104,13 @@ function buildSuite(suite) {
 /** Takes files from the front of a list, which others may share, and runs them one by one. */
 async function inTurn(files) {
   for (let file = files.shift(); file !== undefined; file = files.shift()) {
-    showProgress(file);
-    report(file, await runFile(file));
+    current.add(file);
+    showProgress();
+    const result = await runFile(file);
+    current.delete(file);
+    endedCount++;
+    report(file, result);
+    showProgress();
   }
 }
 
@@ -180,12 +194,23 @@ function report(file, { passed, failed, skipped, problem, why, output, ms }) {
   const counts = `${passed} passed, ${failed} failed, ${skipped} skipped, ${(ms / 1000).toFixed(1)} s`;
   console.log(`${word} ${file}: ${counts}${reason ? ` (${reason})` : ""}`);
   for (const [, figures] of output.matchAll(/^FIGURES (.*)$/gm)) console.log(`    ${figures}`);
-  if (problem) console.log(output.replace(/^(?=.)/gm, "    "));
+  if (problem) console.log(`${output.replace(/^(?=.)/gm, "    ")}\nagain: ${commandOf(file)}\n`);
   else table.push(...(output.match(/^\| .*$/gm) ?? []));
 }
 
-function showProgress(file) {
-  if (process.stdout.isTTY) process.stdout.write(`\r\x1b[K… ${file}`);
+/** What runs one file again as it was run. */
+function commandOf(file) {
+  const flags = [options.suite && `--suite ${options.suite}`, options.all && "--all"].filter(Boolean);
+  return ["node build.mjs --quiet && node tests/run.mjs", ...flags, file].join(" ");
+}
+
+function showProgress() {
+  if (!process.stdout.isTTY || current.size === 0) return;
+  const seconds = Math.round((Date.now() - startedAt) / 1000);
+  const names = [...current].map((file) => file.replace(/^tests\/|\.test\.ts$/g, "")).join(", ");
+  const failed = totals.failed > 0 ? `, ${totals.failed} failed` : "";
+  const line = `${endedCount} of ${fileCount} files, ${totals.passed} passed${failed}, ${seconds} s: ${names}`;
+  process.stdout.write(`\r\x1b[K${line.slice(0, (process.stdout.columns || 80) - 1)}`);
 }
 
 function clearProgress() {
