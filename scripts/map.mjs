@@ -14,14 +14,14 @@ import { fileURLToPath, pathToFileURL } from "node:url";
 /** From above to below: who imports, and who is imported. */
 export const layers = {
   run: ["holdfast", "index", "arguments"],
-  modes: ["jobs", "terminal", "doctor", "bridge", "deploy", "api"],
+  modes: ["jobs", "terminal", "doctor", "bridge", "deploy", "api", "remote"],
   "a daemon from outside": ["control", "reach", "launch", "reasons"],
   "the daemon": [
-    ...["server", "connections", "processes", "readers", "holders", "spool", "environment", "files", "lanes"],
-    ...["rpc", "log", "logouts"],
+    ...["server", "connections", "processes", "children", "readers", "holders", "running", "spool", "environment"],
+    ...["files", "lanes", "rpc", "log", "logouts"],
   ],
   "both sides": ["lifetime", "userrecord", "client"],
-  ground: ["socket", "record", "program", "frame", "failure"],
+  ground: ["socket", "record", "program", "frame", "failure", "library"],
 };
 
 export const maxModules = 30;

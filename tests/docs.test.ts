@@ -9,7 +9,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { help } from "../arguments.ts";
 import { errorCodes, exitCodes } from "../failure.ts";
-import { holdfast, withDaemon } from "./daemon.ts";
+import { holdfast, openSocket, withDaemon } from "./daemon.ts";
 
 const documents = [
   ...readdirSync(".").filter((name) => name.endsWith(".md")),
@@ -85,6 +85,23 @@ test("have each method and feature of the daemon, and no other", () =>
     for (const feature of features) assert.ok(documented.includes(feature), `${feature} is documented`);
     const code = readFileSync("server.ts", "utf8");
     for (const feature of documented) assert.ok(code.includes(`"${feature}"`), `${feature} is in server.ts`);
+  }));
+
+test("have each parameter of each method, and no other", () =>
+  withDaemon(async (daemon) => {
+    const { connection, wire } = openSocket(daemon);
+    const text = texts.get("docs/protocol.md")!;
+    for (const method of all(/^### ([a-z]+\.[a-zA-Z]+)$/gm, text, "docs/protocol.md")) {
+      if (method === "server.ping" || method.startsWith("files.")) continue; // takes anything
+      const [, listed] = /^`\{(.*?)\}`/.exec(section("docs/protocol.md", `### ${method}`).trim())!;
+      const documented = listed!.split(", ").map((name) => name.replace("?", ""));
+      // a name that no method knows: the refusal has those that it knows
+      const refusal: string = await wire.request(method, { nonsense: 1 }).catch(({ message }) => message);
+      const [, known] = /this method does not know it, it takes (.*)$/.exec(refusal) ?? [];
+      assert.ok(known !== undefined, `${method} refuses what it does not know: ${refusal}`);
+      assert.equal(sorted(known === "none" ? [""] : known!.split(", ")), sorted(documented), method);
+    }
+    connection.destroy();
   }));
 
 test("have each option, and none that is not there", () => {
