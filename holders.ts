@@ -79,6 +79,8 @@ const readyCount = 8;
 const readyLeft = 4;
 /** From a shell's answer to the end of `start`. A bash runs a script without a first line `#!` itself, and keeps the descriptor. */
 const executedMs = 2000;
+/** For a holder to say that it has started its child: of a shell that does something else altogether. */
+const startMs = 10_000;
 const trialMs = 5000;
 /** oom_score_adj: the kernel is to take the child that ate the memory, not the daemon. The raise of a child, and the most there is. */
 const oomRaise = 200;
@@ -94,8 +96,8 @@ const shellNames = ["PWD", "OLDPWD", "SHLVL", "_"];
  */
 const holderScript = `
 while :; do read -r HOLDFAST_PID HOLDFAST_REST </proc/self/stat; echo $HOLDFAST_PID; kill -STOP $HOLDFAST_PID; done | {
-read -r HOLDFAST_PID; kill -STOP $$
-while read -r HOLDFAST_1 HOLDFAST_2 HOLDFAST_STATE HOLDFAST_REST </proc/$$/stat; [ "$HOLDFAST_STATE" != T ]; do :; done
+read -r HOLDFAST_PID
+until read -r HOLDFAST_1 HOLDFAST_2 HOLDFAST_STATE HOLDFAST_REST </proc/$$/stat; [ "$HOLDFAST_STATE" = T ]; do kill -STOP $$ || exit; done
 exec 3<&- 4<&- 9>"$0/start"; echo $HOLDFAST_PID >&9; exec "$@"; }
 echo $? >"$0/code"; [ ! -e "$0/out" ] || kill -STOP $$`;
 
@@ -177,13 +179,14 @@ async function tryHolder(holders: Holders, env: NodeJS.ProcessEnv): Promise<stri
   });
   try {
     if (!(await soon(() => how && isClosed, trialMs, 1))) return "the end of a child that is held is not seen";
-    const [state] = statOf(holder.pid) ?? [];
+    const state = stateOf(holder);
     if (state !== "T") return `a holder that has stopped itself is in state "${state}", not "T"`;
+    if (saidEnd(directory)) return "a holder that has stopped itself reaps its child";
     if (said !== "said\n" || how?.code !== 143)
       return `a child that said "said" and ended with 143 reads ${JSON.stringify([said, how])}`;
     process.kill(holder.pid, "SIGCONT");
-    const isSaid = () => readText(join(directory, "code")) === "143\n";
-    if (!(await soon(isSaid, trialMs, 1))) return "a holder does not say how its child ended";
+    if (!(await soon(() => saidEnd(directory)?.code === 143, trialMs, 1)))
+      return "a holder does not say how its child ended";
     return undefined;
   } finally {
     running.release();
@@ -253,10 +256,11 @@ export async function startHeld(holders: Holders, directory: string, start: Star
     if (start.hasNoStdin) running.endStdin();
     return running;
   } catch (error) {
-    for (const descriptor of [pipes.out, pipes.err]) closeSync(descriptor);
+    for (const descriptor of [pipes.out, pipes.err, ...(handle ? [] : [pipes.start])]) closeSync(descriptor);
     if (handle?.exitCode === null && handle.signalCode === null) {
       const gone = new Promise((done) => handle!.once("exit", done));
-      dismissHolder(directory, knownOf(handle.pid!), keeper);
+      if (keeper) dismissHolder(directory, knownOf(handle.pid!), keeper);
+      else safely(() => process.kill(-handle!.pid!, "SIGKILL")); // it has done what no shell does
       await gone;
     }
     throw error;
@@ -303,7 +307,6 @@ function readStart(descriptor: number, handle: ChildProcess): Promise<number[]> 
   return new Promise((resolve, reject) => {
     const socket = socketOf(descriptor);
     let text = "";
-    let timer: NodeJS.Timeout | undefined;
     const finish = () => {
       clearTimeout(timer);
       handle.off("exit", finish);
@@ -311,16 +314,17 @@ function readStart(descriptor: number, handle: ChildProcess): Promise<number[]> 
       const pids = text.split("\n").slice(0, -1).map(Number);
       if (pids.length > 0) return resolve(pids);
       // a shell that cannot fork ends
+      const errno = handle.exitCode === null ? "ETIMEDOUT" : "EAGAIN";
       reject(
-        Object.assign(new Error("EAGAIN: the holder cannot start its child, spawn"), {
-          code: "EAGAIN",
-          syscall: "spawn",
-        }),
+        Object.assign(new Error(`${errno}: its holder does not start it, spawn`), { code: errno, syscall: "spawn" }),
       );
     };
+    let timer = setTimeout(finish, startMs);
     socket.on("data", (chunk: Buffer) => {
       text += chunk;
-      if (text.split("\n").length > 2) timer ??= setTimeout(finish, executedMs);
+      if (text.split("\n").length < 3) return;
+      clearTimeout(timer);
+      timer = setTimeout(finish, executedMs);
     });
     socket.on("end", finish).on("error", finish);
     handle.once("exit", finish);

@@ -285,11 +285,10 @@ function release(held: Held): void {
 }
 
 function leave(held: Held): void {
-  held.sockets.forEach((socket, at) => {
+  for (const socket of held.sockets) {
     socket?.pause();
-    for (let chunk = socket?.read(); chunk; chunk = socket?.read())
-      held.events?.output(at === 0 ? "stdout" : "stderr", chunk);
-  });
+    socket?.read(); // what node has read: told as "data"
+  }
   letGo(held);
 }
 
