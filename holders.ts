@@ -359,7 +359,7 @@ export type Adopted = { running: Running; readAtMs: number } | { ended: Ended } 
  * @param value Of `about`: what Running.holder was.
  * @returns `readAtMs`: when its pipes were last read, in unix ms, by a clock that may be 10 ms behind.
  */
-export function adoptHeld(holders: Holders, directory: string, value: unknown): Adopted {
+export function adoptHeld({ watch }: Pick<Holders, "watch">, directory: string, value: unknown): Adopted {
   if (!isHolderRecord(value)) return { problem: "its holder is not described as it must be" };
   const { bootId, pidNamespace, child, holder, keeper } = value;
   const here = identify();
@@ -384,7 +384,7 @@ export function adoptHeld(holders: Holders, directory: string, value: unknown): 
   const pipes = [stdout, stderr].map((path) => safely(() => openReader(path!)));
   const stdin =
     stateOf(keeper) === undefined ? undefined : safely(() => openFifo(`/proc/${keeper.pid}/fd/1`, constants.O_WRONLY)); // ENXIO: the child has closed it
-  const running = runningHeld(holders.watch, directory, value, pipes, stdin);
+  const running = runningHeld(watch, directory, value, pipes, stdin);
   return { running, readAtMs };
 }
 
