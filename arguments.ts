@@ -36,6 +36,7 @@ const optionTable: Record<string, [modes: string, value?: string]> = {
   log: ["serve", "a file"],
   launched: ["serve"],
   "no-start": ["bridge"],
+  "as-owner": ["bridge"],
   grace: ["stop", "seconds"],
   now: ["stop"],
   "if-idle": ["stop"],

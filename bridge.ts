@@ -1,45 +1,70 @@
 /**
  * A relay between one SSH channel and the daemon's socket.
  *
- * Native bytes pass untouched; a peer that speaks lines is re-framed, without a look into its JSON. It ends when either side ends, and never
- * outlives its channel: stdin's end (answers are drained for 2 s), an error on stdout, SIGHUP, or its parent's death.
+ *     stdin ─▶ toDaemon() ─▶ socket        native bytes pass untouched; lines are re-framed
+ *     stdout ◀─ fromDaemon() ◀─ socket     both ways only far enough looked at to know which requests have no answer yet
+ *
+ * It ends when either side ends. At stdin's end it half-closes, and waits for what the daemon owes, however long that takes; it never outlives its
+ * channel: an error on stdout, SIGHUP, an ancestor's death. A daemon that dies before its first word is replaced (healing is control.ts's), and what
+ * nobody has read is sent again; whatever else has no answer by then gets one here. Never silence.
  */
 
+import { spawnSync } from "node:child_process";
 import { createWriteStream, fstatSync } from "node:fs";
+import type { ConnectOpts, OnReadOpts, SocketConstructorOpts } from "node:net";
 import { Socket } from "node:net";
-import type { OnReadOpts } from "node:net";
 import type { Readable, Writable } from "node:stream";
-import { tryConnect } from "./client.ts";
+import { isatty } from "node:tty";
 import type { ConnectFailure } from "./client.ts";
-import { exitCodes, safely } from "./failure.ts";
-import type { Failure } from "./failure.ts";
-import { createFrameDecoder, encodeFrame, maxBodyBytes } from "./frame.ts";
+import { tryConnect } from "./client.ts";
+import { cannot, capture, errnoOf, errorCodes, exitCodes, Failure, osFailure, safely } from "./failure.ts";
 import type { FrameDecoder, FrameEvent, Framing } from "./frame.ts";
+import { createFrameDecoder, encodeFrame, maxBodyBytes } from "./frame.ts";
 import { runtime } from "./program.ts";
+import { ancestors, areAlive, now } from "./record.ts";
 import { oversizeAnswer } from "./rpc.ts";
 
 const connectMs = 5000;
-/** How long answers are waited for after stdin has ended. */
-const drainMs = 2000;
-/** How long what was received may take to be written to stdout in the end. */
-const flushMs = 2000;
-/** How long a daemon may say nothing at all to a first request before it is asked, over a connection of its own, whether it answers. */
+/** How long a daemon that owes something may say nothing at all before it is asked, over a connection of its own, whether it answers. */
 const silenceMs = 5000;
-/** What was sent meanwhile is kept, so that it can be answered if the daemon does not. */
+/** What was sent before the daemon's first word is kept, so that it can be sent again or answered. */
 const maxHeldBytes = 1 << 20;
 /** Requests that came with the first one, or right after it, are answered too. */
 const burstMs = 100;
-/** How often the parent is looked for. A channel whose shell was killed may leave us the pipes of somebody else. */
-const parentMs = 2000;
+/** How often the ancestors are looked for. A channel whose shell was killed may leave us the pipes of somebody else. */
+const ancestorsMs = 2000;
 /** What one read takes: a pipe holds 64 KiB, a Unix socket some 200. */
 const intakeBytes = 256 << 10;
+/** How many daemons are tried one after the other, each of which has died before its first word. */
+const maxLinks = 4;
+/** As much of a body's beginning, and of its end, is looked at for its id: the longest id is 256 characters, each of up to 6 bytes. */
+const edgeBytes = 2048;
+/** Requests without an answer that are kept track of. A daemon takes 1000 at a time. */
+const maxOwed = 10_000;
+
+/** Typed by a person at a terminal that is set raw. */
+const ctrlC = 3;
+const ctrlD = 4;
+
+const scalar = String.raw`"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|null|true|false`;
+/** The id before any nested member, and behind the last one. */
+const idFirst = new RegExp(
+  String.raw`^\s*\{(?:\s*"(?!id")[^"\\]*"\s*:\s*(?:${scalar})\s*,)*\s*"id"\s*:\s*(${scalar})\s*[,}]`,
+);
+const idLast = new RegExp(String.raw`,\s*"id"\s*:\s*(${scalar})(?:\s*,\s*"[^"\\]*"\s*:\s*(?:${scalar}))*\s*\}\s*$`);
+/** As rpc.ts encodes it, alone or first of a batch. */
+const answerId = new RegExp(String.raw`^\[?\{"jsonrpc":"2\.0","id":(${scalar})`);
 
 export interface BridgeWorld {
-  input: Readable;
+  input: Source;
   output: Writable;
   socket: string;
   /** The daemon of this socket has provably ended, or is just ending: whoever connects to it is not heard. */
   isDead(): boolean;
+  /** Which daemon the record is of. */
+  instance(): string | undefined;
+  /** The key of the daemon at the socket, proven by record and inode; undefined where the client is to authenticate itself. */
+  ownerKey: (() => string) | undefined;
   /** Finds another way to a daemon than its socket, having started one if need be; or says why there is none. */
   reachOtherwise(outcome: ConnectFailure): Promise<Socket | Failure>;
   /** Words for the person at stderr. */
@@ -48,29 +73,6 @@ export interface BridgeWorld {
   explainSilence(): Promise<Failure | undefined>;
   /** Why the daemon closed the connection, once it has. */
   explainLoss(): Promise<Failure>;
-}
-
-/** The two ends of our own SSH channel. */
-export function channelEnds(): { input: Readable; output: Writable } {
-  // Not process.stdout: whether its writes to a pipe block is left to the runtime. If they did, a client that writes much before it reads would
-  // stop both directions for good.
-  const stats = fstatSync(1);
-  const output =
-    stats.isFIFO() || stats.isSocket()
-      ? new Socket({ fd: 1, readable: false, writable: true })
-      : createWriteStream("", { fd: 1 });
-  return { input: openInput(), output };
-}
-
-function openInput(): Readable {
-  const stats = fstatSync(0);
-  // Deno and Bun do not read a descriptor by net.Socket
-  if (!(stats.isFIFO() || stats.isSocket()) || runtime !== "node") return process.stdin;
-  const intake = createIntake();
-  // manualStart, as node opens process.stdin: else it reads, and may end, before anyone listens
-  return intake.keepFor(
-    new Socket({ fd: 0, readable: true, writable: false, manualStart: true, onread: intake.onread } as object),
-  );
 }
 
 /** Takes a chunk that is good until it returns; with false, until resume(): then nothing more is read before that. */
@@ -82,246 +84,566 @@ type Take = (chunk: Buffer) => boolean;
  */
 interface Intake {
   onread: OnReadOpts;
-  /** What it is that is read. */
-  keepFor<T extends Readable>(source: T): T;
-  take: Take;
-  /** What came before anyone took it: a socket reads as soon as it can. */
-  early: Buffer | undefined;
+  /** Who takes what comes; undefined until there is somebody, and in between. */
+  take: Take | undefined;
+  /** What came while nobody took it: a socket reads as soon as it can. */
+  early: Buffer[];
 }
 
-const intakes = new WeakMap<Readable, Intake>();
+/** A stream, and what reads it. */
+export interface Source {
+  stream: Readable;
+  intake: Intake;
+  /** Set raw: Ctrl-C and Ctrl-D are bytes like others. */
+  isTerminal?: boolean;
+}
+
+/** All that a bridge knows, over the daemons that it may reach one after the other. */
+interface Relay {
+  world: BridgeWorld;
+  /** What the peer's first byte has decided. */
+  framing: Framing | undefined;
+  /** Of a peer that speaks lines. */
+  lines: FrameDecoder;
+  inputHasEnded: boolean;
+  /** Requests without an answer, oldest first, by their id as JSON: the id, or the ids of a batch; as often as they were asked. */
+  owed: Map<string, { ids: unknown; count: number }>;
+  /** Bytes for the next daemon, before anything else: what the last one has not read. Native. */
+  unread: Buffer;
+}
+
+/** One connection to a daemon. */
+interface Link {
+  source: Source;
+  socket: Socket;
+  instance: string | undefined;
+  requests: Follower;
+  answers: Follower;
+  answerLines: FrameDecoder;
+  /** What the daemon was sent, write by write, until its first word; undefined from then on, or when it was too much. */
+  held: Buffer[] | undefined;
+  heldBytes: number;
+  /** When it last said anything: now(). */
+  heardAt: number;
+  silenceTimer: NodeJS.Timeout | undefined;
+  /** Why the connection broke: EPIPE says that nobody has read the last write, ECONNRESET that nobody has read its last byte (unix(7)). */
+  error: string | undefined;
+  end(how: LinkEnd): void;
+}
+
+/** How it ended: the connection closed; the daemon does not answer; or our own channel is done, with an exit code. */
+type LinkEnd = { closed: true } | { silent: Failure } | { code: number };
+
+/** Follows native frames passing by: where each ends, and what its body begins and ends with. */
+export interface Follower {
+  header: number;
+  headerRead: number;
+  left: number;
+  /** Of a body that a chunk's end has cut. */
+  kept: Buffer | undefined;
+}
+
+/**
+ * The two ends of our own SSH channel.
+ *
+ * @throws {Failure} stdin is a terminal that cannot be made to pass bytes as they are.
+ */
+export function channelEnds(): { input: Source; output: Writable } {
+  // Not process.stdout: whether its writes to a pipe block is left to the runtime. If they did, a client that writes much before it reads would
+  // stop both directions for good.
+  const stats = fstatSync(1);
+  const output =
+    stats.isFIFO() || stats.isSocket()
+      ? new Socket({ fd: 1, readable: false, writable: true })
+      : createWriteStream("", { fd: 1 });
+  return { input: openInput(), output };
+}
+
+function openInput(): Source {
+  if (isatty(0)) {
+    makeRaw();
+    return { ...sourceOf(process.stdin), isTerminal: true };
+  }
+  const stats = fstatSync(0);
+  // Deno and Bun do not read a descriptor by net.Socket
+  if (!(stats.isFIFO() || stats.isSocket()) || runtime !== "node") return sourceOf(process.stdin);
+  const intake = createIntake();
+  const options: SocketConstructorOpts & ConnectOpts = {
+    fd: 0,
+    readable: true,
+    writable: false,
+    onread: intake.onread,
+  }; // the types of Node 20 lack it
+  return sourceOf(new Socket(options), intake);
+}
+
+/**
+ * A terminal (ssh -tt) would echo what comes with its token, cut a line at 4095 bytes, and turn newlines of a frame into two bytes. By stty(1): the raw
+ * mode of node's own goes on doing the last of these.
+ */
+function makeRaw(): void {
+  const stty = (...words: string[]) =>
+    spawnSync("stty", words, { stdio: ["inherit", "pipe", "pipe"], encoding: "utf8" });
+  const before = stty("-g");
+  const { error, status, stderr } = before.status === 0 ? stty("raw", "-echo") : before;
+  if (error || status !== 0) {
+    throw cannot(`relay over a terminal: it cannot be set raw by stty(1): ${error ? error.message : stderr.trim()}`, {
+      hint: "connect without one: ssh -T, RequestTTY no",
+    });
+  }
+  process.on("exit", () => stty(before.stdout.trim()));
+}
 
 function createIntake(): Intake {
   const intake: Intake = {
     onread: {
       buffer: Buffer.allocUnsafe(intakeBytes),
-      callback: (length, bytes) => intake.take(Buffer.from(bytes.buffer, bytes.byteOffset, length)),
+      callback: (length, bytes) => give(intake, Buffer.from(bytes.buffer, bytes.byteOffset, length)),
     },
-    keepFor: (source) => (intakes.set(source, intake), source),
-    take: (chunk) => ((intake.early = Buffer.from(chunk)), false),
-    early: undefined,
+    take: undefined,
+    early: [],
   };
   return intake;
 }
 
-/** Takes what comes from a stream, from now on; a runtime that knows no `onread` emits "data". */
-function takeFrom(source: Readable, take: Take): void {
-  const onData = (chunk: Buffer): void => void (take(chunk) || source.pause());
-  source.removeAllListeners("data").on("data", onData);
-  const intake = intakes.get(source);
-  if (!intake) return;
-  const { early } = intake;
-  Object.assign(intake, { take, early: undefined });
-  if (early) onData(early);
+/** @param intake What the stream was opened with; a stream, or a runtime, that knows no `onread` emits "data". */
+function sourceOf<T extends Readable>(stream: T, intake = createIntake()): Source & { stream: T } {
+  stream.on("data", (chunk: Buffer) => give(intake, chunk) || stream.pause());
+  return { stream, intake };
+}
+
+function give(intake: Intake, chunk: Buffer): boolean {
+  if (intake.take) return intake.take(chunk);
+  intake.early.push(Buffer.from(chunk));
+  return false;
+}
+
+/** Takes what comes, from now on, with what came early. */
+function takeFrom({ stream, intake }: Source, take: Take): void {
+  intake.take = take;
+  const goOn = intake.early.splice(0).map((chunk) => give(intake, chunk));
+  if (!goOn.includes(false)) stream.resume();
 }
 
 /** Writes a chunk as it is. Most often the kernel takes it at once; else its buffer is not to be read into until it has. */
 function pass(chunk: Buffer, from: Readable, to: Writable): boolean {
   let isWaiting = false;
   to.write(chunk, () => isWaiting && from.resume());
-  return !(isWaiting = to.writableLength > 0);
+  isWaiting = to.writableLength > 0;
+  return !isWaiting;
 }
 
 /**
  * Relays until either side ends.
  *
- * @returns The exit code: 0 when our own peer ended it, 69 when there is no daemon (any more), 1 when the daemon closed the connection.
+ * @returns The exit code: 0 when our own peer ended it and has all its answers, 69 when there is no daemon (any more), 1 when the daemon closed the
+ * connection or nobody takes the answers.
  */
 export function runBridge(world: BridgeWorld): Promise<number> {
-  const parent = process.ppid;
+  const chain = ancestors();
   const orphaned = new Promise<number>((done) =>
-    setInterval(() => process.ppid === parent || done(exitCodes.done), parentMs),
+    setInterval(() => areAlive(chain) || done(exitCodes.done), ancestorsMs),
   );
   return Promise.race([reachAndRelay(world), orphaned]);
 }
 
 async function reachAndRelay(world: BridgeWorld): Promise<number> {
+  const relay: Relay = {
+    world,
+    framing: undefined,
+    lines: createFrameDecoder(),
+    inputHasEnded: false,
+    owed: new Map(),
+    unread: Buffer.alloc(0),
+  };
+  for (let left = maxLinks; ; left--) {
+    const reached = await reach(world);
+    if (reached instanceof Failure) return answerWith(relay, reached, relay.unread);
+    const link = createLink(reached, world.instance());
+    const end = await relayOver(relay, link);
+    release(relay, link);
+    if ("code" in end) return finish(relay, end.code);
+    if ("silent" in end) return answerWith(relay, end.silent, link.held && Buffer.concat(link.held), link);
+    const code = await afterLoss(relay, link, left > 1);
+    if (code !== undefined) return code;
+  }
+}
+
+/** Connects to a daemon that lives, as far as can be known: one that is just ending may still be connected to for some ms. */
+async function reach(world: BridgeWorld): Promise<(Source & { stream: Socket }) | Failure> {
   const intake = createIntake();
   const connected = await tryConnect(world.socket, connectMs, intake.onread);
   const attempt = "socket" in connected && world.isDead() ? refused(connected.socket) : connected;
-  const reached = "socket" in attempt ? intake.keepFor(attempt.socket) : await world.reachOtherwise(attempt);
-  const outcome = reached instanceof Socket ? await relay(reached, world) : { failure: reached, unanswered: [] };
-  if (typeof outcome === "number") return outcome;
-  world.warn(outcome.failure);
-  await answerWith(outcome.failure, outcome.unanswered, world);
-  return outcome.failure.exit;
+  const reached = "socket" in attempt ? attempt.socket : await world.reachOtherwise(attempt);
+  if (!(reached instanceof Socket)) return reached;
+  const source = "socket" in attempt ? sourceOf(reached, intake) : sourceOf(reached);
+  const failure = world.ownerKey && (await authenticate(source, world.ownerKey));
+  return failure || source;
 }
 
-/** A daemon that is just ending may still be connected to for some ms, as its last thread leaves the kernel. */
 function refused(socket: Socket): ConnectFailure {
   socket.destroy();
   return { error: Object.assign(new Error("ECONNREFUSED: the daemon is just ending"), { code: "ECONNREFUSED" }) };
 }
 
-/** The exit code; or, when the daemon has not said a word: why, and what it was sent. */
-type RelayOutcome = number | { failure: Failure; unanswered: Buffer[] };
-
-function relay(
-  socket: Socket,
-  { input, output, warn, explainLoss, explainSilence }: BridgeWorld,
-): Promise<RelayOutcome> {
+/** Makes the connection its owner's, before the client's first byte: of all that comes until then the client sees nothing. */
+function authenticate(
+  { stream: socket, intake }: Source & { stream: Socket },
+  ownerKey: () => string,
+): Promise<Failure | undefined> {
+  const decoder = createFrameDecoder();
   return new Promise((done) => {
-    const lines = createFrameDecoder();
-    const answers = createFrameDecoder();
-    const boundary = createBoundary();
-    let framing: Framing | undefined;
-    let inputEnded = false;
-    let finished = false;
-    let drainTimer: NodeJS.Timeout | undefined;
-    let held: Buffer[] | undefined = [];
-    let heldBytes = 0;
-    let silenceTimer: NodeJS.Timeout | undefined;
-
-    takeFrom(input, (chunk) => {
-      framing ??= chunk[0] === 0 ? "native" : "lines";
-      hold(chunk);
-      return framing === "native" ? pass(chunk, input, socket) : forwardLines(lines.push(chunk));
+    const settle = (failure?: Failure): void => {
+      clearTimeout(timer);
+      intake.take = undefined;
+      if (failure) socket.destroy();
+      done(failure);
+    };
+    const fail = (why: string): void =>
+      settle(
+        cannot(`authenticate as the daemon's owner: ${why}`, {
+          code: errorCodes.noDaemon,
+          exit: exitCodes.noPermission,
+        }),
+      );
+    const timer = setTimeout(fail, connectMs, `no answer within ${connectMs / 1000} s`);
+    socket.once("close", () => fail("the daemon closed the connection"));
+    takeFrom({ stream: socket, intake }, (chunk) => {
+      const [event] = decoder.push(Buffer.from(chunk));
+      if (!event) return true;
+      const answer = "body" in event ? safely(() => JSON.parse(event.body.toString())) : undefined;
+      if (answer?.result?.authenticated === true) settle();
+      else fail(answer?.error?.message ?? "the daemon's answer is none");
+      return false;
     });
-    socket.on("drain", () => input.resume());
-    input
-      .on("error", () => finish(exitCodes.done))
-      .on("end", () => {
-        inputEnded = true;
-        forwardLines(lines.end());
-        socket.end();
-        drainTimer = setTimeout(finish, drainMs, exitCodes.done);
-      });
-
-    takeFrom(socket, (chunk) => {
-      release();
-      boundary.pass(chunk);
-      return framing === "lines" ? writeLines(answers, chunk) : pass(chunk, socket, output);
-    });
-    output.on("drain", () => socket.resume()).on("error", () => finish(exitCodes.done)); // EPIPE: nobody reads any more
-    // "close" follows both: of a daemon that has said all, and of one that is gone
-    socket
-      .on("end", () => socket.end())
-      .on("error", () => {})
-      .on("close", async () => {
-        if (inputEnded || finished) return finish(exitCodes.done);
-        const failure = await explainLoss();
-        if (finished) return;
-        const { message, hint, data } = failure;
-        if (boundary.isBetweenFrames())
-          output.write(
-            encodeFrame(JSON.stringify({ type: "bridge", event: "lost", ...data, message, hint }), framing || "native"),
-          );
-        warn(failure);
-        finish(failure.exit);
-      });
-
-    /** Keeps what the daemon was sent, until its first word. */
-    function hold(chunk: Buffer): void {
-      if (!held) return;
-      silenceTimer ??= setTimeout(async () => {
-        const failure = await explainSilence();
-        if (!failure || !held || finished) return;
-        end();
-        done({ failure, unanswered: held });
-      }, silenceMs);
-      held.push(Buffer.from(chunk));
-      if ((heldBytes += chunk.length) > maxHeldBytes) release();
-    }
-
-    function release(): void {
-      if (!held) return;
-      held = undefined;
-      clearTimeout(silenceTimer);
-    }
-
-    function forwardLines(events: FrameEvent[]): boolean {
-      let goOn = true;
-      for (const event of events) {
-        if ("body" in event) goOn = socket.write(encodeFrame(event.body, "native"));
-        if ("oversizeBytes" in event) {
-          output.write(encodeFrame(oversizeAnswer(event.oversizeBytes, maxBodyBytes), "lines"));
-          if (event.fatal) finish(exitCodes.failed);
-        }
-      }
-      return goOn;
-    }
-
-    function writeLines(decoder: FrameDecoder, chunk: Buffer): boolean {
-      let goOn = true;
-      for (const event of decoder.push(chunk))
-        if ("body" in event) goOn = output.write(encodeFrame(event.body, "lines"));
-      return goOn;
-    }
-
-    function finish(code: number): void {
-      if (finished) return;
-      end();
-      input.destroy();
-      void flush(output).then(() => done(code));
-    }
-
-    function end(): void {
-      finished = true;
-      clearTimeout(drainTimer);
-      clearTimeout(silenceTimer);
-      takeFrom(input, () => true);
-      input.removeAllListeners("data");
-      input.removeAllListeners("end");
-      socket.destroy();
+    try {
+      const params = { token: ownerKey() };
+      socket.write(
+        encodeFrame(JSON.stringify({ jsonrpc: "2.0", id: 0, method: "server.authenticate", params }), "native"),
+      );
+    } catch (error) {
+      fail((error as Error).message);
     }
   });
 }
 
-/** Follows native frames passing by, only far enough to know where one ends. */
-function createBoundary(): { pass(chunk: Buffer): void; isBetweenFrames(): boolean } {
-  let header = 0;
-  let headerRead = 0;
-  let left = 0;
+function createLink(source: Source & { stream: Socket }, instance: string | undefined): Link {
   return {
-    pass(chunk) {
-      for (let at = 0; at < chunk.length; ) {
-        const skipped = Math.min(left, chunk.length - at);
-        at += skipped;
-        left -= skipped;
-        for (; left === 0 && headerRead < 4 && at < chunk.length; headerRead++) header = header * 256 + chunk[at++]!;
-        if (headerRead < 4) continue;
-        left = header;
-        header = headerRead = 0;
-      }
-    },
-    isBetweenFrames: () => left === 0 && headerRead === 0,
+    source,
+    socket: source.stream,
+    instance,
+    requests: createFollower(),
+    answers: createFollower(),
+    answerLines: createFrameDecoder(),
+    held: [],
+    heldBytes: 0,
+    heardAt: now(),
+    silenceTimer: undefined,
+    error: undefined,
+    end: () => {},
   };
 }
 
-/** Answers every request with why there is no daemon, so that a client that shows only RPC errors shows this; ends after the first burst of them. */
-function answerWith(failure: Failure, unanswered: Buffer[], { input, output }: BridgeWorld): Promise<void> {
+function relayOver(relay: Relay, link: Link): Promise<LinkEnd> {
+  const { input, output } = relay.world;
+  const { socket } = link;
   return new Promise((done) => {
-    const decoder = createFrameDecoder();
-    const finish = (): void => void (input.destroy(), flush(output).then(done));
-    const take = (events: FrameEvent[]): void => {
-      for (const event of events) {
-        if (!("body" in event)) continue;
-        const answer = answerTo(event.body, failure);
-        if (!answer) continue;
-        output.write(encodeFrame(JSON.stringify(answer), decoder.framing || "native"));
-        burst ??= setTimeout(finish, burstMs);
-      }
+    link.end = done;
+    socket
+      .on("end", () => socket.end())
+      .on("error", (error) => (link.error = errnoOf(error)))
+      .on("close", () => done({ closed: true })) // it follows both: of a daemon that has said all, and of one that is gone
+      .on("drain", () => input.stream.resume());
+    output.on("drain", () => socket.resume()).on("error", (error) => done({ code: cannotWrite(relay, error) }));
+    input.stream.on("error", () => done({ code: exitCodes.done }));
+    if (relay.unread.length > 0) sendNative(relay, link, relay.unread.subarray(0));
+    relay.unread = Buffer.alloc(0);
+    takeFrom(link.source, (chunk) => fromDaemon(relay, link, chunk));
+    takeFrom(input, (chunk) => toDaemon(relay, link, chunk));
+    if (input.stream.readableEnded) endInput(relay, link);
+    else input.stream.once("end", () => endInput(relay, link));
+  });
+}
+
+/** Lets go of the channel's two ends: another daemon may be there for them. */
+function release({ world: { input, output } }: Relay, link: Link): void {
+  clearTimeout(link.silenceTimer);
+  input.intake.take = undefined;
+  input.stream
+    .removeAllListeners("end")
+    .removeAllListeners("error")
+    .on("error", () => {});
+  output
+    .removeAllListeners("drain")
+    .removeAllListeners("error")
+    .on("error", () => {});
+  link.socket.removeAllListeners("drain").destroy();
+}
+
+/** EPIPE is our client that has gone; the rest is told. */
+function cannotWrite({ world }: Relay, error: unknown): number {
+  if (errnoOf(error) !== "EPIPE") world.warn(osFailure("write to stdout", error));
+  return exitCodes.failed;
+}
+
+// From the client to the daemon
+
+function toDaemon(relay: Relay, link: Link, chunk: Buffer): boolean {
+  const { isTerminal, stream } = relay.world.input;
+  if (isTerminal && relay.framing !== "native" && chunk.length === 1 && (chunk[0] === ctrlC || chunk[0] === ctrlD)) {
+    stream.pause();
+    endInput(relay, link);
+    return false;
+  }
+  relay.framing ??= chunk[0] === 0 ? "native" : "lines";
+  if (relay.framing === "lines") return forwardLines(relay, link, relay.lines.push(chunk));
+  note(relay, link, chunk);
+  return pass(chunk, stream, link.socket);
+}
+
+function forwardLines(relay: Relay, link: Link, events: FrameEvent[]): boolean {
+  let goOn = true;
+  for (const event of events) {
+    if ("body" in event) goOn = sendNative(relay, link, encodeFrame(event.body, "native"));
+    if ("oversizeBytes" in event) {
+      relay.world.output.write(encodeFrame(oversizeAnswer(event.oversizeBytes, maxBodyBytes), "lines"));
+      if (event.fatal) link.end({ code: exitCodes.failed });
+    }
+  }
+  return goOn;
+}
+
+function sendNative(relay: Relay, link: Link, frames: Buffer): boolean {
+  note(relay, link, frames);
+  return link.socket.write(frames);
+}
+
+/** Half-closes. What is owed still comes, and then the daemon's own end. */
+function endInput(relay: Relay, link: Link): void {
+  if (relay.framing === "lines" && !relay.inputHasEnded) forwardLines(relay, link, relay.lines.end());
+  relay.inputHasEnded = true;
+  link.socket.end();
+  watchSilence(relay, link);
+}
+
+/** Keeps in mind what is on its way to the daemon. */
+function note(relay: Relay, link: Link, bytes: Buffer): void {
+  follow(link.requests, bytes, (body) => addOwed(relay, body));
+  watchSilence(relay, link);
+  if (!link.held) return;
+  link.heldBytes += bytes.length;
+  if (link.heldBytes > maxHeldBytes) link.held = undefined;
+  else link.held.push(Buffer.from(bytes));
+}
+
+function addOwed({ owed }: Relay, body: Buffer): void {
+  const ids = idsIn(body);
+  if (ids === undefined || owed.size >= maxOwed) return;
+  const key = JSON.stringify(Array.isArray(ids) ? ids[0] : ids);
+  const entry = owed.get(key);
+  if (entry) entry.count++;
+  else owed.set(key, { ids, count: 1 });
+}
+
+/** The id of a request; those of a batch; undefined for what is not answered, or cannot be understood in passing. */
+export function idsIn(body: Buffer): unknown {
+  if (body[0] === 0x5b) {
+    const requests = safely((): unknown => JSON.parse(body.toString()));
+    const ids = Array.isArray(requests)
+      ? requests.flatMap((request) => ("id" in Object(request) ? [request.id] : []))
+      : [];
+    return ids.length > 0 ? ids : undefined;
+  }
+  const id =
+    capture(idFirst, body.toString("utf8", 0, edgeBytes)) ??
+    capture(idLast, body.toString("utf8", Math.max(0, body.length - edgeBytes)));
+  return id === undefined ? undefined : safely((): unknown => JSON.parse(id));
+}
+
+/** A daemon that owes something, or its end, is to say something now and then; one that does not is asked over another connection. */
+function watchSilence(relay: Relay, link: Link): void {
+  if (link.silenceTimer) return;
+  link.silenceTimer = setTimeout(async () => {
+    const isQuiet = now() - link.heardAt >= silenceMs;
+    const owes = relay.owed.size > 0 || relay.inputHasEnded;
+    const failure = isQuiet && owes ? await relay.world.explainSilence() : undefined;
+    link.silenceTimer = undefined;
+    if (failure && now() - link.heardAt >= silenceMs) return link.end({ silent: failure });
+    if (owes) watchSilence(relay, link);
+  }, silenceMs);
+}
+
+// From the daemon to the client
+
+function fromDaemon(relay: Relay, link: Link, chunk: Buffer): boolean {
+  const { output } = relay.world;
+  link.held = undefined;
+  link.heardAt = now();
+  follow(link.answers, chunk, (body) => settleOwed(relay, body));
+  if (relay.framing !== "lines") return pass(chunk, link.source.stream, output);
+  let goOn = true;
+  for (const event of link.answerLines.push(chunk))
+    if ("body" in event) goOn = output.write(encodeFrame(event.body, "lines"));
+  return goOn;
+}
+
+function settleOwed({ owed }: Relay, body: Buffer): void {
+  if (owed.size === 0 || body[2] === 0x74) return; // {"type":…
+  const id = capture(answerId, body.toString("utf8", 0, edgeBytes));
+  const entry = id === undefined ? undefined : owed.get(id);
+  if (entry && --entry.count === 0) owed.delete(id!);
+}
+
+export function createFollower(): Follower {
+  return { header: 0, headerRead: 0, left: 0, kept: undefined };
+}
+
+/** @param onBody Called at each body's end, with its beginning and its end at least: what lies between may be left out. */
+export function follow(follower: Follower, chunk: Buffer, onBody: (body: Buffer) => void): void {
+  for (let at = 0; at < chunk.length; ) {
+    if (follower.headerRead < 4) {
+      follower.header = follower.header * 256 + chunk[at++]!;
+      if (++follower.headerRead < 4) continue;
+      follower.left = follower.header;
+    }
+    const piece = chunk.subarray(at, at + follower.left);
+    at += piece.length;
+    follower.left -= piece.length;
+    const body = follower.kept ? Buffer.concat([follower.kept, edgesOf(piece)]) : piece;
+    if (follower.left > 0) {
+      follower.kept = edgesOf(Buffer.from(edgesOf(body)));
+      continue;
+    }
+    if (body.length > 0) onBody(body);
+    follower.header = follower.headerRead = 0;
+    follower.kept = undefined;
+  }
+}
+
+function edgesOf(bytes: Buffer): Buffer {
+  if (bytes.length <= 2 * edgeBytes) return bytes;
+  return Buffer.concat([bytes.subarray(0, edgeBytes), bytes.subarray(-edgeBytes)]);
+}
+
+function isBetweenFrames({ headerRead }: Follower): boolean {
+  return headerRead === 0;
+}
+
+// The end
+
+/**
+ * The daemon has closed the connection, or is gone.
+ *
+ * @param mayGoOn Another daemon may be asked.
+ * @returns The exit code; or undefined: relay.unread is for the next daemon.
+ */
+async function afterLoss(relay: Relay, link: Link, mayGoOn: boolean): Promise<number | undefined> {
+  const { world } = relay;
+  if (relay.inputHasEnded && relay.owed.size === 0 && link.error === undefined) return finish(relay, exitCodes.done);
+  const failure = await world.explainLoss();
+  const doubtful = new Failure(`${failure.message}; what was asked may have been carried out`, {
+    ...failure,
+    code: failure.code,
+  });
+  if (!link.held || !mayGoOn || !(world.isDead() || world.instance() !== link.instance)) {
+    if (isBetweenFrames(link.answers)) answerOwed(relay, doubtful);
+    if (isBetweenFrames(link.answers) && !relay.inputHasEnded) sayLost(relay, failure);
+    world.warn(failure);
+    return finish(relay, failure.exit);
+  }
+  const { read, unread } = partOf(link.held, link.error);
+  relay.owed.clear();
+  relay.unread = unread;
+  for (const body of read) answer(relay, body, doubtful);
+  return undefined;
+}
+
+/** What a dead daemon was sent: the requests that it may have read, and the bytes from the first one on that it cannot have read to its end. */
+export function partOf(held: Buffer[], error: string | undefined): { read: Buffer[]; unread: Buffer } {
+  const bytes = Buffer.concat(held);
+  const certain = error === "EPIPE" ? (held.at(-1) || bytes).length : error === "ECONNRESET" ? 1 : 0;
+  const read: Buffer[] = [];
+  let at = 0;
+  for (let end: number; at + 4 <= bytes.length; at = end) {
+    end = at + 4 + bytes.readUInt32BE(at);
+    if (end > bytes.length - certain) break;
+    read.push(bytes.subarray(at + 4, end));
+  }
+  return { read, unread: bytes.subarray(at) };
+}
+
+function sayLost({ world, framing }: Relay, { message, hint, data }: Failure): void {
+  const lost = { type: "bridge", event: "lost", ...data, message, hint };
+  world.output.write(encodeFrame(JSON.stringify(lost), framing || "native"));
+}
+
+/** Returns whether there was anything to answer. */
+function answerOwed(relay: Relay, failure: Failure): boolean {
+  const owed = [...relay.owed.values()];
+  relay.owed.clear();
+  for (const { ids, count } of owed) {
+    const error = Array.isArray(ids) ? ids.map((id) => errorOf(id, failure)) : errorOf(ids, failure);
+    for (let i = 0; i < count; i++) say(relay, error);
+  }
+  return owed.length > 0;
+}
+
+/** Returns whether there was anything to answer. */
+function answer(relay: Relay, body: Buffer, failure: Failure): boolean {
+  const found = answerTo(body, failure);
+  if (found) say(relay, found);
+  return found !== undefined;
+}
+
+function say({ world, framing }: Relay, message: unknown): void {
+  world.output.write(encodeFrame(JSON.stringify(message), framing || "native"));
+}
+
+/**
+ * Answers every request with why there is no daemon, so that a client that shows only RPC errors shows this; ends after the first burst of them.
+ *
+ * @param unanswered What was sent and not answered, as native frames; undefined when only `owed` knows of it.
+ * @param link Where it was sent.
+ */
+function answerWith(relay: Relay, failure: Failure, unanswered: Buffer | undefined, link?: Link): Promise<number> {
+  const { input, output, warn } = relay.world;
+  warn(failure);
+  return new Promise((done) => {
+    const end = (): void => void finish(relay, failure.exit).then(done);
+    if (link && !isBetweenFrames(link.answers)) return end(); // never a frame within another
+    const frames = createFrameDecoder();
+    let isEnding = false;
+    const endSoon = (): void => {
+      if (!isEnding) setTimeout(end, burstMs);
+      isEnding = true;
     };
-    let burst: NodeJS.Timeout | undefined;
-    output.on("error", finish);
-    input.on("error", finish);
-    takeFrom(input, (chunk) => (take(decoder.push(chunk)), true));
-    input.on("end", () => {
-      take(decoder.end());
-      finish();
+    const take = (events: FrameEvent[]): void => {
+      for (const event of events) if ("body" in event && answer(relay, event.body, failure)) endSoon();
+    };
+    output.on("error", end);
+    if (unanswered) take(frames.push(unanswered));
+    else if (answerOwed(relay, failure)) endSoon();
+    if (!unanswered && link && !isBetweenFrames(link.requests)) return; // the rest of a request cannot be read as one
+    takeFrom(input, (chunk) => {
+      relay.framing ??= chunk[0] === 0 ? "native" : "lines";
+      take((relay.framing === "lines" ? relay.lines : frames).push(chunk));
+      return true;
     });
-    for (const chunk of unanswered) take(decoder.push(chunk));
-    if (input.readableEnded) finish();
-    else input.resume();
+    const endInput = (): void => {
+      if (relay.framing === "lines" && !relay.inputHasEnded) take(relay.lines.end());
+      end();
+    };
+    input.stream.on("error", end);
+    if (input.stream.readableEnded) endInput();
+    else input.stream.on("end", endInput);
   });
 }
 
 /** One error, or an array of them for a batch; undefined where only notifications came. What cannot be read is answered with id null. */
-function answerTo(body: Buffer, { code, message, data, hint }: Failure): unknown {
-  const error = { code, message, data: { ...data, hint } };
+function answerTo(body: Buffer, failure: Failure): unknown {
   const answersTo = (request: unknown): unknown[] => {
-    if (typeof request !== "object" || request === null) return [{ jsonrpc: "2.0", id: null, error }];
-    return "id" in request ? [{ jsonrpc: "2.0", id: request.id, error }] : [];
+    if (typeof request !== "object" || request === null) return [errorOf(null, failure)];
+    return "id" in request ? [errorOf(request.id, failure)] : [];
   };
   const requests = safely((): unknown => JSON.parse(body.toString("utf8")));
   if (!Array.isArray(requests) || requests.length === 0) return answersTo(Array.isArray(requests) ? null : requests)[0];
@@ -329,10 +651,16 @@ function answerTo(body: Buffer, { code, message, data, hint }: Failure): unknown
   return answers.length === 0 ? undefined : answers;
 }
 
-function flush(output: Writable): Promise<void> {
+function errorOf(id: unknown, { code, message, data, hint }: Failure): unknown {
+  return { jsonrpc: "2.0", id, error: { code, message, data: { ...data, hint } } };
+}
+
+/** Ends stdout when all of it is written: a slow line is waited for, as long as our ancestors live. */
+function finish({ world: { input, output } }: Relay, code: number): Promise<number> {
+  input.stream.destroy();
   return new Promise((done) => {
-    const over = (): void => (clearTimeout(timer), done());
-    const timer = setTimeout(over, flushMs);
-    output.on("error", over).end(over);
+    const over = (): void => done(code);
+    if (output.destroyed || output.errored) return over();
+    output.on("error", () => done(Math.max(code, exitCodes.failed))).end(over);
   });
 }

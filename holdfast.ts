@@ -13,7 +13,8 @@ import { cannot, cleanText, exitCodes, Failure } from "./failure.ts";
 import { call, printStatus } from "./jobs.ts";
 import type { ReadyMessage } from "./launch.ts";
 import { build, daemonCommand, refuseDebuggers, version, versionFacts } from "./program.ts";
-import { isEndedDaemon } from "./reach.ts";
+import { isEndedDaemon, ownerKey } from "./reach.ts";
+import { readRecord } from "./record.ts";
 import { startDaemon } from "./server.ts";
 import type { Places } from "./socket.ts";
 import { hashToken, makeRunDirectory, ownToken, placesOf, readToken } from "./socket.ts";
@@ -35,7 +36,7 @@ async function main(): Promise<number> {
     case "serve":
       return serveHost(places, options);
     case "bridge":
-      return bridge(places, options["no-start"] === undefined);
+      return bridge(places, options["no-start"] === undefined, options["as-owner"] === true);
     case "stop":
       return stop(places, options);
     case "status":
@@ -146,7 +147,7 @@ function report(
 
 // --bridge
 
-async function bridge(places: Places, mayStart: boolean): Promise<number> {
+async function bridge(places: Places, mayStart: boolean, asOwner: boolean): Promise<number> {
   const healing = {
     places,
     launch: "auto",
@@ -157,6 +158,8 @@ async function bridge(places: Places, mayStart: boolean): Promise<number> {
   return runBridge({
     ...channelEnds(),
     socket: places.socket,
+    ownerKey: asOwner ? () => ownerKey(places) : undefined,
+    instance: () => readRecord(places.record).record?.instance,
     isDead: () => isEndedDaemon(places),
     warn: fail,
     reachOtherwise: (outcome) => reachOtherwise(places, outcome, mayStart ? healing : undefined),

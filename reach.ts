@@ -249,6 +249,18 @@ export async function isGoneWithin(record: DaemonRecord, timeoutMs: number): Pro
   return true;
 }
 
+/**
+ * The key of the daemon at the socket.
+ *
+ * @throws {Failure} The socket is not provably that daemon's: whoever planted another one would be sent the key.
+ */
+export function ownerKey(places: Places): string {
+  const { record, problem } = readRecord(places.record);
+  if (record && [places.socket, record.socket.bound].some((path) => isSame(path, record.socket))) return record.key;
+  const why = problem?.message || (record ? "the socket is not the one of its record" : "there is no record");
+  throw cannot(`use the daemon at "${places.socket}" as its owner: ${why}`, { exit: exitCodes.noPermission });
+}
+
 /** The daemon of these places is provably dead, or on its way out. */
 export function isEndedDaemon(places: Places): boolean {
   const { record } = readRecord(places.record);

@@ -9,6 +9,7 @@
  */
 
 import { randomBytes } from "node:crypto";
+import type { Stats } from "node:fs";
 import {
   closeSync,
   constants,
@@ -22,9 +23,11 @@ import {
   unlinkSync,
   writeFileSync,
 } from "node:fs";
-import type { Stats } from "node:fs";
 import { hostname } from "node:os";
-import { cannot, elsewhere, errnoOf, exitCodes, Failure, osFailure, safely } from "./failure.ts";
+import { cannot, elsewhere, errnoOf, exitCodes, type Failure, osFailure, safely } from "./failure.ts";
+
+/** Of one process: shells in shells, at most. */
+const maxAncestors = 100;
 
 /** A record is about 2 KiB, and 64 token hashes more. Anything larger is not ours. */
 const maxRecordBytes = 1 << 20;
@@ -200,6 +203,27 @@ export function livingProcesses(): LivingProcess[] {
     const [parent, group, session] = fields.slice(1, 4).map(Number) as [number, number, number];
     return { pid: Number(name), parent, group, session, startTime: fields[19]! };
   });
+}
+
+/**
+ * Our parent, its parent, and so on: what a channel hangs on.
+ *
+ * The last one before init is left out where it is not our parent itself: sshd may be restarted, and its sessions go on.
+ */
+export function ancestors(proc: Proc = realProc, pid: number = process.ppid): Identity[] {
+  const chain: Identity[] = [];
+  for (let at = pid; at > 1 && chain.length < maxAncestors; ) {
+    const parent = Number(safely(() => fieldsOf(proc.read(`/proc/${at}/stat`)))?.[1] ?? 0);
+    if (chain.length === 0 || parent > 1) chain.push(identify(at, proc));
+    at = parent;
+  }
+  return chain;
+}
+
+/** None of our ancestors, as they were, has ended. */
+export function areAlive(chain: Identity[]): boolean {
+  const isOurs = chain.length === 0 || chain[0]!.pid === process.ppid;
+  return isOurs && chain.every((identity) => livenessOf(identity).state !== "dead");
 }
 
 /** A record as it was found; or what there is in its place, and why that is none; or nothing at all. */
@@ -445,7 +469,10 @@ function removeClaim(path: string, id: string): void {
 
 /** So many letters and digits that nobody else will draw; that somebody might is no harm: O_EXCL, link(2) and bind(2) tell. */
 export function randomName(length: number): string {
-  return BigInt(`0x${randomBytes(length).toString("hex")}`).toString(36).slice(-length).padStart(length, "0");
+  return BigInt(`0x${randomBytes(length).toString("hex")}`)
+    .toString(36)
+    .slice(-length)
+    .padStart(length, "0");
 }
 
 /** A file's text; undefined when it cannot be read. */

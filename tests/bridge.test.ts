@@ -1,33 +1,40 @@
-// time limit: 90 s
+// time limit: 150 s
 /** --bridge of the built file: bytes in, bytes out, and how it ends; what it says when there is no daemon, and when it starts one. */
 
 import { spawn, spawnSync } from "node:child_process";
 import { chmodSync, closeSync, existsSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import { createFollower, follow, idsIn, partOf } from "../bridge.ts";
+import type { Site } from "./daemon.ts";
 import {
   asNobody,
   builtFile,
+  builtWith,
   filesIn,
   frameOf,
   isAlive,
   isRoot,
   lanesOf,
   messagesIn,
+  peerOf,
   request,
+  runsAll,
   sideBySide,
   sleep,
   statOf,
   until,
   withDirectory,
 } from "./daemon.ts";
-import type { Site } from "./daemon.ts";
-import * as assert from "uvu/assert";
 
 const lanes = lanesOf(2);
 const pong = (id: unknown) => ({ jsonrpc: "2.0", id, result: { pong: true } });
 const rssOf = (pid: number): number =>
   Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1] ?? 0) / 1024;
+
+/** How many connections the daemon has had. */
+const connectionsOf = (site: Site): number => site.log().split("New connection from: @").length - 1;
 
 const relay = suite("--bridge");
 const relays = sideBySide(relay, lanes);
@@ -100,7 +107,7 @@ relays("answers a line over the limit with its size, and goes on", () =>
   withDirectory(async (site) => {
     await site.serve();
     const bridge = site.bridge([], "lines");
-    bridge.write("x".repeat(16_777_216) + "\n");
+    bridge.write(`${"x".repeat(16_777_216)}\n`);
     const { id, error } = await bridge.next(10_000);
     assert.equal([id, error.code], [null, -32600]);
     assert.match(error.message, /its body has 16777216 bytes, at most 16777215 are accepted/);
@@ -214,6 +221,7 @@ for (const daemon of [true, false]) {
   ended(`when its parent has gone, though its channel stays open${daemon ? "" : ", also without a daemon"}`, () =>
     withDirectory(async (site) => {
       if (daemon) await site.serve();
+      const before = daemon ? connectionsOf(site) : 0;
       const [input, output] = [join(site.directory, "in"), join(site.directory, "out")];
       spawnSync("mkfifo", [input, output]);
       const descriptors = [openSync(input, "r+"), openSync(output, "r+")]; // so that neither pipe ever ends
@@ -223,7 +231,7 @@ for (const daemon of [true, false]) {
         const bridge = Number(await new Promise((done) => shell.stdout.once("data", done)));
         await until("it relays, or knows that there is nothing to relay to", () =>
           daemon
-            ? site.log().includes("New connection from: @") && statOf(bridge)?.[0] === "S"
+            ? connectionsOf(site) > before && statOf(bridge)?.[0] === "S"
             : existsSync(`${site.directory}/err`) && readFileSync(`${site.directory}/err`, "utf8").includes("hint"),
         );
         await sleep(200);
@@ -265,6 +273,127 @@ ended("when the daemon is stopped: with a message that says so", () =>
   }),
 );
 
+/** A process that SIGTERM does not end, and a question that is answered when it has been killed for that. */
+const slow = (id: string, timeoutMs: number) => ({
+  spawn: request("process.spawn", {
+    id,
+    command: "sh",
+    args: ["-c", "trap '' TERM; echo up; while :; do sleep 0.1; done"],
+  }),
+  end: request("process.killAndWait", { id, timeoutMs }, undefined, `${id}'s end`),
+});
+
+ended("when all is answered that it owes, however long after stdin's end", () =>
+  withDirectory(async (site) => {
+    await site.serve();
+    const { spawn: begin, end } = slow("a", 3000);
+    const bridge = site.bridge();
+    bridge.send({ ...begin, auth: site.token });
+    while ((await bridge.next()).stream !== "stdout"); // the trap is set
+    bridge.send({ ...end, auth: site.token });
+    bridge.child.stdin.end();
+    let answer: any;
+    for (answer = await bridge.next(); answer.id !== "a's end"; answer = await bridge.next(10_000));
+    assert.equal(answer.result, { found: true, died: true, escalated: true });
+    assert.is((await bridge.exit).code, 0);
+  }),
+);
+
+ended("when its whole answer is taken, by a client that is slow", () =>
+  withDirectory(async (site) => {
+    await site.serve();
+    writeFileSync(join(site.directory, "large"), "x".repeat(6_000_000));
+    const child = spawn(process.execPath, [builtFile, "--bridge", "--socket", site.socket], { env: site.env });
+    child.stdin.end(
+      frameOf(request("files.read", { path: join(site.directory, "large"), maxBytes: 8 << 20 }, site.token)),
+    );
+    await sleep(4000); // nobody reads: a pipe holds 64 KiB of it
+    const chunks: Buffer[] = [];
+    child.stdout.on("data", (chunk: Buffer) => chunks.push(chunk));
+    const code = await new Promise((done) => child.once("close", done));
+    const [{ result }] = messagesIn(Buffer.concat(chunks));
+    assert.equal([code, result.content.length], [0, 6_000_000]);
+  }),
+);
+
+for (const framing of ["native", "lines"] as const) {
+  ended(
+    `with an answer to whatever has none, when the daemon is killed after its first word, in ${framing} framing`,
+    () =>
+      withDirectory(async (site) => {
+        const { pid } = await site.serve();
+        const { spawn: begin, end } = slow("a", 30_000);
+        const bridge = site.bridge([], framing);
+        assert.equal(await bridge.ask("server.ping", {}, site.token), pong(1));
+        bridge.send({ ...begin, auth: site.token });
+        while ((await bridge.next()).stream !== "stdout");
+        bridge.send({ ...end, auth: site.token });
+        bridge.send([
+          { ...end, id: 7, auth: site.token },
+          { ...end, id: "8", auth: site.token },
+        ]);
+        assert.equal(await bridge.ask("server.ping", {}, site.token, 9), pong(9)); // it has read them all
+        if (framing === "lines") bridge.child.stdin.end();
+        process.kill(pid, "SIGKILL");
+        const first = await bridge.next();
+        assert.equal([first.id, first.error.code, first.error.data.reason], ["a's end", -32010, "crashed"]);
+        assert.match(first.error.message, /; what was asked may have been carried out$/);
+        assert.equal(
+          (await bridge.next()).map(({ id }: { id: unknown }) => id),
+          [7, "8"],
+        );
+        if (framing === "native") assert.is((await bridge.next()).event, "lost");
+        assert.equal([(await bridge.exit).code, (await bridge.ended).length], [69, 0]);
+      }),
+  );
+}
+
+ended("when an ancestor has gone, though its parent and its channel are there", () =>
+  withDirectory(async (site) => {
+    await site.serve();
+    const [input, output] = [join(site.directory, "in"), join(site.directory, "out")];
+    spawnSync("mkfifo", [input, output]);
+    const descriptors = [openSync(input, "r+"), openSync(output, "r+")];
+    const script = `'${process.execPath}' '${builtFile}' --bridge --socket '${site.socket}' <'${input}' >'${output}' & echo $!; wait`;
+    const before = connectionsOf(site);
+    const outer = spawn("sh", ["-c", `sh -c "$1" & wait`, "sh", script], {
+      env: site.env,
+      stdio: ["ignore", "pipe", "ignore"],
+    });
+    try {
+      const bridge = Number(await new Promise((done) => outer.stdout.once("data", done)));
+      await until("it relays", () => connectionsOf(site) > before);
+      const parent = Number(statOf(bridge)![1]);
+      await sleep(200);
+      outer.kill("SIGKILL");
+      await until("the bridge has ended", () => !isAlive(bridge), 10_000);
+      assert.not.equal(parent, outer.pid);
+    } finally {
+      outer.kill("SIGKILL");
+      descriptors.forEach(closeSync);
+    }
+  }),
+);
+
+for (const framing of ["native", "lines"] as const) {
+  ended(`with an answer, when the daemon falls silent after its first word, in ${framing} framing`, () =>
+    withDirectory(async (site) => {
+      const { pid } = await site.serve();
+      const quick = builtWith(site.directory, { silenceMs: 300, answerMs: 300 });
+      const child = spawn(process.execPath, [quick, "--bridge", "--socket", site.socket], { env: site.env });
+      const bridge = peerOf(child.stdout, child.stdin, framing, "the bridge");
+      assert.equal(await bridge.ask("server.ping", {}, site.token), pong(1));
+      process.kill(pid, "SIGSTOP");
+      bridge.send(request("server.ping", {}, site.token, 2));
+      const { id, error } = await bridge.next(20_000);
+      assert.equal([id, error.code, error.data.reason], [2, -32010, "not-answering"]);
+      assert.is(await new Promise((done) => child.once("exit", done)), 69);
+      assert.is(statOf(pid)?.[0], "T");
+      process.kill(pid, "SIGCONT");
+    }),
+  );
+}
+
 const absent = suite("--bridge without a daemon");
 const alone = sideBySide(absent, lanes);
 
@@ -273,7 +402,10 @@ const reasons: [what: string, prepare: (site: Site) => unknown, reason: string, 
   ["was never started", () => {}, "never-started", /no daemon has been started at/],
   [
     "was stopped",
-    async (site) => (await site.serve(), await site.run(["--stop"])),
+    async (site) => {
+      await site.serve();
+      await site.run(["--stop"]);
+    },
     "stopped",
     /was stopped on purpose at /,
   ],
@@ -293,13 +425,13 @@ const reasons: [what: string, prepare: (site: Site) => unknown, reason: string, 
   ],
   [
     "went with the host",
-    async (site) => (await signalled(site, ["SIGKILL"]), change(site, { bootId: "an earlier one" })),
+    (site) => signalled(site, ["SIGKILL"]).then(() => change(site, { bootId: "an earlier one" })),
     "rebooted",
     /has been booted again since/,
   ],
   [
     "is on another host",
-    async (site) => (await signalled(site, ["SIGKILL"]), change(site, { host: "elsewhere" })),
+    (site) => signalled(site, ["SIGKILL"]).then(() => change(site, { host: "elsewhere" })),
     "other-host",
     /was started on host "elsewhere"/,
   ],
@@ -452,6 +584,81 @@ heals("with twenty at once: one daemon, and twenty answers", () =>
   }),
 );
 
+heals("sends again what nobody has read, and goes on", () =>
+  withDirectory(async (site) => {
+    const { pid, instance } = await site.serve();
+    process.kill(pid, "SIGSTOP"); // it is connected to, and takes nothing
+    const bridge = site.bridge();
+    bridge.send(request("server.capabilities", {}, site.token, "first"));
+    const half = frameOf(request("server.ping", { text: "é".repeat(1000) }, site.token, "second"));
+    await sleep(500);
+    process.kill(pid, "SIGKILL");
+    const { id, result } = await bridge.next(20_000);
+    assert.equal([id, result.instanceId !== instance, result.instanceId], ["first", true, site.record().instance]);
+    bridge.write(half.subarray(0, 900));
+    await sleep(50);
+    bridge.write(half.subarray(900));
+    assert.equal(await bridge.next(), pong("second"));
+    bridge.child.stdin.end();
+    assert.is((await bridge.exit).code, 0);
+  }),
+);
+
+for (const framing of ["native", "lines"] as const) {
+  heals(
+    `and answers what the dead one had read before its first word, in ${framing} framing: it may have been carried out`,
+    () =>
+      withDirectory(async (site) => {
+        const { pid } = await site.serve();
+        const { spawn: begin, end } = slow("a", 30_000);
+        const other = site.bridge();
+        other.send({ ...begin, auth: site.token });
+        while ((await other.next()).stream !== "stdout");
+        const bridge = site.bridge([], framing);
+        bridge.send({ ...end, auth: site.token });
+        await until("the daemon has read it", () => site.log().split("New connection").length === 3);
+        assert.equal(await other.ask("server.ping", {}, site.token, 5), pong(5));
+        await sleep(100);
+        process.kill(pid, "SIGKILL");
+        const { id, error } = await bridge.next(20_000);
+        assert.equal([id, error.code, error.data.reason], ["a's end", -32010, "crashed"]);
+        assert.match(error.message, /; what was asked may have been carried out$/);
+        assert.equal(await bridge.ask("server.ping", {}, site.token, "next"), pong("next"));
+        bridge.child.stdin.end();
+        assert.is((await bridge.exit).code, 0);
+      }),
+  );
+}
+
+heals(
+  `each of ${runsAll ? 500 : 50} that come around a kill -9: an answer, or a new daemon; no silence, and no false "not-answering"`,
+  () =>
+    withDirectory(async (site) => {
+      const perKill = 10;
+      for (let round = 0; round < (runsAll ? 50 : 5); round++) {
+        const { pid } = await site.serve();
+        const kill = sleep(250 + Math.random() * 100).then(() => process.kill(pid, "SIGKILL"));
+        const outcomes = await Promise.all(
+          Array.from({ length: perKill }, async () => {
+            await sleep(Math.random() * 400);
+            return site.run(["--bridge"], {
+              stdin: frameOf(request("server.ping", {}, site.token)),
+              timeoutMs: 60_000,
+            });
+          }),
+        );
+        await kill;
+        for (const { code, stdout, stderr } of outcomes) {
+          const [message, ...more] = messagesIn(stdout);
+          const words = `${code} ${JSON.stringify(message)} ${stderr}`;
+          assert.equal([message?.id, more], [1, []], words);
+          if (message.error) assert.match(message.error.message, /may have been carried out/, words);
+          assert.ok(message.error || (message.result.pong && code === 0), words);
+        }
+      }
+    }),
+);
+
 heals("not a daemon that was stopped, ended by a person, or never there", () =>
   withDirectory(async (site) => {
     const absence = async (reason: string): Promise<void> => {
@@ -503,4 +710,130 @@ heals("in words where it cannot: the daemon's own reason, and the old one's", ()
   }),
 );
 
-for (const test of [relay, ends, absent, healing]) test.run();
+const owner = suite("--bridge --as-owner");
+const owned = sideBySide(owner, lanes);
+
+for (const framing of ["native", "lines"] as const) {
+  owned(`needs no token, in ${framing} framing, and shows nothing of what it said itself`, () =>
+    withDirectory(async (site) => {
+      const { pid } = await site.serve();
+      const bridge = site.bridge(["--as-owner"], framing);
+      assert.equal(await bridge.ask("server.ping"), pong(1));
+      bridge.child.stdin.end();
+      assert.equal([(await bridge.ended).length, (await bridge.exit).code], [0, 0]);
+      process.kill(pid, "SIGKILL");
+      const healed = site.bridge(["--as-owner"], framing);
+      assert.equal(await healed.ask("server.ping"), pong(1), "also of a daemon that it has started");
+      healed.child.stdin.end();
+      assert.is((await healed.exit).code, 0);
+      assert.not.match(site.log(), /nauthorized/);
+    }),
+  );
+}
+
+owned("sends the key to nobody but the socket of the record", () =>
+  withDirectory(async (site) => {
+    const { pid } = await site.serve();
+    const record = site.record();
+    change(site, { socket: { ...record.socket, ino: record.socket.ino + 1 } });
+    const bridge = site.bridge(["--as-owner"]);
+    const { id, error } = await bridge.ask("server.ping");
+    assert.equal([id, error.code], [1, -32010]);
+    assert.match(
+      error.message,
+      /^Cannot authenticate as the daemon's owner: .*the socket is not the one of its record/,
+    );
+    assert.is((await bridge.exit).code, 77);
+    writeFileSync(`${site.socket}.record`, JSON.stringify(record, undefined, 1), { mode: 0o600 });
+    assert.ok(isAlive(pid));
+  }),
+);
+
+const terminals = suite("--bridge in a terminal");
+const hasScript = spawnSync("script", ["--version"]).status === 0;
+
+(hasScript ? terminals : terminals.skip)("passes bytes as they are, echoes nothing, and puts the terminal back", () =>
+  withDirectory(async (site) => {
+    await site.serve();
+    const before = connectionsOf(site);
+    const line = `exec 2>&1; stty -a | md5sum; '${process.execPath}' '${builtFile}' --bridge --socket '${site.socket}'; stty -a | md5sum; stty sane`;
+    const child = spawn("script", ["-q", "-c", line, "/dev/null"], { env: site.env, cwd: "/" });
+    let shown = "";
+    child.stdout.on("data", (chunk: Buffer) => (shown += chunk.toString("latin1")));
+    await until("it relays", () => connectionsOf(site) > before, 10_000);
+    const text = "y".repeat(6000); // a terminal cuts at 4095
+    child.stdin.write(`${JSON.stringify(request("server.ping", { text }, site.token))}\n`);
+    await until("the answer", () => shown.includes('"pong":true'), 10_000).catch((error: Error) => {
+      throw new Error(`${error.message}: ${JSON.stringify(shown)}`);
+    });
+    assert.is(shown.includes(site.token), false);
+    await site.run(["--stop", "--now"]);
+    await until("it has ended", () => /[0-9a-f]{32} .*[0-9a-f]{32} /s.test(shown), 10_000);
+    const [first, last] = shown.match(/[0-9a-f]{32}(?= )/g)!;
+    assert.is(first, last);
+    child.kill();
+  }),
+);
+
+const parts = suite("partOf()");
+const frames = [{ id: 1 }, { id: 2 }, { id: 3 }].map(frameOf);
+
+/** What was written, how the connection broke, and how many requests may have been read. */
+const breaks: [what: string, writes: Buffer[], error: string | undefined, read: number][] = [
+  ["all of it read, without an error", frames, undefined, 3],
+  ["the last one not read to its end, after a reset", frames, "ECONNRESET", 2],
+  ["none read, where the only write failed", [Buffer.concat(frames)], "EPIPE", 0],
+  ["two read, where the write of the third failed", frames, "EPIPE", 2],
+  ["half a frame left over", [...frames.slice(0, 2), frames[2]!.subarray(0, 6)], undefined, 2],
+  ["half a frame left over, of which nobody read the end", [frames[0]!, frames[1]!.subarray(0, 3)], "ECONNRESET", 1],
+  ["nothing", [], "ECONNRESET", 0],
+];
+for (const [what, writes, error, count] of breaks) {
+  parts(`finds ${what}`, () => {
+    const { read, unread } = partOf(writes, error);
+    assert.equal(
+      read.map((body) => JSON.parse(body.toString()).id),
+      [1, 2, 3].slice(0, count),
+    );
+    assert.is(Buffer.compare(unread, Buffer.concat(writes).subarray(Buffer.concat(frames.slice(0, count)).length)), 0);
+  });
+}
+
+const ids = suite("idsIn()");
+const big = "x".repeat(10_000);
+
+/** A body, and the id that an answer to it has; undefined for none. */
+const bodies: [body: string, id: unknown][] = [
+  ['{"jsonrpc":"2.0","id":7,"method":"a.b"}', 7],
+  ['{"method":"a.b","id":"x","jsonrpc":"2.0"}', "x"],
+  ['{"jsonrpc":"2.0","method":"a.b","params":{"id":"no"},"id":8}', 8],
+  ['{"jsonrpc":"2.0","method":"a.b","params":{"id":"no"},"id":8,"auth":"t"}', 8],
+  ['{"jsonrpc":"2.0","method":"a.b","params":{"id":"no"},"auth":"t"}', undefined],
+  ['{"jsonrpc":"2.0","method":"a.b","params":{"id":"no"}}', undefined],
+  ['{"jsonrpc":"2.0","method":"a.b"}', undefined],
+  [' {\n "jsonrpc" : "2.0" , "id" : "a\\"b" , "method" : "a.b" }', 'a"b'],
+  ['{"auth":"{\\"id\\":1}","id":null,"method":"a.b"}', null],
+  [`{"jsonrpc":"2.0","id":1.5e3,"params":{"data":"${big}"}}`, 1500],
+  [`{"jsonrpc":"2.0","params":{"data":"${big}","id":"no"},"id":"last"}`, "last"],
+  ['[{"id":1},{"method":"a.b"},{"id":"2"}]', [1, "2"]],
+  ['[{"method":"a.b"}]', undefined],
+  ["[", undefined],
+  ["hello", undefined],
+];
+for (const [body, id] of bodies) {
+  for (const cut of [1, 7, 100_000]) {
+    ids(`finds ${JSON.stringify(id)} in ${body.slice(0, 60)}, cut every ${cut} bytes`, () => {
+      const found: unknown[] = [];
+      const follower = createFollower();
+      const bytes = Buffer.from(body);
+      const header = Buffer.alloc(4);
+      header.writeUInt32BE(bytes.length);
+      const stream = Buffer.concat([header, bytes, header, bytes]);
+      for (let at = 0; at < stream.length; at += cut)
+        follow(follower, stream.subarray(at, at + cut), (part) => found.push(idsIn(part)));
+      assert.equal(found, [id, id]);
+    });
+  }
+}
+
+for (const test of [relay, ends, absent, healing, owner, terminals, parts, ids]) test.run();

@@ -453,7 +453,7 @@ export interface Peer {
   close(): void;
 }
 
-function peerOf(input: Readable, output: Writable, framing: "native" | "lines", name: string): Peer {
+export function peerOf(input: Readable, output: Writable, framing: "native" | "lines", name: string): Peer {
   let bytes: Buffer = Buffer.alloc(0);
   let over = false;
   let wake = (): void => {};

@@ -1,6 +1,7 @@
 /** 4 GiB through `--bridge`, each way, beside socat on the same socket and pipe. */
 
 import { fork } from "node:child_process";
+import { writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { program, withDirectory } from "../daemon.mjs";
 import { end, exitOf, sideBySide, start } from "../measure.mjs";
@@ -18,6 +19,9 @@ export async function run({ rounds, progress, scale }) {
   ]) {
     await withDirectory(async (directory) => {
       const socket = `${directory}/s`;
+      const frame = Buffer.alloc(65536, "x");
+      frame.writeUInt32BE(65532);
+      writeFileSync(`${directory}/frames`, Buffer.concat(Array(1024).fill(frame))); // 64 MiB
       const far = fork(endpoint, [socket, direction, String(bytes)]);
       await new Promise((done) => far.once("message", done));
       const through = (command) => async () => {
@@ -25,7 +29,7 @@ export async function run({ rounds, progress, scale }) {
         const line =
           direction === "source"
             ? `${command} | ${dd} count=${bytes / 2 ** 20} of=/dev/null`
-            : `${dd} if=/dev/zero count=${bytes / 2 ** 20} | ${command}`;
+            : `i=0; while [ $i -lt ${bytes / 2 ** 26} ]; do cat '${directory}/frames'; i=$((i+1)); done | ${command}`;
         const begin = performance.now();
         const received = direction === "sink" ? new Promise((done) => far.once("message", done)) : undefined;
         const child = start("sh", ["-c", line], { stdio: ["pipe", "ignore", "ignore"] });
