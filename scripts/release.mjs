@@ -102,7 +102,7 @@ function commit() {
 
 function run(cwd, command, args) {
   const { status, stdout, stderr, error } = spawnSync(command, args, { cwd, encoding: "utf8" });
-  if (status !== 0) fail(`${command} ${args.join(" ")}: ${error?.message ?? `${stdout}${stderr}`}`);
+  if (status !== 0) fail(`${command} ${args.join(" ")}: ${error?.message ?? `${stdout}${stderr}`.trim().slice(-2000)}`);
   return stdout;
 }
 
