@@ -148,6 +148,20 @@ test("have no link that leads nowhere", () => {
   }
 });
 
+test("name no function that is not in one of the modules beside it", () => {
+  let count = 0;
+  for (const line of texts.get("ARCHITECTURE.md")!.split("\n")) {
+    const files = [...line.matchAll(/`(\w+\.ts)`/g)].map(([, file]) => file!);
+    const modules = files.length > 0 ? files : readdirSync(".").filter((name) => name.endsWith(".ts"));
+    const code = modules.map((file) => readFileSync(file, "utf8")).join("\n");
+    for (const [, name] of line.matchAll(/`(\w+)\(\)`/g)) {
+      assert.match(code, new RegExp(`\\bfunction ${name}\\b`), `${name}() is in ${modules.join(" or ")}`);
+      count++;
+    }
+  }
+  assert.ok(count > 40);
+});
+
 test("and the help fits a screen", () => {
   assert.ok(help.split("\n").length <= 25);
   for (const line of help.split("\n")) assert.ok(line.length <= 100, line);
