@@ -171,7 +171,7 @@ function createSession(options: ConnectOptions): Session {
       mayReturn: Boolean(options.reconnect),
       request: (...call) => request(session, ...call),
       route: (remote) => route(session, remote),
-      unroute: ({ id }) => void session.remotes.delete(id),
+      unroute: (remote) => unroute(session, remote),
       balance: () => balance(session),
       online: () => (session.line ? Promise.resolve() : session.next.promise),
     },
@@ -242,7 +242,7 @@ function useLine(session: Session, line: Line, capabilities: Message): void {
   session.lost = undefined;
   session.capabilities = capabilities;
   line.client.onMessage((message) => takeLineMessage(session, message));
-  if (silenceMs > 0) line.client.watch(silenceMs);
+  if (silenceMs > 0) line.client.watch(silenceMs, () => balance(session));
   session.next.resolve();
   session.next = defer();
   void line.client.closed.then(() => onLineEnd(session, line));
@@ -321,7 +321,7 @@ async function redial(session: Session, first: Loss): Promise<void> {
     } catch (error) {
       loss = lossOf(error as Failure);
       if (session.loss) return;
-      if (giveUpAfterMs > 0 && performance.now() - lostAt > giveUpAfterMs) break;
+      if (isFinal(loss) || (giveUpAfterMs > 0 && performance.now() - lostAt > giveUpAfterMs)) break;
       emit(session, "retry", { attempt, delayMs: delayOf(attempt + 1, delays), error: error as Failure });
     }
   }
@@ -390,9 +390,10 @@ async function request(
   }
 }
 
-/** Nobody reads where an application is slow and no answer is waited for. */
+/** Nobody reads where applications are slow, and neither an answer nor another process is waited for. */
 function balance({ line, remotes }: Session): void {
-  line?.client.setPaused(line.client.waiting === 0 && [...remotes.values()].some(isFull));
+  const all = [...remotes.values()];
+  line?.client.setPaused(line.client.waiting === 0 && all.length > 0 && all.every(isFull));
 }
 
 function withLimit<T>(promise: Promise<T>, timeoutMs: number, method: string): Promise<T> {
@@ -411,6 +412,10 @@ function route({ remotes }: Session, remote: Remote): void {
   if (!before || before === remote) return;
   const words = `This connection has taken the process "${remote.id}" up a second time`;
   fail(before, new Failure(words, { data: { reason: "detached", lastSeq: before.lastSeq } }));
+}
+
+function unroute({ remotes }: Session, remote: Remote): void {
+  if (remotes.get(remote.id) === remote) remotes.delete(remote.id);
 }
 
 // What the application gets

@@ -40,8 +40,12 @@ export interface Client {
   close(): void;
   /** Stops reading, and goes on. What is not read piles up at the daemon, which slows its processes or goes on without us. */
   setPaused(isPaused: boolean): void;
-  /** Ends the connection when it is silent: nothing for `silenceMs`, and no answer to a question within as long again. */
-  watch(silenceMs: number): void;
+  /**
+   * Ends the connection when it is silent: nothing for `silenceMs`, and no answer to a question within as long again.
+   *
+   * One that is not read is read for the question; `answered` is called then.
+   */
+  watch(silenceMs: number, answered: () => void): void;
   /** How many requests have no answer yet. */
   readonly waiting: number;
   /** Why it has ended; undefined as long as it has not. */
@@ -158,8 +162,10 @@ interface State {
   loss: Failure | undefined;
   /** Nothing is read. */
   isPaused: boolean;
-  /** When bytes came last. */
+  /** When bytes came last, or could not come. */
   heardAt: number;
+  /** The next look at how long that is ago. It keeps the process: a line that is not read does not. */
+  timer: NodeJS.Timeout | undefined;
   /** Resolves `closed`. */
   end(): void;
 }
@@ -188,6 +194,7 @@ export function createClient(line: Duplex | Line, path: string): Client {
     loss: undefined,
     isPaused: false,
     heardAt: performance.now(),
+    timer: undefined,
     end,
   };
   listen(state);
@@ -197,7 +204,7 @@ export function createClient(line: Duplex | Line, path: string): Client {
     onMessage: (listener) => setListener(state, listener),
     request: (...request) => sendRequest(state, ...request),
     setPaused: (isPaused) => setPaused(state, isPaused),
-    watch: (silenceMs) => watch(state, silenceMs),
+    watch: (...how) => watch(state, ...how),
     get waiting() {
       return state.waiting.size;
     },
@@ -302,22 +309,22 @@ function setPaused(state: State, isPaused: boolean): void {
  * Asks for a word when nothing came for `silenceMs`, and ends the connection when nothing comes for as long again: a network that is gone says
  * nothing. Who was busy, or asleep, for longer than that asks anew.
  */
-function watch(state: State, silenceMs: number): void {
+function watch(state: State, silenceMs: number, answered: () => void): void {
   let askedAt = -1;
   const look = (): void => {
     const now = performance.now();
-    const isSilent = !state.isPaused && now - state.heardAt >= silenceMs;
+    const isSilent = now - state.heardAt >= silenceMs;
     const isUnanswered = askedAt > state.heardAt && now - askedAt < 1.5 * silenceMs;
-    if (isSilent && isUnanswered) lose(state, silent(state.path, now - state.heardAt));
+    if (isSilent && isUnanswered && !state.isPaused) lose(state, silent(state.path, now - state.heardAt));
     if (state.loss) return;
     if (isSilent) {
-      askedAt = now;
-      sendRequest(state, "server.ping", {}, undefined, 2 * silenceMs).catch(() => {}); // any answer will do
+      setPaused(state, false);
+      askedAt = performance.now();
+      sendRequest(state, "server.ping", {}, undefined, 2 * silenceMs).then(answered, answered); // any answer will do
     }
-    const isWaiting = isSilent || state.isPaused;
-    setTimeout(look, isWaiting ? silenceMs : silenceMs - (now - state.heardAt)).unref();
+    state.timer = setTimeout(look, isSilent ? silenceMs : silenceMs - (now - state.heardAt));
   };
-  setTimeout(look, silenceMs).unref();
+  state.timer = setTimeout(look, silenceMs);
 }
 
 function silent(path: string, ms: number): Failure {
@@ -333,6 +340,7 @@ function silent(path: string, ms: number): Failure {
 function lose(state: State, loss = lost(state)): void {
   if (state.loss) return;
   state.loss = loss;
+  clearTimeout(state.timer);
   state.line.destroy();
   for (const { reject } of state.waiting.values()) reject(loss);
   state.waiting.clear();

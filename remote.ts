@@ -29,7 +29,7 @@ import { sleep } from "./record.ts";
 /** Of one process, output that was not taken: beyond it the connection is not read. */
 export const fullBytes = 1 << 20;
 /** Beyond this messages are let go, as the connection has to be read: for an answer, or for the others. */
-const overflowBytes = 4 << 20;
+const overflowBytes = 16 << 20;
 /** What a message costs beside its data. */
 const messageBytes = 200;
 /** A stdin request carries this much, before base64. */
@@ -95,6 +95,10 @@ export interface Remote {
   writing: Promise<unknown>;
   /** It has an exit, or will have none. */
   isOver: boolean;
+  /** Of its last message, once that is known. */
+  endSeq: number | undefined;
+  /** It is being ended for the application's reasons. */
+  limit: { reason: unknown } | undefined;
   failure: Failure | undefined;
   readonly exit: Promise<Exit>;
   settle: { resolve(exit: Exit): void; reject(error: unknown): void };
@@ -124,6 +128,8 @@ function createRemote(wire: Wire, id: string, options: Remote["options"], fromSe
     stdinOffset: options.share ? undefined : 0,
     writing: Promise.resolve(),
     isOver: false,
+    endSeq: undefined,
+    limit: undefined,
     failure: undefined,
     exit,
     settle,
@@ -352,7 +358,7 @@ function takeAnswer(remote: Remote, { found, running, firstSeq, lastSeq, ...exit
   if (found === false) return;
   remote.wire.route(remote);
   if (remote.heldSeq >= 0) miss(remote, Number(firstSeq) - 1);
-  if (running === false && Number(lastSeq) <= remote.heldSeq) finish(remote, exit); // all of it has been seen: nothing follows
+  if (running === false && Number(lastSeq) <= remote.heldSeq) finish(remote, { ...exit, seq: lastSeq }); // all of it has been seen: nothing follows
 }
 
 // Output goes out
@@ -374,7 +380,7 @@ function pump(remote: Remote): void {
   remote.isPumping = false;
   if (queue.length > 0) return;
   if (remote.isBehind && !remote.failure) void fetchMore(remote);
-  else if (remote.failure || remote.lastSeq === remote.heldSeq) endSinks(remote);
+  else if (remote.failure || remote.lastSeq === remote.endSeq) endSinks(remote);
 }
 
 function deliver(remote: Remote, message: Message): void {
@@ -389,7 +395,7 @@ function deliver(remote: Remote, message: Message): void {
 }
 
 function endSinks(remote: Remote): void {
-  if (!remote.isOver || remote.full.size > 0) return;
+  if (remote.full.size > 0) return;
   for (const sink of remote.sinks) sink.end(remote.failure);
   remote.sinks.clear();
 }
@@ -531,11 +537,13 @@ export function isLoss(error: unknown): boolean {
   return code === errorCodes.noDaemon && reason !== "not-answering";
 }
 
-function finish(remote: Remote, { exitCode, signal, killedBy, reason }: Message): void {
+function finish(remote: Remote, { exitCode, signal, killedBy, reason, seq }: Message): void {
   remote.wire.unroute(remote);
   remote.isOver = true;
+  remote.endSeq = Number(seq);
   const exit = { exitCode: exitCode ?? null, signal, killedBy, reason };
-  remote.settle.resolve(JSON.parse(JSON.stringify(exit)) as Exit); // without what is undefined; of several ends the first counts
+  if (remote.limit) remote.settle.reject(remote.limit.reason);
+  else remote.settle.resolve(JSON.parse(JSON.stringify(exit)) as Exit); // without what is undefined; of several ends the first counts
   pump(remote);
 }
 
@@ -552,9 +560,9 @@ export function fail(remote: Remote, failure: Failure): void {
 /** Ends a process for the application's own reasons: a signal that was aborted, a time limit. */
 function limitLife(remote: Remote, { signal, timeoutMs = 0 }: CallOptions): void {
   const end = (reason: unknown): void => {
-    const process = processOf(remote);
     const over = (): void => fail(remote, reason as Failure);
-    process.terminate().then(over, over);
+    remote.limit = { reason };
+    processOf(remote).terminate().then(over, over);
   };
   const words = `Cannot wait for the process "${remote.id}": it has run for ${timeoutMs} ms, which is its limit`;
   const timeUp = (): void => end(new Failure(words, { data: { reason: "time-limit" } }));
