@@ -13,9 +13,14 @@ import { Buffer } from "node:buffer";
 import { readFileSync, writeFileSync } from "node:fs";
 import { constants as osConstants } from "node:os";
 import { cannot, cleanText, errnoOf, osFailure, safely } from "./failure.ts";
+import type { About, Exit, Mark } from "./kept.ts";
+import { appendJournal, clearJournal, writeExit, writeMark } from "./kept.ts";
 import type { Source } from "./readers.ts";
 import { deliver, mayFlow } from "./readers.ts";
-import { livingProcesses, now, soon } from "./record.ts";
+import type { Identity } from "./record.ts";
+import { livenessOf, livingProcesses, now, soon } from "./record.ts";
+import type { Params } from "./rpc.ts";
+import { booleanParam, invalidParam, limitParam } from "./rpc.ts";
 import type { Ended, Running } from "./running.ts";
 import type { Spool } from "./spool.ts";
 import { appendOutput, restSpool } from "./spool.ts";
@@ -43,6 +48,8 @@ export const defaultLimits = {
 
 /** What a child leaves in its pipes is read as it ends, whatever the reader's pace: some 200 KiB each. A grandchild may write on. */
 const lastReadBytes = 4 << 20;
+/** From KILL to giving up on a process in uninterruptible sleep. */
+export const killWaitMs = 1000;
 /** A signal counts as the cause of an exit for so long: the longest killAndWait. */
 const killedByMs = 30_000;
 /** Bytes of a stdin's queue are kept in blocks: of a write of its own, or of many small ones. */
@@ -54,6 +61,12 @@ const oomScore = 200;
 const firstScanMs = 20;
 const lastScanMs = 500;
 const throttleMs = 100;
+/** Of a child's arguments so much is repeated. */
+export const maxListedText = 4096;
+/** A child that has been quiet for so long has nothing that was read, and is not in its spool. */
+const settleMs = 25;
+/** Where output is in memory, seqs are set aside on disk by so many. */
+const seqStep = 4096;
 
 /** What all children have in common. */
 export interface Shared {
@@ -65,29 +78,6 @@ export interface Shared {
   onOver(child: Child): void;
 }
 
-/** A child that a signal ended has the exit code that a shell would give it: 128 + the signal's number. */
-export interface Exit {
-  /** -1 where it is not known. */
-  exitCode: number;
-  signal?: NodeJS.Signals;
-  killedBy?: "client" | "shutdown";
-  /** Why it is not known. */
-  unknown?: string;
-}
-
-/** What a child was started as. */
-export interface About {
-  readonly id: string;
-  readonly command: string;
-  readonly args: readonly string[];
-  readonly cwd: string;
-  /** What it was given of that which rots. */
-  readonly env: { path: string | null; home: string | null; sshAuthSock: string | null };
-  readonly pid: number;
-  /** By the clock on the wall, which may jump. */
-  readonly startedAt: number;
-}
-
 export interface Stdin {
   state: "open" | "ended" | "broken";
   /** Bytes accepted, ever. */
@@ -97,14 +87,24 @@ export interface Stdin {
   queuedBytes: number;
   /** Its end was told to the child. */
   isClosed: boolean;
+  /** Of one that is held: up to where the journal has what the child has not; Infinity, when it could not be written. */
+  journalEnd: number;
+  /** Bytes of which nobody knows whether the child has them: an earlier daemon died as it wrote them. They count as applied. */
+  unsure?: { from: number; to: number };
 }
 
 export interface Child extends Source {
   readonly about: About;
+  /** What it was given of that which rots; of one that was taken up nobody knows. */
+  readonly rots: { path: string | null; home: string | null; sshAuthSock: string | null };
+  /** What is kept on disk of it while it runs: of one that is held. */
+  readonly mark: Mark | undefined;
   readonly bornAt: number;
   readonly stdin: Stdin;
   /** Until its pipes are at their ends, which may be long after its own. */
   running: Running | undefined;
+  isFlowing: boolean;
+  settleTimer: NodeJS.Timeout | undefined;
   /** Of output, ever. */
   outputBytes: number;
   /** How the child itself ended. Its pipes may still be open. */
@@ -120,6 +120,8 @@ export interface Child extends Source {
   isOver: boolean;
   /** Nobody can name it any more: what it says is read, and not held. */
   isForgotten: boolean;
+  /** Who it is, when it is not under a holder of ours, nor our child: looked at before each signal. */
+  known?: Identity;
   killed?: { by: "client" | "shutdown"; at: number };
   /** Members of its group alive after it: "pid start-time"; and when all of them were looked for last, how long to wait until the next time. */
   survivors: Set<string>;
@@ -130,12 +132,26 @@ export interface Child extends Source {
   burst: { since: number; bytes: number; timer: NodeJS.Timeout | undefined };
 }
 
-/** Makes the child that runs, and listens to it. */
-export function createChild(shared: Shared, about: About, spool: Spool, running: Running): Child {
+/** What a child is made of: from its start, or from what an earlier daemon has left of it. */
+export interface Origin {
+  about: About;
+  rots?: Child["rots"];
+  spool: Spool;
+  running: Running | undefined;
+  mark: Mark | undefined;
+  stdin?: Partial<Stdin>;
+  outputBytes?: number;
+}
+
+/** Makes a child, and listens to it where it runs. */
+export function createChild(shared: Shared, origin: Origin): Child {
+  const { about, spool, running, mark } = origin;
   const child: Child = {
     id: about.id,
     about,
-    bornAt: now(),
+    rots: origin.rots ?? { path: null, home: null, sshAuthSock: null },
+    mark,
+    bornAt: now() - Math.max(0, Date.now() - about.startedAt),
     spool,
     readers: new Set(),
     get isDone() {
@@ -143,8 +159,10 @@ export function createChild(shared: Shared, about: About, spool: Spool, running:
     },
     onFlow: () => setFlow(shared, child),
     running,
-    stdin: { state: "open", applied: 0, queue: [], queuedBytes: 0, isClosed: false },
-    outputBytes: 0,
+    stdin: { state: "open", applied: 0, queue: [], queuedBytes: 0, isClosed: false, journalEnd: 0, ...origin.stdin },
+    isFlowing: true,
+    settleTimer: undefined,
+    outputBytes: origin.outputBytes ?? 0,
     lastRead: 0,
     isClosed: false,
     isOver: false,
@@ -155,13 +173,14 @@ export function createChild(shared: Shared, about: About, spool: Spool, running:
     unwatchedSince: now(),
     burst: { since: 0, bytes: 0, timer: undefined },
   };
-  running.listen({
+  running?.listen({
     output: (stream, chunk) => hold(shared, child, stream, chunk),
     writable: () => pumpStdin(shared, child),
     stdinBroken: () => breakStdin(shared, child),
     ended: (how) => noteEnd(shared, child, how),
     closed: () => noteClosed(shared, child),
   });
+  settleSoon(child);
   return child;
 }
 
@@ -180,7 +199,10 @@ function hold(shared: Shared, child: Child, stream: "stdout" | "stderr", chunk: 
   child.outputBytes += chunk.length;
   if (child.exit) child.lastRead += chunk.length;
   noteBurst(shared, child, chunk.length);
-  deliver(child, appendOutput(child.spool, stream, chunk));
+  const messages = appendOutput(child.spool, stream, chunk);
+  setSeqsAside(child);
+  settleSoon(child);
+  deliver(child, messages);
   setFlow(shared, child); // each time: node itself resumes the pipes of a child that has ended
 }
 
@@ -189,7 +211,39 @@ function setFlow({ limits }: Shared, child: Child): void {
   const isLast = exit && !isOver && lastRead < lastReadBytes;
   if (child.readers.size > 0) child.unwatchedSince = now();
   const isBurst = burst.bytes > (limits.unwatchedBytes * throttleMs) / 1000;
-  child.running?.setFlow(isLast || (mayFlow(child) && !isBurst));
+  const flows = isLast || (mayFlow(child) && !isBurst);
+  if (flows && !child.isFlowing) settleSoon(child);
+  child.isFlowing = flows;
+  child.running?.setFlow(flows);
+}
+
+/** The next daemon does not know what was in this one's memory, but that it has a seq. */
+function setSeqsAside({ spool, mark }: Child): void {
+  if (!mark || !spool.isInMemory || spool.lastSeq <= mark.seqLimit) return;
+  mark.seqLimit = spool.lastSeq + seqStep;
+  writeMark(spool.directory!, mark);
+}
+
+/**
+ * Notes that all that was read is in the spool, when the child has been quiet for a while: after a crash later than that nothing is missing.
+ *
+ * Not while it stands still: node may have read a chunk that it has not told yet.
+ */
+function settleSoon(child: Child): void {
+  if (!child.mark || !child.running) return;
+  if (child.settleTimer) {
+    child.settleTimer.refresh();
+    return;
+  }
+  child.settleTimer = setTimeout(() => {
+    child.settleTimer = undefined;
+    if (child.isFlowing && child.running) settle(child);
+  }, settleMs).unref();
+}
+
+export function settle(child: Child): void {
+  const { mark, spool, outputBytes } = child;
+  if (mark) writeMark(spool.directory!, Object.assign(mark, { settledAt: Date.now(), outputBytes }));
 }
 
 /** Counts what a child says that nobody has read for long, and lets it stand still for the rest of a tenth of a second. */
@@ -239,12 +293,13 @@ export function acceptStdin(shared: Shared, { stdin }: Child, bytes: Buffer): vo
   last.end += bytes.copy(last.bytes, last.end);
 }
 
+/** Gives the child what its stdin takes. */
 export function pumpStdin(shared: Shared, child: Child): void {
-  const { stdin, running } = child;
+  const { stdin, running, mark, spool } = child;
   try {
     for (let first = stdin.queue[0]; first && running; first = stdin.queue[0]) {
-      const taken = running.write(first.bytes.subarray(first.start, first.end));
-      if (taken === 0) return;
+      const taken = giveStdin(child, first.bytes.subarray(first.start, first.end));
+      if (taken === 0) break;
       first.start += taken;
       stdin.queuedBytes -= taken;
       shared.queuedBytes -= taken;
@@ -254,22 +309,96 @@ export function pumpStdin(shared: Shared, child: Child): void {
     breakStdin(shared, child);
     return;
   }
-  if (stdin.state !== "ended" || stdin.isClosed) return;
+  if (mark) keepStdin(child);
+  if (stdin.state !== "ended" || stdin.isClosed || stdin.queue.length > 0) return;
   stdin.isClosed = true;
   running?.endStdin();
+  if (mark) writeMark(spool.directory!, mark);
 }
 
-function breakStdin(shared: Shared, { stdin }: Child): void {
+/** A daemon that dies within the write leaves behind that it was about to. */
+function giveStdin({ running, mark, spool }: Child, bytes: Buffer): number {
+  if (!mark) return running!.write(bytes);
+  const piece = bytes.subarray(0, blockBytes);
+  mark.intent = piece.length;
+  writeMark(spool.directory!, mark);
+  const taken = running!.write(piece);
+  mark.delivered += taken;
+  mark.intent = 0;
+  return taken;
+}
+
+/** What was accepted and is not delivered is on disk before the answer; what was delivered is not. */
+function keepStdin(child: Child): void {
+  const { stdin, mark, spool } = child;
+  const directory = spool.directory!;
+  if (stdin.queue.length === 0) {
+    if (stdin.journalEnd > 0) clearJournal(directory);
+    stdin.journalEnd = 0;
+  } else if (stdin.journalEnd < stdin.applied) {
+    const from = Math.max(mark!.delivered, stdin.journalEnd);
+    try {
+      appendJournal(directory, lastOf(stdin, stdin.applied - from), from);
+      stdin.journalEnd = stdin.applied;
+    } catch {
+      stdin.journalEnd = Infinity; // the disk is full: it is in memory, as the rest will be
+    }
+  }
+  writeMark(directory, Object.assign(mark!, { applied: stdin.applied, stdin: stdin.state }));
+}
+
+function lastOf({ queue }: Stdin, length: number): Buffer {
+  const pieces: Buffer[] = [];
+  for (let at = queue.length - 1, left = length; left > 0; at--) {
+    const { bytes, start, end } = queue[at]!;
+    const piece = bytes.subarray(Math.max(start, end - left), end);
+    pieces.unshift(piece);
+    left -= piece.length;
+  }
+  return Buffer.concat(pieces);
+}
+
+function breakStdin(shared: Shared, child: Child): void {
+  const { stdin, mark } = child;
+  if (mark) mark.intent = 0;
   if (stdin.state === "open") stdin.state = "broken";
   shared.queuedBytes -= stdin.queuedBytes;
   Object.assign(stdin, { queue: [], queuedBytes: 0 });
+  if (child.mark) keepStdin(child);
 }
 
 // Signals
 
+export function kill(_shared: Shared, child: Child, params: Params): object {
+  const isThere = signalGroup(child, signalParam(params), "client");
+  return isThere ? { success: true } : { success: true, alreadyExited: true };
+}
+
+export async function killAndWait(_shared: Shared, child: Child, params: Params): Promise<object> {
+  const signal = signalParam(params);
+  const timeoutMs = Math.min(limitParam(params, "timeoutMs", { max: Number.MAX_SAFE_INTEGER, default: 3000 }), 30_000);
+  const escalate = booleanParam(params, "escalate", true);
+  if (!signalGroup(child, signal, "client") && child.exit) return { found: true, died: true, alreadyExited: true };
+  if (await haveEnded([child], timeoutMs)) return { found: true, died: true };
+  if (!escalate) return { found: true, died: Boolean(child.exit) };
+  signalGroup(child, "SIGKILL", "client");
+  await haveEnded([child], killWaitMs);
+  return { found: true, died: Boolean(child.exit), escalated: true };
+}
+
+/** "SIGTERM" or "TERM" or 15; TERM when it is absent. */
+function signalParam(params: Params): NodeJS.Signals {
+  const value = params.signal ?? "TERM";
+  const isThis = ([name, number]: [string, number]): boolean =>
+    [name, name.slice("SIG".length), number].includes(value as string);
+  const found = Object.entries(osConstants.signals).find(isThis);
+  if (!found) throw invalidParam("signal", value, 'the name of a signal, such as "SIGTERM", or its number');
+  return found[0] as NodeJS.Signals;
+}
+
 /** @returns false if there is nobody left to signal. */
 export function signalGroup(child: Child, signal: NodeJS.Signals, by: "client" | "shutdown"): boolean {
-  if (!isGroupAlive(child)) return false;
+  if (!isGroupAlive(child) || (child.known && livenessOf(child.known).state !== "alive")) return false;
   try {
     process.kill(-child.about.pid, signal);
   } catch (error) {
@@ -305,7 +434,7 @@ export function isGroupAlive(child: Child): boolean {
 }
 
 /** Finds the living members of a process group: "pid start-time". Nobody where there is no /proc. */
-function groupMembers(group: number): string[] {
+export function groupMembers(group: number): string[] {
   if (!hasGroup(group)) return [];
   return livingProcesses()
     .filter((process) => process.group === group)
@@ -323,9 +452,9 @@ function hasGroup(group: number): boolean {
 
 // Ending
 
-function noteEnd(shared: Shared, child: Child, { code, signal, unknown }: Ended): void {
-  const exitCode = signal === null ? (code ?? -1) : 128 + osConstants.signals[signal];
-  child.exit = { exitCode, ...(signal === null ? {} : { signal }), ...(unknown === undefined ? {} : { unknown }) };
+function noteEnd(shared: Shared, child: Child, how: Ended): void {
+  if (child.exit) return; // an earlier daemon knew
+  child.exit = exitFrom(how);
   child.endedAt = Date.now();
   child.survivors = new Set(groupMembers(child.about.pid));
   if (child.isClosed) {
@@ -334,6 +463,11 @@ function noteEnd(shared: Shared, child: Child, { code, signal, unknown }: Ended)
   }
   child.exitTimer = setTimeout(finish, shared.limits.exitGraceMs, shared, child);
   setFlow(shared, child);
+}
+
+export function exitFrom({ code, signal, unknown }: Ended): Exit {
+  if (unknown !== undefined) return { exitCode: -1, unknown };
+  return signal === null ? { exitCode: code ?? -1 } : { exitCode: 128 + osConstants.signals[signal], signal };
 }
 
 /** The exit message goes where all that the child itself has said is before it. */
@@ -347,6 +481,9 @@ export function finish(shared: Shared, child: Child): void {
   spool.endedAt = now();
   const messages = child.isForgotten ? [] : appendOutput(spool, "exit", Buffer.from(JSON.stringify(exit)));
   deliver(child, messages);
+  if (spool.directory !== undefined && !child.isForgotten)
+    safely(() => writeExit(spool.directory!, { exit, endedAt: child.endedAt! }));
+  settle(child);
   child.running?.reap();
   const how = exit.unknown ?? exit.signal ?? `exit code ${exit.exitCode}`;
   shared.log(`[Process] Ended "${shorten(child.id)}": pid ${about.pid}, ${how}`);
@@ -364,9 +501,51 @@ function noteClosed(shared: Shared, child: Child): void {
 export function release(child: Child): void {
   clearTimeout(child.burst.timer);
   clearTimeout(child.exitTimer);
+  clearTimeout(child.settleTimer);
   child.running?.release();
   child.running = undefined;
   restSpool(child.spool);
+}
+
+// What is told of it
+
+/** @returns An entry of process.list. */
+export function describeChild(child: Child, take: (text: string) => string): object {
+  const { id, about, rots, isOver, spool, readers } = child;
+  const { command, pid, cwd, startedAt } = about;
+  const attached = [...readers].find((reader) => !reader.share)?.link.peer.id ?? null;
+  const { firstSeq, lastSeq } = spool;
+  return {
+    id,
+    command: take(command),
+    args: about.args.map(take),
+    pid,
+    cwd: take(cwd),
+    running: !isOver,
+    firstSeq,
+    lastSeq,
+    ...describeState(child),
+    startedAt,
+    attached,
+    bytes: child.outputBytes,
+    env: { ...rots, path: rots.path && take(rots.path) },
+  };
+}
+
+/** As many as have room, the last of them cut. */
+export function listArguments(args: readonly string[]): string[] {
+  let room = maxListedText;
+  const listed: string[] = [];
+  for (const text of args) {
+    if (room < 0) break;
+    listed.push(text.length > room ? `${text.slice(0, room)}…` : text);
+    room -= text.length;
+  }
+  return listed;
+}
+
+export function describeState({ isOver, exit, stdin }: Child): object {
+  return { stdinApplied: stdin.applied, ...(isOver ? exit : {}) };
 }
 
 /** A part of a client's own text, for the log and for errors. */

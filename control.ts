@@ -340,7 +340,7 @@ async function verify(
 ): Promise<{ lifetime: Lifetime; version: string }> {
   const client = await connectClient(places.socket, answerMs);
   try {
-    const { instanceId, version } = (await client.request("server.capabilities", {}, started.key, answerMs)) as {
+    const { instanceId, version } = (await client.request("server.status", {}, started.key, answerMs)) as {
       instanceId: string;
       version: string;
     };

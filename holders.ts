@@ -125,6 +125,7 @@ export async function probeHolders(
   path: string,
   env: NodeJS.ProcessEnv,
   tools = findTools(env),
+  watch = createWatch(),
 ): Promise<Holders | string> {
   if (process.versions.deno || process.versions.bun)
     return `${process.versions.deno ? "Deno" : "Bun"} cannot read the FIFOs that it opens`; // "EEXIST", and for ever
@@ -132,7 +133,7 @@ export async function probeHolders(
   try {
     mkdirSync(path, { recursive: true, mode: 0o700 });
     const holders: Holders = {
-      ...{ path, tools, ready: [], making: undefined, watch: createWatch() },
+      ...{ path, tools, ready: [], making: undefined, watch },
     };
     const problem = await tryHolder(holders, env);
     return problem ?? holders;

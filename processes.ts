@@ -9,17 +9,24 @@
  * readers.ts.
  */
 
-import { constants as osConstants } from "node:os";
-import { basename } from "node:path";
+import { lstatSync, mkdirSync, rmdirSync } from "node:fs";
+import { basename, join } from "node:path";
 import type { Child, Shared } from "./children.ts";
 import {
   acceptStdin,
   createChild,
   defaultLimits,
+  describeChild,
+  describeState,
   finish,
   hasRoom,
   haveEnded,
   isGroupAlive,
+  kill,
+  killAndWait,
+  killWaitMs,
+  listArguments,
+  maxListedText,
   pumpStdin,
   raiseOomScore,
   refuseClosedStdin,
@@ -29,36 +36,37 @@ import {
 } from "./children.ts";
 import type { Environment } from "./environment.ts";
 import { createEnvironment, findDirectory, makeEnvironment, requireAnswers, startFailure } from "./environment.ts";
-import { cannot, errorCodes, Failure, safely } from "./failure.ts";
+import { cannot, errorCodes, Failure, reasonOf, safely } from "./failure.ts";
 import { decodeBase64 } from "./files.ts";
+import type { Holders } from "./holders.ts";
+import { closeHolders, droppedNames, probeHolders, startHeld, takeDirectory } from "./holders.ts";
+import { createMark, format, writeAbout, writeMark } from "./kept.ts";
 import type { Lanes } from "./lanes.ts";
 import { createLanes } from "./lanes.ts";
 import type { Link } from "./readers.ts";
 import { attach, detach, linkOf, serve } from "./readers.ts";
-import { now, soon } from "./record.ts";
+import type { Claim } from "./record.ts";
+import { identify, kindOf, now, soon, tryClaim } from "./record.ts";
 import type { Caller, Method, Methods, Params, Peer } from "./rpc.ts";
 import {
   booleanParam,
   integerParam,
   invalidParam,
   knownParams,
-  limitParam,
   optionalStringParam,
   stringListParam,
   stringMapParam,
   stringParam,
 } from "./rpc.ts";
-import { startWithPipes } from "./running.ts";
+import type { Running, Start, Watch } from "./running.ts";
+import { createWatch, startWithPipes } from "./running.ts";
 import { homeDirectory } from "./socket.ts";
-import type { Room } from "./spool.ts";
+import type { Room, Spool } from "./spool.ts";
 import { createRoom, createSpool, removeSpool } from "./spool.ts";
 
-/** From KILL to giving up on a process in uninterruptible sleep. */
-const killWaitMs = 1000;
 /** From the end of a group to the end of its pipes, which somebody in another group may hold. */
 const lastReadMs = 250;
-/** Of a command, its arguments and its PATH process.list repeats so much; and of all together. */
-const maxListedText = 4096;
+/** Of all texts together that process.list repeats. */
 const maxListedTexts = 8 << 20;
 const maxIdLength = 256;
 export interface ProcessWorld {
@@ -70,7 +78,13 @@ export interface ProcessWorld {
   limits?: Partial<typeof defaultLimits>;
   /** For what a start looks at. */
   lanes?: Lanes;
-  /** Where output is held: see spool.ts. In memory, when it is left out. */
+  /** Of this daemon. */
+  instance?: string;
+  /** Where children and their output are kept: adoption.ts. Without it all is in memory, and ends with the daemon. */
+  keptPath?: string;
+  /** Of one child's output on disk. */
+  spoolBytes?: number | undefined;
+  /** In place of one made of these two. */
   room?: Room;
 }
 
@@ -91,6 +105,26 @@ export interface Processes extends Shared {
   readonly sweeper: NodeJS.Timeout;
   /** Nothing is started any more. */
   isEnding: boolean;
+  /** Whether children can be held here, or why not: found out before the first is started. */
+  holders: Promise<Holders | string> | undefined;
+  /** What was found out. */
+  isHolding: boolean;
+  notHeld: string | undefined;
+  /** Of held children. */
+  readonly watch: Watch;
+  readonly takenUp: TakenUp;
+  /** To read what children say, of those that are kept. */
+  claim: Claim | undefined;
+}
+
+/** What an earlier daemon had left, and was taken up: adoption.ts. */
+export interface TakenUp {
+  running: number;
+  ended: number;
+  /** What is left alone, and why. */
+  problems: string[];
+  /** Of the daemons that had started them. */
+  instances: string[];
 }
 
 interface Request {
@@ -124,7 +158,7 @@ export function createProcesses(world: ProcessWorld): Processes {
     limits,
     lanes: world.lanes || createLanes(),
     environment: createEnvironment(world.env, home, world.log, limits.loginPathMs),
-    room: world.room || createRoom(world.log),
+    room: world.room ?? createRoom(world.log, { path: world.keptPath, spoolBytes: world.spoolBytes }),
     children: new Map(),
     starting: new Map(),
     links: new Map(),
@@ -133,6 +167,12 @@ export function createProcesses(world: ProcessWorld): Processes {
     bornAt: now(),
     sweeper: setInterval(() => dropExpired(processes), limits.sweepMs).unref(),
     isEnding: false,
+    holders: undefined,
+    isHolding: false,
+    notHeld: undefined,
+    watch: createWatch(),
+    takenUp: { running: 0, ended: 0, problems: [], instances: [] },
+    claim: undefined,
     queuedBytes: 0,
     log: world.log,
     onOver: (child) => {
@@ -164,10 +204,24 @@ export function liveCount({ starting, children }: Processes): number {
   return starting.size + [...children.values()].filter(({ isOver }) => !isOver).length;
 }
 
-export function summarise({ children }: Processes): ChildSummary[] {
-  return [...children.values()].map(({ about: { id, pid, command }, isOver, outputBytes, bornAt }) => {
+/** What is told of them in server.status. */
+export interface Summary {
+  processes: ChildSummary[];
+  /** Why they end with the daemon; undefined where they do not, or it is not known yet. */
+  notHeld: string | undefined;
+  takenUp: TakenUp;
+}
+
+export function summarise({ children, notHeld, takenUp }: Processes): Summary {
+  const processes = [...children.values()].map(({ about: { id, pid, command }, isOver, outputBytes, bornAt }) => {
     return { id, pid, command, running: !isOver, bytes: outputBytes, ageMs: Math.round(now() - bornAt) };
   });
+  return { processes, notHeld, takenUp };
+}
+
+/** What clients may rely on. "held": after holdersOf(). */
+export function featuresOf({ isHolding }: Processes): string[] {
+  return ["reattach", "stdin-offset", "share", ...(isHolding ? ["held"] : [])];
 }
 
 /**
@@ -194,7 +248,16 @@ export async function endAll(processes: Processes, { graceMs }: { graceMs: numbe
   await soon(() => all.every(({ isClosed }) => isClosed), lastReadMs); // what they have left in their pipes
   for (const child of all) if (child.exit) finish(processes, child);
   for (const child of all) release(child);
+  await closeDisk(processes);
   return alive;
+}
+
+/** Removes what was made ahead, and lets the next daemon have the rest. */
+async function closeDisk({ room, holders, claim }: Processes): Promise<void> {
+  const found = await holders;
+  if (found !== undefined && typeof found !== "string") await closeHolders(found);
+  claim?.release();
+  if (room.path !== undefined) safely(() => rmdirSync(room.path!)); // unless something is kept in it
 }
 
 // Starting
@@ -231,17 +294,22 @@ async function spawnChild(processes: Processes, params: Params, { peer }: Caller
   let settle!: () => void;
   starting.set(id, new Promise((done) => (settle = done)));
   try {
-    const child = await startChild(processes, request);
+    const { child, dropped } = await startChild(processes, request);
     const before = children.get(id);
     if (before) forget(processes, before, peer.id);
     children.set(id, child);
     if (!link.isClosed) attach(child, link, 1, { share: false, lossless });
-    return { success: true, pid: child.about.pid, ...(params.id === undefined ? { id } : {}) };
+    return { success: true, pid: child.about.pid, ...(params.id === undefined ? { id } : {}), ...droppedOf(dropped) };
   } finally {
     starting.delete(id);
     settle();
     announceIdle(processes);
   }
+}
+
+/** Names of the environment that are no identifiers, where no shell can pass them on. */
+function droppedOf(dropped: string[]): object {
+  return dropped.length > 0 ? { droppedEnv: dropped } : {};
 }
 
 function readRequest(processes: Processes, params: Params): Request {
@@ -255,7 +323,7 @@ function readRequest(processes: Processes, params: Params): Request {
       code: errorCodes.invalidParams,
     });
   const request: Request = {
-    id: params.id === undefined || params.id === null ? freeId(processes, command) : stringParam(params, "id"),
+    id: params.id === undefined || params.id === null ? commandId(processes, command) : stringParam(params, "id"),
     command,
     args: stringListParam(params, "args"),
     cwd: optionalStringParam(params, "cwd"),
@@ -271,12 +339,13 @@ function readRequest(processes: Processes, params: Params): Request {
   return request;
 }
 
-/** The command's own name, or the next that is not taken: "make", "make-2". */
-function freeId({ children, starting }: Processes, command: string): string {
-  const name =
-    basename(command)
-      .replace(/[^A-Za-z0-9._-]/g, "")
-      .slice(0, 200) || "process";
+function commandId(processes: Processes, command: string): string {
+  const name = basename(command).replace(/[^A-Za-z0-9._-]/g, "");
+  return freeId(processes, name.slice(0, 200) || "process");
+}
+
+/** The name, or the next that is not taken: "make", "make-2". */
+export function freeId({ children, starting }: Processes, name: string): string {
   for (let count = 1; ; count++) {
     const id = count === 1 ? name : `${name}-${count}`;
     if (!children.has(id) && !starting.has(id)) return id;
@@ -288,24 +357,124 @@ function mayReplace(child: Child): boolean {
   return child.isOver && ![...child.readers].some(({ place }) => place.holds);
 }
 
-async function startChild(processes: Processes, request: Request): Promise<Child> {
-  const { environment, lanes, room, world } = processes;
+async function startChild(processes: Processes, request: Request): Promise<{ child: Child; dropped: string[] }> {
+  const { environment, lanes } = processes;
   const { id, command, args, hasNoStdin, umask } = request;
   const env = request.clearEnv ? request.env : await makeEnvironment(environment, request.env, !command.includes("/"));
   const cwd = await findDirectory(request.cwd, environment.home, lanes);
   const path = env.PATH || "";
   await requireAnswers(command, cwd, path, lanes);
   if (processes.isEnding) throw cannot(`start "${shorten(command)}": the daemon is ending`);
-  const running = await startWithPipes({ command, args, cwd, env, hasNoStdin, umask }).catch(async (error: unknown) => {
-    throw await startFailure(command, cwd, path, error);
-  });
-  raiseOomScore(running.pid);
+  const { running, spool, dropped } = await start(processes, request, { command, args, cwd, env, hasNoStdin, umask });
+  const about = { id, command, args: listArguments(args), cwd, pid: running.pid, startedAt: Date.now() };
   const rots = { path: path || null, home: env.HOME || null, sshAuthSock: env.SSH_AUTH_SOCK || null };
-  const about = { id, command, args, cwd, env: rots, pid: running.pid, startedAt: Date.now() };
-  const child = createChild(processes, about, createSpool(room, shorten(id)), running);
-  if (hasNoStdin) child.stdin.state = "ended";
-  world.log(`[Process] Started "${shorten(id)}": pid ${running.pid}, ${shorten(basename(command))}`);
-  return child;
+  const mark = running.holder && createMark();
+  const child = createChild(processes, {
+    about,
+    rots,
+    spool,
+    running,
+    mark,
+    stdin: { state: hasNoStdin ? "ended" : "open" },
+  });
+  if (spool.directory !== undefined) keepAbout(processes, child, spool.directory, Object.keys(env));
+  processes.log(`[Process] Started "${shorten(id)}": pid ${running.pid}, ${shorten(basename(command))}`);
+  return { child, dropped };
+}
+
+/** Starts a child under a holder where that is possible, else with plain pipes. */
+async function start(
+  processes: Processes,
+  { id }: Request,
+  what: Start,
+): Promise<{ running: Running; spool: Spool; dropped: string[] }> {
+  const { room, log } = processes;
+  const holders = await holdersOf(processes);
+  const directory =
+    typeof holders === "string"
+      ? undefined
+      : await takeDirectory(holders).catch((error: unknown) => {
+          log(`[Process] "${shorten(id)}" cannot be held: ${reasonOf(error)}`);
+        });
+  const spool = createSpool(room, shorten(id), directory || undefined);
+  try {
+    if (typeof holders !== "string" && directory)
+      return {
+        running: await startHeld(holders, directory, what),
+        spool,
+        dropped: droppedNames(holders.tools, what.env),
+      };
+    const running = await startWithPipes(what);
+    raiseOomScore(running.pid);
+    return { running, spool, dropped: [] };
+  } catch (error) {
+    removeSpool(spool);
+    throw await startFailure(what.command, what.cwd, what.env.PATH || "", error);
+  }
+}
+
+/** Finds out, once, whether children can be held here. */
+export function holdersOf(processes: Processes): Promise<Holders | string> {
+  processes.holders ??= findHolders(processes).then((found) => {
+    processes.isHolding = typeof found !== "string";
+    if (typeof found === "string") processes.notHeld = found;
+    if (processes.notHeld !== undefined) processes.log(`[Process] They end with the daemon: ${processes.notHeld}`);
+    return found;
+  });
+  return processes.holders;
+}
+
+async function findHolders(processes: Processes): Promise<Holders | string> {
+  const { room, world, watch } = processes;
+  if (room.path === undefined) return "nothing is kept on disk here";
+  try {
+    claimKept(processes, room.path);
+    return await probeHolders(room.path, world.env, undefined, watch);
+  } catch (error) {
+    return reasonOf(error);
+  }
+}
+
+/**
+ * Makes the directory of what is kept, and claims it.
+ *
+ * @returns Whether it is ours now: another daemon, on its way out, may have it yet.
+ * @throws {Failure} It is not a directory of ours.
+ */
+export function claimKept(processes: Processes, path: string): boolean {
+  mkdirSync(path, { recursive: true, mode: 0o700 });
+  const stats = lstatSync(path);
+  const isOurs = stats.isDirectory() && stats.uid === process.getuid!() && (stats.mode & 0o077) === 0;
+  if (!isOurs)
+    throw cannot(
+      `use "${path}": it is ${kindOf(stats)} of user ${stats.uid}, a directory of our own is needed, mode 700`,
+    );
+  const claim = processes.claim ?? tryClaim(join(path, "owner"));
+  if ("release" in claim) processes.claim = claim;
+  return "release" in claim;
+}
+
+/** Without it the next daemon would not know it: the answer to process.spawn waits for this. */
+function keepAbout(
+  { world, log }: Processes,
+  { about, mark, running }: Child,
+  directory: string,
+  environment: string[],
+): void {
+  const holder = running?.holder;
+  try {
+    writeAbout(directory, {
+      ...about,
+      format,
+      environment,
+      instance: world.instance ?? "",
+      holder,
+      process: identify(about.pid),
+    });
+    if (mark) writeMark(directory, mark);
+  } catch (error) {
+    log(`[Process] "${shorten(about.id)}" ends with this daemon: ${reasonOf(error)}`);
+  }
 }
 
 /** Takes the data before it returns: writes are applied in the order in which they arrive. */
@@ -352,40 +521,9 @@ function reattach(processes: Processes, child: Child, params: Params, { peer }: 
   return { found: true, running: !child.isOver, firstSeq, lastSeq, ...describeState(child) };
 }
 
-function describeState({ isOver, exit, stdin }: Child): object {
-  return { stdinApplied: stdin.applied, ...(isOver ? exit : {}) };
-}
-
-function kill(_processes: Processes, child: Child, params: Params): object {
-  const isThere = signalGroup(child, signalParam(params), "client");
-  return isThere ? { success: true } : { success: true, alreadyExited: true };
-}
-
-async function killAndWait(_processes: Processes, child: Child, params: Params): Promise<object> {
-  const signal = signalParam(params);
-  const timeoutMs = Math.min(limitParam(params, "timeoutMs", { max: Number.MAX_SAFE_INTEGER, default: 3000 }), 30_000);
-  const escalate = booleanParam(params, "escalate", true);
-  if (!signalGroup(child, signal, "client") && child.exit) return { found: true, died: true, alreadyExited: true };
-  if (await haveEnded([child], timeoutMs)) return { found: true, died: true };
-  if (!escalate) return { found: true, died: Boolean(child.exit) };
-  signalGroup(child, "SIGKILL", "client");
-  await haveEnded([child], killWaitMs);
-  return { found: true, died: Boolean(child.exit), escalated: true };
-}
-
-/** "SIGTERM" or "TERM" or 15; TERM when it is absent. */
-function signalParam(params: Params): NodeJS.Signals {
-  const value = params.signal ?? "TERM";
-  const isThis = ([name, number]: [string, number]): boolean =>
-    [name, name.slice("SIG".length), number].includes(value as string);
-  const found = Object.entries(osConstants.signals).find(isThis);
-  if (!found) throw invalidParam("signal", value, 'the name of a signal, such as "SIGTERM", or its number');
-  return found[0] as NodeJS.Signals;
-}
-
 // Ended
 
-function keep(processes: Processes, child: Child): void {
+export function keep(processes: Processes, child: Child): void {
   const { ended, limits } = processes;
   ended.add(child);
   for (const first of ended) if (ended.size > limits.keepExits) forget(processes, first, "expired");
@@ -396,7 +534,7 @@ export function dropExpired(processes: Processes, clock: number = Date.now()): v
   const { ended, limits, bornAt } = processes;
   if (now() - bornAt < limits.sweepMs) return;
   for (const child of ended) {
-    if (clock < child.endedAt!) return;
+    if (clock < child.endedAt!) continue;
     if (clock - child.endedAt! > limits.keepMs) forget(processes, child, "expired");
   }
 }
@@ -439,41 +577,6 @@ function listChildren({ children }: Processes, params: Params): object {
     return room < 0 ? "…" : cut;
   };
   return { processes: [...children.values()].map((child) => describeChild(child, take)) };
-}
-
-/** @returns An entry of process.list. */
-function describeChild(child: Child, take: (text: string) => string): object {
-  const { id, about, isOver, spool, readers } = child;
-  const { command, pid, cwd, startedAt, env } = about;
-  const attached = [...readers].find((reader) => !reader.share)?.link.peer.id ?? null;
-  const { firstSeq, lastSeq } = spool;
-  return {
-    id,
-    command: take(command),
-    args: listArguments(about.args).map(take),
-    pid,
-    cwd: take(cwd),
-    running: !isOver,
-    firstSeq,
-    lastSeq,
-    ...describeState(child),
-    startedAt,
-    attached,
-    bytes: child.outputBytes,
-    env: { ...env, path: env.path && take(env.path) },
-  };
-}
-
-/** As many as have room, the last of them cut. */
-function listArguments(args: readonly string[]): string[] {
-  let room = maxListedText;
-  const listed: string[] = [];
-  for (const text of args) {
-    if (room < 0) break;
-    listed.push(text.length > room ? `${text.slice(0, room)}…` : text);
-    room -= text.length;
-  }
-  return listed;
 }
 
 /** No path, argument or variable can have a NUL in it: what comes after would be lost. */

@@ -19,6 +19,7 @@ import { lutimesSync, readdirSync, stat as statSoon } from "node:fs";
 import type { Server } from "node:net";
 import { createServer } from "node:net";
 import { dirname } from "node:path";
+import { takeUp } from "./adoption.ts";
 import { proveAnswering } from "./client.ts";
 import type { Connections } from "./connections.ts";
 import { acceptConnection, closeAll, createConnections, maxStrangers, noteShortage } from "./connections.ts";
@@ -34,7 +35,7 @@ import { createLog } from "./log.ts";
 import type { Logouts } from "./logouts.ts";
 import { watchLogouts } from "./logouts.ts";
 import type { Processes } from "./processes.ts";
-import { createProcesses, endAll, liveCount, processMethods, summarise } from "./processes.ts";
+import { createProcesses, endAll, featuresOf, holdersOf, liveCount, processMethods, summarise } from "./processes.ts";
 import { childEnvironment } from "./program.ts";
 import type { DaemonRecord, EndReason } from "./record.ts";
 import { claimSoon, identify, livenessOf, now, readRecord, writeRecord } from "./record.ts";
@@ -106,6 +107,8 @@ export interface Handover {
   /** Of the record. Made by the launcher, which verifies the start by them. */
   instance: string;
   key: string;
+  /** Of one process's output on disk; 64 MiB when it is left out. */
+  spoolBytes?: number | undefined;
 }
 
 export interface Daemon {
@@ -162,6 +165,7 @@ export async function startDaemon(handover: Handover, world = realWorld()): Prom
     retireName(record.socket.bound, record.socket);
     throw error;
   }
+  takeUp(daemon.processes);
   daemon.phase = "serving";
   daemon.checkTimer = setInterval(() => void lookAfterNames(daemon), checkMs);
   const { uid, stopDelayUs } = handover.facts;
@@ -211,8 +215,7 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
     connections: createConnections((body, caller) => handleBody(rpc, body, caller), log, maxOpenFiles),
     processes: createProcesses({
       env: childEnvironment(process.env),
-      log,
-      lanes,
+      ...{ log, lanes, instance, keptPath: places.held, spoolBytes: handover.spoolBytes },
       onAllExited: () => endWhenRetired(daemon),
     }),
     lanes,
@@ -354,7 +357,7 @@ function serverMethods(daemon: Daemon): [string, Method][] {
   const table: [name: string, params: string[], method: Method][] = [
     ["server.version", [], () => ({ version: daemon.record.version })],
     ["server.authenticate", ["token"], (params, caller) => authenticate(daemon, params, caller)],
-    ["server.capabilities", [], () => capabilitiesOf(daemon)],
+    ["server.capabilities", [], () => holdersOf(daemon.processes).then(() => capabilitiesOf(daemon))],
     ["server.status", [], () => statusOf(daemon)],
     ["server.shutdown", ["ifIdle", "graceMs"], (params) => shutdown(daemon, params)],
     ["server.admit", ["key", "tokenHash", "facts"], (params) => admit(daemon, params)],
@@ -397,11 +400,11 @@ function noteRefusal({ refused, log }: Daemon, caller: Caller): void {
   refused.add(caller);
 }
 
-function capabilitiesOf({ record, methods, lifetime }: Daemon): Record<string, unknown> {
+function capabilitiesOf({ record, methods, lifetime, processes }: Daemon): Record<string, unknown> {
   return {
     version: record.version,
     methods: [...methods.keys()].sort(),
-    features: ["native", "lines", "batch", "lifetime", "reattach", "stdin-offset", "grace"],
+    features: ["native", "lines", "batch", "lifetime", "grace", ...featuresOf(processes)],
     instanceId: record.instance,
     startedAt: record.startedAt,
     lifetime,
@@ -416,7 +419,7 @@ function statusOf(daemon: Daemon): Record<string, unknown> {
     uptimeMs: Math.round(now() - bornAt),
     rssBytes: process.memoryUsage().rss,
     connections: connections.open.size,
-    processes: summarise(processes),
+    ...summarise(processes),
     log: places.log,
     socket: places.socket,
     phase,

@@ -5,6 +5,7 @@
  *     .k3j2h9x            the name it was bound under: a second link to the same socket, kept to publish it again
  *     rpc.sock.record     see record.ts, as for rpc.sock.claim
  *     rpc.sock.token      a token of our own making, when none was given
+ *     rpc.sock.held       what is kept of processes
  *     remote-server.log   the log (for a socket of another name: that name and ".log")
  *
  * Where others may write to the socket's directory, all but the two names of the socket are kept in the default state directory.
@@ -43,7 +44,9 @@ export interface Places {
   claim: string;
   token: string;
   log: string;
-  /** The directory of the four above. */
+  /** A directory of what is kept of processes: adoption.ts. */
+  held: string;
+  /** The directory of the five above. */
   directory: string;
 }
 
@@ -102,6 +105,7 @@ export function placesOf(options: { socket?: string | undefined; log?: string | 
     socket,
     directory,
     record: `${base}.record`,
+    held: `${base}.held`,
     claim: `${base}.claim`,
     token: `${base}.token`,
     log:

@@ -76,6 +76,9 @@ export interface Room {
   log(line: string): void;
 }
 
+type Sizes = "path" | "spoolBytes" | "memoryBytes" | "allDiskBytes" | "allMemoryBytes";
+export type RoomOptions = { [name in Sizes]?: Room[name] | undefined };
+
 interface Segment {
   /** The name of its file. */
   readonly number: number;
@@ -123,17 +126,13 @@ export interface Place {
   at: number;
 }
 
-export function createRoom(
-  log: (line: string) => void,
-  options: Partial<Pick<Room, "path" | "spoolBytes" | "memoryBytes" | "allDiskBytes" | "allMemoryBytes">> = {},
-): Room {
+export function createRoom(log: (line: string) => void, options: RoomOptions = {}): Room {
   return {
-    path: undefined,
-    spoolBytes: 64 << 20,
-    memoryBytes: 16 << 20,
-    allDiskBytes: 1 << 30,
-    allMemoryBytes: 256 << 20,
-    ...options,
+    path: options.path,
+    spoolBytes: options.spoolBytes ?? 64 << 20,
+    memoryBytes: options.memoryBytes ?? 16 << 20,
+    allDiskBytes: options.allDiskBytes ?? 1 << 30,
+    allMemoryBytes: options.allMemoryBytes ?? 256 << 20,
     spools: new Set(),
     usedDiskBytes: 0,
     usedMemoryBytes: 0,
@@ -143,9 +142,14 @@ export function createRoom(
   };
 }
 
-/** Makes a directory of a child's own, 0700, and its spool in it. Where that cannot be, it is in memory, and has none. */
-export function createSpool(room: Room, name: string): Spool {
+/**
+ * Makes the spool of a new child.
+ *
+ * @param made The child's own directory, where there is one. Else one is made, 0700; where that cannot be, the spool is in memory.
+ */
+export function createSpool(room: Room, name: string, made?: string): Spool {
   const { path } = room;
+  if (made !== undefined) return enterRoom(room, name, made);
   if (path === undefined) return enterRoom(room, name, undefined);
   try {
     mkdirSync(path, { recursive: true, mode: 0o700 });
@@ -182,6 +186,14 @@ export function loadSpool(room: Room, name: string, directory: string): Spool {
   spool.lastSeq = last ? scanSegment(spool, last) : 0;
   if (last?.bytes === 0) dropSegment(spool, last);
   return spool;
+}
+
+/** Messages up to a seq were in an earlier daemon's memory: what is held ends before them, and goes. */
+export function skipTo(spool: Spool, seq: number): void {
+  if (seq <= spool.lastSeq) return;
+  for (const segment of [...spool.segments]) dropSegment(spool, segment);
+  spool.lastSeq = seq;
+  spool.firstSeq = seq + 1;
 }
 
 function enterRoom(room: Room, name: string, directory: string | undefined): Spool {

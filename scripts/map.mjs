@@ -17,8 +17,8 @@ export const layers = {
   modes: ["jobs", "terminal", "doctor", "bridge", "deploy", "api", "remote"],
   "a daemon from outside": ["control", "reach", "launch", "reasons"],
   "the daemon": [
-    ...["server", "connections", "processes", "children", "readers", "holders", "running", "spool", "environment"],
-    ...["files", "lanes", "rpc", "log", "logouts"],
+    ...["server", "connections", "processes", "children", "adoption", "readers", "holders", "running"],
+    ...["spool", "kept", "environment", "files", "lanes", "rpc", "log", "logouts"],
   ],
   "both sides": ["lifetime", "userrecord", "client"],
   ground: ["socket", "record", "program", "frame", "failure", "library"],

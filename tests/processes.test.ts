@@ -362,7 +362,7 @@ for (const [name, request, errno, words] of [
       assert.is(failure.code, -32603);
       assert.equal(failure.data, { errno });
       assert.match(failure.message, words);
-      assert.equal([liveCount(processes), summarise(processes), peer.messages, idleCount()], [0, [], [], 1]);
+      assert.equal([liveCount(processes), summarise(processes).processes, peer.messages, idleCount()], [0, [], [], 1]);
       assert.is((await failureOf(() => call("kill", { id: "a" }))).code, -32602);
     }),
   );
@@ -624,7 +624,7 @@ output("stands still with the reader, and goes on where it was", () =>
     await call("spawn", sh("a", "seq 3000000; echo end >&2"));
     await until(() => peer.room <= 0);
     await pause(200);
-    const { bytes, running } = summarise(processes)[0]!;
+    const { bytes, running } = summarise(processes).processes[0]!;
     assert.ok(running && bytes < 1 << 20, `${bytes} bytes were read`);
     assert.is(peer.messages.length, 5);
     for (let turn = 0; turn < 20; turn++) {
@@ -664,7 +664,7 @@ output("of one process does not slow another connection's", () =>
     await call("spawn", sh("fast", "seq 1000000"), other);
     await exited(other, "fast");
     checkLines(other.text("fast"), 1, 1_000_000);
-    assert.ok(summarise(processes).find(({ id }) => id === "slow")!.bytes < 1 << 20);
+    assert.ok(summarise(processes).processes.find(({ id }) => id === "slow")!.bytes < 1 << 20);
   }),
 );
 output("held for one connection is sent a message of each process in turn", () =>
@@ -1361,7 +1361,7 @@ list("has every process with all that is known of it", () =>
       { id: "a", command: "/bin/sh", args: ["-c", "echo 1; cat"], pid, cwd: "/", ...states[0], env: facts },
       { id: "b", command: "/bin/true", args: [cut], pid: other, cwd: directory, ...states[1], env: facts },
     ]);
-    const [a, b] = summarise(processes);
+    const [a, b] = summarise(processes).processes;
     assert.equal([a!.bytes, a!.running, b!.bytes, b!.running], [4, true, 0, false]);
     assert.ok(a!.ageMs >= 0 && a!.ageMs < 10_000);
     assert.equal(Object.keys(a!), ["id", "pid", "command", "running", "bytes", "ageMs"]);

@@ -101,6 +101,7 @@ places("keeps all beside the socket in a directory of our own, named after it", 
       claim: at("rpc.sock.claim"),
       token: at("rpc.sock.token"),
       log: at("remote-server.log"),
+      held: at("rpc.sock.held"),
     });
     assert.is(placesOf({ socket: at("v.sock") }).log, at("v.sock.log"));
     assert.is(placesOf({ socket: at("v.sock"), log: at("a.log") }).log, at("a.log"));

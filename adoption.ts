@@ -1,0 +1,234 @@
+/**
+ * Takes up what an earlier daemon has left: its children that run, with their ids, pids, seqs and stdins; and those that have ended, with their
+ * output and their exits.
+ *
+ *     <socket name>.held/owner       a claim (record.ts): the one daemon that may read what children say; taken over only from a dead one
+ *     <socket name>.held/<random>/   one child: kept.ts, spool.ts, holders.ts
+ *
+ * What is not ours, is damaged, or of another version is left alone, and said in the log: nobody is signalled for it.
+ */
+
+import { Buffer } from "node:buffer";
+import { lstatSync, rmdirSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import type { Child, Origin, Stdin } from "./children.ts";
+import { createChild, exitFrom, finish, groupMembers, shorten } from "./children.ts";
+import { cannot, reasonOf, safely } from "./failure.ts";
+import type { Adopted } from "./holders.ts";
+import { adoptHeld, sweepHeld } from "./holders.ts";
+import type { KeptAbout, KeptExit, Mark } from "./kept.ts";
+import { createMark, keptDirectories, readAbout, readExit, readJournal, readMark } from "./kept.ts";
+import type { Processes } from "./processes.ts";
+import { claimKept, createProcesses, endAll, freeId, keep, liveCount } from "./processes.ts";
+import type { Identity } from "./record.ts";
+import { livenessOf, now, tryClaim } from "./record.ts";
+import type { Ended, HolderRecord, Known, Running, Watch } from "./running.ts";
+import { statOf } from "./running.ts";
+import type { Spool } from "./spool.ts";
+import { appendOutput, loadSpool, restSpool, skipTo } from "./spool.ts";
+
+/** The clock of files is behind by a tick of the kernel, 10 ms at most. */
+const clockMs = 12;
+/** What a daemon may have read, and not yet written to a spool: a chunk of each pipe; and what was in the pipes, where nobody holds these. */
+const maxGapBytes = 2 * (64 << 10);
+const maxLostBytes = 2 * maxGapBytes;
+/** How often it is seen whether a child that nobody holds lives. */
+const orphanMs = 250;
+/** How often another daemon, which is on its way out, is waited for. */
+const ownerMs = 100;
+
+/**
+ * Takes up all there is, when the daemon that had it is dead; while it is not, this one has what it starts itself, and waits for that.
+ *
+ * To be called before the first request is answered.
+ */
+export function takeUp(processes: Processes): void {
+  const { room, log } = processes;
+  if (room.path === undefined || !safely(() => lstatSync(room.path!)) || processes.isEnding) return;
+  try {
+    if (claimKept(processes, room.path)) takeUpAll(processes, room.path);
+    else setTimeout(takeUp, ownerMs, processes).unref();
+  } catch (error) {
+    log(`[Process] Cannot take up what is in "${room.path}": ${reasonOf(error)}`);
+  }
+}
+
+/**
+ * Ends what a dead daemon has left, as it would have: for --stop.
+ *
+ * @returns How many processes were alive.
+ */
+export async function endLeft(path: string, { graceMs }: { graceMs: number }): Promise<number> {
+  if (!safely(() => lstatSync(path))) return 0;
+  const log = (): void => {};
+  const processes = createProcesses({ env: {}, log, keptPath: path });
+  takeUp(processes);
+  const count = liveCount(processes);
+  await endAll(processes, { graceMs });
+  return count;
+}
+
+/** Removes output and exits of what has ended. @throws {Failure} A daemon has it. */
+export function forgetLeft(path: string): void {
+  if (!safely(() => lstatSync(path))) return;
+  const claim = tryClaim(join(path, "owner"));
+  if (!("release" in claim)) throw cannot(`forget "${path}": process ${claim.heldBy?.pid ?? "?"} has it`);
+  for (const directory of keptDirectories(path).directories) rmSync(directory, { recursive: true, force: true });
+  claim.release();
+  safely(() => rmdirSync(path));
+}
+
+function takeUpAll(processes: Processes, path: string): void {
+  const { takenUp, log } = processes;
+  const { directories, problems } = keptDirectories(path);
+  const found: { directory: string; about: KeptAbout }[] = [];
+  const begun: string[] = [];
+  const tryEach = <T>(items: T[], action: (item: T) => void): void => {
+    for (const item of items) {
+      try {
+        action(item);
+      } catch (error) {
+        problems.push(reasonOf(error));
+      }
+    }
+  };
+  tryEach(directories, (directory) => {
+    const about = readAbout(directory);
+    if (about) found.push({ directory, about });
+    else begun.push(directory);
+  });
+  found.sort((a, b) => a.about.startedAt - b.about.startedAt);
+  const children: Child[] = [];
+  tryEach(found, ({ directory, about }) => void children.push(takeUpOne(processes, directory, about)));
+  sweepHeld(begun);
+  const over = children.filter(({ isOver }) => isOver).sort((a, b) => a.endedAt! - b.endedAt!);
+  for (const child of over) keep(processes, child);
+  const instances = [...new Set(found.map(({ about }) => about.instance))];
+  Object.assign(takenUp, { running: children.length - over.length, ended: over.length, problems, instances });
+  for (const problem of problems) log(`[Process] Not taken up: ${problem}`);
+  if (children.length > 0)
+    log(
+      `[Process] Taken up: ${takenUp.running} processes run, ${takenUp.ended} have ended (of ${instances.join(", ")})`,
+    );
+}
+
+/** @throws {Error} Why it is left alone. */
+function takeUpOne(processes: Processes, directory: string, about: KeptAbout): Child {
+  const found = findChild(processes.watch, directory, about);
+  const spool = loadSpool(processes.room, shorten(about.id), directory);
+  const mark = readMark(directory);
+  if (mark) skipTo(spool, mark.seqLimit);
+  const kept = readExit(directory) ?? exitIn(spool);
+  const child = createChild(processes, {
+    about: { ...about, id: freeId(processes, about.id) },
+    spool,
+    running: "running" in found ? found.running : undefined,
+    outputBytes: mark?.outputBytes ?? 0,
+    ...restoreStdin(processes, directory, mark, "running" in found && about.holder !== undefined),
+  });
+  processes.children.set(child.id, child);
+  if (!about.holder) child.known = about.process;
+  if (kept) restoreEnd(child, kept, about);
+  else {
+    nameGap(child, mark, found);
+    if ("ended" in found) endNow(processes, child, found.ended);
+  }
+  return child;
+}
+
+function exitIn({ exit }: Spool): KeptExit | undefined {
+  return exit && { exit: JSON.parse(exit.data.toString()), endedAt: Date.now() };
+}
+
+/** Without a holder it has lost its pipes, but may go on. */
+function findChild(watch: Watch, directory: string, about: KeptAbout): Exclude<Adopted, { problem: string }> {
+  if (!about.holder) {
+    if (livenessOf(about.process).state === "alive") return { running: runningOrphan(about.process), readAtMs: 0 };
+    return { ended: { code: null, signal: null, unknown: "its daemon died, and with it its pipes" } };
+  }
+  const found = adoptHeld({ watch }, directory, about.holder);
+  if ("problem" in found) throw cannot(`take up "${directory}": ${found.problem}`);
+  return found;
+}
+
+/** What an earlier daemon had accepted of its stdin, and what it had not given to it. */
+function restoreStdin(
+  processes: Processes,
+  directory: string,
+  found: Mark | undefined,
+  isHeld: boolean,
+): Pick<Origin, "mark" | "stdin"> {
+  if (!isHeld || !found) {
+    const mark = isHeld ? createMark() : undefined;
+    return { mark, stdin: { state: "broken", applied: found?.applied ?? 0 } };
+  }
+  const sent = found.delivered + found.intent;
+  const applied = Math.max(found.applied, sent);
+  const bytes = readJournal(directory, sent, applied);
+  const isLost = sent + bytes.length < applied;
+  const unsure = { from: found.intent > 0 ? found.delivered : sent + bytes.length, to: isLost ? applied : sent };
+  const stdin: Partial<Stdin> = {
+    state: found.stdin,
+    applied,
+    queue: bytes.length > 0 ? [{ bytes, start: 0, end: bytes.length }] : [],
+    queuedBytes: bytes.length,
+    journalEnd: isLost ? Number.POSITIVE_INFINITY : bytes.length > 0 ? applied : 0,
+    ...(unsure.to > unsure.from ? { unsure } : {}),
+  };
+  processes.queuedBytes += bytes.length;
+  return { mark: { ...found, delivered: applied - bytes.length, intent: 0, applied }, stdin };
+}
+
+/** It had ended before, and its exit was told: what a grandchild says goes on. */
+function restoreEnd(child: Child, { exit, endedAt }: KeptExit, { holder }: KeptAbout): void {
+  Object.assign(child, { exit, endedAt, isOver: true });
+  child.stdin.state = "broken";
+  child.spool.endedAt = now() - Math.max(0, Date.now() - endedAt);
+  if (!child.spool.exit) appendOutput(child.spool, "exit", Buffer.from(JSON.stringify(exit)));
+  if (child.running && holder) child.survivors = survivorsOf((holder as HolderRecord).child);
+  if (!child.running) restSpool(child.spool);
+}
+
+/** As long as it is a zombie its group's number is nobody else's. */
+function survivorsOf({ pid, startTime }: Known): Set<string> {
+  return new Set(statOf(pid)?.[19] === startTime ? groupMembers(pid) : []);
+}
+
+/** Says how much may be missing: nothing, when its pipes were not read since all that was read was safe. */
+function nameGap({ spool }: Child, mark: Mark | undefined, found: Exclude<Adopted, { problem: string }>): void {
+  if ("running" in found && found.readAtMs + clockMs <= (mark?.settledAt ?? 0)) return;
+  const maxBytes = "running" in found ? maxGapBytes : maxLostBytes;
+  appendOutput(spool, "gap", Buffer.from(JSON.stringify({ maxBytes })));
+}
+
+/** Its pid may be anybody's by now: there is nobody to signal. */
+function endNow(processes: Processes, child: Child, { code, signal, unknown }: Ended): void {
+  child.exit = exitFrom({ code, signal, unknown });
+  child.endedAt = Date.now();
+  finish(processes, child);
+  restSpool(child.spool);
+}
+
+/** A process that only its pid and its start time are known of. */
+function runningOrphan(identity: Identity): Running {
+  let timer: NodeJS.Timeout | undefined;
+  return {
+    pid: identity.pid,
+    pendingBytes: 0,
+    listen: (events) => {
+      timer = setInterval(() => {
+        if (livenessOf(identity).state !== "dead") return;
+        clearInterval(timer);
+        events.ended({ code: null, signal: null, unknown: "its daemon had died: nobody was told" });
+        events.closed();
+      }, orphanMs).unref();
+    },
+    setFlow: () => {},
+    write: () => {
+      throw Object.assign(new Error("EPIPE: broken pipe, write"), { code: "EPIPE" });
+    },
+    endStdin: () => {},
+    reap: () => {},
+    release: () => clearInterval(timer),
+  };
+}

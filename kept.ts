@@ -1,0 +1,218 @@
+/**
+ * What is kept of a child beside its output, so that the next daemon can take it up: files in the child's own directory, 0600.
+ *
+ *     about    what it is, and its holder: once, by rename, before the answer to process.spawn
+ *     mark     64 bytes that are written in place, so that a full disk does not matter: how far its stdin is, and when its output was safe
+ *     stdin    what of its stdin was accepted and did not fit into the pipe: a header, the offset of what follows, and the bytes
+ *     exit     how it ended: once, by rename
+ *
+ * What stdin takes at once is never written anywhere: it may be a password. `intent` is written before each write(2), `delivered` after it: of a
+ * daemon that dies in between nobody can know whether the child has these bytes. They count as delivered, nothing is sent twice, and reattach says so.
+ */
+
+import { Buffer } from "node:buffer";
+import { closeSync, constants, fstatSync, lstatSync, openSync, readSync, truncateSync, writeSync } from "node:fs";
+import { join } from "node:path";
+import { cannot, safely } from "./failure.ts";
+import type { Identity } from "./record.ts";
+import { kindOf, namesIn, readOwnFile, writeOwnFile } from "./record.ts";
+
+/** Of these files and of the segments beside them. What has another number is left alone. */
+export const format = 1;
+/** Of `about` and of `exit`: a command with cut arguments has some 10 KiB. */
+const maxAboutBytes = 1 << 20;
+const markNumbers = 8;
+const headerBytes = 8;
+/** As much as a daemon accepts for one stdin, and more than it writes. */
+const maxJournalBytes = 64 << 20;
+const states = ["open", "ended", "broken"] as const;
+
+/** What a child was started as. */
+export interface About {
+  readonly id: string;
+  readonly command: string;
+  readonly args: readonly string[];
+  readonly cwd: string;
+  readonly pid: number;
+  /** Unix time. */
+  readonly startedAt: number;
+}
+
+/** `about`: names of its environment, never values. */
+export interface KeptAbout extends About {
+  format: number;
+  environment: string[];
+  /** Of the daemon that started it. */
+  instance: string;
+  /** See running.ts; absent for one with plain pipes. */
+  holder?: object | undefined;
+  process: Identity;
+}
+
+/** A child that a signal ended has the exit code that a shell would give it: 128 + the signal's number. */
+export interface Exit {
+  /** -1 where it is not known. */
+  exitCode: number;
+  signal?: NodeJS.Signals;
+  killedBy?: "client" | "shutdown";
+  /** Why it is not known. */
+  unknown?: string;
+}
+
+export interface KeptExit {
+  exit: Exit;
+  /** Unix time. */
+  endedAt: number;
+}
+
+export interface Mark {
+  /** Bytes of stdin accepted, ever, and those that the pipe has taken; and how many are on their way to it. */
+  applied: number;
+  delivered: number;
+  intent: number;
+  stdin: (typeof states)[number];
+  /** All that was read of its pipes by then is in the spool: unix ms. */
+  settledAt: number;
+  /** Where output is in memory: no message has a higher seq. */
+  seqLimit: number;
+  /** Of output, ever. */
+  outputBytes: number;
+}
+
+export function writeAbout(directory: string, about: KeptAbout): void {
+  writeOwnFile(join(directory, "about"), JSON.stringify(about));
+}
+
+export function writeExit(directory: string, exit: KeptExit): void {
+  writeOwnFile(join(directory, "exit"), JSON.stringify(exit));
+}
+
+/** @throws {Failure} What is wrong with it; undefined where there is none. */
+export function readAbout(directory: string): KeptAbout | undefined {
+  const value = readJson(directory, "about") as KeptAbout | undefined;
+  if (value === undefined) return undefined;
+  if (value.format !== format)
+    throw cannot(
+      `take up "${directory}": its format is ${String(value.format).slice(0, 20)}, this version knows ${format}`,
+    );
+  const { id, command, args, cwd, pid, startedAt, instance } = value;
+  const texts = [id, command, cwd, instance, Object(value.process).host, ...(Array.isArray(args) ? args : [undefined])];
+  const isRight = texts.every((text) => typeof text === "string") && Number.isSafeInteger(pid) && pid > 1;
+  if (!isRight || id === "" || !Number.isFinite(startedAt))
+    throw cannot(`take up "${directory}": its about is damaged`);
+  return value;
+}
+
+export function readExit(directory: string): KeptExit | undefined {
+  const value = safely(() => readJson(directory, "exit")) as KeptExit | undefined;
+  const { exitCode } = Object(Object(value).exit);
+  return Number.isInteger(exitCode) && Number.isFinite(value!.endedAt) ? value : undefined;
+}
+
+function readJson(directory: string, name: string): unknown {
+  const path = join(directory, name);
+  if (!namesIn(directory).includes(name)) return undefined;
+  const value: unknown = safely(() => JSON.parse(readOwnFile(path, maxAboutBytes)));
+  if (typeof value !== "object" || value === null) throw cannot(`read "${path}": it is damaged`);
+  return value;
+}
+
+export function createMark(): Mark {
+  return { applied: 0, delivered: 0, intent: 0, stdin: "open", settledAt: 0, seqLimit: 0, outputBytes: 0 };
+}
+
+/** In place: there is room for it on a full disk, and it is whole, whenever the daemon dies. */
+export function writeMark(directory: string, mark: Mark): void {
+  const { applied, delivered, intent, stdin, settledAt, seqLimit, outputBytes } = mark;
+  const bytes = Buffer.alloc(markNumbers * 8);
+  const numbers = [format, applied, delivered, intent, states.indexOf(stdin), settledAt, seqLimit, outputBytes];
+  for (const [at, value] of numbers.entries()) bytes.writeDoubleBE(value, at * 8);
+  safely(() =>
+    withFile(join(directory, "mark"), constants.O_WRONLY | constants.O_CREAT, (file) =>
+      writeSync(file, bytes, 0, bytes.length, 0),
+    ),
+  );
+}
+
+/** @returns Undefined where there is none, or it is damaged. */
+export function readMark(directory: string): Mark | undefined {
+  const bytes = Buffer.alloc(markNumbers * 8);
+  const length = safely(() => withFile(join(directory, "mark"), constants.O_RDONLY, (file) => readSync(file, bytes)));
+  const numbers = Array.from({ length: markNumbers }, (_, at) => bytes.readDoubleBE(at * 8));
+  if (length !== bytes.length || !numbers.every((value) => value >= 0 && value <= Number.MAX_SAFE_INTEGER))
+    return undefined;
+  const [found, applied, delivered, intent, state, settledAt, seqLimit, outputBytes] = numbers as [
+    number,
+    number,
+    number,
+    number,
+    number,
+    number,
+    number,
+    number,
+  ];
+  const stdin = states[state];
+  if (found !== format || stdin === undefined) return undefined;
+  return { applied, delivered, intent, stdin, settledAt, seqLimit, outputBytes };
+}
+
+/** Adds to what is accepted and not delivered. @param from The offset of the first byte, for a journal that is begun. */
+export function appendJournal(directory: string, bytes: Uint8Array, from: number): void {
+  withFile(join(directory, "stdin"), constants.O_WRONLY | constants.O_CREAT, (file) => {
+    const { size } = fstatSync(file);
+    const header = Buffer.alloc(headerBytes);
+    header.writeDoubleBE(from);
+    if (size < headerBytes) writeSync(file, header, 0, headerBytes, 0);
+    const at = Math.max(size, headerBytes);
+    const written = writeSync(file, bytes, 0, bytes.length, at);
+    if (written < bytes.length)
+      throw Object.assign(new Error("ENOSPC: no space left on device, write"), { code: "ENOSPC" });
+  });
+}
+
+/** All of it is delivered. */
+export function clearJournal(directory: string): void {
+  safely(() => truncateSync(join(directory, "stdin")));
+}
+
+/** @returns The bytes from one offset to another; those that are not there are missing at the end. */
+export function readJournal(directory: string, from: number, to: number): Buffer {
+  const nothing = Buffer.alloc(0);
+  const read = (file: number): Buffer => {
+    const { size } = fstatSync(file);
+    if (size < headerBytes || size > maxJournalBytes) return nothing;
+    const bytes = Buffer.alloc(size);
+    readSync(file, bytes);
+    const first = bytes.readDoubleBE();
+    return first <= from ? bytes.subarray(headerBytes + from - first, headerBytes + to - first) : nothing;
+  };
+  return safely(() => withFile(join(directory, "stdin"), constants.O_RDONLY, read)) ?? nothing;
+}
+
+/** The directories of children below one, and why others are left alone. */
+export function keptDirectories(path: string): { directories: string[]; problems: string[] } {
+  const directories: string[] = [];
+  const problems: string[] = [];
+  for (const name of namesIn(path).filter((found) => /^[0-9a-z]{12}$/.test(found))) {
+    const directory = join(path, name);
+    const stats = safely(() => lstatSync(directory));
+    if (!stats) continue;
+    const isOurs = stats.isDirectory() && stats.uid === process.getuid!() && (stats.mode & 0o077) === 0;
+    if (isOurs) directories.push(directory);
+    else
+      problems.push(
+        `"${directory}" is ${kindOf(stats)} of user ${stats.uid}, mode ${(stats.mode & 0o777).toString(8)}: it is left alone`,
+      );
+  }
+  return { directories, problems };
+}
+
+function withFile<T>(path: string, flags: number, use: (file: number) => T): T {
+  const file = openSync(path, flags | constants.O_NOFOLLOW | constants.O_NONBLOCK, 0o600);
+  try {
+    if (!fstatSync(file).isFile()) throw cannot(`use "${path}": it is not a file`);
+    return use(file);
+  } finally {
+    closeSync(file);
+  }
+}
