@@ -1,4 +1,4 @@
-// time limit: 150 s
+// time limit: 150 s; long
 /** --bridge of the built file: bytes in, bytes out, and how it ends; what it says when there is no daemon, and when it starts one. */
 
 import { spawn, spawnSync } from "node:child_process";

@@ -1,4 +1,4 @@
-// time limit: 240 s
+// time limit: 240 s; long
 /** The built file and the package: what is in them, what is not, and that both can be made again. */
 
 import { spawn, spawnSync } from "node:child_process";

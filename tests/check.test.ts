@@ -1,4 +1,4 @@
-// time limit: 600 s
+// time limit: 600 s; long
 /** What `npm run check` runs, each by itself: the types by tsc, format and lint by biome, and the types once more by Deno, which reads the sources as they are. */
 
 import { spawnSync } from "node:child_process";

@@ -1,4 +1,4 @@
-// time limit: 120 s
+// time limit: 120 s; long
 /** The clients of examples/, as they stand in the repository: over the bridge, behind noise, and when something goes wrong. */
 
 import { spawn } from "node:child_process";

@@ -1,4 +1,4 @@
-// time limit: 150 s
+// time limit: 150 s; long
 /**
  * What is done to a daemon and its files, what is promised for it, and what happens: the fault table of README.
  *

@@ -1,4 +1,4 @@
-// time limit: 400 s
+// time limit: 400 s; long
 /** A million cases, the same ones in each run; `npm run fuzz` does others, for as long as it is given. */
 
 import { spawnSync } from "node:child_process";

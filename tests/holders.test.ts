@@ -1,4 +1,4 @@
-// time limit: 120 s
+// time limit: 120 s; long
 /**
  * Held children, on each shell that a host may have as its sh: read to their ends by the one that started them, and by another after its death.
  *

@@ -1,4 +1,4 @@
-// time limit: 120 s
+// time limit: 120 s; long
 /**
  * What happens when the host runs short: of descriptors, processes, threads, disk, memory, inotify; when its clock jumps; when a file system hangs.
  *

@@ -1,8 +1,8 @@
 /**
- * Runs the tests: `node tests/run.mjs [--only unit|host] [--suite trixie] [--all] [part of a file name …]`
+ * Runs the tests: `node tests/run.mjs [--only unit|long|host] [--suite trixie] [--all] [part of a file name …]`
  *
- * Each `tests/*.test.ts` (unit: modules and the daemon) and `tests/host/*.test.ts` (over ssh, on booted hosts) is bundled and
- * run in a process group of its own, with a time limit: 60 s, or what a first line `// time limit: 240 s` says. Unit files
+ * Each `tests/*.test.ts` (unit: modules and the daemon; long, by its first line: rounds, faults, runtimes) and `tests/host/*.test.ts` (over ssh, on booted hosts) is bundled and
+ * run in a process group of its own, with a time limit: 60 s, or what a first line `// time limit: 240 s` or `// time limit: 240 s; long` says. Unit files
  * run two at a time, and beside them the host files, one by one, and two at a time when the others are done. One whose first line ends in
  * `; beside the others` mostly waits, and runs from the beginning, in addition. `--suite` boots the hosts from a Debian suite instead of this machine's files.
  *
@@ -31,8 +31,8 @@ const { values: options, positionals: fragments } = parseArgs({
   options: { only: { type: "string" }, suite: { type: "string" }, all: { type: "boolean" } },
   allowPositionals: true,
 });
-if (![undefined, "unit", "host"].includes(options.only)) {
-  console.error(`error: Cannot run "${options.only}": --only takes unit or host`);
+if (![undefined, "unit", "long", "host"].includes(options.only)) {
+  console.error(`error: Cannot run "${options.only}": --only takes unit, long or host`);
   process.exit(64);
 }
 
@@ -44,8 +44,9 @@ for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
   });
 }
 
-const units = options.only === "host" ? [] : findTests("tests");
-const hosts = options.only === "unit" ? [] : findTests("tests/host");
+const isWanted = (kind) => options.only === undefined || options.only === kind;
+const units = findTests("tests").filter((file) => isWanted(isLong(file) ? "long" : "unit"));
+const hosts = isWanted("host") ? findTests("tests/host") : [];
 if (options.suite && hosts.length > 0) buildSuite(options.suite); // its minutes count on no file's time limit
 
 const paint =
@@ -89,6 +90,10 @@ function findTests(directory) {
 function firstLineOf(file) {
   const source = readFileSync(file, "utf8");
   return source.slice(0, source.indexOf("\n"));
+}
+
+function isLong(file) {
+  return /^\/\/ time limit: \d+ s; long\b/.test(firstLineOf(file));
 }
 
 function isBeside(file) {

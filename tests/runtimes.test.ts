@@ -1,4 +1,4 @@
-// time limit: 400 s
+// time limit: 400 s; long
 /** The table of runtimes, as `npm run test:runtimes` prints it. Elsewhere than on CI only where the runtimes are installed already: they are 1.3 GB. */
 
 import { spawnSync } from "node:child_process";

@@ -1,4 +1,4 @@
-// time limit: 420 s; beside the others
+// time limit: 420 s; long; beside the others
 /**
  * The soak as a test: 3 minutes on CI, 25 s elsewhere (`npm run soak` for longer), at a quarter of a core. Mixed work, the daemon killed and
  * healed in between; then nothing is left, and nothing has grown. Before it, what it judges by.

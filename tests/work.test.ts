@@ -1,4 +1,4 @@
-// time limit: 150 s
+// time limit: 150 s; long
 /** Work that goes on while nobody is connected: processes.ts, bridge.ts and call.ts as the built file has them, seen from outside. */
 
 import { spawn } from "node:child_process";
