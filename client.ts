@@ -472,25 +472,26 @@ const sshFailures: [RegExp, Reason, string][] = [
   [/connection (reset|closed)|broken pipe/i, "closed", "connect again"],
 ];
 
+const runtimeNames = "['\"]?(node|nodejs|bun|deno)\\b['\"]?";
+/** bash, dash, tcsh: "node: command not found"; zsh: "command not found: node"; fish: "Unknown command: node"; env: "'node': No such file or directory". */
+const noRuntime = new RegExp(
+  `there is no node|${runtimeNames}:.*(not found|no such file)|(not found|unknown command): ${runtimeNames}`,
+  "i",
+);
+const noFile = /not found|no such file|cannot find module|cannot open|unknown command/i;
+
 /** Names in one word what a command ended with. A host's shell says 127 for what it does not find, and 126 for what it may not run. */
 export function diagnose({ code, error }: Outcome, stderr: string): { reason?: Reason; hint?: string } {
-  if (error) return errnoOf(error) === "ENOENT" ? { reason: "no-command" } : { reason: "command-failed" };
+  if (error) return { reason: errnoOf(error) === "ENOENT" ? "no-command" : "command-failed" };
+  if (code === 0) return {};
+  if (code === null) return { reason: "closed", hint: "connect again" };
   if (code === 255) {
-    const [, reason, hint] = sshFailures.find(([pattern]) => pattern.test(stderr)) ?? [];
-    return { reason: reason ?? "command-failed", hint };
+    const [, reason = "command-failed", hint] = sshFailures.find(([pattern]) => pattern.test(stderr)) ?? [];
+    return { reason, hint };
   }
-  const isAbsent = /not found|no such file|cannot find module|cannot open|module not found/i.test(stderr);
-  if (
-    code === 127 &&
-    /there is no node|(node|nodejs|bun|deno)['"]?: (command )?not found|(node|nodejs|bun|deno)['"]?: no such file/i.test(
-      stderr,
-    )
-  )
-    return {
-      reason: "no-runtime",
-      hint: "put a node (18 or later) beside the file on the host: scp $(command -v node) HOST:.holdfast/node",
-    };
-  if (isAbsent && code !== 0) return { reason: "no-file", hint: "copy it there: deploy(), or scp holdfast.js HOST:" };
+  if (code === 127 && noRuntime.test(stderr))
+    return { reason: "no-runtime", hint: 'put a node (18 or later) beside the file on the host, named "node"' };
+  if (noFile.test(stderr)) return { reason: "no-file", hint: "copy it there: deploy(), or scp holdfast.js HOST:" };
   if (code === 126) return { reason: "not-executable", hint: "run it by its shell: sh holdfast.js, or chmod +x it" };
-  return code === 0 ? {} : { reason: "command-failed" };
+  return { reason: "command-failed" };
 }

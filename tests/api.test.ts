@@ -2,18 +2,19 @@
 /** The API, as a script has it that imports the built file: over a socket, and over a command, as ssh would be one. */
 
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import type * as Api from "../api.ts";
-import type { Connection, ConnectOptions, HoldfastError, Output, Served } from "../library.ts";
+import { diagnose } from "../client.ts";
+import type * as Api from "../index.ts";
+import type { Connection, ConnectOptions, Output, Served } from "../library.ts";
 import type { TestDaemon } from "./daemon.ts";
-import { builtFile, eventually, holdfast, isAlive, withDaemon } from "./daemon.ts";
+import { builtFile, eventually, holdfast, isAlive, sleep, withDaemon } from "./daemon.ts";
 
-const { connect, serve } = createRequire("/")(builtFile) as typeof Api;
+const { connect, serve, HoldfastError } = createRequire("/")(builtFile) as typeof Api;
 
 const bridge = (socket: string): string[] => [process.execPath, builtFile, "--bridge", "--socket", socket];
 
@@ -31,11 +32,11 @@ async function eachWay(use: (there: Connection, daemon: TestDaemon) => Promise<v
   });
 }
 
-async function refusal(promise: Promise<unknown>): Promise<HoldfastError> {
+async function refusal(promise: Promise<unknown>): Promise<Api.HoldfastError> {
   try {
     await promise;
   } catch (error) {
-    return error as HoldfastError;
+    return error as Api.HoldfastError;
   }
   throw new Error("it was not rejected");
 }
@@ -220,6 +221,215 @@ processes("lose a process to another connection, and say so", () =>
 );
 
 processes.run();
+
+const told = suite("a connection, whatever happens to it");
+
+/** A peer that speaks as a bridge does, by a script: `answer(result)` answers the request `id`. */
+const peer = (script: string): string[] => [
+  process.execPath,
+  "-e",
+  `const send = (message) => {
+    const body = Buffer.from(JSON.stringify(message));
+    const head = Buffer.alloc(4);
+    head.writeUInt32BE(body.length);
+    process.stdout.write(Buffer.concat([head, body]));
+  };
+  let bytes = Buffer.alloc(0);
+  process.stdin.on("data", (chunk) => {
+    bytes = Buffer.concat([bytes, chunk]);
+    while (bytes.length >= 4 && bytes.length >= 4 + bytes.readUInt32BE()) {
+      const { id, method, params } = JSON.parse(bytes.subarray(4, 4 + bytes.readUInt32BE()));
+      bytes = bytes.subarray(4 + bytes.readUInt32BE());
+      const answer = (result) => send({ jsonrpc: "2.0", id, result });
+      if (method === "server.capabilities") answer({ instanceId: "peer" });
+      else take({ id, method, params, answer });
+    }
+  });
+  function take({ id, method, params, answer }) { ${script} }`,
+];
+
+told("tells all that wait when its command is killed while the application is busy", () =>
+  withDaemon(async ({ socket, token, directory }) => {
+    const pidFile = join(directory, "pid");
+    const words = bridge(socket).join(" ");
+    const there = await connect({ command: ["sh", "-c", `echo $$ > ${pidFile}; exec ${words}`], token });
+    const child = await there.spawn({ command: "sleep", args: ["1000"] });
+    const request = refusal(there.request("process.killAndWait", { id: child.id, signal: "SIGCONT", escalate: false }));
+    process.kill(Number(readFileSync(pidFile, "utf8")), "SIGKILL");
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 600);
+    const { reason, message, error } = await there.closed;
+    assert.match(message, /it was ended by SIGKILL/);
+    assert.equal([reason, error?.exitCode], ["closed", null]);
+    for (const failure of [await request, await refusal(child.exit), await refusal(there.request("server.ping"))])
+      assert.equal([failure.code, failure.reason], [-32010, "closed"], failure.message);
+  }),
+);
+
+told("is ended by its heartbeat where the network says nothing, also when it is not read", async () => {
+  for (const script of [
+    "",
+    // floods a process that nobody takes the output of, and then says nothing
+    `if (method === "process.spawn") { answer({ pid: 1 }); for (let seq = 1; seq < 60; seq++) send({ type: "stream", processId: params.id, stream: "stdout", seq, data: "A".repeat(40000) }); }`,
+  ]) {
+    const there = await connect({ command: peer(script), heartbeatMs: 300 });
+    const pending = refusal(there.request("server.ping"));
+    const spawned = script === "" ? undefined : await there.spawn({ command: "x" });
+    await spawned?.output[Symbol.asyncIterator]().next(); // and no more
+    const { reason, message } = await there.closed;
+    assert.is(reason, "not-answering", message);
+    assert.match(message, /is silent: nothing came for/);
+    assert.is((await pending).reason, "not-answering");
+    if (spawned) assert.is((await refusal(spawned.exit)).reason, "not-answering");
+  }
+});
+
+told("is not ended by it while there are answers, nor with heartbeatMs 0", async () => {
+  const lively = await connect({ command: peer("answer({})"), heartbeatMs: 50 });
+  const silent = await connect({ command: peer(""), heartbeatMs: 0 });
+  let ended = 0;
+  for (const there of [lively, silent]) void there.closed.then(() => ended++);
+  await sleep(500);
+  assert.is(ended, 0);
+  for (const there of [lively, silent]) await there.close();
+});
+
+told("limits the time of each request, also by a signal", async () => {
+  await using there = await connect({ command: peer(""), heartbeatMs: 0, requestTimeoutMs: 100 });
+  assert.is((await refusal(there.request("server.ping"))).reason, "not-answering");
+  assert.is((await refusal(there.list({ timeoutMs: 10 }))).reason, "not-answering");
+  const options = { signal: AbortSignal.timeout(50), timeoutMs: 0 };
+  assert.is((await refusal(there.files.stat("/", options))).name, "TimeoutError");
+  const attempt = connect({ command: ["sleep", "1000"], signal: AbortSignal.timeout(50) });
+  assert.is((await refusal(attempt)).name, "TimeoutError");
+  const command = () => spawnSync("pgrep", ["-P", String(process.pid), "-x", "sleep"]).status;
+  await eventually(() => command() !== 0, "the command has ended");
+});
+
+told("leaves an exception of the application to the application, and goes on", () =>
+  withDaemon(async ({ socket, token }) => {
+    const script = `
+      const { connect } = require(${JSON.stringify(builtFile)});
+      const seen = [];
+      process.on("uncaughtException", ({ message }) => seen.push(message));
+      (async () => {
+        const there = await connect({ socket: ${JSON.stringify(socket)}, token: ${JSON.stringify(token)} });
+        there.on("closed", () => { throw new Error("in closed"); });
+        const onOutput = () => { throw new Error("in onOutput"); };
+        const child = await there.spawn({ command: "echo", args: ["x"], onOutput });
+        const { exitCode } = await child.exit;
+        seen.push(exitCode, (await there.request("server.ping")).pong);
+        await there.close();
+        setImmediate(() => console.log(JSON.stringify(seen)));
+      })();`;
+    const { stdout, stderr } = spawnSync(process.execPath, ["-e", script], { encoding: "utf8" });
+    assert.equal(JSON.parse(stdout || stderr), ["in onOutput", 0, true, "in closed"]);
+  }),
+);
+
+told("keeps the daemon's reason and hint, also over a bridge", () =>
+  withDaemon(async ({ socket, token }) => {
+    const over = await connect({ command: bridge(socket), token });
+    const loss = over.closed;
+    const direct = await connect({ socket, token });
+    assert.equal(typeof (await direct.stop()).processes, "number");
+    assert.is((await direct.closed).reason, "closed");
+    const { reason, hint } = await loss;
+    assert.is(reason, "stopped");
+    assert.match(hint ?? "", /--serve --socket/);
+    const absent = await refusal(connect({ command: bridge(socket), token }));
+    assert.is(absent.reason, "stopped");
+    assert.match(absent.hint ?? "", /--serve --socket/);
+    await holdfast(["--serve", "--socket", socket]); // withDaemon() stops one
+  }),
+);
+
+told.run();
+
+const failures = suite("diagnose()");
+
+for (const [code, stderr, reason] of [
+  [255, "Host key verification failed.", "host-key"],
+  [255, "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.", "host-key"],
+  [255, "ssh: Could not resolve hostname nowhere: Name or service not known", "no-such-host"],
+  [255, "ssh: connect to host x port 22: No route to host", "no-route"],
+  [255, "ssh: connect to host x port 22: Network is unreachable", "no-route"],
+  [255, "ssh: connect to host x port 22: Connection refused", "connection-refused"],
+  [255, "ssh: connect to host x port 22: Connection timed out", "timed-out"],
+  [255, "Timeout, server x not responding.", "timed-out"],
+  [255, "ann@x: Permission denied (publickey).", "login-refused"],
+  [255, "client_loop: send disconnect: Broken pipe", "closed"],
+  [255, "", "command-failed"],
+  [127, "bash: line 1: node: command not found", "no-runtime"],
+  [127, "sh: 1: node: not found", "no-runtime"],
+  [127, "zsh:1: command not found: node", "no-runtime"],
+  [127, "fish: Unknown command: node", "no-runtime"],
+  [127, "env: 'node': No such file or directory", "no-runtime"],
+  [127, "holdfast: error: Cannot run: there is no node, nodejs, bun or deno, neither on the PATH", "no-runtime"],
+  [127, "bash: line 1: ./holdfast.js: No such file or directory", "no-file"],
+  [2, "sh: 0: cannot open holdfast.js: No such file", "no-file"],
+  [1, "Error: Cannot find module '/home/ann/holdfast.js'", "no-file"],
+  [126, "bash: line 1: ./holdfast.js: Permission denied", "not-executable"],
+  [3, "what?", "command-failed"],
+  [0, "", undefined],
+] as const) {
+  failures(`names exit code ${code} with "${stderr.slice(0, 50)}" ${reason}`, () => {
+    const found = diagnose({ code, signal: null }, stderr);
+    assert.is(found.reason, reason);
+    if (reason !== undefined && reason !== "command-failed") assert.ok(found.hint);
+  });
+}
+
+failures.run();
+
+const host = suite("a daemon's host");
+
+host("has files: written, read in pieces, listed, and absent", () =>
+  withDaemon(async ({ socket, token, directory }) => {
+    await using there = await connect({ socket, token });
+    const path = join(directory, "files/deep/x");
+    assert.is((await there.files.stat(path)).exists, false);
+    const missing = await refusal(there.files.read(path));
+    assert.equal([missing.errno, missing instanceof HoldfastError], ["ENOENT", true]);
+    assert.is((await there.files.write(path, "été", { createDirs: true, mode: 0o600 })).written, 5);
+    assert.is(await there.files.readText(path), "été");
+    assert.is((await there.files.stat(path)).mode, "-rw-------");
+    const bytes = Buffer.alloc(9 << 20, "0123456789abcde");
+    await there.files.write(path, bytes);
+    assert.ok(bytes.equals(await there.files.read(path)));
+    assert.is((await refusal(there.files.read(path, { maxBytes: bytes.length - 1 }))).reason, "too-large");
+    assert.ok(bytes.equals(await there.files.read(path, { maxBytes: bytes.length })));
+    await there.files.write(path, Buffer.from([0xff]));
+    assert.is((await refusal(there.files.readText(path))).errno, "EILSEQ");
+    const entries = await there.files.list(join(directory, "files"));
+    assert.equal(
+      entries.map(({ name, isDir }) => [name, isDir]),
+      [["deep", true]],
+    );
+    assert.equal(await there.files.validate(path), { valid: true, isDir: false });
+  }),
+);
+
+host("lists, forgets and kills processes, and says how it is", () =>
+  withDaemon(async ({ socket, token, pid }) => {
+    await using there = await connect({ socket, token });
+    const child = await there.spawn({ id: "a", command: "sleep", args: ["1000"] });
+    const [listed] = await there.list();
+    assert.equal([listed?.id, listed?.pid, listed?.running, listed?.args], ["a", child.pid, true, ["1000"]]);
+    const status = await there.status();
+    assert.equal([status.pid, status.instanceId, status.processes.length], [pid, there.instanceId, 1]);
+    const busy = await refusal(there.stop({ ifIdle: true }));
+    assert.is(busy.code < 0, true, busy.message);
+    await there.kill("a", "SIGKILL");
+    assert.is((await child.exit).signal, "SIGKILL");
+    if ((there.capabilities.methods as string[]).includes("process.forget")) {
+      await there.forget("a");
+      assert.equal(await there.list(), []);
+      assert.is((await refusal(there.forget("a"))).code, -32602);
+    }
+  }),
+);
+
+host.run();
 
 const serving = suite("serve()");
 
