@@ -13,7 +13,7 @@ import { lstatSync, rmdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Child, Origin, Stdin } from "./children.ts";
 import { createChild, exitFrom, finish, groupMembers, shorten } from "./children.ts";
-import { cannot, reasonOf, safely } from "./failure.ts";
+import { cannot, exitCodes, reasonOf, safely } from "./failure.ts";
 import type { Adopted } from "./holders.ts";
 import { adoptHeld, sweepHeld } from "./holders.ts";
 import type { KeptAbout, KeptExit, Mark } from "./kept.ts";
@@ -57,13 +57,25 @@ export function takeUp(processes: Processes): void {
  * Ends what a dead daemon has left, as it would have: for --stop.
  *
  * @returns How many processes were alive.
+ * @throws {Failure} Some are, and it was to be only if idle (exit code 75): they are left as they are.
  */
-export async function endLeft(path: string, { graceMs }: { graceMs: number }): Promise<number> {
+export async function endLeft(
+  path: string,
+  { graceMs, ifIdle }: { graceMs: number; ifIdle: boolean },
+): Promise<number> {
   if (!safely(() => lstatSync(path))) return 0;
   const log = (): void => {};
   const processes = createProcesses({ env: {}, log, keptPath: path });
   takeUp(processes);
   const count = liveCount(processes);
+  if (ifIdle && count > 0) {
+    for (const { running } of processes.children.values()) running?.leave?.();
+    processes.claim?.release();
+    throw cannot(`stop: ${count} processes of a daemon that is dead are alive, and it was to be stopped only if idle`, {
+      exit: exitCodes.busy,
+      data: { processes: count },
+    });
+  }
   await endAll(processes, { graceMs });
   return count;
 }

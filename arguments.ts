@@ -1,18 +1,18 @@
 /** The command line: its help, its options, and their reading. */
 
-import { cannot, exitCodes, Failure } from "./failure.ts";
+import { cannot, exitCodes, type Failure } from "./failure.ts";
 
 export const help = `holdfast: a remote server that is still there when you come back
 
   --serve    start the daemon, or join the one that runs
                [--token-file F] [--lifetime auto|scope|detach|foreground] [--enable-linger]
-               [--require-survival] [--replace] [--log F] [--json]
+               [--require-survival] [--replace] [--spool SIZE] [--log F] [--json]
   --bridge   join stdin and stdout to the daemon [--no-start]
   --call METHOD [PARAMS]   one request [--token-file F]
   --status   what the daemon is doing [--json]
   --doctor   what this host does to daemons at logout, and what mends it [--json]
   --stop     end the daemon; its processes have 10 s in which a --serve revives it
-               [--grace SECONDS | --now] [--if-idle]
+               [--grace SECONDS | --now] [--if-idle] [--forget]
   --version, --help
 
 Each takes --socket PATH. Single and double dashes are equal.
@@ -34,12 +34,14 @@ const optionTable: Record<string, [modes: string, value?: string]> = {
   "require-survival": ["serve"],
   replace: ["serve"],
   log: ["serve", "a file"],
+  spool: ["serve", "a size"],
   launched: ["serve"],
   "no-start": ["bridge"],
   "as-owner": ["bridge"],
   grace: ["stop", "seconds"],
   now: ["stop"],
   "if-idle": ["stop"],
+  forget: ["stop"],
   json: ["serve stop status doctor version"],
 };
 const modeNames = "serve bridge stop status doctor call version help".split(" ");
@@ -88,6 +90,14 @@ export function parseArguments(args: string[]): CommandLine {
     throw usage("--call needs METHOD and at most one PARAMS");
   if (options.now && options.grace) throw usage("--now and --grace exclude each other");
   return { mode, options, words };
+}
+
+/** "64M", "1G", "0": bytes, or KiB, MiB, GiB of them. */
+export function sizeOf(text: string): number {
+  const [, digits, unit] = /^(\d{1,15})([KMG]?)$/i.exec(text) ?? [];
+  const bytes = Number(digits) * 1024 ** " KMG".indexOf((unit || " ").toUpperCase());
+  if (Number.isSafeInteger(bytes)) return bytes;
+  throw usage(`--spool is "${text}", it must be a size such as 64M, or 0`);
 }
 
 /** A mistake in the command line: exit code 64. */

@@ -8,6 +8,7 @@
 import { randomBytes } from "node:crypto";
 import type { Socket } from "node:net";
 import { dirname } from "node:path";
+import { endLeft, forgetLeft } from "./adoption.ts";
 import type { ConnectFailure } from "./client.ts";
 import { connectClient, proveAnswering, tryConnect } from "./client.ts";
 import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, Failure, osFailure } from "./failure.ts";
@@ -56,6 +57,8 @@ export interface StartOptions {
   places: Places;
   /** SHA-256 in hex of the tokens that are to be good. */
   tokenHashes: string[];
+  /** Of one process's output on disk: see spool.ts. */
+  spoolBytes?: number | undefined;
   launch: "auto" | Launch;
   enableLinger?: boolean;
   replace?: boolean;
@@ -155,6 +158,7 @@ export async function reachOtherwise(
     const started = await startServer({
       ...healing,
       tokenHashes: record.tokenHashes,
+      spoolBytes: record.spoolBytes,
       places: { ...places, log: record.log },
     });
     if (started.how === "started") {
@@ -317,7 +321,7 @@ async function launch(options: StartOptions, world: World): Promise<Started | un
 }
 
 function handoverOf(
-  { places, tokenHashes, command, version }: StartOptions,
+  { places, tokenHashes, command, version, spoolBytes }: StartOptions,
   old?: DaemonRecord,
 ): Omit<Handover, "facts"> {
   return {
@@ -326,6 +330,7 @@ function handoverOf(
     command,
     version,
     over: Boolean(old),
+    spoolBytes: spoolBytes ?? old?.spoolBytes,
     instance: randomBytes(16).toString("hex"),
     key: randomBytes(32).toString("hex"),
   };
@@ -377,6 +382,8 @@ async function reachStarting(places: Places): Promise<Reached | undefined> {
 }
 
 export interface StopOptions {
+  /** Output and exits of what has ended go, too. */
+  forget?: boolean;
   /** What processes that live are given before TERM; undefined for the daemon's own. */
   graceMs: number | undefined;
   /** Refuses while processes live. */
@@ -404,7 +411,9 @@ export async function stopServer(places: Places, options: StopOptions, attempt =
   }
   if (!reached) {
     await clearDead(places, true);
-    return { word: "none", count: 0 };
+    const count = await endLeft(places.held, { graceMs: termMs, ifIdle: options.ifIdle });
+    if (options.forget) forgetLeft(places.held);
+    return { word: count > 0 ? "stopped" : "none", count };
   }
   let answer: unknown;
   try {
@@ -463,6 +472,7 @@ async function killServer(places: Places, record: DaemonRecord): Promise<Stopped
   let processes = familyOf(children).map((pid) => identify(pid));
   if (!(await endBySignal(() => [record].filter(isAlive))))
     throw cannot(`stop the daemon (pid ${record.pid}): it is still there after SIGKILL`);
+  await endLeft(places.held, { graceMs: termMs, ifIdle: false }); // as far as it held them, with their exits
   // looked for again each time: they may start others meanwhile
   await endBySignal(
     () => (processes = familyOf(processes.filter(isAlive).map(({ pid }) => pid)).map((pid) => identify(pid))),

@@ -4,7 +4,7 @@
 
 import { closeSync, readFileSync, writeSync } from "node:fs";
 import type { CommandLine } from "./arguments.ts";
-import { help, parseArguments, usage } from "./arguments.ts";
+import { help, parseArguments, sizeOf, usage } from "./arguments.ts";
 import { channelEnds, runBridge } from "./bridge.ts";
 import type { Started, StartOptions } from "./control.ts";
 import { explainLoss, explainSilence, reachOtherwise, startHere, startServer, stopServer } from "./control.ts";
@@ -65,6 +65,7 @@ async function serveHost(places: Places, options: CommandLine["options"]): Promi
     launch: launch === "foreground" ? "detach" : launch,
     enableLinger: options["enable-linger"] === true,
     replace: options.replace === true,
+    spoolBytes: options.spool === undefined ? undefined : sizeOf(options.spool as string),
     command: daemonCommand(places),
     version: version(),
     progress: (line) => process.stderr.isTTY && process.stderr.write(`holdfast: ${line} …\n`),
@@ -171,7 +172,11 @@ async function bridge(places: Places, mayStart: boolean, asOwner: boolean): Prom
 // --stop
 
 async function stop(places: Places, options: CommandLine["options"]): Promise<number> {
-  const stopped = await stopServer(places, { graceMs: graceOf(options), ifIdle: options["if-idle"] === true });
+  const stopped = await stopServer(places, {
+    graceMs: graceOf(options),
+    ifIdle: options["if-idle"] === true,
+    forget: options.forget === true,
+  });
   const { word, count } = stopped;
   say(options.json ? jsonLine({ word, count }) : `${word} ${count}\n`);
   if (stopped.note !== undefined) note(stopped.note);

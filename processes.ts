@@ -105,6 +105,8 @@ export interface Processes extends Shared {
   readonly sweeper: NodeJS.Timeout;
   /** Nothing is started any more. */
   isEnding: boolean;
+  /** At its end it removes what it keeps of those that have ended. */
+  forgetsAll: boolean;
   /** Whether children can be held here, or why not: found out before the first is started. */
   holders: Promise<Holders | string> | undefined;
   /** What was found out. */
@@ -167,6 +169,7 @@ export function createProcesses(world: ProcessWorld): Processes {
     bornAt: now(),
     sweeper: setInterval(() => dropExpired(processes), limits.sweepMs).unref(),
     isEnding: false,
+    forgetsAll: false,
     holders: undefined,
     isHolding: false,
     notHeld: undefined,
@@ -253,7 +256,9 @@ export async function endAll(processes: Processes, { graceMs }: { graceMs: numbe
 }
 
 /** Removes what was made ahead, and lets the next daemon have the rest. */
-async function closeDisk({ room, holders, claim }: Processes): Promise<void> {
+async function closeDisk(processes: Processes): Promise<void> {
+  const { room, holders, claim, ended, forgetsAll } = processes;
+  if (forgetsAll) for (const child of ended) forget(processes, child, "forgotten");
   const found = await holders;
   if (found !== undefined && typeof found !== "string") await closeHolders(found);
   claim?.release();

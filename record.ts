@@ -56,6 +56,8 @@ export interface DaemonRecord extends Identity {
   /** The socket: its public path, the name it was bound under, and the inode of both. */
   socket: { path: string; bound: string; dev: number; ino: number };
   log: string;
+  /** As it was given by --spool; undefined for the default. */
+  spoolBytes?: number | undefined;
   /** Unix time in ms. */
   startedAt: number;
   /** What starts such a daemon again: runtime, its flags, and the script. */

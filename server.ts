@@ -201,7 +201,7 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
       key,
       tokenHashes: handover.tokenHashes.slice(-maxTokens),
       socket: { path: places.socket, bound: "", dev: 0, ino: 0 },
-      log: places.log,
+      ...{ log: places.log, spoolBytes: handover.spoolBytes },
       startedAt: Date.now(),
       command,
       lifetime,
@@ -359,7 +359,7 @@ function serverMethods(daemon: Daemon): [string, Method][] {
     ["server.authenticate", ["token"], (params, caller) => authenticate(daemon, params, caller)],
     ["server.capabilities", [], () => holdersOf(daemon.processes).then(() => capabilitiesOf(daemon))],
     ["server.status", [], () => statusOf(daemon)],
-    ["server.shutdown", ["ifIdle", "graceMs"], (params) => shutdown(daemon, params)],
+    ["server.shutdown", ["ifIdle", "graceMs", "forget"], (params) => shutdown(daemon, params)],
     ["server.admit", ["key", "tokenHash", "facts"], (params) => admit(daemon, params)],
   ];
   const ping: [string, Method] = ["server.ping", () => ({ pong: true })]; // with whatever a client pads it
@@ -444,6 +444,7 @@ function shutdown(daemon: Daemon, params: Params): object {
       { data: { processes: alive } },
     );
   }
+  daemon.processes.forgetsAll = booleanParam(params, "forget", false);
   setImmediate(() => void retire(daemon, graceMs)); // once the answer is written
   return { ok: true, processes: alive };
 }
