@@ -21,6 +21,8 @@ export const maxSkippedBytes = 64 * 1024 * 1024;
 const headerBytes = 4;
 /** The first allocation for a body that a chunk's end cuts; it doubles from there. */
 const firstStoreBytes = 1024;
+/** From here on a store is of the kind that can be given back: its memory is new each time, which takes longer than to copy. */
+const largeStoreBytes = 2 * 1024 * 1024;
 const newline = 0x0a;
 const carriageReturn = 0x0d;
 const space = 0x20;
@@ -246,29 +248,56 @@ function endLine(decoding: Decoding, piece: Buffer, events: FrameEvent[]): void 
 }
 
 // The beginning of one body, until the rest comes. It is copied, so that a body fed a byte at a time does not hold one chunk for each byte,
-// and the store doubles, so that the copying stays linear.
+// and the store doubles, so that the copying stays linear. A large store is of the kind that grows where it is and is given back at once: as garbage
+// it would stay for as long as an idle daemon collects none. Node 18 does not have that kind.
 
 function keep(decoding: Decoding, piece: Buffer, mostBytes: number): void {
   const wanted = decoding.storedBytes + piece.length;
-  if (wanted > decoding.store.length) {
-    const grown = Buffer.allocUnsafe(Math.min(Math.max(2 * wanted, firstStoreBytes), mostBytes));
-    decoding.store.copy(grown, 0, 0, decoding.storedBytes);
-    decoding.store = grown;
-  }
+  if (wanted > decoding.store.length) growStore(decoding, Math.min(Math.max(2 * wanted, firstStoreBytes), mostBytes));
   piece.copy(decoding.store, decoding.storedBytes);
   decoding.storedBytes = wanted;
 }
 
+function growStore(decoding: Decoding, bytes: number): void {
+  const { store, storedBytes } = decoding;
+  const memory = memoryOf(store);
+  if (memory) {
+    memory.resize(bytes);
+    decoding.store = Buffer.from(memory);
+    return;
+  }
+  decoding.store = bytes < largeStoreBytes ? Buffer.allocUnsafe(bytes) : createLargeStore(bytes);
+  store.copy(decoding.store, 0, 0, storedBytes);
+}
+
+/** ES2024; `lib` is of what Node 18 has. */
+type Resizable = ArrayBuffer & { resizable?: boolean; resize(bytes: number): void };
+const ResizableBuffer = ArrayBuffer as new (bytes: number, options: { maxByteLength: number }) => ArrayBuffer;
+
+function createLargeStore(bytes: number): Buffer {
+  return Buffer.from(new ResizableBuffer(bytes, { maxByteLength: maxBodyBytes + 1 }));
+}
+
+/** That of a large store; undefined for any other. */
+function memoryOf(store: Buffer): Resizable | undefined {
+  const memory = store.buffer as Resizable;
+  return memory.resizable === true ? memory : undefined;
+}
+
 function forget(decoding: Decoding): void {
+  const { store } = decoding;
   decoding.store = nothing;
   decoding.storedBytes = 0;
+  memoryOf(store)?.resize(0);
 }
 
 /** Returns what was kept and `piece` after it, and begins anew. When nothing was kept that is the piece itself. */
 function take(decoding: Decoding, piece: Buffer): Buffer {
   if (decoding.storedBytes === 0) return piece;
-  keep(decoding, piece, decoding.storedBytes + piece.length);
-  const body = decoding.store.subarray(0, decoding.storedBytes);
+  const { store, storedBytes } = decoding;
+  const body = Buffer.allocUnsafe(storedBytes + piece.length);
+  store.copy(body, 0, 0, storedBytes);
+  piece.copy(body, storedBytes);
   forget(decoding);
   return body;
 }
