@@ -32,6 +32,10 @@ const maxPending = 1000;
 const maxHeldBytes = 64 << 20;
 /** How long a connection that is being closed may take to read what was written. */
 const closeMs = 500;
+/** How long bodies are carried out before whoever else has sent something has a turn. */
+const turnMs = 15;
+/** A body of at most so many bytes is taken as it comes, whoever else is waiting: it takes no time to read. */
+const smallBodyBytes = 16 << 10;
 /** What the host may be short of is logged at most so often, for each errno. */
 const shortages = /^E(MFILE|NFILE|AGAIN|NOMEM|NOSPC|DQUOT|TIMEDOUT)$/;
 const shortageMs = 60_000;
@@ -45,6 +49,10 @@ export interface Connections {
   heldBytes: number;
   /** Until when, by now(), nothing is said of an errno. */
   shortages: Map<string, number>;
+  /** When, by now(), the turn under way is over; who goes on in the next, in order; and whether that is arranged. */
+  turnEndsAt: number | undefined;
+  queue: Set<Connection>;
+  isGoingOn: boolean;
   log: Log;
   /** Carries out one body: see rpc.ts. */
   handle(body: Buffer, caller: Caller): Answer | Promise<Answer>;
@@ -60,6 +68,8 @@ export interface Connection {
   socket: Duplex;
   decoder: FrameDecoder;
   caller: Caller;
+  /** What has come, and is not yet its turn. */
+  waiting: FrameEvent[];
   /** Requests under way, and the bytes of their frames. */
   pending: number;
   pendingBytes: number;
@@ -80,7 +90,19 @@ export function createConnections(
   maxOpenFiles: number,
   hasDescriptors: () => boolean = canOpen,
 ): Connections {
-  return { open: new Set(), count: 0, heldBytes: 0, shortages: new Map(), log, handle, maxOpenFiles, hasDescriptors };
+  return {
+    open: new Set(),
+    count: 0,
+    heldBytes: 0,
+    shortages: new Map(),
+    turnEndsAt: undefined,
+    queue: new Set(),
+    isGoingOn: false,
+    log,
+    handle,
+    maxOpenFiles,
+    hasDescriptors,
+  };
 }
 
 /** Takes a new connection, or refuses it in words. */
@@ -174,6 +196,7 @@ function createConnection(connections: Connections, socket: Duplex): Connection 
     socket,
     decoder: createFrameDecoder({ maxBodyBytes: strangerBodyBytes }),
     caller: { peer, authenticated: false, known: false },
+    waiting: [],
     pending: 0,
     pendingBytes: 0,
     answeredBytes: 0,
@@ -198,22 +221,72 @@ function guard(connections: Connections, { id, socket }: Connection, action: () 
 // What comes
 
 function takeChunk(connections: Connections, connection: Connection, chunk: Buffer): void {
-  const { caller, decoder, socket } = connection;
-  for (const event of decoder.push(chunk)) {
-    if (!caller.known && connection.answeredBytes > strangerAnswerBytes) {
-      closeConnection(socket);
-      return;
-    }
-    takeEvent(connections, connection, event);
-  }
-  if (caller.known) holdFrame(connections, connection);
-  throttle(connection);
+  const { waiting, caller } = connection;
+  waiting.push(...connection.decoder.push(chunk));
+  const [first] = waiting;
+  const isSmall = first && "body" in first && first.body.length <= smallBodyBytes;
+  if (isSmall && !caller.calling && !isTiresome(connection)) takeEvent(connections, connection, waiting.shift()!);
+  takeWaiting(connections, connection);
 }
 
 function takeEnd(connections: Connections, connection: Connection): void {
-  for (const event of connection.decoder.end()) takeEvent(connections, connection, event);
+  connection.waiting.push(...connection.decoder.end());
   connection.isHalfClosed = true;
+  takeWaiting(connections, connection);
+}
+
+/** Takes what has come, until the turn is over. */
+function takeWaiting(connections: Connections, connection: Connection): void {
+  const { caller, waiting, socket } = connection;
+  while (waiting.length > 0 && !caller.calling) {
+    if (isTurnOver(connections)) break;
+    if (isTiresome(connection)) {
+      waiting.length = 0;
+      closeConnection(socket);
+      return;
+    }
+    takeEvent(connections, connection, waiting.shift()!);
+  }
+  if (caller.calling) void caller.calling.then(() => goOn(connections, connection));
+  else if (waiting.length > 0) goOn(connections, connection);
+  if (caller.known) holdFrame(connections, connection);
+  throttle(connection);
   endWhenAnswered(connection);
+}
+
+/** A stranger that has had its share of refusals. */
+function isTiresome({ caller, answeredBytes }: Connection): boolean {
+  return !caller.known && answeredBytes > strangerAnswerBytes;
+}
+
+/** Says whether others are to have their turn: what they have sent is read between two of them. */
+export function isTurnOver(connections: Connections): boolean {
+  if (connections.turnEndsAt === undefined) {
+    connections.turnEndsAt = now() + turnMs;
+    setImmediate(() => {
+      connections.turnEndsAt = undefined;
+    });
+  }
+  return now() >= connections.turnEndsAt;
+}
+
+function goOn(connections: Connections, connection: Connection): void {
+  connections.queue.add(connection);
+  if (connections.isGoingOn) return;
+  connections.isGoingOn = true;
+  setImmediate(takeTurns, connections);
+}
+
+/** Each in the queue has its turn; who is not done goes to its end. */
+function takeTurns(connections: Connections): void {
+  const { queue } = connections;
+  for (const connection of [...queue]) {
+    if (isTurnOver(connections)) break;
+    queue.delete(connection);
+    guard(connections, connection, () => takeWaiting(connections, connection));
+  }
+  connections.isGoingOn = queue.size > 0;
+  if (connections.isGoingOn) setImmediate(takeTurns, connections);
 }
 
 function takeEvent(connections: Connections, connection: Connection, event: FrameEvent): void {
@@ -268,13 +341,14 @@ function countHeld(connections: Connections, connection: Connection, bytes: numb
   connection.heldAt = now();
 }
 
-function endWhenAnswered({ isHalfClosed, pending, socket }: Connection): void {
-  if (isHalfClosed && pending === 0) socket.end();
+function endWhenAnswered({ isHalfClosed, waiting, pending, socket }: Connection): void {
+  if (isHalfClosed && waiting.length === 0 && pending === 0) socket.end();
 }
 
 /** Reads on only while the peer takes its answers. */
-function throttle({ socket, pending, pendingBytes }: Connection): void {
-  if (socket.writableLength > maxUnsentBytes || pending > maxPending || pendingBytes > maxBodyBytes) socket.pause();
+function throttle({ socket, waiting, pending, pendingBytes }: Connection): void {
+  const isBehind = socket.writableLength > maxUnsentBytes;
+  if (isBehind || waiting.length > 0 || pending > maxPending || pendingBytes > maxBodyBytes) socket.pause();
   else if (socket.isPaused()) socket.resume();
 }
 

@@ -13,6 +13,10 @@ import { lengthOf, maxBodyBytes } from "./frame.ts";
 
 /** Requests in one batch. They run side by side, so this bounds what one frame can set going. */
 export const maxBatchLength = 1000;
+/** What JSON.parse takes its time for, some 1 us each: objects, arrays, and members of objects. A batch of 1000 starts has 20 000. */
+export const maxMembers = 65_536;
+/** Values of arrays: a twentieth of that each. The longest argument list of a process has 200 000. */
+export const maxItems = 524_288;
 /** Characters in an `id` that is a string. Every answer repeats it, also the one that says that another was too large. */
 export const maxIdLength = 256;
 
@@ -46,6 +50,8 @@ export interface Caller {
   authenticated: boolean;
   /** A good token was seen at least once: the limits for strangers are off. */
   known: boolean;
+  /** Set while not all methods of a batch have been called: what comes after it waits for that. */
+  calling?: Promise<void> | undefined;
 }
 
 /** A result that is JSON already, without newlines: a large one is made, and sent, piece by piece, so that others have their turn. */
@@ -71,6 +77,8 @@ export interface Rpc {
   onUnauthorized?(caller: Caller): void;
   /** Called for each request that a method refuses or fails. */
   onFailure?(failure: Failure): void;
+  /** Says that others are to have their turn before the next request of a batch. */
+  isTurnOver?(): boolean;
 }
 
 type Id = string | number | null;
@@ -87,13 +95,18 @@ const utf8 = new TextDecoder("utf-8", { fatal: true });
 /**
  * Carries out the request, notification or batch in one body.
  *
- * Every method in it has been called, in order, when this returns; a promise comes back only if one of them returned one.
+ * Every method in it has been called, in order, when this returns, but for what is left of a batch: see `calling` of its caller. A promise comes
+ * back only for that, or if one of them returned one.
  *
  * @param body As it came in a frame, not yet checked in any way.
  * @returns The answer's JSON, at most maxBodyBytes, in pieces or as one; undefined when there is nothing to answer. Never throws or rejects
  * for what a peer sends.
  */
 export function handleBody(rpc: Rpc, body: Uint8Array, caller: Caller): Answer | Promise<Answer> {
+  if (isTooBranched(body)) {
+    const most = `at most ${maxMembers} objects, arrays and members and ${maxItems} values of arrays`;
+    return encodeError(null, invalidRequest(`it has more parts than can be read at once, ${most} are accepted`));
+  }
   let text = "";
   let message: unknown;
   try {
@@ -106,6 +119,45 @@ export function handleBody(rpc: Rpc, body: Uint8Array, caller: Caller): Answer |
     return encodeError(null, new Failure("Parse error", { code: errorCodes.parse, data: { reason }, hint }));
   }
   return Array.isArray(message) ? handleBatch(rpc, message, caller) : handleRequest(rpc, message, caller);
+}
+
+/**
+ * Tells whether a body is made to take long: 16 MiB of a string are read within 20 ms, 16 MiB of empty objects within 4 s.
+ *
+ * What is not JSON is counted as if it were, and for JSON.parse to refuse.
+ */
+function isTooBranched(body: Uint8Array): boolean {
+  if (body.length <= maxMembers) return false;
+  let members = 0;
+  let items = 0;
+  for (let at = 0; at < body.length; at++) {
+    const byte = body[at]!;
+    if (byte === quote) at = endOfString(body, at + 1);
+    else if (byte === comma) items++;
+    else if (byte === brace || byte === bracket || byte === colon) members++;
+    if (members > maxMembers || items > maxItems) return true;
+  }
+  return false;
+}
+
+const [quote, comma, colon, bracket, backslash, brace] = [0x22, 0x2c, 0x3a, 0x5b, 0x5c, 0x7b];
+/** A string that goes on after so many bytes is searched for its end by indexOf(), which is quicker then. */
+const shortStringBytes = 64;
+
+/** @returns Where its closing quote is, or the length of the body where there is none. */
+function endOfString(body: Uint8Array, start: number): number {
+  for (let at = start; at < body.length; ) {
+    const soon = Math.min(at + shortStringBytes, body.length);
+    while (at < soon && body[at] !== quote) at += body[at] === backslash ? 2 : 1;
+    if (at < soon) return at;
+    const found = body.indexOf(quote, at);
+    if (found < 0) break;
+    let backslashes = 0;
+    while (found - backslashes > at && body[found - backslashes - 1] === backslash) backslashes++;
+    if (backslashes % 2 === 0) return found;
+    at = found + 1;
+  }
+  return body.length;
 }
 
 /** What is not an object, or not a whole one: pretty-printed JSON comes in such lines. */
@@ -122,10 +174,30 @@ function handleBatch(rpc: Rpc, batch: unknown[], caller: Caller): Answer | Promi
     );
   }
   const room = { bytes: maxBodyBytes - batch.length * (reservedBytes + "[]".length) };
-  const answers = batch.map((request) => handleRequest(rpc, request, caller, room));
+  const answers: (Answer | Promise<Answer>)[] = [];
+  if (!callSome(rpc, batch, answers, caller, room)) {
+    caller.calling = callRest(rpc, batch, answers, caller, room).finally(() => {
+      caller.calling = undefined;
+    });
+    return caller.calling.then(() => Promise.all(answers)).then(joinAnswers);
+  }
   return answers.some((answer) => answer instanceof Promise)
     ? Promise.all(answers).then(joinAnswers)
     : joinAnswers(answers as Answer[]);
+}
+
+/** Calls methods of a batch until the turn is over. @returns Whether those were all. */
+function callSome(rpc: Rpc, batch: unknown[], answers: unknown[], caller: Caller, room: Room): boolean {
+  while (answers.length < batch.length) {
+    if (answers.length > 0 && rpc.isTurnOver?.()) return false;
+    answers.push(handleRequest(rpc, batch[answers.length], caller, room));
+  }
+  return true;
+}
+
+async function callRest(rpc: Rpc, batch: unknown[], answers: unknown[], caller: Caller, room: Room): Promise<void> {
+  do await new Promise(setImmediate);
+  while (!callSome(rpc, batch, answers, caller, room));
 }
 
 function handleRequest(rpc: Rpc, request: unknown, caller: Caller, room?: Room): Answer | Promise<Answer> {

@@ -22,7 +22,14 @@ import { dirname } from "node:path";
 import { takeUp } from "./adoption.ts";
 import { proveAnswering } from "./client.ts";
 import type { Connections } from "./connections.ts";
-import { acceptConnection, closeAll, createConnections, maxStrangers, noteShortage } from "./connections.ts";
+import {
+  acceptConnection,
+  closeAll,
+  createConnections,
+  isTurnOver,
+  maxStrangers,
+  noteShortage,
+} from "./connections.ts";
 import { cannot, errorCodes, exitCodes, reasonOf, safely } from "./failure.ts";
 import { createFiles } from "./files.ts";
 import { maxBodyBytes, strangerBodyBytes } from "./frame.ts";
@@ -186,6 +193,7 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
   const rpc: Rpc = {
     methods,
     isToken: (token) => isToken(daemon.record, token),
+    isTurnOver: () => isTurnOver(daemon.connections),
     onUnauthorized: (caller) => noteRefusal(daemon, caller),
     onFailure: ({ data, cause, message }) =>
       noteShortage(daemon.connections, data.errno, cause === undefined ? message : reasonOf(cause)),

@@ -235,9 +235,10 @@ flow("is not read from while it does not take its answers, and is when it does",
   client.stall();
   const body = "x".repeat(8_000_000);
   for (let i = 0; i < 5; i++) client.send(frameOf(body));
+  await until("what goes into 16 MiB has been read", () => bodies.length === 4);
   await settled();
   assert.ok(client.socket.isPaused());
-  assert.is(bodies.length, 4, "the token, and what goes into 16 MiB");
+  assert.is(bodies.length, 4);
   client.takeAll();
   await until("all has been read", () => bodies.length === 6);
 });
@@ -257,10 +258,61 @@ flow("has at most 1000 requests under way, and 16 MiB of them", async () => {
     connection!.caller.known = true;
     connection!.decoder.maxBodyBytes = maxBodyBytes;
     for (let i = 0; i < count; i++) client.send(frameOf(text));
-    await settled();
+    await until("as much is under way as may be", () => bodies.length === most);
+    for (let i = 0; i < 3; i++) await settled();
     assert.ok(client.socket.isPaused());
     assert.is(bodies.length, most);
   }
+});
+
+for (const [what, body, most] of [
+  ["a small body, at once", "b", 5],
+  ["a large one, in their turn", "b".repeat(20_000), 8],
+] as const) {
+  flow(`has its turn, and others theirs, while one has sent much: ${what}`, async () => {
+    const { connections } = create();
+    const order: string[] = [];
+    connections.handle = (_body, caller) => {
+      order.push(caller.peer.id);
+      for (const end = performance.now() + 10; performance.now() < end; );
+      return undefined;
+    };
+    const [busy, greedy, other] = [clientOf(connections), clientOf(connections), clientOf(connections)];
+    busy.send(Buffer.concat(Array(20).fill(frameOf("a"))));
+    greedy.send(Buffer.concat(Array(20).fill(frameOf("a".repeat(20_000)))));
+    await settled();
+    assert.ok(busy.socket.isPaused() && greedy.socket.isPaused());
+    const before = order.length;
+    other.send(frameOf(body));
+    await until("all is read", () => order.length === 41);
+    assert.ok(order.indexOf("c3") - before < most, order.join());
+    assert.ok(order.lastIndexOf("c1") - order.lastIndexOf("c2") < 5, order.join());
+    assert.not.ok(busy.socket.isPaused() || greedy.socket.isPaused());
+  });
+}
+
+flow("has what comes after a batch wait until all of the batch is called, and ends only then", async () => {
+  const { connections } = create();
+  const order: string[] = [];
+  let finish = (): void => {};
+  connections.handle = (body, caller) => {
+    order.push(String(body));
+    if (String(body) !== '"batch"') return '"answer"';
+    caller.calling = new Promise<void>((done) => (finish = done)).then(() => {
+      caller.calling = undefined;
+    });
+    return caller.calling.then(() => '"batch"');
+  };
+  const client = clientOf(connections);
+  client.send(Buffer.concat([frameOf("batch"), frameOf("next")]));
+  client.socket.push(null);
+  await settled();
+  assert.equal(order, ['"batch"']);
+  assert.not.ok(client.socket.writableEnded);
+  finish();
+  await until("it has ended", () => client.socket.writableFinished);
+  assert.equal(order, ['"batch"', '"next"']);
+  assert.equal(messagesIn(client.received()).sort(), ["answer", "batch"]);
 });
 
 flow("is sent messages, each whole; what cannot be sent closes it, and throws nothing", async () => {
@@ -349,10 +401,10 @@ held(
     );
     for (const client of clients) client.send('"');
     clients[0]!.send(frameOf("a"));
-    await settled();
+    await until("all is read", () => bodies.length === 10);
     assert.equal(
-      bodies.map(({ length }) => length),
-      [...Array(5).fill(7), ...Array(4).fill(16_000_000), 3],
+      bodies.map(({ length }) => length).sort((one, other) => one - other),
+      [3, ...Array(5).fill(7), ...Array(4).fill(16_000_000)],
     );
     assert.is(connections.heldBytes, 0);
   },

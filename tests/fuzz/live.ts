@@ -236,11 +236,10 @@ function expectOf(
   state: State,
   token: string,
 ): { result: unknown } | { code: number } | undefined {
-  return name === "server.authenticate"
-    ? expectAuthenticated(params, state, token)
-    : name === "server.ping"
-      ? { result: { pong: true } }
-      : undefined;
+  if (name === "server.ping") return { result: { pong: true } };
+  if (name !== "server.authenticate") return undefined;
+  const isKnown = Object.keys(Object(params)).every((key) => key === "token");
+  return isKnown ? expectAuthenticated(params, state, token) : { code: -32602 };
 }
 
 function eventsOf(bytes: Buffer): FrameEvent[] {
