@@ -1,24 +1,35 @@
 /**
  * files.*: what a client may ask of the host's files: stat, list, read, write, validate.
  *
- * `~` and `~/x` mean the user's home, and a relative path begins there too: the daemon's own directory means nothing to a client.
- * Symbolic links are followed. Only regular files are opened: a FIFO would hang, and to open a device can set it going. Nothing here
+ * `~` and `~/x` mean the user's home, and a relative path begins there too: the daemon's own directory means nothing to a client. A path that is
+ * not UTF-8 is given, and listed, as the base64 of its bytes. Symbolic links are followed. Only regular files are opened: a FIFO would hang, and to open a device can set it going. Nothing here
  * blocks the event loop; a file system that does not answer is left to lanes.ts.
  */
 
 import { Buffer } from "node:buffer";
+import { execFile } from "node:child_process";
 import { randomBytes } from "node:crypto";
+import type { Dirent, Stats } from "node:fs";
 import { constants } from "node:fs";
-import type { Stats } from "node:fs";
-import { lstat, mkdir, open, opendir, readlink, realpath, rename, stat, unlink } from "node:fs/promises";
 import type { FileHandle } from "node:fs/promises";
+import { lstat, mkdir, open, opendir, readlink, realpath, rename, stat, unlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { cannot, errnoOf, Failure, osFailure, reasonOf } from "./failure.ts";
 import { maxBodyBytes } from "./frame.ts";
-import { createLanes, runInLane } from "./lanes.ts";
 import type { Lanes } from "./lanes.ts";
-import { booleanParam, integerParam, invalidParam, JsonPieces, optionalStringParam, stringParam } from "./rpc.ts";
+import { createLanes, runInLane } from "./lanes.ts";
 import type { Method, Methods, Params } from "./rpc.ts";
+import {
+  booleanParam,
+  integerParam,
+  invalidParam,
+  isObject,
+  JsonPieces,
+  knownParams,
+  limitParam,
+  optionalStringParam,
+  stringParam,
+} from "./rpc.ts";
 
 /** files.read without maxBytes: enough for a source file, little enough for any connection. */
 const defaultReadBytes = 262_144;
@@ -30,6 +41,22 @@ const minTextBytes = 4;
 const maxLinks = 40;
 /** Entries that are read, sorted or encoded at once, some 0.5 ms: between two such steps others have their turn. */
 const listStep = 128;
+
+/** Where no file can be made beside the old one, or take its place: an unwritable or sticky directory, a mount point, /proc and /sys. */
+const inPlaceErrnos = new Set([
+  "EACCES",
+  "EPERM",
+  "EROFS",
+  "EBUSY",
+  "EXDEV",
+  "ENOENT",
+  "EINVAL",
+  "ENOTSUP",
+  "EOPNOTSUPP",
+]);
+
+/** cp(1) takes 1 ms. */
+const copyMs = 10_000;
 
 /** Opens without waiting for the other end of a FIFO, and without taking a terminal. */
 const carefully = constants.O_NONBLOCK | constants.O_NOCTTY;
@@ -43,12 +70,19 @@ const fileTypes = [
   [constants.S_IFBLK, "b", "a block device"],
 ] as const;
 
+/** A path as its bytes, one character for each: what is not UTF-8 can be a path, too. */
+type BytePath = string;
+
 interface Entry {
   name: string;
   path: string;
   /** Of what a symbolic link leads to. */
   isDir: boolean;
   isSymlink?: true;
+  /** It is not UTF-8: name and path have U+FFFD in them, and `raw` is what it can be used by. */
+  lossy?: true;
+  /** The path's bytes in base64. */
+  raw?: string;
 }
 /** Entries in order: of each its key, NUL, which sorts before all else, and its JSON. As strings, of which V8 has less to tidy up. */
 type Run = string[];
@@ -61,24 +95,62 @@ type Run = string[];
  */
 export function createFiles(home: () => string, lanes = createLanes()): Methods {
   const on =
-    (run: (path: string, params: Params) => Promise<object>, sizeOf?: (params: Params) => "small" | "large"): Method =>
+    (
+      names: string[],
+      run: (path: BytePath, params: Params) => Promise<object>,
+      sizeOf?: (params: Params) => "small" | "large",
+    ): Method =>
     (params, caller) => {
-      const path = resolvePath(stringParam(params, "path"), home);
-      return runInLane(lanes, path, () => run(path, params), sizeOf?.(params), sizeOf && caller?.peer);
+      knownParams(params, ["path", ...names]);
+      const path = pathParam(params, home);
+      return runInLane(lanes, wordsOf(path), () => run(path, params), sizeOf?.(params), sizeOf && caller?.peer);
     };
+  const sizeOfRead = ({ maxBytes }: Params) => (Number(maxBytes) > defaultReadBytes ? "large" : "small");
   return new Map<string, Method>([
-    ["files.stat", on(statPath)],
+    ["files.stat", on([], statPath)],
     [
       "files.list",
       on(
+        ["includeHidden"],
         (path, params) => listDirectory(path, booleanParam(params, "includeHidden", false), lanes),
         () => "large",
       ),
     ],
-    ["files.read", on(readFile, ({ maxBytes }) => (Number(maxBytes) > defaultReadBytes ? "large" : "small"))],
-    ["files.write", on(writeFile)],
-    ["files.validate", on(validatePath)],
+    ["files.read", on(["maxBytes", "offset", "encoding"], readFile, sizeOfRead)],
+    ["files.write", on(["content", "encoding", "mode", "createDirs"], writeFile)],
+    ["files.validate", on([], validatePath)],
   ]);
+}
+
+/** Reads `path`: text, or an object with the base64 of its bytes. */
+function pathParam(params: Params, home: () => string): BytePath {
+  const { path } = params;
+  if (!isObject(path)) return bytesOf(resolvePath(stringParam(params, "path"), home));
+  knownParams(path, ["raw"]);
+  const bytes = decodeBase64(stringParam(path, "raw"), "path.raw").toString("latin1");
+  if (bytes.includes("\0")) throw invalidParam("path.raw", path.raw, "a path without NUL");
+  return bytes.startsWith("/") ? bytes : `${bytesOf(home())}/${bytes}`;
+}
+
+const isAscii = (text: string): boolean => /^[\0-\x7f]*$/.test(text);
+
+function bytesOf(text: string | Buffer): BytePath {
+  return typeof text === "string" && isAscii(text) ? text : Buffer.from(text as string).toString("latin1");
+}
+
+/** For an error, an answer and a log; with U+FFFD where it is not UTF-8. */
+function wordsOf(path: BytePath): string {
+  return isAscii(path) ? path : Buffer.from(path, "latin1").toString("utf8");
+}
+
+/** For node:fs. Text where that is possible: not every runtime takes bytes. */
+function onDisk(path: BytePath): string | Buffer {
+  const words = wordsOf(path);
+  return isLossy(path, words) ? Buffer.from(path, "latin1") : words;
+}
+
+function isLossy(path: BytePath, words: string): boolean {
+  return words.includes("\ufffd") && bytesOf(words) !== path;
 }
 
 /**
@@ -107,8 +179,8 @@ export function decodeBase64(text: string, name: string): Buffer {
   throw invalidParam(name, text, "base64 with padding");
 }
 
-async function statPath(path: string): Promise<object> {
-  const stats = await during(`stat "${path}"`, () => unlessAbsent(stat(path)));
+async function statPath(path: BytePath): Promise<object> {
+  const stats = await during(`stat "${wordsOf(path)}"`, () => unlessAbsent(stat(onDisk(path))));
   if (!stats) return { exists: false, isDir: false, size: 0, mode: "" };
   const { size, mode, mtimeMs } = stats;
   return { exists: true, isDir: stats.isDirectory(), size, mode: describeMode(mode), mtimeMs: Math.floor(mtimeMs) };
@@ -127,45 +199,48 @@ function describeMode(mode: number): string {
   return (typeOf(mode)?.[1] || "-") + letters.join("");
 }
 
-/** A name that is not UTF-8 is listed with U+FFFD in it, and cannot be opened by that: JSON has no other bytes. */
-async function listDirectory(path: string, includeHidden: boolean, lanes: Lanes): Promise<JsonPieces> {
+async function listDirectory(path: BytePath, includeHidden: boolean, lanes: Lanes): Promise<JsonPieces> {
   const runs: Run[] = [];
-  let run: Run = [];
+  const run: Run = [];
   const prefix = path.endsWith("/") ? path : `${path}/`;
+  const doing = `list "${wordsOf(path)}"`;
   let bytes = 0;
-  await during(`list "${path}"`, async () => {
-    for await (const entry of await opendir(path, { bufferSize: listStep })) {
-      const { name } = entry;
+  await during(doing, async () => {
+    // the types know no bytes here; a runtime that does not either gives text
+    const options = { bufferSize: listStep, encoding: "buffer" as BufferEncoding };
+    for await (const entry of await opendir(onDisk(path), options)) {
+      const name = bytesOf(entry.name as string | Buffer);
       if (name.startsWith(".") && !includeHidden) continue;
-      const isSymlink = entry.isSymbolicLink();
-      const full = prefix + name;
-      const isDir = isSymlink
-        ? (await runInLane(lanes, full, () => stat(full), "nested").catch(() => undefined))?.isDirectory() === true
-        : entry.isDirectory();
-      const found: Entry = { name, path: full, isDir, ...(isSymlink ? { isSymlink } : {}) };
-      if (run.push(`${sortKey(name)}\0${JSON.stringify(found)}`) === listStep) runs.push(run.sort()), (run = []);
-      if ((bytes += name.length + full.length) > maxBodyBytes) {
-        throw cannot(
-          `list "${path}": the names in it have more than ${maxBodyBytes} bytes, an answer has at most that many`,
-        );
-      }
+      run.push(`${name}\0${JSON.stringify(await describeEntry(entry, name, prefix + name, lanes))}`);
+      if (run.length === listStep) runs.push(run.splice(0).sort());
+      bytes += name.length + prefix.length + name.length;
+      if (bytes > maxBodyBytes)
+        throw cannot(`${doing}: the names in it have more than ${maxBodyBytes} bytes, an answer has at most that many`);
     }
   });
   runs.push(run.sort());
   while (runs.length > 1) runs.push(await merge(runs.shift()!, runs.shift()!));
-  const [all] = runs as [Run];
+  return encodeList(runs[0]!);
+}
+
+async function describeEntry(entry: Dirent, name: BytePath, path: BytePath, lanes: Lanes): Promise<Entry> {
+  const isSymlink = entry.isSymbolicLink();
+  const words = wordsOf(path);
+  const isDir = isSymlink
+    ? (await runInLane(lanes, words, () => stat(onDisk(path)), "nested").catch(() => undefined))?.isDirectory() === true
+    : entry.isDirectory();
+  const found: Entry = { name: wordsOf(name), path: words, isDir };
+  if (isSymlink) found.isSymlink = true;
+  if (isLossy(path, words)) Object.assign(found, { lossy: true, raw: Buffer.from(path, "latin1").toString("base64") });
+  return found;
+}
+
+async function encodeList(all: Run): Promise<JsonPieces> {
   const pieces = [Buffer.from('{"entries":[')];
   for (let at = 0; at < all.length; at += listStep) {
     if (at > 0) await othersTurn();
-    pieces.push(
-      Buffer.from(
-        (at > 0 ? "," : "") +
-          all
-            .slice(at, at + listStep)
-            .map((text) => text.slice(text.indexOf("\0") + 1))
-            .join(),
-      ),
-    );
+    const entries = all.slice(at, at + listStep).map((text) => text.slice(text.indexOf("\0") + 1));
+    pieces.push(Buffer.from((at > 0 ? "," : "") + entries.join()));
   }
   return new JsonPieces([...pieces, Buffer.from("]}")]);
 }
@@ -183,49 +258,55 @@ function othersTurn(): Promise<void> {
   return new Promise((done) => setImmediate(done));
 }
 
-/** `<` compares UTF-16 units, which is the order of UTF-8 bytes only up to U+D7FF. One character per byte gives it for all names. */
-function sortKey(name: string): string {
-  return /^[\0-\x7f]*$/.test(name) ? name : Buffer.from(name).toString("latin1");
-}
-
 /**
  * Without `offset` the whole file must fit into `maxBytes`. With it, at most `maxBytes` from there on are read, and `nextOffset` says
  * where to go on. Characters that the edges of such a window cut are left to its neighbours.
  */
-async function readFile(path: string, params: Params): Promise<object> {
+async function readFile(path: BytePath, params: Params): Promise<object> {
   const encoding = encodingParam(params);
   const isWindow = (params.offset ?? undefined) !== undefined;
   const offset = integerParam(params, "offset", { min: 0, max: Number.MAX_SAFE_INTEGER, default: 0 });
-  const asked = integerParam(params, "maxBytes", { min: 1, max: Number.MAX_SAFE_INTEGER, default: defaultReadBytes });
+  const asked = limitParam(params, "maxBytes", { max: Number.MAX_SAFE_INTEGER, default: defaultReadBytes });
   const maxBytes = Math.min(isWindow && encoding === "utf8" ? Math.max(asked, minTextBytes) : asked, maxBodyBytes);
-  return during(`read "${path}"`, async () => {
+  const words = wordsOf(path);
+  return during(`read "${words}"`, async () => {
     const handle = await unlessAbsent(openRegularFile(path));
     if (!handle) return { content: "", exists: false };
     try {
       const { size } = await handle.stat();
-      if (!isWindow && size > maxBytes) throw tooLarge(path, `${size}`, maxBytes);
+      if (!isWindow && size > maxBytes) throw tooLarge(words, `${size}`, maxBytes);
       const bytes = await readBytes(handle, offset, isWindow ? maxBytes : maxBytes + 1);
-      if (!isWindow && bytes.length > maxBytes) throw tooLarge(path, `more than ${maxBytes}`, maxBytes); // in /proc, or it grows
-      const answer = (content: string, nextOffset: number): object => {
-        const found = { content, exists: true, size: Math.max(size, bytes.length === 0 ? 0 : offset + bytes.length) };
-        return isWindow ? { ...found, nextOffset } : found;
-      };
-      if (encoding === "base64") return answer(bytes.toString("base64"), offset + bytes.length);
-      const from = offset > 0 ? /^[\x80-\xbf]{0,3}/.exec(bytes.toString("latin1", 0, 3))![0].length : 0; // of a character that the last window left
-      const content = decodeText(bytes.subarray(from), path, isWindow);
-      return answer(content, offset + from + Buffer.byteLength(content));
+      if (!isWindow && bytes.length > maxBytes) throw tooLarge(words, `more than ${maxBytes}`, maxBytes); // in /proc, or it grows
+      const { content, end } = contentOf(bytes, words, encoding, offset, isWindow);
+      const found = { content, exists: true, size: Math.max(size, bytes.length === 0 ? 0 : offset + bytes.length) };
+      return isWindow ? { ...found, nextOffset: end } : found;
     } finally {
       await handle.close();
     }
   });
 }
 
+/** What was read at an offset, encoded; and where it ends in the file. */
+function contentOf(
+  bytes: Buffer,
+  words: string,
+  encoding: "utf8" | "base64",
+  offset: number,
+  isWindow: boolean,
+): { content: string; end: number } {
+  if (encoding === "base64") return { content: bytes.toString("base64"), end: offset + bytes.length };
+  const from = offset > 0 ? /^[\x80-\xbf]{0,3}/.exec(bytes.toString("latin1", 0, 3))![0].length : 0; // of a character that the last window left
+  const content = decodeText(bytes.subarray(from), words, isWindow);
+  return { content, end: offset + from + Buffer.byteLength(content) };
+}
+
 /** Looks before it opens, and again after: between the two the path may have become another file, for which O_NONBLOCK is there. */
-async function openRegularFile(path: string): Promise<FileHandle> {
-  requireRegularFile(await stat(path), `read "${path}"`);
-  const handle = await open(path, constants.O_RDONLY | carefully);
+async function openRegularFile(path: BytePath): Promise<FileHandle> {
+  const doing = `read "${wordsOf(path)}"`;
+  requireRegularFile(await stat(onDisk(path)), doing);
+  const handle = await open(onDisk(path), constants.O_RDONLY | carefully);
   try {
-    requireRegularFile(await handle.stat(), `read "${path}"`);
+    requireRegularFile(await handle.stat(), doing);
     return handle;
   } catch (error) {
     await handle.close();
@@ -275,102 +356,177 @@ function tooLarge(path: string, size: string, maxBytes: number): Failure {
 }
 
 /**
- * Replaces a file's content at once or not at all: the bytes go to a temporary file beside it, to the disk, and then under its name.
+ * Replaces a file's content at once or not at all: the bytes go to a temporary file beside it, to the disk, and then under its name; where that would
+ * change who may read or write it, or cannot be, into the file itself.
  *
- * The mode is the one given, else that of the file replaced, else what the umask leaves of 0666. The owner is kept where we may do
- * that, and a file that we may not write is refused, though its directory would let us. Other hard links keep the old content.
+ * The mode is the one given, else that of the file replaced, else what the umask leaves of 0666. A file that we may not write is refused, though its
+ * directory would let us.
  */
-async function writeFile(path: string, params: Params): Promise<object> {
+async function writeFile(path: BytePath, params: Params): Promise<object> {
   const content = stringParam(params, "content", { empty: true });
   const bytes = encodingParam(params) === "base64" ? decodeBase64(content, "content") : Buffer.from(content);
   const mode = modeParam(params);
   const createDirs = booleanParam(params, "createDirs", false);
-  const doing = `write "${path}"`;
+  const doing = `write "${wordsOf(path)}"`;
   return during(doing, async () => {
     if (path.endsWith("/")) throw notRegularFile("a directory", doing, "EISDIR");
-    if (createDirs) await mkdir(dirname(path), { recursive: true });
+    if (createDirs) await mkdir(onDisk(dirname(path)), { recursive: true });
     const { target, old } = await followLinks(path);
-    if (old) {
-      requireRegularFile(old, doing);
-      await requireWritable(target);
+    const written = bytes.length;
+    if (!old) {
+      await replaceFile(target, bytes, mode, old);
+      return { written };
     }
-    await replaceFile(target, bytes, mode, old);
-    return { written: bytes.length };
+    requireRegularFile(old, doing);
+    await requireWritable(target);
+    if (old.nlink === 1 && (await replaceFile(target, bytes, mode, old))) return { written };
+    await overwriteFile(target, bytes, mode, old, doing);
+    return { written, inPlace: true };
   });
 }
 
 /** By opening it: Deno's access(2) is its own, and knows no root. A program that runs may be replaced, though not be written. */
-async function requireWritable(path: string): Promise<void> {
-  const handle = await open(path, constants.O_WRONLY | carefully).catch((error: unknown) => {
+async function requireWritable(path: BytePath): Promise<void> {
+  const handle = await open(onDisk(path), constants.O_WRONLY | carefully).catch((error: unknown) => {
     if (errnoOf(error) !== "ETXTBSY") throw error;
   });
   await handle?.close();
 }
 
 /** Finds the file that a path means, and whether it exists: a link to what is not there yet means that. */
-async function followLinks(path: string): Promise<{ target: string; old: Stats | undefined }> {
+async function followLinks(path: BytePath): Promise<{ target: BytePath; old: Stats | undefined }> {
   let next = path;
   for (let links = 0; links <= maxLinks; links++) {
-    const directory = await realpath(dirname(next));
+    const directory = bytesOf(await realpath(onDisk(dirname(next)), "buffer"));
     const target = join(directory, basename(next));
-    const old = await unlessAbsent(lstat(target));
+    const old = await unlessAbsent(lstat(onDisk(target)));
     if (!old?.isSymbolicLink()) return { target, old };
-    const link = await readlink(target);
+    await refusePlanted(target, old, directory);
+    const link = bytesOf(await readlink(onDisk(target), "buffer"));
     next = link.startsWith("/") ? link : `${directory}/${link}`;
   }
   throw Object.assign(new Error("ELOOP: too many symbolic links encountered"), { code: "ELOOP" });
 }
 
+/** As the kernel does by fs.protected_symlinks, where it is on: in /tmp anybody may plant a link for us to write through (proc(5)). */
+async function refusePlanted(target: BytePath, link: Stats, directory: BytePath): Promise<void> {
+  const { mode, uid } = await stat(onDisk(directory));
+  const isShared = (mode & constants.S_IFMT) === constants.S_IFDIR && (mode & 0o1002) === 0o1002;
+  if (!isShared || link.uid === process.geteuid!() || link.uid === uid) return;
+  throw cannot(
+    `follow "${wordsOf(target)}": it is a link of user ${link.uid} in a directory that anybody may write to, it must be ours`,
+    { data: { errno: "EACCES" } },
+  );
+}
+
+/** @returns False, and nothing is changed, where a new file would not be the old one's equal, or cannot take its place. */
 async function replaceFile(
-  target: string,
+  target: BytePath,
   bytes: Buffer,
   mode: number | undefined,
   old: Stats | undefined,
-): Promise<void> {
+): Promise<boolean> {
   const temporary = join(dirname(target), `.holdfast-${randomBytes(8).toString("hex")}.tmp`);
-  const handle = await open(temporary, "wx", mode === undefined && !old ? 0o666 : 0o600);
+  let isReplaced = false;
   try {
+    const handle = await open(onDisk(temporary), "wx", mode === undefined && !old ? 0o666 : 0o600);
     try {
+      if (old && !(await makeEqual(handle, temporary, target, old))) return false;
       await handle.writeFile(bytes);
-      const isOwned =
-        !old ||
-        (await handle.chown(old.uid, old.gid).then(
-          () => true,
-          () => false,
-        ));
-      const kept = old && old.mode & (isOwned ? 0o7777 : 0o777); // set-uid of another user is not ours to give
-      const wanted = mode === undefined ? kept : mode;
-      if (wanted !== undefined) await handle.chmod(wanted); // after chown, which clears set-uid
+      const wanted = mode ?? (old && old.mode & 0o7777);
+      if (wanted !== undefined) await handle.chmod(wanted); // after writing, which clears set-uid
       await handle.sync();
     } finally {
       await handle.close();
     }
-    await rename(temporary, target);
+    await rename(onDisk(temporary), onDisk(target));
+    isReplaced = true;
   } catch (error) {
-    await unlink(temporary).catch(() => {});
-    throw error;
+    if (!old || !inPlaceErrnos.has(errnoOf(error) || "")) throw error;
+    return false;
+  } finally {
+    if (!isReplaced) await unlink(onDisk(temporary)).catch(() => {});
   }
   await syncDirectory(dirname(target)).catch(() => {}); // not every file system can; the file itself is safe
+  return true;
 }
 
-async function syncDirectory(path: string): Promise<void> {
-  const handle = await open(path, constants.O_RDONLY | constants.O_DIRECTORY);
+/**
+ * Gives an empty new file, 0600 until then, to those who have the old one: owner, group, mode, and what Node cannot copy: ACL and extended attributes.
+ *
+ * The group first, and by ourselves: cp(1) goes on in silence where it may not give a file away, and the old group's bits would be another's.
+ *
+ * @returns Whether it is the old one's equal now.
+ */
+async function makeEqual(handle: FileHandle, temporary: BytePath, target: BytePath, old: Stats): Promise<boolean> {
+  const { uid, gid } = await handle.stat();
+  try {
+    if (uid !== old.uid || gid !== old.gid) await handle.chown(old.uid, old.gid);
+  } catch {
+    return false;
+  }
+  const [from, to] = [onDisk(target), onDisk(temporary)];
+  if (typeof from !== "string" || typeof to !== "string" || !(await copyAttributes(from, to))) return false;
+  const made = await handle.stat();
+  return made.uid === old.uid && made.gid === old.gid && ((made.mode ^ old.mode) & 0o7777) === 0;
+}
+
+/** By the cp(1) of GNU; another one refuses the option. */
+function copyAttributes(from: string, to: string): Promise<boolean> {
+  const args = ["--attributes-only", "--preserve=mode,ownership,xattr", "--", from, to];
+  return new Promise((done) => {
+    execFile("cp", args, { timeout: copyMs }, (error) => done(error === null));
+  });
+}
+
+/** Writes into the file itself, if it is still the one that was looked at. */
+async function overwriteFile(
+  target: BytePath,
+  bytes: Buffer,
+  mode: number | undefined,
+  old: Stats,
+  doing: string,
+): Promise<void> {
+  const handle = await open(onDisk(target), constants.O_WRONLY | constants.O_NOFOLLOW | carefully);
+  try {
+    const { dev, ino } = await handle.stat();
+    if (dev !== old.dev || ino !== old.ino) throw cannot(`${doing}: it has become another file meanwhile`);
+    if (mode !== undefined) await handle.chmod(mode);
+    for (let at = 0; at < bytes.length; ) at += (await handle.write(bytes, at, bytes.length - at, null)).bytesWritten;
+    await unlessImpossible(handle.truncate(bytes.length));
+    const { mode: left } = await handle.stat();
+    if (mode === undefined && left !== old.mode) await handle.chmod(old.mode & 0o7777).catch(() => {}); // set-uid, if it is ours to give
+    await unlessImpossible(handle.sync());
+  } finally {
+    await handle.close();
+  }
+}
+
+/** Files of /proc and /sys have no length and no disk. */
+async function unlessImpossible(action: Promise<void>): Promise<void> {
+  await action.catch((error: unknown) => {
+    if (!["EINVAL", "ENOTSUP", "EOPNOTSUPP"].includes(errnoOf(error) || "")) throw error;
+  });
+}
+
+async function syncDirectory(path: BytePath): Promise<void> {
+  const handle = await open(onDisk(path), constants.O_RDONLY | constants.O_DIRECTORY);
   await handle.sync().finally(() => handle.close());
 }
 
 /** Valid is what can be used: a file that can be read, a directory that can be entered and listed. */
-async function validatePath(path: string): Promise<object> {
+async function validatePath(path: BytePath): Promise<object> {
   let isDir = false;
   try {
-    isDir = (await stat(path)).isDirectory();
-    if (isDir) await stat(`${path}/.`); // the permission to enter it
-    await (await (isDir ? opendir(path) : openRegularFile(path))).close();
+    isDir = (await stat(onDisk(path))).isDirectory();
+    if (isDir) await stat(onDisk(`${path}/.`)); // the permission to enter it
+    await (await (isDir ? opendir(onDisk(path)) : openRegularFile(path))).close();
     return { valid: true, isDir };
   } catch (error) {
     return {
       valid: false,
       isDir,
-      error: error instanceof Failure ? error.message : `Cannot use "${path}": ${reasonOf(error)}`,
+      error: error instanceof Failure ? error.message : `Cannot use "${wordsOf(path)}": ${reasonOf(error)}`,
     };
   }
 }
@@ -405,10 +561,10 @@ function typeOf(mode: number): (typeof fileTypes)[number] | undefined {
   return fileTypes.find(([bits]) => (mode & constants.S_IFMT) === bits);
 }
 
-/** Turns a promise that fails because there is no such file into one of undefined. "/etc/passwd/x" is absent, too. */
+/** Turns a promise that fails because there is no such file into one of undefined. "/etc/passwd/x" is not absent, but wrong (ENOTDIR). */
 async function unlessAbsent<T>(promise: Promise<T>): Promise<T | undefined> {
   return promise.catch((error: unknown) => {
-    if (["ENOENT", "ENOTDIR"].includes(errnoOf(error) || "")) return undefined;
+    if (errnoOf(error) === "ENOENT") return undefined;
     throw error;
   });
 }

@@ -1,3 +1,4 @@
+// time limit: 150 s
 import { execFileSync, spawn, spawnSync } from "node:child_process";
 import {
   chmodSync,
@@ -21,10 +22,10 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
+import * as assert from "uvu/assert";
 import { Failure } from "../failure.ts";
 import { createFiles, decodeBase64, resolvePath } from "../files.ts";
 import { JsonPieces } from "../rpc.ts";
-import * as assert from "uvu/assert";
 
 const isRoot = process.getuid?.() === 0;
 
@@ -174,7 +175,7 @@ stat("follows a symbolic link", () =>
     assert.equal([isDir, mode[0]], [true, "d"]);
   }),
 );
-for (const path of ["absent", "f/below-a-file", "dangling"]) {
+for (const path of ["absent", "dangling"]) {
   stat(`answers that ${path} does not exist`, () =>
     withDirectory(async (directory, call) => {
       writeFileSync(join(directory, "f"), "");
@@ -208,6 +209,34 @@ stat("writes the type of other files", () =>
     }),
   ),
 );
+for (const name of ["stat", "read"]) {
+  stat(`is an error where files.${name} goes through a file, or may not look: only absent means absent`, () =>
+    withDirectory(async (directory, call) => {
+      writeFileSync(join(directory, "f"), "x");
+      symlinkSync("loop", join(directory, "loop"));
+      for (const [path, errno] of [
+        ["f/below", "ENOTDIR"],
+        ["f/", "ENOTDIR"],
+        ["loop/x", "ELOOP"],
+        ["n".repeat(256), "ENAMETOOLONG"],
+      ] as const)
+        assert.is((await failureOf(call(name, { path }))).data.errno, errno, path);
+    }),
+  );
+}
+for (const name of ["stat", "list", "read", "write", "validate"]) {
+  stat(`refuses a member that files.${name} does not know, and names those that it does`, () =>
+    withDirectory(async (directory, call) => {
+      const failure = await failureOf(call(name, { path: directory, content: "x", pth: "y" }));
+      assert.is(failure.code, -32602);
+      assert.match(failure.message, name === "write" ? /"pth".*it takes path, content,/ : /"content".*it takes path/);
+      const { message } = await failureOf(
+        call(name, { path: { raw: "Lw==", row: 1 }, ...(name === "write" ? { content: "" } : {}) }),
+      );
+      assert.match(message, /"row".*it takes raw$/);
+    }),
+  );
+}
 stat("names operation, path and reason of an error", () =>
   withDirectory(async (directory, call) => {
     symlinkSync("loop", join(directory, "loop"));
@@ -260,13 +289,17 @@ for (const count of [0, 1, 127, 128, 129, 256, 5000]) {
       const names = Array.from({ length: count }, (_, i) => `${(i * 7919) % 5003}-é`);
       for (const name of names) writeFileSync(join(directory, name), "");
       let turns = 0;
-      const watch = (): void => void (turns++, (immediate = setImmediate(watch)));
+      const watch = (): void => {
+        turns++;
+        immediate = setImmediate(watch);
+      };
       let immediate = setImmediate(watch);
       const real = globalThis.setImmediate;
       let given = 0; // by the list itself
-      globalThis.setImmediate = ((listener: () => void) => (
-        listener !== watch && given++, real(listener)
-      )) as typeof setImmediate;
+      globalThis.setImmediate = ((listener: () => void) => {
+        if (listener !== watch) given++;
+        return real(listener);
+      }) as typeof setImmediate;
       const { entries } = await call("list", { path: directory }).finally(() => (globalThis.setImmediate = real));
       clearImmediate(immediate);
       assert.equal(
@@ -286,6 +319,35 @@ list("refuses an includeHidden that is neither true nor false", () =>
     const error = await call("list", { path: directory, includeHidden: [] }).catch((reason: unknown) => reason);
     assert.ok(error instanceof Failure);
     assert.is(error.code, -32602);
+  }),
+);
+list("marks a name that is not UTF-8, and what it is used by: raw, in every path", () =>
+  withDirectory(async (directory, call) => {
+    const names = [Buffer.from("a\xff.txt", "latin1"), Buffer.from("dir\xe9", "latin1"), Buffer.from("ok�é")];
+    const at = (name: Buffer, more = "") => Buffer.concat([Buffer.from(`${directory}/`), name, Buffer.from(more)]);
+    writeFileSync(at(names[0]!), "first");
+    mkdirSync(at(names[1]!));
+    writeFileSync(at(names[2]!), "");
+    const { entries } = await call("list", { path: "~" });
+    assert.equal(entries, [
+      { name: "a�.txt", path: `${directory}/a�.txt`, isDir: false, lossy: true, raw: at(names[0]!).toString("base64") },
+      { name: "dir�", path: `${directory}/dir�`, isDir: true, lossy: true, raw: at(names[1]!).toString("base64") },
+      { name: "ok�é", path: `${directory}/ok�é`, isDir: false },
+    ]);
+    const [file, folder] = entries.map(({ raw }: { raw: string }) => ({ raw }));
+    assert.is((await call("read", { path: file })).content, "first");
+    assert.is((await call("stat", { path: { raw: names[0]!.toString("base64") } })).size, 5, "relative: from home");
+    assert.equal(await call("validate", { path: folder }), { valid: true, isDir: true });
+    const inside = { raw: at(names[1]!, "/b").toString("base64") };
+    assert.equal(await call("write", { path: inside, content: "in it" }), { written: 5 });
+    assert.is((await call("write", { path: file, content: "again" })).written, 5);
+    assert.is(readFileSync(at(names[0]!), "utf8"), "again");
+    const listed = await call("list", { path: folder });
+    assert.equal(listed.entries, [{ name: "b", path: `${directory}/dir�/b`, isDir: false, lossy: true, ...inside }]);
+    const { message } = await failureOf(call("read", { path: folder }));
+    assert.is(message, `Cannot read "${directory}/dir�": it is a directory, it must be a regular file`);
+    for (const raw of ["", "a", "AA==", 7, undefined])
+      assert.is((await failureOf(call("stat", { path: { raw } }))).code, -32602);
   }),
 );
 list("lists the root with single slashes", () =>
@@ -354,7 +416,7 @@ for (const [name, bytes] of Object.entries({
     }),
   );
 }
-for (const path of ["absent", "f/x"]) {
+for (const path of ["absent"]) {
   read(`answers that ${path} does not exist`, () =>
     withDirectory(async (directory, call) => {
       writeFileSync(join(directory, "f"), "");
@@ -376,6 +438,19 @@ for (const [maxBytes, size, fits] of [
       const { message, data } = await failureOf(call("read", { path: "f", maxBytes }));
       assert.match(message, `it has ${size} bytes, at most ${maxBytes ?? 262_144} are read`);
       assert.equal(data?.errno, "EFBIG");
+    }),
+  );
+}
+for (const maxBytes of [0, -1, null]) {
+  read(`takes ${maxBytes} for the default`, () =>
+    withDirectory(async (directory, call) => {
+      writeFileSync(join(directory, "f"), "x".repeat(262_144));
+      assert.is((await call("read", { path: "f", maxBytes })).content.length, 262_144);
+      truncateSync(join(directory, "f"), 262_145);
+      assert.match(
+        (await failureOf(call("read", { path: "f", maxBytes }))).message,
+        /at most 262144 are read at once$/,
+      );
     }),
   );
 }
@@ -497,7 +572,7 @@ for (const params of [
   { offset: -1 },
   { offset: 1.5 },
   { offset: 2 ** 60 },
-  { maxBytes: 0 },
+  { maxBytes: 0.5 },
   { maxBytes: "9" },
   { encoding: "latin1" },
   { encoding: "" },
@@ -649,11 +724,10 @@ write("makes the file that a dangling link means", () =>
     assert.ok(lstatSync(join(directory, "l")).isSymbolicLink());
   }),
 );
-write("never shows a part: a reader sees the old or the new, and another hard link keeps the old", () =>
+write("never shows a part: a reader sees the old or the new", () =>
   withDirectory(async (directory, call) => {
     const contents = ["a".repeat(1 << 20), "b".repeat(1 << 20)];
     writeFileSync(join(directory, "f"), contents[0]!);
-    linkSync(join(directory, "f"), join(directory, "hard"));
     let isWriting = true;
     const writing = (async () => {
       for (let turn = 0; turn < 10; turn++) await call("write", { path: "f", content: contents[(turn + 1) % 2] });
@@ -665,7 +739,6 @@ write("never shows a part: a reader sees the old or the new, and another hard li
     }
     await writing;
     assert.ok(looks > 0);
-    assert.is(readFileSync(join(directory, "hard"), "utf8"), contents[0]);
   }),
 );
 write("leaves one whole content when many write at once, and nothing beside", () =>
@@ -730,6 +803,180 @@ write("keeps the owner where it may, and refuses a file that may not be written"
   }),
 );
 write.run();
+
+const equal = suite("files.write keeps who may read and write a file,");
+
+/** Whoever writes: user, group, other groups. */
+type Who = [uid: number, gid: number, groups: number[]];
+const ann: Who = [5001, 5001, [5001, 6000]];
+
+/** Runs something as another user, in all threads of this process. */
+async function as<T>([uid, gid, groups]: Who, action: () => Promise<T>): Promise<T> {
+  process.setgroups!(groups);
+  process.setegid!(gid);
+  process.seteuid!(uid);
+  try {
+    return await action();
+  } finally {
+    process.seteuid!(0);
+    process.setegid!(0);
+    process.setgroups!([0]);
+  }
+}
+
+/** Sets or reads an extended attribute, in hex; undefined where that cannot be done here. */
+function attribute(path: string, name: string, value?: string): string | undefined {
+  const script = `import os,sys
+if len(sys.argv) > 3: os.setxattr(sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3]))
+print(os.getxattr(sys.argv[1], sys.argv[2]).hex())`;
+  const { status, stdout } = spawnSync("python3", ["-c", script, path, name, ...(value ? [value] : [])], {
+    encoding: "utf8",
+  });
+  return status === 0 ? stdout.trim() : undefined;
+}
+const acl = [
+  "02000000",
+  "01000600ffffffff",
+  "020006008b130000",
+  "04000000ffffffff",
+  "10000600ffffffff",
+  "20000000ffffffff",
+].join(""); // u::rw,u:5003:rw,g::-,m::rw,o::-
+const aclName = "system.posix_acl_access";
+
+/** A file's owner, group and mode; its directory's; who writes; whether that is in place. */
+const owners: [
+  what: string,
+  file: [number, number, number],
+  directory: [number, number],
+  who: Who,
+  inPlace: boolean,
+][] = [
+  ["of another owner, through a group of ours", [5002, 6000, 0o660], [0, 0o777], ann, true],
+  ["of another owner that anybody may write", [5002, 5002, 0o666], [0, 0o777], ann, true],
+  ["of ours with a group of ours", [5001, 6000, 0o660], [0, 0o777], ann, false],
+  ["of ours with a group that we may not give", [5001, 7000, 0o664], [0, 0o777], ann, true],
+  ["of another, by root", [5002, 6000, 0o640], [0, 0o755], [0, 0, [0]], false],
+  ["of ours in a directory that we may not write", [5001, 5001, 0o600], [0, 0o755], ann, true],
+  ["of another in a sticky directory", [5002, 5002, 0o666], [0, 0o1777], ann, true],
+  ["set-group-id, of ours", [5001, 6000, 0o2755], [0, 0o777], ann, false],
+];
+const onlyRoot = isRoot ? equal : equal.skip;
+for (const [what, [uid, gid, mode], [owner, directoryMode], who, inPlace] of owners) {
+  onlyRoot(what, () =>
+    withDirectory(async (directory, call) => {
+      const path = join(directory, "f");
+      writeFileSync(path, "old content, longer");
+      execFileSync("chown", [`${uid}:${gid}`, path]);
+      execFileSync("chown", [String(owner), directory]);
+      chmodSync(path, mode);
+      chmodSync(directory, directoryMode);
+      const before = statSync(path);
+      const answer = await as(who, () => call("write", { path, content: "new" }));
+      const after = statSync(path);
+      assert.equal(answer, { written: 3, ...(inPlace ? { inPlace } : {}) });
+      assert.equal([after.uid, after.gid, after.mode & 0o7777], [uid, gid, mode]);
+      assert.equal([after.ino === before.ino, readFileSync(path, "utf8"), namesIn(directory)], [inPlace, "new", ["f"]]);
+    }),
+  );
+}
+
+const hasAcl = (() => {
+  const path = join(mkdtempSync(join(tmpdir(), "holdfast-files-")), "f");
+  writeFileSync(path, "");
+  return attribute(path, aclName, acl) === acl;
+})();
+const onlyWithAcl = hasAcl ? equal : equal.skip;
+for (const [what, path, inPlace] of [
+  ["by the cp of GNU", process.env.PATH!, spawnSync("cp", ["--version"]).status !== 0],
+  ["in place, where there is no cp", "/nowhere", true],
+] as const) {
+  onlyWithAcl(`its ACL and its attributes, ${what}`, () =>
+    withDirectory(async (directory, call) => {
+      const file = join(directory, "f");
+      writeFileSync(file, "old", { mode: 0o600 });
+      attribute(file, aclName, acl);
+      const user = attribute(file, "user.holdfast", "616263");
+      const { PATH } = process.env;
+      process.env.PATH = path;
+      const answer = await call("write", { path: file, content: "new" }).finally(() => (process.env.PATH = PATH));
+      assert.equal(answer, { written: 3, ...(inPlace ? { inPlace } : {}) });
+      assert.equal([attribute(file, aclName), attribute(file, "user.holdfast")], [acl, user]);
+      assert.equal([readFileSync(file, "utf8"), statSync(file).mode & 0o777], ["new", 0o660]);
+    }),
+  );
+}
+equal("under each of its names", () =>
+  withDirectory(async (directory, call) => {
+    const [path, other] = [join(directory, "f"), join(directory, "other")];
+    writeFileSync(path, "old content");
+    linkSync(path, other);
+    assert.equal(await call("write", { path, content: "new" }), { written: 3, inPlace: true });
+    assert.is(readFileSync(other, "utf8"), "new");
+  }),
+);
+(canMount ? equal : equal.skip)("where it is a mount point", () =>
+  withDirectory(async (directory, call) => {
+    const [path, under] = [join(directory, "f"), join(directory, "under")];
+    writeFileSync(path, "");
+    writeFileSync(under, "old content");
+    execFileSync("mount", ["--bind", under, path]);
+    try {
+      assert.equal(await call("write", { path, content: "new" }), { written: 3, inPlace: true });
+      assert.equal([readFileSync(under, "utf8"), namesIn(directory)], ["new", ["f", "under"]]);
+    } finally {
+      execFileSync("umount", [path]);
+    }
+  }),
+);
+(existsSync("/proc/self/comm") ? equal : equal.skip)("in /proc", () =>
+  withDirectory(async (_, call) => {
+    const path = `/proc/${process.pid}/comm`;
+    assert.equal(await call("write", { path, content: "written" }), { written: 7, inPlace: true });
+    assert.is(readFileSync(path, "utf8"), "written\n");
+  }),
+);
+onlyRoot("and not through a link that another has planted", () =>
+  withDirectory(async (directory, call) => {
+    const [ours, link] = [join(directory, "ours"), join(directory, "link")];
+    chmodSync(directory, 0o1777);
+    writeFileSync(ours, "ours");
+    execFileSync("chown", ["5001", ours]);
+    symlinkSync("ours", link);
+    execFileSync("chown", ["-h", "5002", link]);
+    const failure = await as(ann, () => failureOf(call("write", { path: link, content: "x" })));
+    assert.match(
+      failure.message,
+      /it is a link of user 5002 in a directory that anybody may write to, it must be ours$/,
+    );
+    assert.is(readFileSync(ours, "utf8"), "ours");
+    execFileSync("chown", ["-h", "5001", link]);
+    assert.is((await as(ann, () => call("write", { path: link, content: "x" }))).written, 1);
+  }),
+);
+onlyRoot("also while it writes: nobody can read the new content that could not read the old", () =>
+  withDirectory(async (directory, call) => {
+    const path = join(directory, "f");
+    writeFileSync(path, "");
+    execFileSync("chown", ["5002:6000", path]);
+    chmodSync(path, 0o660);
+    chmodSync(directory, 0o777);
+    const wide: string[] = [];
+    let isOver = false;
+    const looking = (async () => {
+      for (; !isOver; await new Promise((done) => setImmediate(done)))
+        for (const name of namesIn(directory)) {
+          const found = lstatSync(join(directory, name), { throwIfNoEntry: false });
+          if (found && name !== "f" && (found.mode & 0o077) !== 0 && found.gid !== 6000) wide.push(name);
+        }
+    })();
+    for (let i = 0; i < 20; i++) await call("write", { path, content: "x".repeat(100_000) });
+    isOver = true;
+    await looking;
+    assert.equal(wide, []);
+  }),
+);
+equal.run();
 
 const validate = suite("files.validate");
 
