@@ -4,7 +4,7 @@
  * What is seen is a real run on a booted host that kills what stays in a session, its user lingering: a command is run, the line is cut (the ssh client
  * is killed), nobody is logged in for 14 s, and the command is attached to again. Words in grey are ours, between the commands.
  *
- * The picture is one SVG without a script: each line appears when it did, by an animation of CSS; pauses are cut to two seconds. Where animations are
+ * The picture is one SVG without a script: each line appears when it did, by an animation of CSS; long pauses are cut. Where animations are
  * not wanted (prefers-reduced-motion) it is all there at once.
  */
 
@@ -15,14 +15,15 @@ import { loadHosts } from "./hosts.mjs";
 const columns = 92;
 const [lineHeight, charWidth, left, top] = [18, 7.8, 16, 48];
 /** Nothing happens for longer than this. */
-const maxPauseMs = 2000;
+const maxPauseMs = 1200;
 /** The whole is seen for so long before it begins anew. */
 const lingerMs = 6000;
 const program = "./holdfast.js";
-/** Says a line every 0.7 s: a build of a few seconds. */
-const makefile = `build: ${["config.o", "parse.o", "table.o", "frame.o", "socket.o", "main.o", "app"].join(" ")}
-%.o:; @echo "  CC  $@"; sleep 0.7
-app:; @echo "  LD  $@"; sleep 0.7; echo "built."
+/** A build of half a minute, a line every 3.3 s. */
+const makefile = `build: config.o parse.o table.o frame.o socket.o main.o app; @echo built.
+%.o:; @echo "  CC  $@"; sleep 3.3
+app:; @echo "  LD  $@"; sleep 3.3
+.PHONY: build app
 `;
 
 process.chdir(fileURLToPath(new URL("..", import.meta.url)));
@@ -49,17 +50,17 @@ async function record(host) {
     add("typed", `$ ${text}`);
     await sleep(600);
   };
-  const run = async (command) => {
-    await type(`ssh host "${command}"`);
-    await follow(host.spawnSsh("dev", command), (text) => add("said", text));
+  const call = async (method, params, take) => {
+    await type(`echo '${params}' | ssh host ${program} --call ${method} -`);
+    const client = host.spawnSsh("dev", `${program} --call ${method} -`);
+    return await follow(client, params, (text) => {
+      add("said", text);
+      take?.(text, client);
+    });
   };
 
-  const build = `${program} --run --id build make`;
-  await type(`ssh host "${build}"`);
   let seen = 0;
-  const client = host.spawnSsh("dev", build);
-  await follow(client, (text) => {
-    add("said", text);
+  await call("process.spawn", '{"id":"build","command":"make"}', (text, client) => {
     if (/CC/.test(text) && ++seen === 3) client.kill("SIGKILL");
   });
   add("ours", "— the line is cut: the ssh client is killed —");
@@ -67,18 +68,16 @@ async function record(host) {
   await sleep(14_000);
   add("ours", "— nobody is logged in for 14 s, on a host that kills what stays in a session —");
   await sleep(1200);
-  await run(`${program} --list`);
-  await sleep(800);
-  await run(`${program} --attach build`);
+  const code = await call("process.reattach", '{"id":"build"}');
   await sleep(800);
   await type("echo $?");
-  add("said", "0");
+  add("said", String(code));
   return lines;
 }
 
-/** Hands each line of a client's output on, of both its streams, until it ends. */
-function follow(client, take) {
-  client.stdin.end();
+/** Hands each line of a client's output on, of both its streams. Resolves to its exit code. */
+function follow(client, stdin, take) {
+  client.stdin.end(stdin);
   for (const stream of [client.stdout, client.stderr]) {
     let rest = "";
     stream.setEncoding("utf8").on("data", (chunk) => {
@@ -87,7 +86,7 @@ function follow(client, take) {
       for (const part of parts) take(part);
     });
   }
-  return new Promise((done) => client.once("close", done));
+  return new Promise((done) => client.once("close", (code) => done(code)));
 }
 
 function sleep(ms) {
@@ -107,15 +106,17 @@ function draw(lines) {
   const total = time + lingerMs;
   const height = top + rows.length * lineHeight + 14;
   const width = Math.round(left * 2 + columns * charWidth);
+  const frames = [];
   const texts = rows.map(({ time, kind, text }, row) => {
     const y = top + row * lineHeight;
     const part = ((100 * time) / total).toFixed(2);
-    return `<style>@keyframes r${row}{0%,${part}%{opacity:0}${(Number(part) + 0.01).toFixed(2)}%,100%{opacity:1}}</style>
-<text x="${left}" y="${y}" class="${kind}" style="animation:r${row} ${total}ms steps(1) infinite" xml:space="preserve">${escapeXml(text)}</text>`;
+    frames.push(`@keyframes r${row}{0%,${part}%{opacity:0}${(Number(part) + 0.01).toFixed(2)}%,100%{opacity:1}}`);
+    return `<text x="${left}" y="${y}" class="${kind}" style="animation:r${row} ${total}ms steps(1) infinite" xml:space="preserve">${escapeXml(text)}</text>`;
   });
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" role="img" aria-label="A command is run over ssh, the line is cut, and it is attached to again">
 <style>rect{fill:#0d1117;stroke:#30363d}text{font:13px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;fill:#c9d1d9}.typed{fill:#7ee787}.ours{fill:#8b949e;font-style:italic}
-circle{fill:#30363d}@media(prefers-reduced-motion){text{animation:none!important}}</style>
+circle{fill:#30363d}${frames.join("\n")}
+@media(prefers-reduced-motion){text{animation:none!important}}</style>
 <rect x="0.5" y="0.5" width="${width - 1}" height="${height - 1}" rx="8"/><circle cx="20" cy="18" r="5"/><circle cx="38" cy="18" r="5"/><circle cx="56" cy="18" r="5"/>
 ${texts.join("\n")}
 </svg>

@@ -3,13 +3,14 @@
  * in them, and what stands there is in the code. Links lead somewhere, also to headings.
  */
 
-import { existsSync, readdirSync, readFileSync } from "node:fs";
-import { dirname, join, normalize } from "node:path";
+import { spawnSync } from "node:child_process";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { dirname, join, normalize, resolve } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { help } from "../arguments.ts";
 import { errorCodes, exitCodes } from "../failure.ts";
-import { holdfast, openSocket, withDaemon } from "./daemon.ts";
+import { holdfast, openSocket, withDaemon, withDirectory } from "./daemon.ts";
 
 const documents = [
   ...readdirSync(".").filter((name) => name.endsWith(".md")),
@@ -107,7 +108,9 @@ test("have each parameter of each method, and no other", () =>
   }));
 
 test("have each option, and none that is not there", () => {
-  const options = sorted(all(/(?<![\w-])(--?[a-z][a-z-]*)/g, help, "the help"));
+  const table = all(/^ {2}"?([a-z-]+)"?: \["/gm, readFileSync("arguments.ts", "utf8"), "arguments.ts");
+  const taken = table.filter((name) => name !== "launched").map((name) => `--${name}`);
+  const options = sorted([...taken, ...all(/(?<![\w-])(--?[a-z][a-z-]*)/g, help, "the help")]);
   const read = forUsers.map((path) => texts.get(path)!).join("\n");
   for (const option of options) assert.ok(read.includes(option), `${option} is documented`);
   for (const path of forUsers) {
@@ -161,6 +164,36 @@ test("name no function that is not in one of the modules beside it", () => {
   }
   assert.ok(count > 40);
 });
+
+test("are short where a stranger begins", () => {
+  const lines = texts.get("README.md")!.split("\n");
+  assert.ok(lines.length <= 151, `README.md has ${lines.length - 1} lines`);
+  for (const line of lines) assert.ok(line.length <= 120, line);
+});
+
+test("and what they say in TypeScript compiles, against the types of the package", () =>
+  withDirectory(async ({ directory }) => {
+    const blocks = [...texts].flatMap(([path, text]) =>
+      [...text.matchAll(/(?:^ {4}.*\n|^\n(?= {4}))+/gm)]
+        .map(([block]) => block.replace(/^ {4}/gm, ""))
+        .filter((block) => block.includes('from "holdfast"'))
+        .map((block, at) => [`${path.replaceAll("/", "-")}-${at}.mts`, block] as const),
+    );
+    assert.ok(blocks.some(([name]) => name.startsWith("README")));
+    for (const [name, block] of blocks) writeFileSync(join(directory, name), `${block}\nexport {};\n`);
+    const compilerOptions = { paths: { holdfast: [resolve("dist/index.d.mts")] }, noUnusedLocals: false };
+    const typeRoots = [resolve("node_modules/@types")];
+    writeFileSync(
+      join(directory, "tsconfig.json"),
+      JSON.stringify({
+        extends: resolve("tsconfig.json"),
+        compilerOptions: { ...compilerOptions, typeRoots },
+        include: ["*.mts"],
+      }),
+    );
+    const { status, stdout } = spawnSync("npx", ["tsc", "-p", directory], { encoding: "utf8" });
+    assert.is(status, 0, stdout);
+  }));
 
 test("and the help fits a screen", () => {
   assert.ok(help.split("\n").length <= 25);
