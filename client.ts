@@ -428,6 +428,7 @@ function endCommand(child: ChildProcessByStdio<Writable, Readable, Readable>): v
   child.stdout.destroy();
   child.stdin.destroy();
   child.kill();
+  setTimeout(() => child.stderr.destroy(), exitMs).unref(); // which a child of its own may hold
 }
 
 /** @param failure What is known without the command: the connection has ended. */

@@ -114,19 +114,19 @@ async function runThere(
     stdout = (stdout + chunk.toString()).slice(-maxAnswerLength);
   });
   command.line.output.end(stdin);
-  let isLate = false;
-  const giveUp = (): void => {
-    isLate = true;
-    command.line.destroy();
-  };
-  const timer = limits.timeoutMs ? setTimeout(giveUp, limits.timeoutMs) : undefined;
+  let timer: NodeJS.Timeout | undefined;
+  const { timeoutMs = 0, signal } = limits;
+  const timeUp = new Promise<never>((_, reject) => {
+    if (timeoutMs > 0) timer = setTimeout(() => reject(late(name, timeoutMs)), timeoutMs);
+  });
   try {
-    const outcome = await withSignal(command.ended, limits.signal);
-    if (isLate) throw late(name, limits.timeoutMs!);
+    const outcome = await withSignal(Promise.race([command.ended, timeUp]), signal);
     return { command: { ...command, name }, outcome, stdout };
+  } catch (error) {
+    command.line.destroy();
+    throw error;
   } finally {
     clearTimeout(timer);
-    if (limits.signal?.aborted) command.line.destroy();
   }
 }
 
