@@ -132,17 +132,18 @@ async function runDaemon(command: string[], { log, handover }: DaemonStart, fact
 
 /** A child with descriptors 3 and 4 as pipes. What else its caller left open is nothing to it. */
 function spawnDetached([program, ...args]: string[], log: number): ChildProcess {
-  const nothing = openSync("/dev/null", "r"); // the daemon's own processes get it, too
+  const nothing: number[] = []; // the daemon's own processes get it, too
   const stdio: ("ignore" | "pipe" | number)[] = ["ignore", log, log, "pipe", "pipe"];
   for (const descriptor of inheritedDescriptors()) {
     while (stdio.length < descriptor) stdio.push("ignore"); // of those above 2, that one is left as it is: closed
-    stdio[descriptor] = nothing;
+    stdio[descriptor] = openSync("/dev/null", "r"); // one for each: Deno closes it as it hands it on
+    nothing.push(stdio[descriptor]);
   }
   const env = { ...daemonEnvironment(process.env), XDG_RUNTIME_DIR: `/run/user/${process.getuid!()}` }; // of our own user manager: su keeps the other's
   try {
     return spawn(program!, args, { detached: true, cwd: "/", env, stdio });
   } finally {
-    closeSync(nothing);
+    for (const descriptor of nothing) closeSync(descriptor);
   }
 }
 

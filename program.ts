@@ -135,6 +135,13 @@ export function besideFile(program: string | undefined): string {
   });
 }
 
+/** The file to name in a hint: the one that was run; where this is a library its own, and not the application's script. */
+export function programPath(): string {
+  if (build) return (build.main ? process.argv[1] : build.file) || "holdfast.js";
+  const beside = join(dirname(sourceFile()), library ? "holdfast.js" : "holdfast.ts");
+  return isOnDisk(beside) ? beside : "holdfast.js";
+}
+
 function programFile(places: Places, imported?: { program: string | undefined }): string {
   if (imported?.program !== undefined) return besideFile(imported.program);
   const script = imported ? undefined : process.argv[1];

@@ -2,6 +2,7 @@
 
 import type { ConnectFailure } from "./client.ts";
 import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, type Failure, reasonOf, safely } from "./failure.ts";
+import { programPath } from "./program.ts";
 import type { DaemonRecord, Liveness } from "./record.ts";
 import { identify, livenessOf, readRecord } from "./record.ts";
 import type { Places } from "./socket.ts";
@@ -158,7 +159,7 @@ export function absenceFailure({ reason, message, hint }: Explanation): Failure 
 
 /** How this program was called, as it can be pasted. */
 export function programWords(): string {
-  return `node '${process.argv[1] || "holdfast.js"}'`;
+  return `node '${programPath()}'`;
 }
 
 /** "at 14:03:22 (2 h ago)". */
