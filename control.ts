@@ -12,17 +12,11 @@ import { endLeft, forgetLeft } from "./adoption.ts";
 import type { ConnectFailure } from "./client.ts";
 import { connectClient, proveAnswering, tryConnect } from "./client.ts";
 import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, Failure, osFailure } from "./failure.ts";
+import type { Facts, World } from "./host.ts";
+import { placeOf, probeHost, realWorld } from "./host.ts";
 import { launchDaemon, moveRunning } from "./launch.ts";
-import type { Facts, Launch, Lifetime, World } from "./lifetime.ts";
-import {
-  chooseLaunch,
-  describeVerdict,
-  judgePlace,
-  placeOf,
-  probeHost,
-  realWorld,
-  switchLingerOn,
-} from "./lifetime.ts";
+import type { Launch, Lifetime } from "./lifetime.ts";
+import { chooseLaunch, describeVerdict, judgePlace, switchLingerOn } from "./lifetime.ts";
 import type { Reached } from "./reach.ts";
 import {
   answerMs,
@@ -36,7 +30,18 @@ import {
 } from "./reach.ts";
 import { absenceFailure, explainAbsence, timeWords } from "./reasons.ts";
 import type { DaemonRecord, Identity } from "./record.ts";
-import { claimSoon, identify, livenessOf, livingProcesses, now, readRecord, sleep, soon, tryClaim } from "./record.ts";
+import {
+  claimSoon,
+  identify,
+  isOtherHost,
+  livenessOf,
+  livingProcesses,
+  now,
+  readRecord,
+  sleep,
+  soon,
+  tryClaim,
+} from "./record.ts";
 import type { Daemon, Handover } from "./server.ts";
 import type { Places } from "./socket.ts";
 import { isSame, makeRunDirectory } from "./socket.ts";
@@ -232,11 +237,14 @@ async function withClaim<T>(
 }
 
 function busy(places: Places, holder: Identity | undefined): Failure {
+  const remove = `rm '${places.claim}'`;
   const who = holder ? `process ${holder.pid} on ${holder.host}` : "a file that is no claim of ours";
-  return cannot(`start: another start is under way: "${places.claim}" is held by ${who}`, {
-    exit: exitCodes.busy,
-    hint: holder ? "try again in a moment" : `rm '${places.claim}'`,
-  });
+  const isFar = holder && isOtherHost(holder);
+  const wait = isFar
+    ? `try again in a moment; or, when no ${holder.host} starts one: ${remove}`
+    : "try again in a moment";
+  const message = `start: another start is under way: "${places.claim}" is held by ${who}`;
+  return cannot(message, { exit: exitCodes.busy, hint: holder ? wait : remove });
 }
 
 /**
@@ -445,7 +453,7 @@ async function stopUnheard(
 function stopUnreached(places: Places, { ifIdle }: StopOptions, failure: Failure): Stopped | Promise<Stopped> {
   const { record } = readRecord(places.record);
   if (record && failure.data.reason === "not-answering" && !ifIdle) return killServer(places, record);
-  if (record && record.host !== identify().host) return { word: "none", count: 0, note: failure.message };
+  if (record && isOtherHost(record)) return { word: "none", count: 0, note: failure.message };
   throw failure;
 }
 

@@ -6,11 +6,13 @@ import { userInfo } from "node:os";
 import { basename, dirname, join } from "node:path";
 import type { ConnectFailure } from "./client.ts";
 import { createClient, tryConnect } from "./client.ts";
-import { capture, cleanText, exitCodes, reasonOf, safely } from "./failure.ts";
-import type { CommandResult, Facts, Lifetime, Trilean, World } from "./lifetime.ts";
-import { chooseLaunch, probeHost, readLimit, realWorld } from "./lifetime.ts";
+import { capture, cleanText, durationWords, exitCodes, reasonOf, safely } from "./failure.ts";
+import type { CommandResult, Facts, Trilean, World } from "./host.ts";
+import { probeHost, readLimit, realWorld } from "./host.ts";
+import type { Lifetime } from "./lifetime.ts";
+import { chooseLaunch, spanWords } from "./lifetime.ts";
 import { runtime } from "./program.ts";
-import { durationWords, explainAbsence, programWords, sizeWords } from "./reasons.ts";
+import { explainAbsence, programWords, sizeWords } from "./reasons.ts";
 import { identify, kindOf, namesIn, readRecord } from "./record.ts";
 import type { Places } from "./socket.ts";
 import { homeDirectory, maxPathBytes } from "./socket.ts";
@@ -98,15 +100,10 @@ async function examineHost(places: Places, world: World): Promise<Finding[]> {
       "runtime",
       `${runtime[0]!.toUpperCase()}${runtime.slice(1)} ${process.versions[runtime]}, ${process.execPath}`,
     ),
-    finding(
-      "ok",
-      "systemd",
-      facts.systemd
-        ? `version ${facts.systemdVersion || "unknown"}`
-        : "this host was not booted with systemd: nothing ends a daemon at logout",
-    ),
-    finding("ok", "where", placeWords(facts)),
-    ...(facts.systemd ? [examinePolicy(facts, world), examineLinger(facts, mayLinger), examineManager(facts)] : []),
+    finding("ok", "systemd", initWords(facts)),
+    finding("ok", "where", `${placeWords(facts)}${facts.wsl ? ", in WSL" : ""}`),
+    ...(facts.systemd || "owner" in facts.place || facts.place.kind === "elogind" ? [examinePolicy(facts, world)] : []),
+    ...(facts.systemd ? [examineLinger(facts, mayLinger), examineManager(facts)] : []),
     examinePlan(facts, mayLinger),
     examineDirectory(places, overQuota),
     finding("ok", "socket", `${places.socket}: ${Buffer.byteLength(places.socket)} of at most ${maxPathBytes} bytes`),
@@ -114,6 +111,14 @@ async function examineHost(places: Places, world: World): Promise<Finding[]> {
     daemon,
     noise,
   ];
+}
+
+function initWords({ systemd, systemdVersion, place }: Facts): string {
+  if (systemd) return `version ${systemdVersion || "unknown"}`;
+  if (place.kind === "elogind") return "this host was not booted with systemd: its sessions are elogind's";
+  return place.kind === "none"
+    ? "this host was not booted with systemd: nothing ends a daemon at logout"
+    : "cannot be reached from here (there is no /run/systemd/system), and yet it has put us where we are";
 }
 
 function placeWords({ place, user, owner }: Facts): string {
@@ -124,6 +129,10 @@ function placeWords({ place, user, owner }: Facts): string {
       return `under the user manager of ${owner || user} (${place.unit})`;
     case "unit":
       return `in the system unit ${place.unit}`;
+    case "elogind":
+      return `in ${place.unit} of elogind`;
+    case "job":
+      return `in the cgroup of ${place.unit}`;
     case "none":
       return "in no unit of systemd";
     case "unknown":
@@ -137,10 +146,15 @@ function examinePolicy(facts: Facts, world: World): Finding {
     no: "leaves what stays in a session alone",
     unknown: "could not be asked",
   }[facts.killed];
+  const fromFile = /^(kill|logind's settings)/.test(facts.policy) || !facts.systemd ? "" : policyFile(world); // a user's record names its own
+  const idle =
+    facts.idleStopUs === undefined
+      ? ""
+      : `; and ends this session when it has been idle for ${spanWords(facts.idleStopUs)}`;
   return finding(
     facts.killed === "unknown" ? "warning" : "ok",
     "policy",
-    `${facts.policy}${policyFile(world)}: logind ${does}`,
+    `${facts.policy}${fromFile}: ${facts.place.kind === "elogind" ? "elogind" : "logind"} ${does}${idle}`,
   );
 }
 
@@ -162,13 +176,13 @@ function policyFile(world: World): string {
   return setters.length === 0 ? " (the default)" : ` (set in ${setters.join(", ")})`;
 }
 
-function examineLinger({ linger, user }: Facts, may: Trilean): Finding {
+function examineLinger({ linger, user, homed }: Facts, may: Trilean): Finding {
   if (linger === "unknown") return finding("warning", "linger", "could not be found out");
   return finding(
     "ok",
     "linger",
     linger === "yes"
-      ? `on for ${user}`
+      ? `on for ${user}${homed ? ", whose home is systemd-homed's: it is locked at the last logout all the same" : ""}`
       : `off for ${user}, who ${{ yes: "may", no: "may not", unknown: "may or may not" }[may]} switch it on`,
   );
 }

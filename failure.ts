@@ -138,3 +138,15 @@ export function callBack<T>(listener: ((value: T) => unknown) | undefined, value
     });
   }
 }
+
+/** "90 s", "15 min", "3 h", "5 days". */
+export function durationWords(ms: number): string {
+  const seconds = Math.max(0, Math.round(ms / 1000));
+  return seconds < 120
+    ? `${seconds} s`
+    : seconds < 7200
+      ? `${Math.round(seconds / 60)} min`
+      : seconds < 172_800
+        ? `${Math.round(seconds / 3600)} h`
+        : `${Math.round(seconds / 86_400)} days`;
+}

@@ -4,12 +4,22 @@ import { Buffer } from "node:buffer";
 import { readFileSync, writeSync } from "node:fs";
 import { createConnection } from "./api.ts";
 import type { Client } from "./client.ts";
-import { cannot, cleanText, errnoOf, errorCodes, exitCodes, Failure, osFailure, safely } from "./failure.ts";
+import {
+  cannot,
+  cleanText,
+  durationWords,
+  errnoOf,
+  errorCodes,
+  exitCodes,
+  Failure,
+  osFailure,
+  safely,
+} from "./failure.ts";
 import type { Output, RemoteProcess } from "./library.ts";
 import type { Lifetime } from "./lifetime.ts";
 import type { ChildSummary } from "./processes.ts";
 import { connectOwned } from "./reach.ts";
-import { clockWords, durationWords, sizeWords } from "./reasons.ts";
+import { clockWords, sizeWords } from "./reasons.ts";
 import { isObject } from "./rpc.ts";
 import type { Places } from "./socket.ts";
 

@@ -14,8 +14,10 @@ import { closeSync, fstatSync, openSync, readFileSync } from "node:fs";
 import type { Socket } from "node:net";
 import { basename } from "node:path";
 import { cannot, capture, Failure, reasonOf, safely } from "./failure.ts";
-import type { Facts, Launch, World } from "./lifetime.ts";
-import { chooseLaunch, noteScope, placeOf, plainText, probeMs, readLimit, refusalOf } from "./lifetime.ts";
+import type { Facts, World } from "./host.ts";
+import { noteScope, placeOf, plainText, probeMs, readLimit, refusalOf } from "./host.ts";
+import type { Launch } from "./lifetime.ts";
+import { chooseLaunch } from "./lifetime.ts";
 import { build, daemonEnvironment, runtime } from "./program.ts";
 import { argumentsOf, namesIn, now, openLog, readText, sleep, soon } from "./record.ts";
 

@@ -11,6 +11,7 @@ import {
   argumentsOf,
   claimSoon,
   identify,
+  isOtherHost,
   livenessOf,
   livingProcesses,
   now,
@@ -154,7 +155,7 @@ async function connectPublished(
     return cannot(`use the socket "${socket}": a server answers there, but ${found}`, details);
   }
   throwUnlessRefused(socket, uid, record, outcome.error);
-  if (record && record.host !== identify().host) throw ofOtherHost(socket, record); // whose sockets refuse here, alive or not
+  if (record && isOtherHost(record)) throw ofOtherHost(socket, record); // whose sockets refuse here, alive or not
   if (record && isLeftBy(record, socket)) return undefined;
   const details = { exit: exitCodes.cannotCreate, hint: `rm '${socket}'` };
   return cannot(`use the socket "${socket}": nothing listens there, and it is not provably ours: ${found}`, details);
@@ -179,7 +180,7 @@ function throwUnlessRefused(
 
 /** The daemon of a record whose public name leads to none. */
 async function lookForRecorded(socket: string, record: DaemonRecord): Promise<Reached | Failure | undefined> {
-  if (record.host !== identify().host) throw ofOtherHost(socket, record);
+  if (isOtherHost(record)) throw ofOtherHost(socket, record);
   // Where it runs in another pid namespace, the refused connection has said all: it is the same kernel's.
   if (livenessOf(record).state !== "alive") return undefined;
   if (!record.ended) {
@@ -270,7 +271,7 @@ export function isEndedDaemon(places: Places): boolean {
 /** Where its process cannot be seen (another pid namespace, no /proc), a daemon of this host is gone when its socket refuses. */
 export async function isGone(record: DaemonRecord): Promise<boolean> {
   const { state } = livenessOf(record);
-  return state !== "unknown" || record.host !== identify().host ? state === "dead" : refuses(record.socket.bound);
+  return state !== "unknown" || isOtherHost(record) ? state === "dead" : refuses(record.socket.bound);
 }
 
 export async function refuses(path: string): Promise<boolean> {

@@ -1,10 +1,21 @@
 /** Why there is no daemon to talk to: from the record, the kernel and what the daemon could still note, to a reason and words. */
 
 import type { ConnectFailure } from "./client.ts";
-import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, type Failure, reasonOf, safely } from "./failure.ts";
+import {
+  cannot,
+  durationWords,
+  elsewhere,
+  errnoOf,
+  errorCodes,
+  exitCodes,
+  type Failure,
+  reasonOf,
+  safely,
+} from "./failure.ts";
+import { readOomKills } from "./lifetime.ts";
 import { programPath } from "./program.ts";
-import type { DaemonRecord, Liveness } from "./record.ts";
-import { identify, livenessOf, readRecord } from "./record.ts";
+import type { DaemonRecord, EndReason, Liveness } from "./record.ts";
+import { identify, isOtherHost, livenessOf, readRecord } from "./record.ts";
 import type { Places } from "./socket.ts";
 import { lookAt } from "./socket.ts";
 
@@ -12,12 +23,18 @@ import { lookAt } from "./socket.ts";
 export type Reason =
   | "never-started"
   | "stopped"
+  | "replaced"
   | "rebooted"
+  | "host-shutdown"
   | "killed-at-logout"
+  | "idle-stop"
+  | "unit-stopped"
   | "user-manager-stopped"
+  | "user-manager-ended"
+  | "out-of-memory"
+  | "crashed"
   | "other-host"
   | "not-answering"
-  | "crashed"
   | "permission";
 
 export interface Explanation {
@@ -81,8 +98,8 @@ function explain(reason: Reason, message: string, hint: string, healable = false
 }
 
 function explainElsewhere({ record, daemon }: Case): Finding | undefined {
+  if (!isOtherHost(record)) return undefined;
   const { host } = identify();
-  if (record.host === host) return undefined;
   const message = `${daemon} was started on host "${record.host}", this is "${host}"`;
   return explain("other-host", message, `ssh ${record.host} …, or ${elsewhere}`);
 }
@@ -107,33 +124,80 @@ function explainEnd(found: Case): Finding | undefined {
   if (life.state !== "dead") return undefined;
   if (record.bootId !== identify().bootId)
     return explain("rebooted", `${daemon} is gone: the host has been booted again since`, serve, true);
-  const how = `killed by SIGKILL, or for want of memory (${life.why}); its log is "${record.log}"`;
+  const kills = oomKillsSince(record);
+  if (kills > 0) {
+    const what = kills === 1 ? "a process" : `${kills} processes`;
+    const message = `${daemon} is gone without a word, and the kernel has killed ${what} for want of memory at that time`;
+    return explain("out-of-memory", message, "journalctl --dmesg --grep 'out of memory|oom-kill' --no-pager", true);
+  }
+  const how = `killed by SIGKILL (${life.why}); its log is "${record.log}"`;
   return explain("crashed", `${daemon} is gone without a word: ${how}`, serve, true);
 }
+
+/** Since the daemon noted it last, which it does every 30 s. */
+function oomKillsSince({ oomKills }: DaemonRecord): number {
+  return oomKills === undefined ? 0 : (readOomKills() ?? 0) - oomKills;
+}
+
+/** What each end was, and whether a bridge may start another daemon: not where somebody meant this one to end. */
+interface EndWords {
+  was(when: string, detail: string): string;
+  healable: boolean;
+  /** A place under a lingering user manager would have outlived it. */
+  lingers?: boolean;
+}
+
+const ends: Record<Exclude<EndReason, "terminated">, EndWords> = {
+  stopped: { was: (when) => `was stopped on purpose ${when}`, healable: false },
+  replaced: { was: (when) => `was replaced by another one ${when}`, healable: false },
+  crashed: { was: (when, detail) => `ended ${when} by an error of its own: ${detail}`, healable: true },
+  "killed-at-logout": {
+    was: (when) => `was ended by systemd-logind ${when}, as the session ended that it was started in`,
+    healable: true,
+    lingers: true,
+  },
+  "idle-stop": {
+    was: (when) =>
+      `was ended by systemd-logind ${when}, as the session had been idle for too long that it was started in`,
+    healable: true,
+    lingers: true,
+  },
+  "unit-stopped": {
+    was: (when, detail) => `was ended ${when} with the unit that it was in (${detail})`,
+    healable: true,
+    lingers: true,
+  },
+  "user-manager-stopped": {
+    was: (when) => `was ended ${when}, as systemd stopped the user manager after the last logout`,
+    healable: true,
+    lingers: true,
+  },
+  "user-manager-ended": {
+    was: (when) => `was ended ${when}, as somebody stopped the user manager, not by a logout`,
+    healable: true,
+  },
+  "host-shutdown": { was: (when) => `was ended ${when}, as the host was shut down`, healable: true },
+};
 
 function explainNoted(
   { record, daemon, serve }: Case,
   { reason, at, detail }: NonNullable<DaemonRecord["ended"]>,
 ): Finding {
   const when = timeWords(at);
-  switch (reason) {
-    case "killed-at-logout": {
-      const message = `${daemon} was ended by systemd-logind ${when}, as the session ended that it was started in`;
-      return explain(reason, message, `${serve} --enable-linger`, true);
-    }
-    case "user-manager-stopped": {
-      const message = `${daemon} was ended ${when}, as systemd stopped the user manager after the last logout`;
-      return explain(reason, message, `${serve} --enable-linger`, true);
-    }
-    case "crashed": {
-      const message = `${daemon} ended ${when} by an error of its own: ${detail}; its log is "${record.log}"`;
-      return explain(reason, message, serve, true);
-    }
-    default: {
-      const how = reason === "terminated" ? `ended ${when} by ${detail}` : `stopped on purpose ${when}`;
-      return explain("stopped", `${daemon} was ${how}`, serve);
-    }
-  }
+  if (reason === "terminated") return explain("stopped", `${daemon} was ended ${when} by ${detail}`, serve);
+  const known = Object.hasOwn(ends, reason) ? reason : "stopped"; // a newer version may know others
+  const { was, healable, lingers } = ends[known];
+  const log = reason === "crashed" ? `; its log is "${record.log}"` : "";
+  const hint = lingers ? lastingHint(record, serve) : serve;
+  return explain(known, `${daemon} ${was(when, detail)}${log}`, hint, healable);
+}
+
+/** What was said to mend it at its start, where that was not lingering: an administrator's command. */
+function lastingHint({ lifetime }: DaemonRecord, serve: string): string {
+  const { warnings: found } = Object(lifetime) as { warnings?: unknown };
+  const hint: unknown = Array.isArray(found) ? Object(found[0]).hint : undefined;
+  const isOther = typeof hint === "string" && hint !== "" && !hint.startsWith("loginctl enable-linger");
+  return isOther ? hint : `${serve} --enable-linger`;
 }
 
 function explainSilenceOf({ places, life, daemon }: Case): Finding {
@@ -182,15 +246,4 @@ export function sizeWords(bytes: number): string {
       : bytes < 1e10
         ? `${Math.round(bytes / 1e6)} MB`
         : `${Math.round(bytes / 1e9)} GB`;
-}
-
-export function durationWords(ms: number): string {
-  const seconds = Math.max(0, Math.round(ms / 1000));
-  return seconds < 120
-    ? `${seconds} s`
-    : seconds < 7200
-      ? `${Math.round(seconds / 60)} min`
-      : seconds < 172_800
-        ? `${Math.round(seconds / 3600)} h`
-        : `${Math.round(seconds / 86_400)} days`;
 }

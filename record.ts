@@ -5,7 +5,8 @@
  *     rpc.sock.record     the record: who the daemon is, where it lives, and in the end why it ended
  *     rpc.sock.claim      there while a start is under way
  *
- * Identity is pid, start time, boot, pid namespace and host: with it a process cannot be mistaken for another that has its pid.
+ * Identity is pid, start time, boot and pid namespace: with it a process cannot be mistaken for another that has its pid. A host is its boot, and
+ * across boots its machine; its name is only for words: it may be given another one while a daemon runs.
  */
 
 import { randomBytes } from "node:crypto";
@@ -14,13 +15,16 @@ import {
   closeSync,
   constants,
   fstatSync,
+  fsyncSync,
   linkSync,
+  lstatSync,
   openSync,
   readdirSync,
   readFileSync,
   readlinkSync,
   renameSync,
   unlinkSync,
+  utimesSync,
   writeFileSync,
 } from "node:fs";
 import { hostname } from "node:os";
@@ -28,6 +32,9 @@ import { cannot, elsewhere, errnoOf, exitCodes, type Failure, osFailure, safely 
 
 /** Of one process: shells in shells, at most. */
 const maxAncestors = 100;
+/** A claim is touched so often by who holds it, and abandoned when it has not been for so long. */
+const beatMs = 200;
+const abandonedMs = 1000;
 
 /** A record is about 2 KiB, and 64 token hashes more. Anything larger is not ours. */
 const maxRecordBytes = 1 << 20;
@@ -41,7 +48,10 @@ export interface Identity {
   bootId: string;
   /** The target of /proc/self/ns/pid: "pid:[4026531836]". */
   pidNamespace: string;
+  /** The name that the host had. */
   host: string;
+  /** /etc/machine-id; absent where there is none, as in most containers. */
+  machineId?: string;
 }
 
 /** What a daemon tells of itself to those who come later. Its file is 0600; whoever can read it is trusted as its owner. */
@@ -64,13 +74,25 @@ export interface DaemonRecord extends Identity {
   command: string[];
   /** Where it lives and whether that survives logout: see lifetime.ts. */
   lifetime: unknown;
+  /** How often the kernel had killed a process for want of memory, when the daemon looked last: see reasons.ts. */
+  oomKills?: number | undefined;
   /** Set while it is stopping with processes alive: the time, in unix ms, at which they will be ended. */
   stoppingAt?: number;
   /** Set as it ends. */
   ended?: { at: number; reason: EndReason; detail: string };
 }
 
-export type EndReason = "stopped" | "replaced" | "killed-at-logout" | "user-manager-stopped" | "terminated" | "crashed";
+export type EndReason =
+  | "stopped"
+  | "replaced"
+  | "terminated"
+  | "crashed"
+  | "killed-at-logout"
+  | "idle-stop"
+  | "unit-stopped"
+  | "user-manager-stopped"
+  | "user-manager-ended"
+  | "host-shutdown";
 
 /** Reads what the kernel tells of a process. Handed in, so that tests can be other hosts. */
 export interface Proc {
@@ -95,9 +117,25 @@ export function identify(pid: number = process.pid, proc: Proc = realProc): Iden
     startTime: safely(() => startTimeOf(proc, pid)) || "",
     bootId: safely(() => proc.read("/proc/sys/kernel/random/boot_id").trim()) || "",
     pidNamespace: safely(() => proc.link("/proc/self/ns/pid")) || "",
+    ...machineOf(proc),
   };
   if (isOwn && identity.startTime && identity.bootId) own = identity; // not what could not be read for once
   return { ...identity, host: proc.host };
+}
+
+/** An empty one, or "uninitialized", is of a machine that is just being installed. */
+function machineOf(proc: Proc): { machineId?: string } {
+  const id = safely(() => proc.read("/etc/machine-id").trim()) || "";
+  return /^[0-9a-f]{32}$/.test(id) ? { machineId: id } : {};
+}
+
+/** Tells whether a process described earlier was on another host than this. */
+export function isOtherHost(identity: Identity, proc: Proc = realProc): boolean {
+  const here = identify(process.pid, proc);
+  if (identity.bootId !== "" && identity.bootId === here.bootId) return false;
+  // of two machines of one name, or of one that has been renamed and booted since, only this tells
+  if (identity.machineId && here.machineId) return identity.machineId !== here.machineId;
+  return identity.host !== here.host;
 }
 
 /** Of this process: asked for a dozen times on the way to a start. */
@@ -121,7 +159,7 @@ const endingFlags = 0x4 | 0x200;
  */
 export function livenessOf(identity: Identity | DaemonRecord, proc: Proc = realProc): Liveness {
   const here = identify(process.pid, proc);
-  if (identity.host !== here.host)
+  if (isOtherHost(identity, proc))
     return { state: "unknown", why: `it runs on host "${identity.host}", this is "${here.host}"` };
   if (identity.bootId === "" || here.bootId === "") {
     // where there is no /proc (macOS), that nobody has the pid is all that can be known
@@ -132,6 +170,11 @@ export function livenessOf(identity: Identity | DaemonRecord, proc: Proc = realP
   if (identity.bootId !== here.bootId) return dead("the host has been booted again since");
   if (identity.pidNamespace !== here.pidNamespace)
     return { state: "unknown", why: "it runs in another pid namespace (a container)" };
+  return livenessHere(identity, proc);
+}
+
+/** Of one that would be seen here. */
+function livenessHere(identity: Identity | DaemonRecord, proc: Proc): Liveness {
   let startTime: string | undefined;
   let isEnding = false;
   let isOther = false;
@@ -239,6 +282,7 @@ export function readRecord(path: string): FoundRecord {
   const doing = `read the record "${path}"`;
   try {
     const text = readOwnFile(path, maxRecordBytes);
+    if (text === "") return {}; // the power was lost before it reached the disk
     const value = safely((): unknown => JSON.parse(text));
     if (isRecord(value)) return { record: value };
     return {
@@ -302,7 +346,7 @@ export function writeRecord(path: string, record: DaemonRecord): void {
 export function writeOwnFile(path: string, data: string | Uint8Array): void {
   const temporary = `${path}.${randomName(8)}`;
   try {
-    createFile(temporary, data);
+    createFile(temporary, data, true);
     renameSync(temporary, path);
   } catch (error) {
     safely(() => unlinkSync(temporary));
@@ -310,7 +354,8 @@ export function writeOwnFile(path: string, data: string | Uint8Array): void {
   }
 }
 
-function createFile(path: string, data: string | Uint8Array): void {
+/** @param isSynced It is on the disk before it gets its name: else a loss of power may leave an empty file there. */
+function createFile(path: string, data: string | Uint8Array, isSynced = false): void {
   const descriptor = openSync(
     path,
     constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW,
@@ -318,6 +363,7 @@ function createFile(path: string, data: string | Uint8Array): void {
   );
   try {
     writeFileSync(descriptor, data); // all of it: one write(2) on a full disk may take a part, without an error
+    if (isSynced) fsyncSync(descriptor);
   } finally {
     closeSync(descriptor);
   }
@@ -422,13 +468,31 @@ export function tryClaim(path: string): Claim | Held {
       if (claim) return claim;
       continue;
     }
-    if (!holder || livenessOf(holder).state !== "dead") return { heldBy: holder };
-    const removal = tryClaim(`${path}-${holder.id}`);
+    if (!holder) return { heldBy: undefined };
+    if (holder !== "empty" && !isAbandoned(path, holder)) return { heldBy: holder };
+    const id = holder === "empty" ? holder : holder.id;
+    const removal = tryClaim(`${path}-${id}`);
     if (!("release" in removal)) return removal;
-    removeClaim(path, holder.id);
+    removeClaim(path, id);
     removal.release();
   }
   return { heldBy: undefined };
+}
+
+/**
+ * Tells whether a claim is nobody's any more: of a process that is dead; of one that cannot be seen from here, in a pid namespace of this boot (a
+ * container, which may be gone), when it has not touched its claim for a while.
+ */
+function isAbandoned(path: string, holder: ClaimHolder): boolean {
+  if (livenessOf(holder).state !== "unknown" || holder.bootId !== identify().bootId || holder.bootId === "")
+    return livenessOf(holder).state === "dead";
+  const touched = safely(() => lstatSync(path).mtimeMs);
+  return touched !== undefined && Math.abs(Date.now() - touched) > abandonedMs;
+}
+
+function touch(path: string): void {
+  const date = new Date();
+  safely(() => utimesSync(path, date, date));
 }
 
 /** @returns Undefined when another was quicker. */
@@ -438,7 +502,13 @@ function linkClaim(path: string): Claim | undefined {
   try {
     createFile(temporary, JSON.stringify({ id, ...identify() })); // whole before it has its name
     linkSync(temporary, path);
-    return { release: () => removeClaim(path, id) };
+    const beat = setInterval(() => touch(path), beatMs).unref();
+    return {
+      release() {
+        clearInterval(beat);
+        removeClaim(path, id);
+      },
+    };
   } catch (error) {
     if (errnoOf(error) === "EEXIST") return undefined;
     throw osFailure(`claim "${path}"`, error, { exit: exitCodes.cannotCreate, hint: elsewhere });
@@ -449,13 +519,24 @@ function linkClaim(path: string): Claim | undefined {
 
 /** Claims, waiting at most `waitMs` for another holder; undefined when that was not enough. For the short claims of publication. */
 export async function claimSoon(path: string, waitMs: number): Promise<Claim | undefined> {
-  let claim: Claim | Held;
-  return (await soon(() => "release" in (claim = tryClaim(path)), waitMs, 5)) ? (claim! as Claim) : undefined;
+  let claim: Claim | Held = tryClaim(path);
+  const take = (): boolean => {
+    if (!("release" in claim)) claim = tryClaim(path);
+    return "release" in claim;
+  };
+  await soon(take, waitMs, 5);
+  return "release" in claim ? claim : undefined;
 }
 
-function readClaim(path: string): (Identity & { id: string }) | "absent" | undefined {
+/** `id` names the claim itself. */
+type ClaimHolder = Identity & { id: string };
+
+/** @returns "empty" for a file whose bytes were lost with the power: no claim ever is. */
+function readClaim(path: string): ClaimHolder | "absent" | "empty" | undefined {
   try {
-    const value = JSON.parse(readOwnFile(path, 4096));
+    const text = readOwnFile(path, 4096);
+    if (text === "") return "empty";
+    const value = JSON.parse(text);
     return value && typeof value.id === "string" && typeof value.pid === "number" && typeof value.host === "string"
       ? value
       : undefined;
@@ -466,7 +547,8 @@ function readClaim(path: string): (Identity & { id: string }) | "absent" | undef
 
 function removeClaim(path: string, id: string): void {
   const holder = readClaim(path);
-  if (typeof holder === "object" && holder.id === id) safely(() => unlinkSync(path));
+  if (holder === "empty" ? id === holder : typeof holder === "object" && holder.id === id)
+    safely(() => unlinkSync(path));
 }
 
 /** So many letters and digits that nobody else will draw; that somebody might is no harm: O_EXCL, link(2) and bind(2) tell. */

@@ -33,14 +33,14 @@ import {
 import { cannot, errorCodes, exitCodes, reasonOf, safely } from "./failure.ts";
 import { createFiles } from "./files.ts";
 import { maxBodyBytes, strangerBodyBytes } from "./frame.ts";
+import type { Facts, World } from "./host.ts";
+import { placeOf, readLimit, realWorld } from "./host.ts";
 import type { Lanes } from "./lanes.ts";
 import { areHeld, createLanes } from "./lanes.ts";
-import type { Facts, Lifetime } from "./lifetime.ts";
-import { describeVerdict, judgePlace, judgeSignals, placeOf, readLimit, realWorld } from "./lifetime.ts";
+import type { Lifetime, Logouts } from "./lifetime.ts";
+import { describeVerdict, judgeEnd, judgePlace, readOomKills, watchLogouts } from "./lifetime.ts";
 import type { Log } from "./log.ts";
 import { createLog } from "./log.ts";
-import type { Logouts } from "./logouts.ts";
-import { watchLogouts } from "./logouts.ts";
 import type { Processes } from "./processes.ts";
 import { createProcesses, endAll, featuresOf, holdersOf, liveCount, processMethods, summarise } from "./processes.ts";
 import { childEnvironment } from "./program.ts";
@@ -149,8 +149,6 @@ export interface Daemon {
   ended: Promise<number>;
   finish(code: number): void;
 }
-
-type World = ReturnType<typeof realWorld>;
 
 /**
  * Starts the daemon in this process.
@@ -271,6 +269,7 @@ export async function publish(daemon: Daemon, replace: boolean): Promise<void> {
       throw cannot(`publish the socket "${places.socket}": another daemon has just done so`, { exit: exitCodes.busy });
     }
     if (there.kind === "other") throw notASocket(places.socket, there.what);
+    record.oomKills = readOomKills(daemon.world.readFile);
     writeRecord(places.record, record); // first: so that a dead socket can always be told to be ours
     publishSocket(record.socket, places.socket, replace);
   });
@@ -345,11 +344,13 @@ function isUp({ phase }: Daemon): boolean {
 }
 
 async function publishAgain(daemon: Daemon): Promise<void> {
-  const { places, phase, log } = daemon;
+  const { places, phase, record, log } = daemon;
+  const kills = readOomKills(daemon.world.readFile);
   if (phase === "serving" && lookAt(places.socket).kind === "absent") {
     await publish(daemon, false);
     log(`[Server] The socket "${places.socket}" was deleted: published again`);
-  } else if (!hasRecord(daemon)) {
+  } else if (kills !== record.oomKills || !hasRecord(daemon)) {
+    record.oomKills = kills; // what the kernel kills later is to be told from what it has killed before
     await saveRecord(daemon);
   }
 }
@@ -575,7 +576,7 @@ function listenToSignals(daemon: Daemon): void {
 
 /** SIGHUP alone is no reason to end: a terminal went away. A second SIGTERM does not wait for processes. */
 export function takeSignal(daemon: Daemon, signal: NodeJS.Signals): void {
-  const { log, signals, processes } = daemon;
+  const { log, signals, processes, facts, world } = daemon;
   log(`[Server] Received ${signal}`);
   if (strayedSignals.includes(signal)) return;
   signals.set(signal, now());
@@ -587,9 +588,9 @@ export function takeSignal(daemon: Daemon, signal: NodeJS.Signals): void {
     return;
   }
   setTimeout(() => {
-    const together = [...signals].filter(([, at]) => now() - at < togetherMs).map(([name]) => name);
-    const { reason, detail } = judgeSignals(new Set(together));
-    void endDaemon(daemon, reason, detail, killAfterSignalMs);
+    const together = new Set([...signals].filter(([, at]) => now() - at < togetherMs).map(([name]) => name));
+    const end = judgeEnd(together, placeOf("self", world), facts, world);
+    void end.then(({ reason, detail }) => endDaemon(daemon, reason, detail, killAfterSignalMs));
   }, signalsMs);
 }
 

@@ -30,9 +30,21 @@ import {
 import type { Server } from "node:net";
 import { hostname, userInfo } from "node:os";
 import { basename, dirname, isAbsolute, join, resolve } from "node:path";
-import { cannot, elsewhere, errnoOf, exitCodes, Failure, osFailure, safely } from "./failure.ts";
-import { identify, kindOf, now, randomName, readOwnFile, sleep, writeOwnFile } from "./record.ts";
+import { cannot, elsewhere, errnoOf, exitCodes, type Failure, osFailure, safely } from "./failure.ts";
 import type { DaemonRecord } from "./record.ts";
+import {
+  identify,
+  isOtherHost,
+  kindOf,
+  livenessOf,
+  namesIn,
+  now,
+  randomName,
+  readOwnFile,
+  readRecord,
+  sleep,
+  writeOwnFile,
+} from "./record.ts";
 
 /** sun_path holds 108 bytes with its closing zero (unix(7)); 104 on macOS. Node listens on a truncated name without an error. */
 export const maxPathBytes = process.platform === "darwin" ? 103 : 107;
@@ -52,12 +64,22 @@ export interface Places {
 
 /**
  * Finds the default run directory: by host, for home directories that several hosts share, and not in /run/user/<uid>, which is
- * unmounted at the last logout.
+ * unmounted at the last logout. A host may be given another name while a daemon runs: then it is the directory where that one's record is.
  */
 export function defaultDirectory(env: NodeJS.ProcessEnv = process.env): string {
   const state = env.XDG_STATE_HOME;
-  const base = state && isAbsolute(state) ? state : join(homeDirectory(env), ".local/state");
-  return join(base, "holdfast", hostname());
+  const base = join(state && isAbsolute(state) ? state : join(homeDirectory(env), ".local/state"), "holdfast");
+  const named = join(base, hostname());
+  const others = (): string[] => namesIn(base).map((name) => join(base, name));
+  return hasLivingDaemon(named) ? named : others().find(hasLivingDaemon) || named;
+}
+
+function hasLivingDaemon(directory: string): boolean {
+  const paths = namesIn(directory).filter((name) => name.endsWith(".record"));
+  return paths.some((name) => {
+    const { record } = readRecord(join(directory, name));
+    return record !== undefined && !record.ended && livenessOf(record).state === "alive";
+  });
 }
 
 /** HOME, or what the passwd database says where HOME is unset. */
@@ -263,7 +285,7 @@ export function isLeftBy(record: DaemonRecord, path: string): boolean {
     there.kind === "socket" &&
     there.uid === process.getuid!() &&
     [record.socket.path, record.socket.bound].includes(path) &&
-    record.host === here.host &&
+    !isOtherHost(record) &&
     record.bootId !== here.bootId
   );
 }

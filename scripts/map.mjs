@@ -18,9 +18,9 @@ export const layers = {
   "a daemon from outside": ["control", "reach", "launch", "reasons"],
   "the daemon": [
     ...["server", "connections", "processes", "children", "adoption", "readers", "holders", "running"],
-    ...["spool", "kept", "environment", "files", "lanes", "rpc", "log", "logouts"],
+    ...["spool", "kept", "environment", "files", "lanes", "rpc", "log"],
   ],
-  "both sides": ["lifetime", "userrecord", "client"],
+  "both sides": ["lifetime", "host", "client"],
   ground: ["socket", "record", "program", "frame", "failure", "library"],
 };
 

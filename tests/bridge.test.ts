@@ -413,13 +413,13 @@ const reasons: [what: string, prepare: (site: Site) => unknown, reason: string, 
   ["was killed", (site) => signalled(site, ["SIGKILL"]), "crashed", /is gone without a word/],
   [
     "was killed at logout",
-    (site) => signalled(site, ["SIGTERM", "SIGCONT", "SIGHUP"]),
+    (site) => signalled(site, ["SIGKILL"]).then(() => noteEnd(site, "killed-at-logout")),
     "killed-at-logout",
     /was ended by systemd-logind/,
   ],
   [
     "went with the user manager",
-    (site) => signalled(site, ["SIGTERM", "SIGCONT"]),
+    (site) => signalled(site, ["SIGKILL"]).then(() => noteEnd(site, "user-manager-stopped")),
     "user-manager-stopped",
     /user manager/,
   ],
@@ -431,7 +431,10 @@ const reasons: [what: string, prepare: (site: Site) => unknown, reason: string, 
   ],
   [
     "is on another host",
-    (site) => signalled(site, ["SIGKILL"]).then(() => change(site, { host: "elsewhere" })),
+    (site) =>
+      signalled(site, ["SIGKILL"]).then(() =>
+        change(site, { host: "elsewhere", bootId: "another", machineId: "0".repeat(32) }),
+      ),
     "other-host",
     /was started on host "elsewhere"/,
   ],
@@ -441,6 +444,11 @@ async function signalled(site: Site, signals: NodeJS.Signals[]): Promise<void> {
   const { pid } = await site.serve();
   for (const signal of signals) process.kill(pid, signal);
   await until("it has ended", () => !isAlive(pid));
+}
+
+/** As it notes by itself where systemd ends it. */
+function noteEnd(site: Site, reason: string): void {
+  change(site, { ended: { at: Date.now(), reason, detail: "SIGCONT, SIGTERM: by systemd" } });
 }
 
 function change(site: Site, changes: object): void {
@@ -531,15 +539,17 @@ for (const [what, stdin, ids] of shapes) {
 const healing = suite("--bridge heals");
 const heals = sideBySide(healing, lanes);
 
-for (const [what, signals] of [
-  ["kill -9", ["SIGKILL"]],
-  ["a logout", ["SIGTERM", "SIGCONT", "SIGHUP"]],
-  ["the user manager's end", ["SIGTERM", "SIGCONT"]],
-] as [string, NodeJS.Signals[]][]) {
+for (const [what, reason] of [
+  ["kill -9", undefined],
+  ["a logout", "killed-at-logout"],
+  ["the user manager's end", "user-manager-stopped"],
+  ["a shutdown", "host-shutdown"],
+] as const) {
   heals(`after ${what}: the next one starts a daemon that knows the old token`, () =>
     withDirectory(async (site) => {
       const first = await site.serve();
-      await signalled(site, signals);
+      await signalled(site, ["SIGKILL"]);
+      if (reason) noteEnd(site, reason);
       const bridge = site.bridge();
       const { result } = await bridge.ask("server.capabilities", {}, site.token);
       assert.is.not(result.instanceId, first.instance);

@@ -6,8 +6,8 @@
  * and prints the table; `npm test` does fewer.
  */
 
-import { spawn } from "node:child_process";
 import type { ChildProcess, ChildProcessWithoutNullStreams } from "node:child_process";
+import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
   appendFileSync,
@@ -31,6 +31,8 @@ import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import type { Outcome, Wire } from "./daemon.ts";
 import {
   builtFile,
   createWire,
@@ -42,8 +44,6 @@ import {
   runsAll,
   sideBySide,
 } from "./daemon.ts";
-import type { Outcome, Wire } from "./daemon.ts";
-import * as assert from "uvu/assert";
 
 const rounds = (all: number, few: number): number => (runsAll ? all : few);
 /** npm test runs two files at once on what may be two processors: there a bound is only to catch what hangs. */
@@ -756,8 +756,8 @@ const forgeries: Forgery[] = [
     stop: /^$/,
   },
   {
-    what: "another host's name",
-    forge: (record, pid) => ({ ...record, pid, host: "elsewhere" }),
+    what: "another host's name, boot and machine",
+    forge: (record, pid) => ({ ...record, pid, host: "elsewhere", bootId: "another", machineId: "0".repeat(32) }),
     serve: /was started on host "elsewhere", this is "/,
     stop: /was started on host "elsewhere"/,
   },

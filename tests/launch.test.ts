@@ -6,9 +6,10 @@ import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { Failure } from "../failure.ts";
+import type { CommandResult, Facts, World } from "../host.ts";
+import { realWorld } from "../host.ts";
 import { launchDaemon, moveRunning } from "../launch.ts";
-import type { CommandResult, Facts, Launch, World } from "../lifetime.ts";
-import { realWorld } from "../lifetime.ts";
+import type { Launch } from "../lifetime.ts";
 import { sleep } from "./daemon.ts";
 
 const uid = process.getuid!();

@@ -1,23 +1,10 @@
-/** lifetime.ts with plain values: every row of the table of places, with facts as they were measured on real hosts. */
+/** lifetime.ts with plain values: every row of the table of places, with facts as they were measured on real hosts; and who ended a daemon. */
 
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import type { CommandResult, Facts, Place, World } from "../lifetime.ts";
-import {
-  chooseLaunch,
-  describeVerdict,
-  judgePlace,
-  judgePolicy,
-  judgeSignals,
-  parsePlace,
-  parseSpan,
-  placeOf,
-  plainText,
-  probeHost,
-  refusalOf,
-  runCommand,
-  switchLingerOn,
-} from "../lifetime.ts";
+import type { CommandResult, Facts, Place, World } from "../host.ts";
+import { chooseLaunch, describeVerdict, judgeEnd, judgePlace, readOomKills, switchLingerOn } from "../lifetime.ts";
+import type { EndReason } from "../record.ts";
 
 const session: Place = { kind: "session", owner: 1000, unit: "session-3.scope" };
 const scope: Place = { kind: "user-manager", owner: 1000, unit: "run-r29.scope" };
@@ -36,95 +23,6 @@ const factsOf = (changes: Partial<Facts> = {}): Facts => ({
   scope: "yes",
   ...changes,
 });
-
-const parse = suite("parsePlace()");
-
-const cgroups: [string, string, Place][] = [
-  [
-    "a session, unified",
-    "0::/user.slice/user-1000.slice/session-3.scope\n",
-    { kind: "session", owner: 1000, unit: "session-3.scope" },
-  ],
-  [
-    "a session of a service's login",
-    "0::/user.slice/user-1001.slice/session-c1.scope\n",
-    { kind: "session", owner: 1001, unit: "session-c1.scope" },
-  ],
-  [
-    "a session, hybrid",
-    "9:name=systemd:/user.slice/user-1000.slice/session-3.scope\n8:pids:/\n0::/user.slice/user-1000.slice/session-3.scope\n",
-    session,
-  ],
-  ["a session, legacy", "9:name=systemd:/user.slice/user-1000.slice/session-3.scope\n1:cpu:/\n0::/\n", session],
-  ["a scope of the user manager", "0::/user.slice/user-1000.slice/user@1000.service/app.slice/run-r29.scope\n", scope],
-  [
-    "a scope, 257",
-    "0::/user.slice/user-1000.slice/user@1000.service/app.slice/run-p148-i97127.scope\n",
-    { kind: "user-manager", owner: 1000, unit: "run-p148-i97127.scope" },
-  ],
-  [
-    "a tmux pane",
-    "0::/user.slice/user-1000.slice/user@1000.service/tmux-spawn-1f.scope\n",
-    { kind: "user-manager", owner: 1000, unit: "tmux-spawn-1f.scope" },
-  ],
-  [
-    "the user manager itself",
-    "0::/user.slice/user-1000.slice/user@1000.service/init.scope\n",
-    { kind: "user-manager", owner: 1000, unit: "init.scope" },
-  ],
-  ["sshd without PAM", "0::/system.slice/ssh.service\n", { kind: "unit", unit: "ssh.service" }],
-  [
-    "sshd per connection",
-    `0::/system.slice/system-sshd.slice/${perConnection}\n`,
-    { kind: "unit", unit: perConnection },
-  ],
-  ["a container", "0::/\n", { kind: "none" }],
-  ["a container, hybrid", "9:name=systemd:/\n8:pids:/\n0::/\n", { kind: "none" }],
-  ["docker in the host's view", "0::/docker/4f2a\n", { kind: "none" }],
-  ["nothing that is known", "", { kind: "unknown" }],
-  [
-    "a controller's path, which says nothing",
-    "4:memory:/user.slice/user-1000.slice/session-3.scope\n0::/\n",
-    { kind: "none" },
-  ],
-];
-for (const [name, text, place] of cgroups) parse(`reads ${name}`, () => assert.equal(parsePlace(text), place));
-
-parse("comes first, whatever else can be seen from here: a chroot in a session ends with it", async () => {
-  const cgroup = "0::/user.slice/user-1000.slice/session-3.scope\n";
-  assert.equal(placeOf("self", { readFile: () => cgroup }), session);
-  const facts = await probeHost(worldOf({}, { "/proc/self/cgroup": cgroup, "/run/systemd/system": undefined }));
-  assert.equal(
-    [facts.systemd, facts.place, facts.killed, facts.linger, facts.scope],
-    [false, session, "unknown", "unknown", "no"],
-  );
-  assert.is(chooseLaunch(facts).verdict.words, "unknown");
-});
-
-const policy = suite("judgePolicy()");
-
-/** KillUserProcesses, KillOnlyUsers, KillExcludeUsers; then whether dev, u2 and root are killed. Seven configurations, measured on 252 and 262. */
-const policies: [boolean, string[], string[], string][] = [
-  [false, [], [], "no no no"],
-  [true, [], [], "yes yes no"],
-  [true, [], ["dev"], "no yes yes"],
-  [false, ["dev"], [], "yes no no"],
-  [true, ["dev"], [], "yes no no"],
-  [true, ["dev"], ["dev"], "no no no"],
-  [false, ["root"], ["u2"], "no no yes"],
-];
-for (const [killUserProcesses, only, exclude, expected] of policies) {
-  policy(`agrees with logind on kill=${killUserProcesses} only=[${only}] exclude=[${exclude}]`, () => {
-    const judge = (name: string, uid: number) => judgePolicy({ killUserProcesses, only, exclude }, name, uid)[0];
-    assert.is(`${judge("dev", 1000)} ${judge("u2", 1001)} ${judge("root", 0)}`, expected);
-  });
-}
-policy("does not know without the settings, and says why there are none", () =>
-  assert.equal(judgePolicy({ problem: "no answer" }, "dev", 1000), [
-    "unknown",
-    "logind's settings cannot be read: no answer",
-  ]),
-);
 
 const choose = suite("chooseLaunch()");
 
@@ -224,6 +122,155 @@ const rows: [string, Partial<Facts>, "detach" | "scope", string, string[]][] = [
     [],
   ],
   [
+    "a service of the system, no linger",
+    { place: { kind: "unit", unit: "deploy.service" }, killMode: "control-group" },
+    "detach",
+    "until deploy.service ends",
+    ["ends-with-unit"],
+  ],
+  [
+    "a service of the system, linger",
+    { place: { kind: "unit", unit: "deploy.service" }, killMode: "mixed", linger: "yes" },
+    "scope",
+    "yes",
+    [],
+  ],
+  [
+    "a service of the system, linger, no scope",
+    { place: { kind: "unit", unit: "deploy.service" }, killMode: "control-group", linger: "yes", scope: "no" },
+    "detach",
+    "until deploy.service ends",
+    ["ends-with-unit"],
+  ],
+  [
+    "a service of the system that leaves its processes",
+    { place: { kind: "unit", unit: "deploy.service" }, killMode: "process" },
+    "detach",
+    "yes",
+    [],
+  ],
+  [
+    "a service of the system, KillMode= unknown",
+    { place: { kind: "unit", unit: "deploy.service" }, scope: "no" },
+    "detach",
+    "unknown",
+    ["ends-with-unit"],
+  ],
+  [
+    "a scope of the system",
+    { place: { kind: "unit", unit: "docker-4f2a.scope" }, killMode: "control-group" },
+    "detach",
+    "yes",
+    [],
+  ],
+  [
+    "a service of the user manager, no linger",
+    { place: { ...scope, unit: "build.service" }, killMode: "control-group" },
+    "detach",
+    "until build.service ends",
+    ["ends-with-unit", "ends-after-last-logout"],
+  ],
+  [
+    "a service of the user manager, linger",
+    { place: { ...scope, unit: "build.service" }, killMode: "control-group", linger: "yes" },
+    "scope",
+    "yes",
+    [],
+  ],
+  [
+    "a service of the user manager that leaves its processes, no linger",
+    { place: { ...scope, unit: "build.service" }, killMode: "process" },
+    "detach",
+    "until about 10 s after your last session ends",
+    ["ends-after-last-logout"],
+  ],
+  [
+    "a session with a terminal, not killed, idle stop, linger",
+    { killed: "no", idleStopUs: 600e6, linger: "yes" },
+    "scope",
+    "yes",
+    [],
+  ],
+  [
+    "a session with a terminal, not killed, idle stop, no linger",
+    { killed: "no", idleStopUs: 600e6 },
+    "detach",
+    "until this session has been idle for 10 min",
+    ["ends-when-idle"],
+  ],
+  [
+    "a session with a terminal, killed, idle stop, no linger",
+    { idleStopUs: 600e6 },
+    "scope",
+    "until about 10 s after your last session ends",
+    ["ends-after-last-logout"],
+  ],
+  [
+    "a session with a terminal, unknown, idle stop, no linger",
+    { killed: "unknown", idleStopUs: 15e6 },
+    "detach",
+    "until this session has been idle for 15 s",
+    ["ends-when-idle", "may-end-with-session"],
+  ],
+  [
+    "sshd without PAM, RemoveIPC",
+    { place: { kind: "unit", unit: "ssh.service" }, killMode: "process", removesIpc: true },
+    "detach",
+    "yes",
+    ["ipc-removed"],
+  ],
+  [
+    "sshd without PAM, RemoveIPC, root",
+    { uid: 0, place: { kind: "unit", unit: "ssh.service" }, killMode: "process", removesIpc: true },
+    "detach",
+    "yes",
+    [],
+  ],
+  [
+    "sshd without PAM, RemoveIPC, linger",
+    { linger: "yes", place: { kind: "unit", unit: "ssh.service" }, killMode: "process", removesIpc: true },
+    "detach",
+    "yes",
+    [],
+  ],
+  [
+    "a batch job, linger: it is not left",
+    { place: { kind: "job", unit: "Slurm job 7" }, linger: "yes" },
+    "detach",
+    "until Slurm job 7 ends",
+    ["ends-with-job"],
+  ],
+  [
+    "elogind, killed",
+    { systemd: false, scope: "no", place: { kind: "elogind", unit: "session 3" } },
+    "detach",
+    "no",
+    ["ends-with-session"],
+  ],
+  [
+    "elogind, not killed",
+    { systemd: false, scope: "no", killed: "no", place: { kind: "elogind", unit: "session 3" } },
+    "detach",
+    "yes",
+    [],
+  ],
+  [
+    "WSL, not killed",
+    { wsl: true, killed: "no" },
+    "detach",
+    "until WSL stops this distribution, seconds after its last window is closed",
+    ["ends-with-wsl"],
+  ],
+  [
+    "WSL, no systemd",
+    { wsl: true, systemd: false, scope: "no", place: { kind: "none" } },
+    "detach",
+    "until WSL stops this distribution, seconds after its last window is closed",
+    ["ends-with-wsl"],
+  ],
+  ["systemd-homed, not killed", { homed: true, killed: "no" }, "detach", "unknown", ["home-is-locked"]],
+  ["systemd-homed, killed, linger", { homed: true, linger: "yes" }, "scope", "unknown", ["home-is-locked"]],
+  [
     "sshd per connection, no linger",
     { place: { kind: "unit", unit: perConnection }, killMode: "control-group", scope: "no" },
     "detach",
@@ -288,6 +335,35 @@ choose("names cause and command in its warnings", () => {
   }
 });
 
+choose("advises what helps in that very case", () => {
+  const hintOf = (changes: Partial<Facts>): string => chooseLaunch(factsOf(changes)).verdict.warnings[0]!.hint;
+  const service: Place = { kind: "unit", unit: "deploy.service" };
+  const exclude = /^as an administrator: .*KillExcludeUsers=root dev/;
+  const hints: [string, Partial<Facts>, RegExp][] = [
+    ["no user's bus", { scope: "no", lacksBus: true }, /^as an administrator: apt-get install dbus-user-session$/],
+    ["a chroot", { systemd: false, killed: "unknown", scope: "no" }, /^start it outside of this chroot or container/],
+    [
+      "elogind",
+      { systemd: false, scope: "no", place: { kind: "elogind", unit: "session 3" } },
+      /\/etc\/elogind\/.*loginctl reload$/,
+    ],
+    ["systemd-homed: lingering is not advised", { homed: true }, exclude],
+    ["idle", { killed: "no", idleStopUs: 6e8 }, /^loginctl enable-linger dev$/],
+    ["idle, no scope", { killed: "no", idleStopUs: 6e8, scope: "no" }, /^start it without a terminal/],
+    [
+      "a unit",
+      { place: service, killMode: "control-group" },
+      /^loginctl enable-linger dev; or KillMode=process .* deploy\.service$/,
+    ],
+    [
+      "a unit, lingering",
+      { place: service, killMode: "control-group", linger: "yes", scope: "no" },
+      /^KillMode=process in .* deploy\.service$/,
+    ],
+  ];
+  for (const [name, changes, expected] of hints) assert.match(hintOf(changes), expected, name);
+});
+
 choose("names the unit whose stop would end it, unless that unit leaves its processes alone", () => {
   const where = (killMode: string) => judgePlace({ kind: "unit", unit: "cron.service" }, factsOf({ killMode })).where;
   assert.match(where("control-group"), /cron\.service/);
@@ -305,52 +381,15 @@ choose("is described in full for server.capabilities", () => {
   });
 });
 
-/** What the tools of a version say, word for word (of show-user, what else it prints is left out). */
-interface Version {
-  version: number;
-  /** systemd-run --version. */
-  banner: string;
-}
-
-const done = (stdout: string): CommandResult => ({ code: 0, stdout, stderr: "" });
-const refused = (stderr: string): CommandResult => ({ code: 1, stdout: "", stderr: `${stderr}\n` });
-
-const versions: Version[] = [
-  { version: 247, banner: "systemd 247 (247.3-7+deb11u5)\n+PAM +AUDIT\n" },
-  { version: 252, banner: "systemd 252 (252.39-1~deb12u2)\n+PAM +AUDIT\n" },
-  { version: 257, banner: "systemd 257 (257.13-1~deb13u1)\n+PAM +AUDIT\n" },
-  { version: 262, banner: "systemd 262 (262-1)\n+PAM +AUDIT\n" },
-];
-
-const showPolicy = "loginctl --no-ask-password show-user --all";
-const showUser = (uid: number): string =>
-  `loginctl --no-ask-password show-user --property=Name --property=Linger ${uid}`;
-
-const policySaid = (kill: string, { only = "", exclude = "", delay = "10s" } = {}): CommandResult =>
-  done(
-    `EnableWallMessages=yes\nWallMessage=\nKillOnlyUsers=${only}\nKillExcludeUsers=${exclude}\nKillUserProcesses=${kill}\n` +
-      `UserStopDelayUSec=${delay}\nScheduledShutdown=[unprintable]\nRemoveIPC=yes\n`,
-  );
-const userSaid = (name: string, linger: string): CommandResult => done(`Name=${name}\nLinger=${linger}\n`);
-
 /** A host whose tools answer from a table, by their command lines; what is not in it is not installed. It notes what it was asked. */
-function worldOf(
-  answers: Record<string, CommandResult>,
-  files: Record<string, string | undefined> = {},
-): World & { asked: string[] } {
+function worldOf(answers: Record<string, CommandResult>): World & { asked: string[] } {
   const asked: string[] = [];
-  const all: Record<string, string | undefined> = {
-    "/run/systemd/system": "",
-    "/var/lib/systemd": "",
-    "/proc/self/cgroup": "0::/user.slice/user-1000.slice/session-3.scope\n",
-    ...files,
-  };
   return {
     uid: 1000,
     user: "dev",
     asked,
-    exists: (path) => all[path] !== undefined,
-    readFile: (path) => all[path],
+    exists: () => true,
+    readFile: () => undefined,
     run: async (command) => {
       asked.push(command.join(" "));
       return answers[command.join(" ")] ?? { code: null, stdout: "", stderr: "", problem: "is not installed" };
@@ -358,151 +397,8 @@ function worldOf(
   };
 }
 
-const host252 = (kill: string, linger = "no"): Record<string, CommandResult> => ({
-  [showPolicy]: policySaid(kill),
-  [showUser(1000)]: userSaid("dev", linger),
-  "systemd-run --version": done(versions[1]!.banner),
-});
-
-const probe = suite("probeHost()");
-
-for (const { version, banner } of versions) {
-  probe(`measures a whole host of systemd ${version}`, async () => {
-    const answers = { ...host252("yes", "yes"), "systemd-run --version": done(banner) };
-    const facts = factsOf({ linger: "yes", systemdVersion: version, scope: "unknown" });
-    assert.equal(await probeHost(worldOf(answers)), facts);
-  });
-}
-
-probe("reads the lists, and a stop delay, as loginctl writes them", async () => {
-  const of = async (said: CommandResult) => probeHost(worldOf({ ...host252("no"), [showPolicy]: said }));
-  assert.is((await of(policySaid("yes", { only: "ann bob" }))).policy, "KillOnlyUsers= has others, not dev");
-  assert.is((await of(policySaid("yes", { exclude: "ann dev" }))).policy, "KillExcludeUsers= has dev");
-  assert.is((await of(policySaid("no", { delay: "infinity" }))).stopDelayUs, "infinity");
-  assert.is((await of(policySaid("no", { delay: "1min 3.500000s" }))).stopDelayUs, 63_500_000);
-  assert.is((await of(policySaid("no", { delay: "soon" }))).stopDelayUs, 10_000_000);
-});
-
-probe("takes a name that is absent for unknown, and an empty value for empty", async () => {
-  const said = done("KillUserProcesses=no\nKillExcludeUsers=\n");
-  const facts = await probeHost(worldOf({ ...host252("no"), [showPolicy]: said }));
-  assert.equal(
-    [facts.killed, facts.policy],
-    ["unknown", "logind's settings cannot be read: loginctl does not name all of them"],
-  );
-});
-
-probe(
-  "asks side by side, by name, never by what the environment says; and for KillMode= of the unit it is in",
-  async () => {
-    const show = `systemctl show --property=KillMode ${perConnection}`;
-    const world = worldOf(
-      { ...host252("yes"), [show]: done("KillMode=process\n") },
-      { "/proc/self/cgroup": `0::/system.slice/${perConnection}\n` },
-    );
-    assert.is((await probeHost(world)).killMode, "process");
-    assert.equal(world.asked, [showPolicy, showUser(1000), "systemd-run --version", show]);
-  },
-);
-
-/** In the words of the tools, of each version that has its own. */
-const refusals: [string, CommandResult, string][] = [
-  ["no loginctl", { code: null, stdout: "", stderr: "", problem: "is not installed" }, "loginctl is not installed"],
-  [
-    "a logind that hangs",
-    { code: null, stdout: "", stderr: "", problem: "did not answer within 2000 ms" },
-    "loginctl did not answer within 2000 ms",
-  ],
-  [
-    "no system bus, 252",
-    refused("Failed to connect to bus: Connection refused"),
-    "Failed to connect to bus: Connection refused",
-  ],
-  [
-    "no system bus, 257",
-    refused("Failed to connect to system scope bus via local transport: Connection refused"),
-    "Failed to connect to system scope bus via local transport: Connection refused",
-  ],
-  [
-    "not booted with systemd",
-    refused(
-      "System has not been booted with systemd as init system (PID 1). Can't operate.\nFailed to connect to bus: Host is down",
-    ),
-    "System has not been booted with systemd as init system (PID 1). Can't operate.; Failed to connect to bus: Host is down",
-  ],
-  ["silence", { code: 1, stdout: "", stderr: "" }, "loginctl ended with exit code 1, and said nothing"],
-];
-for (const [name, result, words] of refusals) {
-  probe(`does not know the policy, and says why: ${name}`, async () => {
-    const { killed, policy: said } = await probeHost(worldOf({ ...host252("yes"), [showPolicy]: result }));
-    assert.equal([killed, said], ["unknown", `logind's settings cannot be read: ${words}`]);
-  });
-}
-
-probe("takes a file for lingering, where logind does not know the user: neither logged in nor lingering", async () => {
-  const answers = {
-    ...host252("yes"),
-    [showUser(1000)]: refused("Failed to get user: User ID 1000 is not logged in or lingering"),
-  };
-  assert.is((await probeHost(worldOf(answers))).linger, "no");
-  assert.is((await probeHost(worldOf(answers, { "/var/lib/systemd/linger/dev": "" }))).linger, "yes");
-  assert.is((await probeHost(worldOf(answers, { "/var/lib/systemd": undefined }))).linger, "unknown");
-});
-
-probe("knows without systemd-run that there is no scope; one that does not answer in time says nothing", async () => {
-  const of = (result: CommandResult) => probeHost(worldOf({ ...host252("yes"), "systemd-run --version": result }));
-  const absent = await of({ code: null, stdout: "", stderr: "", problem: "is not installed" });
-  assert.equal([absent.scope, absent.scopeProblem, absent.systemdVersion], ["no", "systemd-run is not installed", 0]);
-  const late = await of({ code: null, stdout: "", stderr: "", problem: "did not answer within 2000 ms" });
-  assert.equal([late.scope, late.scopeProblem, late.systemdVersion], ["unknown", undefined, 0]);
-});
-
-probe("takes the owner of the session, not our user, and that owner's policy", async () => {
-  const world = worldOf(
-    { ...host252("yes"), [showUser(0)]: userSaid("root", "no") },
-    { "/proc/self/cgroup": "0::/user.slice/user-0.slice/session-c1.scope\n" },
-  );
-  const { owner, killed } = await probeHost(world);
-  assert.equal([owner, killed], ["root", "no"]);
-});
-
-probe("of another's user manager asks whether that one lingers; without the name it does not know", async () => {
-  const files = { "/proc/self/cgroup": "0::/user.slice/user-1001.slice/user@1001.service/app.slice/a.scope\n" };
-  const of = (answers: Record<string, CommandResult>) => probeHost(worldOf({ ...host252("yes"), ...answers }, files));
-  const ann = await of({ [showUser(1001)]: userSaid("ann", "yes") });
-  assert.equal([ann.owner, ann.ownerLinger], ["ann", "yes"]);
-  assert.is((await of({ [showUser(1001)]: userSaid("eve", "no") })).ownerLinger, "no");
-  const unknown = await of({});
-  assert.equal([unknown.owner, unknown.ownerLinger], ["1001", "unknown"]);
-});
-
-probe("reads the version of systemd as distributions write it", async () => {
-  const of = async (banner: string) =>
-    (await probeHost(worldOf({ ...host252("yes"), "systemd-run --version": done(banner) }))).systemdVersion;
-  assert.equal(
-    [
-      await of("systemd 252 (252.39-1~deb12u2)\n"),
-      await of("systemd 253 (v253.7-1.9.hs+fb.el9)\n"),
-      await of("systemd 262~rc1 (262~rc1)\n"),
-      await of("systemd devel\n"),
-    ],
-    [252, 253, 262, 0],
-  );
-});
-
-probe("tells why a scope cannot be made, in the words of who refused it, and what the user manager is", async () => {
-  const world = worldOf({
-    ...host252("yes"),
-    "systemd-run --user --scope --quiet --collect -- true": refused(
-      "Failed to connect to bus: No such file or directory",
-    ),
-    "systemctl show --property=LoadState --property=ActiveState user@1000.service": done(
-      "LoadState=masked\nActiveState=inactive\n",
-    ),
-  });
-  const { scope: made, scopeProblem, manager } = await probeHost(world, { tryScope: true });
-  assert.equal([made, scopeProblem, manager], ["no", "Failed to connect to bus: No such file or directory", "masked"]);
-});
+const done = (stdout: string): CommandResult => ({ code: 0, stdout, stderr: "" });
+const refused = (stderr: string): CommandResult => ({ code: 1, stdout: "", stderr: `${stderr}\n` });
 
 const linger = suite("switchLingerOn()");
 const enable = "loginctl --no-ask-password enable-linger dev";
@@ -532,67 +428,150 @@ for (const words of ["Access denied", "Interactive authentication required.", "N
   });
 }
 
-const tools = suite("runCommand()");
+const userService: Place = { kind: "user-manager", owner: 1000, unit: "build.service" };
+const unit: Place = { kind: "unit", unit: "deploy.service" };
 
-tools("gives exit code and both outputs, in English, without colours, with nothing to read from", async () => {
-  const script = "printf '\\033[0;1;31m%s\\033[0m' \"$LC_ALL\"; cat; echo no >&2; exit 7";
-  assert.equal(await runCommand(["sh", "-c", script], 5000), { code: 7, stdout: "C", stderr: "no\n" });
+interface Moment {
+  /** `systemctl is-system-running`. */
+  host?: string;
+  /** ActiveState= by unit. */
+  states?: Record<string, string>;
+  lingers?: boolean;
+  /** logind's file of the user. */
+  user?: string;
+}
+
+const worldAt = ({ host = "running", states = {}, lingers = false, user = "STATE=closing\n" }: Moment): World => ({
+  uid: 1000,
+  user: "dev",
+  exists: (path) => lingers && path === "/var/lib/systemd/linger/dev",
+  readFile: (path) => (path === "/run/systemd/users/1000" ? user : undefined),
+  run: async (command) => {
+    if (command.includes("is-system-running")) return { code: 1, stdout: `${host}\n`, stderr: "" };
+    return { code: 0, stdout: `ActiveState=${states[command.at(-1)!] ?? "active"}\n`, stderr: "" };
+  },
 });
 
-tools("tells of what is not there, does not end in time, or is killed", async () => {
-  assert.is((await runCommand(["/no/such"], 5000)).problem, "is not installed");
-  assert.is((await runCommand(["sleep", "60"], 100)).problem, "did not answer within 100 ms");
-  assert.is((await runCommand(["sh", "-c", "kill -9 $$"], 5000)).problem, "was ended by SIGKILL");
-  // what it has started may hold its pipes
-  assert.is(
-    (await runCommand(["sh", "-c", "sleep 60 & echo $! >&2; wait"], 100)).problem,
-    "did not answer within 100 ms",
-  );
-});
+const end = suite("judgeEnd()");
+const byLogind = ["SIGHUP", "SIGCONT", "SIGTERM"];
+const bySystemd = ["SIGTERM", "SIGCONT"];
+const managerStops = { "user@1000.service": "deactivating", "run-r29.scope": "deactivating" };
 
-tools("takes the colours of systemd 247 out of what it says", () => {
-  assert.is(
-    plainText("\x1b[0;1;31mFailed to look up user 4711: No such process\x1b[0m"),
-    "Failed to look up user 4711: No such process",
-  );
-  assert.is(refusalOf(["loginctl"], { code: 1, stdout: "", stderr: " a \n b\n" }), "a; b");
-  assert.is(refusalOf(["loginctl"], { code: 0, stdout: "", stderr: "a warning" }), undefined);
-});
-
-tools("reads spans of time as systemd writes them", () => {
-  const spans: [string | undefined, number | "infinity" | undefined][] = [
-    ["0", 0],
-    ["9s", 9e6],
-    ["1min 17s", 77e6],
-    ["1min 3.500000s", 63.5e6],
-    ["45ms", 45e3],
-    ["120us", 120],
-    ["1h 30min", 5400e6],
-    ["1month 2d", (2_629_800 + 172_800) * 1e6],
-    ["infinity", "infinity"],
-    ["", undefined],
-    ["9", undefined],
-    ["1 s", undefined],
-    ["5parsec", undefined],
-    ["5constructor", undefined],
-    [undefined, undefined],
-  ];
-  for (const [text, span] of spans) assert.is(parseSpan(text), span, text);
-});
-
-const signals = suite("judgeSignals()");
-for (const [seen, reason] of [
-  [["SIGTERM"], "terminated"],
-  [["SIGINT"], "terminated"],
-  [["SIGTERM", "SIGHUP"], "terminated"],
-  [["SIGTERM", "SIGCONT"], "user-manager-stopped"],
-  [["SIGHUP", "SIGCONT", "SIGTERM"], "killed-at-logout"],
-] as const) {
-  signals(`takes ${seen.join(" + ")} for ${reason}`, () => {
-    const judged = judgeSignals(new Set(seen));
-    assert.is(judged.reason, reason);
-    for (const signal of seen) assert.match(judged.detail, signal);
+const signalRows: [string, string[], Place, Partial<Facts>, Moment, EndReason, RegExp][] = [
+  ["kill", ["SIGTERM"], session, {}, {}, "terminated", /^SIGTERM: by a person or a program$/],
+  ["Ctrl-C", ["SIGINT"], session, {}, {}, "terminated", /^SIGINT: /],
+  ["kill, and a terminal that goes", ["SIGTERM", "SIGHUP"], session, {}, {}, "terminated", /by a person/],
+  ["timeout(1) in a session", bySystemd, session, {}, {}, "terminated", /by a person/],
+  ["timeout(1) in a scope", bySystemd, scope, {}, {}, "terminated", /by a person/],
+  ["timeout(1) in a service", bySystemd, unit, {}, {}, "terminated", /by a person/],
+  ["timeout(1) in a container", bySystemd, { kind: "none" }, { systemd: false }, {}, "terminated", /by a person/],
+  ["a logout", byLogind, session, {}, {}, "killed-at-logout", /as its session ended$/],
+  ["a logout, policy unknown", byLogind, session, { killed: "unknown" }, {}, "killed-at-logout", /session/],
+  ["the idle stop", byLogind, session, { killed: "no", idleStopUs: 600e6 }, {}, "idle-stop", /idle for 10 min$/],
+  [
+    "terminate-session",
+    byLogind,
+    session,
+    { killed: "no" },
+    {},
+    "unit-stopped",
+    /systemd-logind, as somebody ended its session$/,
+  ],
+  [
+    "the last logout",
+    bySystemd,
+    scope,
+    {},
+    { states: managerStops },
+    "user-manager-stopped",
+    /stopped after the last logout$/,
+  ],
+  [
+    "restart of the user manager, lingering",
+    bySystemd,
+    scope,
+    { linger: "yes" },
+    { states: managerStops, lingers: true },
+    "user-manager-ended",
+    /somebody stopped the user manager$/,
+  ],
+  [
+    "restart of the user manager, logged in",
+    bySystemd,
+    scope,
+    {},
+    { states: managerStops, user: "STATE=active\nSESSIONS=3\n" },
+    "user-manager-ended",
+    /somebody/,
+  ],
+  [
+    "systemctl --user stop of our scope",
+    bySystemd,
+    scope,
+    { linger: "yes" },
+    { states: { "run-r29.scope": "deactivating" }, lingers: true },
+    "terminated",
+    /as run-r29\.scope was stopped$/,
+  ],
+  [
+    "the end of a service of the user manager",
+    bySystemd,
+    userService,
+    { killMode: "control-group" },
+    { states: { "build.service": "deactivating" } },
+    "unit-stopped",
+    /as build\.service ended$/,
+  ],
+  [
+    "the end of a service of the system",
+    bySystemd,
+    unit,
+    { killMode: "control-group" },
+    { states: { "deploy.service": "deactivating" } },
+    "unit-stopped",
+    /as deploy\.service ended$/,
+  ],
+  ["poweroff, in a session", byLogind, session, {}, { host: "stopping" }, "host-shutdown", /host shuts down$/],
+  [
+    "poweroff, in a scope",
+    bySystemd,
+    scope,
+    {},
+    { host: "stopping", states: managerStops },
+    "host-shutdown",
+    /host shuts down$/,
+  ],
+  ["poweroff, in a service", bySystemd, unit, {}, { host: "stopping" }, "host-shutdown", /host shuts down$/],
+];
+for (const [what, signals, place, changes, moment, reason, detail] of signalRows) {
+  end(`takes for ${reason}: ${what}`, async () => {
+    const found = await judgeEnd(new Set(signals), place, factsOf({ place, ...changes }), worldAt(moment));
+    assert.is(found.reason, reason);
+    assert.match(found.detail, detail);
+    for (const signal of signals) assert.match(found.detail, signal);
   });
 }
 
-for (const test of [parse, policy, choose, probe, linger, tools, signals]) test.run();
+end("asks nobody for a SIGTERM alone: it is to be gone soon", async () => {
+  const world: World = { ...worldAt({}), run: () => assert.unreachable("it asked") as never };
+  assert.is((await judgeEnd(new Set(["SIGTERM"]), scope, factsOf({ place: scope }), world)).reason, "terminated");
+});
+
+linger("refuses for a home that it cannot unlock", async () => {
+  const facts = factsOf({ homed: true });
+  await switchLingerOn(facts, worldOf({}));
+  assert.match(facts.lingerRefused!, /lingering cannot unlock it/);
+});
+
+end("reads how often the kernel has killed for want of memory", () => {
+  assert.is(
+    readOomKills(() => "nr_free_pages 1\noom_kill 17\ndrop_pagecache 0\n"),
+    17,
+  );
+  assert.is(
+    readOomKills(() => undefined),
+    undefined,
+  );
+});
+
+for (const test of [choose, linger, end]) test.run();

@@ -14,6 +14,7 @@ import {
   statSync,
   symlinkSync,
   truncateSync,
+  utimesSync,
   writeFileSync,
   writeSync,
 } from "node:fs";
@@ -22,10 +23,20 @@ import { hostname, userInfo } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { build } from "esbuild";
 import { suite } from "uvu";
+import * as assert from "uvu/assert";
 import { stopServer } from "../control.ts";
 import { Failure } from "../failure.ts";
-import { identify, livenessOf, openLog, readRecord, tryClaim, writeOwnFile, writeRecord } from "../record.ts";
 import type { DaemonRecord, Identity, Proc } from "../record.ts";
+import {
+  claimSoon,
+  identify,
+  livenessOf,
+  openLog,
+  readRecord,
+  tryClaim,
+  writeOwnFile,
+  writeRecord,
+} from "../record.ts";
 import {
   defaultDirectory,
   hashToken,
@@ -41,8 +52,7 @@ import {
   readToken,
   retireName,
 } from "../socket.ts";
-import { filesIn, isAlive, isRoot, sleep, until, withDirectory } from "./daemon.ts";
-import * as assert from "uvu/assert";
+import { eventually, filesIn, isAlive, isRoot, sleep, until, withDirectory } from "./daemon.ts";
 
 const modeOf = (path: string): string => (lstatSync(path).mode & 0o7777).toString(8);
 
@@ -162,14 +172,7 @@ places("are made 0700, with the directories above, whatever the umask", () =>
 
 const identity = suite("livenessOf()");
 
-const statText = (
-  pid: number,
-  command: string,
-  state: string,
-  start: string,
-  threads: number,
-  flags: number,
-): string =>
+const statText = (pid: number, command: string, state: string, start: string, threads: number, flags: number): string =>
   `${pid} (${command}) ${state} 1 ${pid} ${pid} 0 -1 ${flags} 1 2 3 4 5 6 7 8 20 0 ${threads} 0 ${start} 1234 567 18446744073709551615\n`;
 
 /** A host with one process, 77. */
@@ -183,6 +186,7 @@ function procOf({
   boot = "boot-1",
   namespace = "pid:[1]",
   host = "h",
+  machineId = machine,
   error = "ENOENT",
 } = {}): Proc {
   return {
@@ -190,6 +194,7 @@ function procOf({
     link: () => namespace,
     read: (path) => {
       if (path === "/proc/sys/kernel/random/boot_id") return `${boot}\n`;
+      if (path === "/etc/machine-id") return `${machineId}\n`;
       if (path === "/proc/77/stat" && state !== "") return statText(77, command, state, start, threads, flags);
       if (path === "/proc/77/cmdline") return words;
       throw Object.assign(new Error(), { code: path === "/proc/77/stat" ? error : "ENOENT" });
@@ -197,7 +202,15 @@ function procOf({
   };
 }
 
-const process77: Identity = { pid: 77, startTime: "5000", bootId: "boot-1", pidNamespace: "pid:[1]", host: "h" };
+const machine = "0123456789abcdef0123456789abcdef";
+const process77: Identity = {
+  pid: 77,
+  startTime: "5000",
+  bootId: "boot-1",
+  pidNamespace: "pid:[1]",
+  host: "h",
+  machineId: machine,
+};
 const fates: [what: string, proc: Parameters<typeof procOf>[0], state: string, isEnding?: boolean][] = [
   ["the same process", {}, "alive"],
   ["one that runs at the moment", { state: "R" }, "alive"],
@@ -213,8 +226,22 @@ const fates: [what: string, proc: Parameters<typeof procOf>[0], state: string, i
   ["one that goes as it is read", { state: "", error: "ESRCH" }, "dead"],
   ["one that may not be read", { state: "", error: "EACCES" }, "unknown"],
   ["another one with its pid", { start: "5001" }, "dead"],
-  ["one on another host", { host: "g" }, "unknown"],
-  ["one on another host that has gone here", { host: "g", state: "" }, "unknown"],
+  ["one on another machine", { machineId: "f".repeat(32), boot: "boot-2" }, "unknown"],
+  [
+    "one on another machine of the same name that has gone here",
+    { machineId: "f".repeat(32), boot: "boot-2", state: "" },
+    "unknown",
+  ],
+  [
+    "one on another host by its name, where there is no number",
+    { machineId: "", host: "g", boot: "boot-2" },
+    "unknown",
+  ],
+  ["one on this host by its name, where there is no number", { machineId: "", boot: "boot-2" }, "dead"],
+  ["one on this host, which was given another name", { host: "g" }, "alive"],
+  ["one that has gone on this host, which was given another name", { host: "g", state: "" }, "dead"],
+  ["one on this machine, which was given another name and booted", { host: "g", boot: "boot-2" }, "dead"],
+  ["one of this boot in a container with a number of its own", { machineId: "f".repeat(32), host: "g" }, "alive"],
   ["one before the last boot", { boot: "boot-2" }, "dead"],
   ["one in another pid namespace", { namespace: "pid:[2]" }, "unknown"],
   ["one in another pid namespace, before the last boot", { namespace: "pid:[2]", boot: "boot-2" }, "dead"],
@@ -229,7 +256,8 @@ for (const [what, proc, state, isEnding] of fates) {
     const found = livenessOf(process77, procOf(proc));
     assert.equal([found.state, found.isEnding], [state, isEnding]);
     assert.ok(found.why.length > 8);
-    if (state === "alive") assert.equal(identify(77, procOf(proc)), process77);
+    const { host = "h", machineId = machine } = proc!;
+    if (state === "alive") assert.equal(identify(77, procOf(proc)), { ...process77, host, machineId });
   });
 }
 
@@ -295,7 +323,6 @@ recordSuite("returns what writeRecord() wrote, 0600", () =>
 
 /** What stands under a record's name, and what is said of it. */
 const oddRecords: [what: string, make: (path: string) => unknown, words: RegExp, exit?: number][] = [
-  ["no bytes", (path) => writeFileSync(path, ""), /it holds 0 bytes that are not JSON$/],
   [
     "half a record",
     (path) => writeFileSync(path, JSON.stringify(record).slice(0, 100)),
@@ -441,7 +468,8 @@ const holders: [what: string, changes: object, taken: boolean][] = [
   ["of another process with its pid", { startTime: "1" }, true],
   ["of the time before the last boot", { bootId: "another" }, true],
   ["of a process that lives", {}, false],
-  ["of another host", { ...deadIdentity, host: "another" }, false],
+  ["of another host", { ...deadIdentity, bootId: "another", host: "another", machineId: "f".repeat(32) }, false],
+  ["of a process that is gone, from before the host was renamed", { ...deadIdentity, host: "another" }, true],
   ["of another pid namespace", { ...deadIdentity, pidNamespace: "pid:[1]" }, false],
 ];
 for (const [what, changes, taken] of holders) {
@@ -457,6 +485,37 @@ for (const [what, changes, taken] of holders) {
   );
 }
 
+claims("takes over what a pid namespace has left that is gone: nobody touches it", () =>
+  withDirectory(async ({ directory }) => {
+    const path = join(directory, "claim");
+    claimFile(path, "0123456789ab", { pidNamespace: "pid:[1]" });
+    assert.not.ok(wins(tryClaim(path)));
+    const started = Date.now();
+    const claim = await claimSoon(path, 5000);
+    assert.ok(claim, "it is taken over");
+    assert.ok(Date.now() - started > 500, "its holder had time to touch it");
+    // one who lives touches his own, so long as it takes
+    const old = new Date(Date.now() - 60_000);
+    utimesSync(path, old, old);
+    await eventually(() => Date.now() - lstatSync(path).mtimeMs < 30_000, "a touch");
+    claim?.release();
+    assert.equal(filesIn(directory), ["given.token"]);
+  }),
+);
+
+claims("takes over what a loss of power has left: an empty file", () =>
+  withDirectory(async ({ directory }) => {
+    const path = join(directory, "claim");
+    writeFileSync(path, "", { mode: 0o600 });
+    const claim = tryClaim(path);
+    assert.ok(wins(claim));
+    if (wins(claim)) claim.release();
+    assert.equal(filesIn(directory), ["given.token"]);
+    writeFileSync(join(directory, "record"), "", { mode: 0o600 });
+    assert.equal(readRecord(join(directory, "record")), {});
+  }),
+);
+
 claims("takes over from one who died as it took over", () =>
   withDirectory(async ({ directory }) => {
     const path = join(directory, "claim");
@@ -471,7 +530,6 @@ claims("takes over from one who died as it took over", () =>
 
 const garbage: [what: string, make: (path: string) => unknown][] = [
   ["text", (path) => writeFileSync(path, "hello", { mode: 0o600 })],
-  ["nothing", (path) => writeFileSync(path, "", { mode: 0o600 })],
   ["other JSON", (path) => writeFileSync(path, "null", { mode: 0o600 })],
   ["a FIFO", (path) => spawnSync("mkfifo", [path])],
   ["a directory", (path) => mkdirSync(path)],
@@ -525,7 +583,7 @@ claims(
       const before = filesIn(site.directory);
       for (const [round, prepare] of [
         ["nothing", () => {}],
-        ["dead", (path: string) => claimFile(path, "0123456789ab", deadIdentity)],
+              ["dead", (path: string) => claimFile(path, "0123456789ab", deadIdentity)],
         [
           "deadremoval",
           (path: string) => (

@@ -108,7 +108,7 @@ async function checkRecord(random: Random, others: Bystanders): Promise<void> {
   if (record !== undefined) await checkFound(random, others, record, text);
   else
     demand(
-      /^Cannot .+: .+$/.test(problem!.message) && problem!.message.includes(places.record),
+      text.length === 0 || (/^Cannot .+: .+$/.test(problem!.message) && problem!.message.includes(places.record)),
       "Its problem is told otherwise",
       text,
       problem,
@@ -138,8 +138,8 @@ async function checkFound(random: Random, others: Bystanders, record: DaemonReco
   const truth = stateOf(record, true);
   demand(livenessOf(record).state === truth, `It is taken for ${livenessOf(record).state}, and is ${truth}`, record);
   const isOurs =
-    record.host === hostname() &&
     record.bootId !== bootId() &&
+    isOfThisMachine(record) &&
     [record.socket.path, record.socket.bound].includes(others.socket);
   const { dev, ino } = lstatSync(others.socket);
   demand(
@@ -166,9 +166,15 @@ function checkExplanation(
   const reasons = [
     "never-started",
     "stopped",
+    "replaced",
     "rebooted",
+    "host-shutdown",
     "killed-at-logout",
+    "idle-stop",
+    "unit-stopped",
     "user-manager-stopped",
+    "user-manager-ended",
+    "out-of-memory",
     "other-host",
     "not-answering",
     "crashed",
@@ -208,11 +214,18 @@ function checkExplanation(
 
 /** Whether the process that an identity means lives, told a second time, from /proc. */
 function stateOf(identity: Identity, isDaemon: boolean): string {
-  if (identity.host !== hostname() || identity.bootId === "") return "unknown";
+  if (identity.bootId !== bootId() && !isOfThisMachine(identity)) return "unknown";
+  if (identity.bootId === "") return "unknown";
   if (identity.bootId !== bootId()) return "dead";
   if (identity.pidNamespace !== readlinkSync("/proc/self/ns/pid")) return "unknown";
   if (!isAlive(identity.pid) || statOf(identity.pid)![19] !== identity.startTime) return "dead";
   return !isDaemon || /\0--?serve\0/.test(readFileSync(`/proc/${identity.pid}/cmdline`, "latin1")) ? "alive" : "dead";
+}
+
+/** By its number, where both have one; else by name. */
+function isOfThisMachine({ machineId, host }: Identity): boolean {
+  const here = identify().machineId;
+  return machineId && here ? machineId === here : host === hostname();
 }
 
 let boot: string | undefined;
@@ -232,7 +245,13 @@ function randomIdentity(random: Random, { processes, mayBeSignalled = false }: B
     () => ({ ...here, pid: 4_000_000, startTime: "1" }),
     () => ({ ...here, bootId: "00000000-0000-0000-0000-000000000000" }),
     () => ({ ...here, pidNamespace: "pid:[1]" }),
-    () => ({ ...here, host: "\x1b[31melsewhere" }),
+    () => ({ ...here, host: "\x1b[31melsewhere" }), // renamed
+    () => ({
+      ...here,
+      bootId: "00000000-0000-0000-0000-000000000000",
+      host: "\x1b[31melsewhere",
+      machineId: "0".repeat(32),
+    }),
   ])();
 }
 
@@ -471,8 +490,10 @@ async function checkStop(random: Random, seed: number, others: Bystanders): Prom
   const { dev, ino } = lstatSync(others.deadSocket);
   const isLeft = value?.socket?.ino === ino && value.socket.dev === dev;
   const isOfEarlierBoot =
-    value?.host === hostname() &&
+    value !== null &&
+    typeof value === "object" &&
     value.bootId !== bootId() &&
+    isOfThisMachine(value) &&
     [value.socket?.path, value.socket?.bound].includes(places.socket);
   try {
     const { word, count } = await stopServer(places, { graceMs: 0, ifIdle: random(4) === 0 });

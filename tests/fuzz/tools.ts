@@ -1,7 +1,8 @@
 /** What systemd's tools say, damaged: a verdict in words, never an exception; and nothing is known that was not said. */
 
-import type { CommandResult, Facts, World } from "../../lifetime.ts";
-import { chooseLaunch, describeVerdict, probeHost } from "../../lifetime.ts";
+import type { CommandResult, Facts, World } from "../../host.ts";
+import { probeHost } from "../../host.ts";
+import { chooseLaunch, describeVerdict } from "../../lifetime.ts";
 import { oddNames } from "./json.ts";
 import type { Random } from "./random.ts";
 import { mutateBytes, pick } from "./random.ts";
