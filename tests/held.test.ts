@@ -1,0 +1,490 @@
+// time limit: 240 s
+/**
+ * Work that outlives its daemon, from outside: a process floods, one prints a line each 10 ms, one echoes what it is sent; and their daemon is
+ * killed, or replaced, at any moment. `npm run test:faults` does the full number of rounds.
+ *
+ * Each of the three says numbered records of 16 bytes: so each byte has its place, and what is missing or twice is seen.
+ */
+
+import { existsSync, lstatSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import type { TestDaemon, Wire } from "./daemon.ts";
+import { eventually, holdfast, isAlive, openBridge, runsAll, sleep, statOf, withDaemon } from "./daemon.ts";
+
+const rounds = (all: number, few: number): number => (runsAll ? all : few);
+const recordBytes = 16;
+
+/** One process as its client sees it, over all of its daemons. */
+interface Stream {
+  id: string;
+  pid: number;
+  lastSeq: number;
+  /** Of the next byte, by the records' own numbers; undefined when nothing is known of what came before. */
+  position: number;
+  /** At most so many bytes may be missing now, as was said. */
+  allowed: number;
+  /** Of output, ever; bytes that were missing and said so; gaps that were named. */
+  bytes: number;
+  lost: number;
+  gaps: number;
+  problems: string[];
+  exit?: any;
+  /** Told when a message has come. */
+  onMessage?: (message: any) => void;
+}
+
+function createStream(id: string, pid: number): Stream {
+  return { id, pid, lastSeq: 0, position: 0, allowed: 0, bytes: 0, lost: 0, gaps: 0, problems: [] };
+}
+
+function note(stream: Stream, message: any): void {
+  if (message.seq !== stream.lastSeq + 1) stream.problems.push(`seq ${message.seq} after ${stream.lastSeq}`);
+  stream.lastSeq = message.seq;
+  if (message.stream === "exit") stream.exit = message;
+  else if (message.stream === "gap") {
+    stream.gaps++;
+    stream.allowed += message.maxBytes;
+  } else noteOutput(stream, Buffer.from(message.data, "base64"));
+  stream.onMessage?.(message);
+}
+
+/** Compares the place of each chunk with the number of its first whole record, and of its last. */
+function noteOutput(stream: Stream, data: Buffer): void {
+  const text = data.toString("latin1");
+  const first = /\d{15}\n/.exec(text);
+  stream.bytes += data.length;
+  if (first) {
+    const at = (Number(first[0]) - 1) * recordBytes - first.index;
+    const missing = at - stream.position;
+    if (missing < 0) stream.problems.push(`${-missing} bytes twice at ${at}`);
+    if (missing > stream.allowed)
+      stream.problems.push(`${missing} bytes missing at ${at}, ${stream.allowed} were said`);
+    stream.lost += Math.max(0, missing);
+    stream.position = at;
+    stream.allowed = 0;
+  }
+  stream.position += data.length;
+  const last = /(\d{15})\n[^\n]*$/.exec(text);
+  if (!last) return;
+  const at = Number(last[1]) * recordBytes + (text.length - text.lastIndexOf("\n") - 1);
+  if (at !== stream.position) stream.problems.push(`its end is at ${at}, ${stream.position} was expected`);
+}
+
+/** What it takes to write to one stdin, over all daemons. */
+interface Writer {
+  stream: Stream;
+  /** Bytes whose write was answered; and those that the daemon says it has. */
+  applied: number;
+  /** Regions of which it does not know: as many bytes may be missing in the echo. */
+  unsure: number;
+  isStopped: boolean;
+}
+
+function recordsFrom(offset: number, bytes: number): Buffer {
+  const first = Math.floor(offset / recordBytes);
+  const count = Math.ceil((offset + bytes) / recordBytes) - first;
+  const text = Array.from({ length: count }, (_, at) => `${String(first + at + 1).padStart(15, "0")}\n`).join("");
+  return Buffer.from(text).subarray(offset - first * recordBytes, offset - first * recordBytes + bytes);
+}
+
+/** Writes until the connection ends, or it is stopped: of any size, one after the other, each with its offset. */
+async function writeOn(wire: Wire, writer: Writer): Promise<void> {
+  while (!writer.isStopped) {
+    const bytes = 1 + Math.floor(Math.random() ** 4 * 100_000);
+    const data = recordsFrom(writer.applied, bytes).toString("base64");
+    const outcome = await wire
+      .request("process.stdin", { id: writer.stream.id, data, offset: writer.applied })
+      .catch((error) => error);
+    if (outcome instanceof Error) {
+      if ((outcome as any).code !== -32002) return; // the connection ended, or its daemon
+      await sleep(5);
+    } else writer.applied = outcome.applied;
+    await sleep(Math.random() * 5);
+  }
+}
+
+interface Three {
+  daemon: TestDaemon;
+  streams: Stream[];
+  writer: Writer;
+  /** A connection that reads all of them, from where they were. */
+  open(): Promise<Wire>;
+  close(): void;
+}
+
+async function withThree(run: (three: Three) => Promise<void>): Promise<void> {
+  await withDaemon(async (daemon) => {
+    const { wire, bridge } = openBridge(daemon);
+    const start = async (id: string, command: string, args: string[] = []) => {
+      const stream = createStream(id, 0);
+      streams.push(stream);
+      stream.pid = (await wire.request("process.spawn", { id, command, args })).pid;
+    };
+    const streams: Stream[] = [];
+    wire.onMessage = (message) => {
+      const stream = streams.find(({ id }) => id === message.processId);
+      if (stream && message.type === "stream") note(stream, message);
+      return true;
+    };
+    const lines = 'i=0; while :; do i=$((i+1)); printf "%015d\\n" $i; sleep 0.01; done';
+    await start("flood", "seq", ["-f", "%015.0f", "1", "99999999999"]);
+    await start("lines", "sh", ["-c", lines]);
+    await start("echo", "cat");
+    const writer: Writer = { stream: streams[2]!, applied: 0, unsure: 0, isStopped: false };
+    let last = { wire, bridge };
+    const three: Three = {
+      ...{ daemon, streams, writer },
+      async open() {
+        last.bridge.kill("SIGKILL");
+        last = openBridge(daemon);
+        last.wire.onMessage = wire.onMessage;
+        await takeUp(last.wire, streams, writer);
+        return last.wire;
+      },
+      close: () => void last.bridge.kill("SIGKILL"),
+    };
+    await run(three);
+    three.close();
+  });
+}
+
+/** Goes on with each of them where it was. */
+async function takeUp(wire: Wire, streams: Stream[], writer: Writer): Promise<void> {
+  const { processes } = await wire.request("process.list");
+  const pids = (of: { id: string; pid: number }[]) => of.map(({ id, pid }) => `${id} ${pid}`).sort();
+  assert.equal(pids(processes), pids(streams), "the same processes");
+  for (const stream of streams) {
+    const { id, lastSeq, pid } = stream;
+    assert.ok(isAlive(pid), `${id} is alive`);
+    const found = await wire.request("process.reattach", { id, fromSeq: lastSeq }, (result) => {
+      if (result.firstSeq > stream.lastSeq + 1)
+        stream.problems.push(`${result.firstSeq - lastSeq - 1} messages dropped`);
+    });
+    assert.ok(found.found && found.running, JSON.stringify(found));
+    if (id !== writer.stream.id) continue;
+    const { stdinApplied, stdinUnsure } = found;
+    const unsure = stdinUnsure ? stdinUnsure.to - stdinUnsure.from : 0;
+    writer.unsure += unsure;
+    stream.allowed += unsure;
+    if (stdinApplied < writer.applied)
+      stream.problems.push(`${writer.applied - stdinApplied} accepted bytes are not known`);
+    writer.applied = stdinApplied;
+  }
+}
+
+/** What was sent to the echo has come back, but for what was said. */
+async function assertEchoed({ writer, streams }: Three): Promise<void> {
+  await eventually(() => writer.stream.position >= writer.applied, "the echo of all that was accepted", 30_000);
+  assert.is(writer.stream.position, writer.applied);
+  assert.equal(
+    streams.flatMap(({ id, problems }) => problems.map((problem) => `${id}: ${problem}`)),
+    [],
+  );
+}
+
+const test = suite("Three processes");
+
+test("go on over daemons that are killed at any moment: no byte twice, none missing but where it is said", () =>
+  withThree(async (three) => {
+    const { daemon, streams, writer } = three;
+    const count = rounds(100, 10);
+    let { pid } = daemon;
+    for (let round = 0; round < count; round++) {
+      const wire = await three.open();
+      const [before] = streams.map(({ bytes }) => bytes);
+      writer.isStopped = false;
+      const writing = writeOn(wire, writer);
+      await sleep(Math.random() * 400);
+      await eventually(() => streams[0]!.bytes > before!, "output of the flood");
+      pid = (await wire.request("server.status")).pid;
+      process.kill(pid, "SIGKILL");
+      await wire.closed;
+      writer.isStopped = true;
+      await writing;
+      const problems = streams.flatMap(({ id, problems }) =>
+        problems.map((problem) => `round ${round}, ${id}: ${problem}`),
+      );
+      assert.equal(problems, []);
+    }
+    await three.open();
+    await assertEchoed(three);
+    const said = streams.map(({ id, gaps, lost }) => `${id} ${gaps} gaps named, ${lost} bytes lost`).join("; ");
+    console.log(`\nFIGURES ${count} × kill -9: ${said}; ${writer.unsure} bytes of stdin unsure`);
+  }));
+
+test.run();
+
+const matrix = suite("A process whose daemon is killed");
+
+/** A client that keeps what it is told of each process. */
+interface Client {
+  wire: Wire;
+  /** All that came on one stream. */
+  text(id: string, stream?: string): string;
+  exit(id: string): Promise<any>;
+  spawn(id: string, script: string): Promise<number>;
+  /** Takes a process up from the beginning of what is held. */
+  reattach(id: string): Promise<any>;
+  close(): void;
+}
+
+function joinAs(daemon: TestDaemon): Client {
+  const { wire, bridge } = openBridge(daemon);
+  const of = (id: string, stream: string) => wire.messages.filter((it) => it.processId === id && it.stream === stream);
+  return {
+    wire,
+    text: (id, stream = "stdout") =>
+      Buffer.concat(of(id, stream).map(({ data }) => Buffer.from(data, "base64"))).toString(),
+    exit: (id) => wire.message((message) => message.processId === id && message.stream === "exit"),
+    spawn: async (id, script) => (await wire.request("process.spawn", { id, command: "sh", args: ["-c", script] })).pid,
+    reattach: (id) => wire.request("process.reattach", { id, fromSeq: 0 }),
+    close: () => void bridge.kill("SIGKILL"),
+  };
+}
+
+/** Kills the daemon, with nobody connected, and waits until it has gone. */
+async function killDaemon(client: Client): Promise<void> {
+  const { pid } = await client.wire.request("server.status");
+  client.close();
+  process.kill(pid, "SIGKILL");
+  await eventually(() => !isAlive(pid), "the daemon is dead");
+}
+
+/** The directories of the held, and what one of them says of its process. */
+const heldIn = ({ socket }: TestDaemon): string[] =>
+  readdirSync(`${socket}.held`)
+    .map((name) => join(`${socket}.held`, name))
+    .filter((directory) => existsSync(join(directory, "about")));
+const aboutOf = (directory: string): any => JSON.parse(readFileSync(join(directory, "about"), "utf8"));
+const directoryOf = (daemon: TestDaemon, id: string): string =>
+  heldIn(daemon).find((directory) => aboutOf(directory).id === id)!;
+
+function killed(name: string, body: (daemon: TestDaemon, client: Client) => Promise<void>): void {
+  matrix(name, () =>
+    withDaemon(async (daemon) => {
+      const client = joinAs(daemon);
+      await body(daemon, client);
+      client.close();
+    }),
+  );
+}
+
+killed("goes on, and its stdin stays open", async (daemon, client) => {
+  const pid = await client.spawn("a", "echo before; read -r line; echo $line; exit 9");
+  await eventually(() => client.text("a") === "before\n", "its first line");
+  await killDaemon(client);
+  assert.ok(isAlive(pid));
+  const next = joinAs(daemon);
+  const { instanceId } = await next.wire.request("server.capabilities");
+  assert.match(instanceId, /^[0-9a-f]{32}$/);
+  const found = await next.reattach("a");
+  assert.equal([found.found, found.running, found.stdinApplied], [true, true, 0]);
+  await next.wire.request("process.stdin", { id: "a", data: Buffer.from("after\n").toString("base64"), offset: 0 });
+  const { exitCode } = await next.exit("a");
+  assert.equal([next.text("a"), exitCode], ["before\nafter\n", 9]);
+  next.close();
+});
+
+killed("and that ends meanwhile is told with its last words and its exit", async (daemon, client) => {
+  const scripts = { code: "sleep 0.5; echo last; exit 7", signal: "sleep 0.5; echo last; kill -SEGV $$" };
+  const pids: number[] = [];
+  for (const [id, script] of Object.entries(scripts)) pids.push(await client.spawn(id, script));
+  await killDaemon(client);
+  await eventually(() => pids.every((pid) => statOf(pid)?.[0] === "Z"), "both have ended, and are kept");
+  const next = joinAs(daemon);
+  for (const id of Object.keys(scripts)) await next.reattach(id);
+  const [code, signal] = [await next.exit("code"), await next.exit("signal")];
+  assert.equal([code.exitCode, code.signal, next.text("code")], [7, undefined, "last\n"]);
+  assert.equal([signal.exitCode, signal.signal, next.text("signal")], [139, "SIGSEGV", "last\n"]);
+  next.close();
+});
+
+killed("twice, and its directory removed in between, goes on", async (daemon, client) => {
+  await client.spawn("a", "while read -r line; do echo $line; done; exit 3");
+  await killDaemon(client);
+  const next = joinAs(daemon);
+  await next.reattach("a");
+  rmSync(`${daemon.socket}.held`, { recursive: true });
+  await next.wire.request("process.stdin", { id: "a", data: Buffer.from("one\n").toString("base64"), end: true });
+  const { exitCode } = await next.exit("a");
+  assert.equal([next.text("a"), exitCode], ["one\n", 3]);
+  next.close();
+});
+
+killed("and its holder, too, goes on; how it ends is not known, or right", async (daemon, client) => {
+  const pid = await client.spawn("a", "read -r line; echo $line; sleep 0.3; exit 3");
+  const { holder } = aboutOf(directoryOf(daemon, "a"));
+  process.kill(holder.holder.pid, "SIGKILL");
+  await killDaemon(client);
+  const next = joinAs(daemon);
+  await next.reattach("a");
+  assert.ok(isAlive(pid));
+  await next.wire.request("process.stdin", { id: "a", data: Buffer.from("one\n").toString("base64") });
+  const { exitCode } = await next.exit("a");
+  assert.is(next.text("a"), "one\n");
+  assert.ok([3, -1].includes(exitCode), String(exitCode));
+  next.close();
+});
+
+killed("and the keeper of its stdin, too, sees the end of that; no more", async (daemon, client) => {
+  await client.spawn("a", "cat; echo end; exit 4");
+  const { holder } = aboutOf(directoryOf(daemon, "a"));
+  process.kill(holder.keeper.pid, "SIGKILL");
+  await killDaemon(client);
+  const next = joinAs(daemon);
+  await next.reattach("a");
+  const { exitCode } = await next.exit("a");
+  assert.equal([next.text("a"), exitCode], ["end\n", 4]);
+  next.close();
+});
+
+killed("as it dies is ended by --stop, which counts it and leaves nothing", async (daemon, client) => {
+  const pid = await client.spawn("a", "trap 'echo told; exit 5' TERM; echo up; while :; do sleep 0.05; done");
+  const other = await client.spawn("b", "(trap '' TERM; sleep 100) & wait");
+  await eventually(() => client.text("a") === "up\n", "it is up");
+  const pids = heldIn(daemon).flatMap((directory) => Object.values(aboutOf(directory).holder).map((it: any) => it.pid));
+  await killDaemon(client);
+  const { code, stdout, stderr } = await holdfast(["--stop", "--grace", "0", "--socket", daemon.socket]);
+  assert.equal([code, stdout.toString()], [0, "stopped 2\n"], stderr);
+  await eventually(() => ![pid, other, ...pids].some((it) => it && isAlive(it)), "nothing is left of it");
+  const fifos = readdirSync(`${daemon.socket}.held`, { recursive: true }).filter((name) =>
+    lstatSync(join(`${daemon.socket}.held`, String(name))).isFIFO(),
+  );
+  assert.equal(fifos, []);
+  const { code: served } = await holdfast(["--serve", "--socket", daemon.socket, "--token-file", daemon.tokenFile]);
+  assert.is(served, 0);
+  const next = joinAs(daemon);
+  const found = await next.reattach("a");
+  await next.exit("a");
+  assert.equal([found.running, found.exitCode, next.text("a")], [false, 5, "up\ntold\n"]);
+  next.close();
+});
+
+killed("keeps 40 MiB that it said to nobody, over its own end and --stop", async (daemon, client) => {
+  const bytes = 40 << 20;
+  await client.spawn("a", `head -c ${bytes} /dev/zero; exit 6`);
+  await killDaemon(client);
+  const next = joinAs(daemon);
+  const ended = async () => (await next.wire.request("process.list")).processes[0].running === false;
+  for (let i = 0; !(await ended()); i++) {
+    assert.ok(i < 200, "its end");
+    await sleep(100);
+  }
+  next.close();
+  const { code, stderr } = await holdfast(["--stop", "--socket", daemon.socket]);
+  assert.is(code, 0, stderr);
+  assert.is((await holdfast(["--serve", "--socket", daemon.socket, "--token-file", daemon.tokenFile])).code, 0);
+  const last = joinAs(daemon);
+  let count = 0;
+  last.wire.onMessage = (message) => {
+    if (message.stream !== "stdout") return false;
+    count += Buffer.from(message.data, "base64").length;
+    return true;
+  };
+  const found = await last.reattach("a");
+  assert.is((await last.exit("a")).exitCode, 6);
+  const gap = last.wire.messages.find(({ stream }) => stream === "gap");
+  assert.is(found.firstSeq, 1);
+  assert.ok(
+    count === bytes || (gap && count >= bytes - gap.maxBytes),
+    `${count} of ${bytes} bytes, ${JSON.stringify(gap)}`,
+  );
+  last.close();
+});
+
+killed("is taken up although others are damaged, of which nobody is signalled", async (daemon, client) => {
+  const ids = ["fine", "about", "format", "stranger", "segment", "mark", "journal"];
+  const pids = [];
+  for (const id of ids) pids.push(await client.spawn(id, "echo said; read -r line; echo $line"));
+  for (const id of ids) await eventually(() => client.text(id) === "said\n", "its word");
+  await killDaemon(client);
+  const of = Object.fromEntries(ids.map((id) => [id, directoryOf(daemon, id)])) as Record<string, string>;
+  const damage = (id: string, name: string, data: string | Buffer) => writeFileSync(join(of[id]!, name), data);
+  damage("about", "about", "{ half of");
+  damage("format", "about", JSON.stringify({ ...aboutOf(of.format!), format: 99 }));
+  const stranger = aboutOf(of.stranger!);
+  stranger.holder.child = stranger.holder.holder = { pid: process.pid, startTime: statOf(process.pid)![19] };
+  damage("stranger", "about", JSON.stringify(stranger));
+  damage("segment", "0", Buffer.alloc(5000, 0xee));
+  damage("mark", "mark", "x");
+  damage("journal", "stdin", Buffer.alloc(100, 0xee));
+  const next = joinAs(daemon);
+  const { processes } = await next.wire.request("process.list");
+  const taken = processes.map(({ id }: any) => id).sort();
+  assert.equal(taken, ["fine", "journal", "mark", "segment"]);
+  const { takenUp } = await next.wire.request("server.status");
+  assert.is(takenUp.problems.length, 3, JSON.stringify(takenUp));
+  for (const words of [/is damaged/, /format is 99, this version knows 1/, /is not its holder/])
+    assert.ok(
+      takenUp.problems.some((problem: string) => words.test(problem)),
+      `${words}: ${takenUp.problems}`,
+    );
+  for (const problem of takenUp.problems) assert.ok(daemon.log().includes(problem), problem);
+  assert.ok(pids.every(isAlive), "nobody was signalled");
+  for (const id of taken) {
+    await next.reattach(id);
+    await next.wire.request("process.stdin", { id, data: Buffer.from("on\n").toString("base64") }).catch(() => {});
+  }
+  await next.exit("fine");
+  assert.is(next.text("fine"), "said\non\n");
+  next.close();
+  for (const id of ["about", "format", "stranger"]) safelyEnd(pids[ids.indexOf(id)]!);
+  await sleep(0);
+  endHolders(daemon);
+});
+
+/** Ends what a test has made a daemon leave alone. */
+function safelyEnd(pid: number): void {
+  if (isAlive(pid)) process.kill(-pid, "SIGKILL");
+}
+
+function endHolders({ socket }: TestDaemon): void {
+  for (const name of readdirSync("/proc").filter((it) => /^\d+$/.test(it) && Number(it) !== process.pid)) {
+    try {
+      const words = readFileSync(`/proc/${name}/cmdline`, "utf8");
+      if (words.includes(`${socket}.held/`) && statOf(name)?.[0] === "T") process.kill(Number(name), "SIGKILL");
+    } catch {
+      // it has just ended
+    }
+  }
+}
+
+killed("is found again, and so is the port that it listens on", async (daemon, client) => {
+  const script = "const s = require('net').createServer().listen(0, '127.0.0.1', () => console.log(s.address().port))";
+  const start = { command: process.execPath, args: ["-e", script], id: "server" };
+  const { pid } = await client.wire.request("process.spawn", start);
+  await eventually(() => client.text("server").endsWith("\n"), "its port");
+  await killDaemon(client);
+  const next = joinAs(daemon);
+  const [{ id, pid: found, running }] = (await next.wire.request("process.list")).processes;
+  assert.equal([id, found, running], ["server", pid, true]);
+  const refused = await next.wire.request("process.spawn", start).catch((error) => error);
+  assert.is((refused as any).code, -32602, "a live id is refused");
+  assert.equal(await next.wire.request("process.killAndWait", { id: "server" }), { found: true, died: true });
+  next.close();
+});
+
+killed("leaves what it has put into the background alone", async (daemon, client) => {
+  const script = "nohup sh -c 'while sleep 0.2; do echo tick; done' & echo started $!";
+  await client.spawn("service", script);
+  await client.exit("service");
+  const pid = Number(/started (\d+)/.exec(client.text("service"))![1]);
+  await killDaemon(client);
+  await sleep(1000);
+  assert.ok(isAlive(pid), "no SIGPIPE while there is no daemon");
+  const next = joinAs(daemon);
+  const { lastSeq } = await next.reattach("service");
+  const { seq } = await next.exit("service");
+  assert.ok(lastSeq > seq, "what it said after its exit is held");
+  await next.wire.request("process.reattach", { id: "service", fromSeq: seq });
+  const ticks = () => next.text("service").split("tick").length;
+  const before = ticks();
+  await eventually(() => ticks() > before + 2, "more ticks");
+  assert.ok(isAlive(pid));
+  process.kill(pid, "SIGKILL");
+  next.close();
+});
+
+matrix.run();

@@ -1,0 +1,133 @@
+// time limit: 240 s
+/**
+ * Work on a host that kills at logout: what --serve promises of it, over the death of its daemon and of every session.
+ *
+ * Each step is in an ssh session of its own, and between them nobody is logged in.
+ */
+
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import type { Wire } from "../daemon.ts";
+import { builtFile, createWire, sideBySide } from "../daemon.ts";
+import type { Host, HostProcess } from "./host.ts";
+import { requireHosts, until, withHost } from "./host.ts";
+
+requireHosts(2);
+
+const socket = ".run/rpc.sock";
+/** UserStopDelaySec= is 10 s: what ends with the user manager is gone by then. */
+const loggedOutMs = 14_000;
+const serve = `./server --stop --socket ${socket} && ./server --serve --socket ${socket} --token-file token`;
+/** A numbered line each 200 ms; it ends when it is told to. */
+const script =
+  'i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done & read -r line; kill $!; echo "read $line"; exit 7';
+
+const sleep = (ms: number): Promise<void> => new Promise((done) => setTimeout(done, ms));
+
+/** What the holders, the keepers and the processes of a user are, by their words. */
+const heldOf = (host: Host): HostProcess[] => host.processes(/\.held\/|read -r line/);
+
+async function install(host: Host): Promise<void> {
+  await host.copy("dev", builtFile, "server");
+  assert.is((await host.ssh("dev", "umask 077; mkdir .run; echo t > token")).code, 0);
+}
+
+/** Talks to the daemon in a session of its own, which ends with it. */
+async function withBridge<T>(host: Host, use: (wire: Wire, said: () => string) => Promise<T>): Promise<T> {
+  const client = host.spawnSsh("dev", `./server --bridge --socket ${socket}`);
+  let stderr = "";
+  client.stderr.on("data", (chunk) => {
+    stderr += chunk;
+  });
+  const ended = new Promise((done) => client.once("close", done));
+  try {
+    return await use(createWire(client.stdout, client.stdin, "t"), () => stderr);
+  } finally {
+    client.stdin.end();
+    await ended;
+  }
+}
+
+const spawnJob = (host: Host): Promise<number> =>
+  withBridge(host, async (wire) => {
+    const { pid } = await wire.request("process.spawn", { id: "job", command: "sh", args: ["-c", script] });
+    await wire.message(({ stream }) => stream === "stdout");
+    return pid;
+  });
+
+/** @returns The job's lines, up to its end, which this client asks for. */
+async function finishJob(wire: Wire): Promise<{ lines: string[]; exit: any; found: any }> {
+  const found = await wire.request("process.reattach", { id: "job", fromSeq: 0 });
+  if (found.running) await wire.request("process.stdin", { id: "job", data: Buffer.from("now\n").toString("base64") });
+  const exit = await wire.message(({ stream }) => stream === "exit");
+  const chunks = wire.messages
+    .filter(({ stream }) => stream === "stdout")
+    .map(({ data }) => Buffer.from(data, "base64"));
+  return { lines: Buffer.concat(chunks).toString().trimEnd().split("\n"), exit, found };
+}
+
+async function killDaemon(host: Host): Promise<void> {
+  const [daemon, ...others] = host.processes("--launched");
+  assert.equal(others, []);
+  process.kill(daemon!.pid, "SIGKILL");
+  await until(() => host.processes("--launched").every(({ pid }) => pid !== daemon!.pid), "the daemon to be dead");
+}
+
+const all = suite("Work on a host that kills at logout:");
+const held = sideBySide(all, 2);
+
+held("lives where lingering is on, over the last logout and its daemon's death, and nothing of it is missing", () =>
+  withHost({ killUserProcesses: true, users: ["dev+linger"] }, async (host) => {
+    await install(host);
+    const started = await host.ssh("dev", serve);
+    assert.match(started.stdout, /survives logout: yes\)/, started.stderr);
+    const pid = await spawnJob(host);
+    await host.sleepUntilLoggedOut("dev");
+    assert.ok(
+      heldOf(host).every(({ cgroup }) => /\/user@\d+\.service\//.test(cgroup)),
+      JSON.stringify(heldOf(host)),
+    );
+    await killDaemon(host);
+    await sleep(loggedOutMs);
+    assert.is(host.sessions("dev").filter(({ state }) => state !== "closing").length, 0);
+    assert.ok(host.isAlive(pid), "the job lives");
+    await withBridge(host, async (wire) => {
+      const [job] = (await wire.request("process.list")).processes;
+      assert.equal([job.id, job.pid, job.running], ["job", pid, true]);
+      const { lines, exit } = await finishJob(wire);
+      assert.is(lines.pop(), "read now");
+      const gaps = wire.messages.filter(({ stream }) => stream === "gap");
+      assert.equal(gaps, []);
+      assert.equal(
+        lines,
+        lines.map((_, at) => String(at + 1)),
+      );
+      assert.ok(lines.length > loggedOutMs / 250, `${lines.length} lines`);
+      assert.is(exit.exitCode, 7);
+    });
+    assert.match((await host.ssh("dev", `./server --stop --socket ${socket}`)).stdout, /^stopped 0$/m);
+    await until(() => heldOf(host).length === 0, "all to be gone");
+  }),
+);
+
+held(
+  "ends with the user manager where lingering is off: nothing is left, and what it had said is told, and why it ended",
+  () =>
+    withHost({ killUserProcesses: true, logind: ["UserStopDelaySec=1"] }, async (host) => {
+      await install(host);
+      const started = await host.ssh("dev", serve);
+      assert.match(started.stdout, /survives logout: until about 1 s after your last session ends\)/, started.stderr);
+      const pid = await spawnJob(host);
+      await host.sleepUntilUserManagerEnded("dev");
+      await until(() => !host.isAlive(pid) && heldOf(host).length === 0, "all to be gone");
+      await withBridge(host, async (wire, said) => {
+        const { lines, exit, found } = await finishJob(wire);
+        assert.is(found.running, false);
+        assert.is(lines[0], "1");
+        assert.ok(exit.signal !== undefined || exit.unknown !== undefined, JSON.stringify(exit));
+        assert.match(said(), /as systemd stopped the user manager after the last logout/);
+      });
+    }),
+);
+
+all.run();
