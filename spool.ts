@@ -337,11 +337,15 @@ function writeMessages(spool: Spool, messages: Message[]): void {
   try {
     if (!spool.isInMemory) writeToFile(spool, records, length, seq);
   } catch (error) {
-    spool.isInMemory = true;
-    spool.room.log(`[Process] The output of "${spool.name}" is held in memory from now on: ${reasonOf(error)}`);
+    useMemory(spool, reasonOf(error));
   }
   if (spool.isInMemory) writeToMemory(spool, records, length, seq);
   spool.lastSeq = messages.at(-1)!.seq;
+}
+
+function useMemory(spool: Spool, why: string): void {
+  spool.isInMemory = true;
+  spool.room.log(`[Process] The output of "${spool.name}" is held in memory from now on: ${why}`);
 }
 
 function writeToFile(spool: Spool, records: Buffer[], length: number, seq: number): void {
@@ -542,14 +546,20 @@ function dropUntil(room: Room, used: (spool: Spool) => number, isEnough: () => b
     if (isEnough()) return;
     if (used(spool) > 0) dropOutput(spool);
   }
+  const living = [...room.spools].filter((spool) => spool.endedAt === undefined && used(spool) > 0);
+  const isOnDisk = used === diskOf;
   while (!isEnough()) {
-    const droppable = [...room.spools].filter((spool) => {
-      return spool.endedAt === undefined && used(spool) > 0 && isRead(spool, spool.segments[0]!);
+    living.sort((a, b) => used(b) - used(a));
+    const most = living.find((spool) => {
+      const [oldest, next] = spool.segments;
+      return oldest && isRead(spool, oldest) && (next || !isOnDisk);
     });
-    const most = droppable.sort((a, b) => used(b) - used(a))[0];
-    if (!most) return;
+    if (!most) break;
     dropSegment(most, most.segments[0]!);
   }
+  // of files that are all the newest of somebody nothing is dropped: they do not grow any more
+  const largest = isOnDisk && !isEnough() && living.find(({ isInMemory }) => !isInMemory);
+  if (largest) useMemory(largest, "there is no more room for it on the disk");
 }
 
 function exitBytes({ exit }: Spool): number {
