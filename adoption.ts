@@ -12,14 +12,14 @@ import { Buffer } from "node:buffer";
 import { lstatSync, rmdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Child, Origin, Stdin } from "./children.ts";
-import { createChild, exitFrom, finish, groupMembers, shorten } from "./children.ts";
+import { createChild, exitFrom, finish, groupMembers, leaveChild, shorten } from "./children.ts";
 import { cannot, exitCodes, reasonOf, safely } from "./failure.ts";
 import type { Adopted } from "./holders.ts";
 import { adoptHeld, sweepHeld } from "./holders.ts";
 import type { KeptAbout, KeptExit, Mark } from "./kept.ts";
 import { createMark, keptDirectories, readAbout, readExit, readJournal, readMark } from "./kept.ts";
 import type { Processes } from "./processes.ts";
-import { claimKept, createProcesses, endAll, freeId, keep, liveCount } from "./processes.ts";
+import { claimKept, closeDisk, createProcesses, endAll, freeId, keep, liveCount } from "./processes.ts";
 import type { Identity } from "./record.ts";
 import { livenessOf, now, tryClaim } from "./record.ts";
 import type { Ended, HolderRecord, Known, Running, Watch } from "./running.ts";
@@ -88,6 +88,22 @@ export function forgetLeft(path: string): void {
   for (const directory of keptDirectories(path).directories) rmSync(directory, { recursive: true, force: true });
   claim.release();
   safely(() => rmdirSync(path));
+}
+
+/**
+ * Leaves all that is held to the next daemon, which takes it up when this process has ended; nothing is lost, and nothing is told twice.
+ *
+ * @returns How many could not be left: they have plain pipes, and end with this daemon.
+ */
+export async function leaveAll(processes: Processes): Promise<number> {
+  processes.isEnding = true;
+  clearInterval(processes.sweeper);
+  processes.environment.closed.abort();
+  await Promise.all(processes.starting.values());
+  const all = [...processes.children.values()];
+  for (const child of all) leaveChild(child);
+  await closeDisk(processes);
+  return all.filter(({ isOver, mark }) => !isOver && !mark).length;
 }
 
 function takeUpAll(processes: Processes, path: string): void {

@@ -241,9 +241,10 @@ function settleSoon(child: Child): void {
   }, settleMs).unref();
 }
 
-export function settle(child: Child): void {
+/** @param aheadMs Nothing is read any more from now on, whatever a file's clock says. */
+function settle(child: Child, aheadMs = 0): void {
   const { mark, spool, outputBytes } = child;
-  if (mark) writeMark(spool.directory!, Object.assign(mark, { settledAt: Date.now(), outputBytes }));
+  if (mark) writeMark(spool.directory!, Object.assign(mark, { settledAt: Date.now() + aheadMs, outputBytes }));
 }
 
 /** Counts what a child says that nobody has read for long, and lets it stand still for the rest of a tenth of a second. */
@@ -546,6 +547,16 @@ export function listArguments(args: readonly string[]): string[] {
 
 export function describeState({ isOver, exit, stdin }: Child): object {
   return { stdinApplied: stdin.applied, ...(isOver ? exit : {}) };
+}
+
+/** To the next daemon: what was read is in the spool, and known to be. One with plain pipes cannot be left. */
+export function leaveChild(child: Child): void {
+  clearTimeout(child.burst.timer);
+  clearTimeout(child.exitTimer);
+  clearTimeout(child.settleTimer);
+  child.running?.leave?.();
+  if (child.running?.leave) settle(child, settleMs);
+  restSpool(child.spool);
 }
 
 /** A part of a client's own text, for the log and for errors. */

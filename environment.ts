@@ -18,6 +18,8 @@ import { resolvePath } from "./files.ts";
 import type { Lanes } from "./lanes.ts";
 import { hasFarMounts, runInLane } from "./lanes.ts";
 import { now } from "./record.ts";
+import { invalidParam } from "./rpc.ts";
+import type { Start } from "./running.ts";
 
 /** One look at the SSH agent serves the spawns of so long: a forwarded one is on the user's machine. An agent that hangs is not dead. */
 const agentCheckMs = 5000;
@@ -71,6 +73,18 @@ export async function makeEnvironment(
   }
   if (made.SSH_AUTH_SOCK && (await isAgentDead(environment, made.SSH_AUTH_SOCK))) delete made.SSH_AUTH_SOCK;
   return { ...made, ...requested };
+}
+
+/** No path, argument or variable can have a NUL in it: what comes after would be lost. */
+export function refuseNul({
+  command,
+  args,
+  env,
+}: Pick<Start, "command" | "args"> & { env: Record<string, string> }): void {
+  if (command.includes("\0")) throw invalidParam("command", command, "without NUL");
+  if (args.some((text) => text.includes("\0"))) throw invalidParam("args", args, "without NUL");
+  if (Object.entries(env).some(([name, value]) => !/^[^=\0]+$/.test(name) || value.includes("\0")))
+    throw invalidParam("env", env, "names without =, and no NUL");
 }
 
 /** Finds where a child starts: in `cwd`, or at home, or in / where there is no home. */

@@ -9,8 +9,8 @@
  * readers.ts.
  */
 
-import { lstatSync, mkdirSync, rmdirSync } from "node:fs";
-import { basename, join } from "node:path";
+import { lstatSync, mkdirSync, realpathSync, rmdirSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
 import type { Child, Shared } from "./children.ts";
 import {
   acceptStdin,
@@ -35,14 +35,21 @@ import {
   signalGroup,
 } from "./children.ts";
 import type { Environment } from "./environment.ts";
-import { createEnvironment, findDirectory, makeEnvironment, requireAnswers, startFailure } from "./environment.ts";
+import {
+  createEnvironment,
+  findDirectory,
+  makeEnvironment,
+  refuseNul,
+  requireAnswers,
+  startFailure,
+} from "./environment.ts";
 import { cannot, errorCodes, Failure, reasonOf, safely } from "./failure.ts";
 import { decodeBase64 } from "./files.ts";
 import type { Holders } from "./holders.ts";
 import { closeHolders, droppedNames, probeHolders, startHeld, takeDirectory } from "./holders.ts";
 import { createMark, format, writeAbout, writeMark } from "./kept.ts";
 import type { Lanes } from "./lanes.ts";
-import { createLanes } from "./lanes.ts";
+import { createLanes, hasFarMounts } from "./lanes.ts";
 import type { Link } from "./readers.ts";
 import { attach, detach, linkOf, serve } from "./readers.ts";
 import type { Claim } from "./record.ts";
@@ -154,13 +161,14 @@ export interface ChildSummary {
 
 export function createProcesses(world: ProcessWorld): Processes {
   const limits = { ...defaultLimits, ...world.limits };
+  const lanes = world.lanes || createLanes();
   const home = (): string => safely(() => homeDirectory(world.env)) || "/";
   const processes: Processes = {
     world,
     limits,
-    lanes: world.lanes || createLanes(),
+    lanes,
     environment: createEnvironment(world.env, home, world.log, limits.loginPathMs),
-    room: world.room ?? createRoom(world.log, { path: world.keptPath, spoolBytes: world.spoolBytes }),
+    room: world.room ?? roomOf(world, lanes),
     children: new Map(),
     starting: new Map(),
     links: new Map(),
@@ -184,6 +192,14 @@ export function createProcesses(world: ProcessWorld): Processes {
     },
   };
   return processes;
+}
+
+/** No output is written to a file system that may stop to answer. */
+function roomOf({ log, keptPath, spoolBytes }: ProcessWorld, lanes: Lanes): Room {
+  const real = keptPath && safely(() => realpathSync(dirname(keptPath)));
+  const isFar =
+    real && hasFarMounts(lanes) && [...lanes.far.keys()].some((mount) => `${real}/`.startsWith(`${mount}/`));
+  return createRoom(log, { path: keptPath, spoolBytes: isFar ? 0 : spoolBytes });
 }
 
 export function processMethods(processes: Processes): Methods {
@@ -248,7 +264,7 @@ export async function endAll(processes: Processes, { graceMs }: { graceMs: numbe
     for (const child of groups) safely(() => signalGroup(child, "SIGKILL", "shutdown"));
     await haveEnded(groups, killWaitMs);
   }
-  await soon(() => all.every(({ isClosed }) => isClosed), lastReadMs); // what they have left in their pipes
+  await soon(() => all.every(({ running }) => !running), lastReadMs); // what they have left in their pipes
   for (const child of all) if (child.exit) finish(processes, child);
   for (const child of all) release(child);
   await closeDisk(processes);
@@ -256,7 +272,7 @@ export async function endAll(processes: Processes, { graceMs }: { graceMs: numbe
 }
 
 /** Removes what was made ahead, and lets the next daemon have the rest. */
-async function closeDisk(processes: Processes): Promise<void> {
+export async function closeDisk(processes: Processes): Promise<void> {
   const { room, holders, claim, ended, forgetsAll } = processes;
   if (forgetsAll) for (const child of ended) forget(processes, child, "forgotten");
   const found = await holders;
@@ -304,17 +320,18 @@ async function spawnChild(processes: Processes, params: Params, { peer }: Caller
     if (before) forget(processes, before, peer.id);
     children.set(id, child);
     if (!link.isClosed) attach(child, link, 1, { share: false, lossless });
-    return { success: true, pid: child.about.pid, ...(params.id === undefined ? { id } : {}), ...droppedOf(dropped) };
+    // names that are no identifiers, where no shell can pass them on
+    return {
+      success: true,
+      pid: child.about.pid,
+      ...(params.id === undefined ? { id } : {}),
+      ...(dropped.length > 0 ? { droppedEnv: dropped } : {}),
+    };
   } finally {
     starting.delete(id);
     settle();
     announceIdle(processes);
   }
-}
-
-/** Names of the environment that are no identifiers, where no shell can pass them on. */
-function droppedOf(dropped: string[]): object {
-  return dropped.length > 0 ? { droppedEnv: dropped } : {};
 }
 
 function readRequest(processes: Processes, params: Params): Request {
@@ -582,12 +599,4 @@ function listChildren({ children }: Processes, params: Params): object {
     return room < 0 ? "…" : cut;
   };
   return { processes: [...children.values()].map((child) => describeChild(child, take)) };
-}
-
-/** No path, argument or variable can have a NUL in it: what comes after would be lost. */
-function refuseNul({ command, args, env }: Request): void {
-  if (command.includes("\0")) throw invalidParam("command", command, "without NUL");
-  if (args.some((text) => text.includes("\0"))) throw invalidParam("args", args, "without NUL");
-  if (Object.entries(env).some(([name, value]) => !/^[^=\0]+$/.test(name) || value.includes("\0")))
-    throw invalidParam("env", env, "names without =, and no NUL");
 }
