@@ -12,7 +12,7 @@ import { Buffer } from "node:buffer";
 import { lstatSync, rmdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Child, Origin, Stdin } from "./children.ts";
-import { createChild, exitFrom, finish, groupMembers, leaveChild, shorten } from "./children.ts";
+import { createChild, exitFrom, finish, groupMembers, leaveChild, pumpStdin, shorten } from "./children.ts";
 import { cannot, exitCodes, reasonOf, safely } from "./failure.ts";
 import type { Adopted } from "./holders.ts";
 import { adoptHeld, sweepHeld } from "./holders.ts";
@@ -160,6 +160,7 @@ function takeUpOne(processes: Processes, directory: string, about: KeptAbout): C
   else {
     nameGap(child, mark, found);
     if ("ended" in found) endNow(processes, child, found.ended);
+    else pumpStdin(processes, child);
   }
   return child;
 }

@@ -309,7 +309,7 @@ async function spawnChild(processes: Processes, params: Params, { peer }: Caller
   const request = readRequest(processes, params);
   const { id, lossless } = request;
   const old = children.get(id);
-  if (starting.has(id) || (old && !mayReplace(old)))
+  if (starting.has(id) || (old && !(old.isOver && ![...old.readers].some(({ place }) => place.holds))))
     throw cannot(`start process "${shorten(id)}": a process with this id is alive`, { code: errorCodes.invalidParams });
   const link = linkOf(links, peer, limits); // now: it may close while we wait
   let settle!: () => void;
@@ -372,11 +372,6 @@ export function freeId({ children, starting }: Processes, name: string): string 
     const id = count === 1 ? name : `${name}-${count}`;
     if (!children.has(id) && !starting.has(id)) return id;
   }
-}
-
-/** Nobody waits for the rest of it. */
-function mayReplace(child: Child): boolean {
-  return child.isOver && ![...child.readers].some(({ place }) => place.holds);
 }
 
 async function startChild(processes: Processes, request: Request): Promise<{ child: Child; dropped: string[] }> {

@@ -1,0 +1,379 @@
+// time limit: 120 s
+/** What a dead daemon has left, taken up by the next; from outside, by the built file. */
+
+import { createHash } from "node:crypto";
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import type { TestDaemon, Wire } from "./daemon.ts";
+import { eventually, holdfast, isAlive, lanesOf, openSocket, sideBySide, sleep, withDaemon } from "./daemon.ts";
+
+const test = suite("what a dead daemon has left");
+const tests = sideBySide(test, lanesOf(2));
+
+interface Left {
+  daemon: TestDaemon;
+  /** Of what is kept. */
+  held: string;
+  wire: Wire;
+  /** /bin/sh -c. */
+  start(id: string, script: string, more?: object): Promise<number>;
+  /** The directory of a child. */
+  directoryOf(id: string): string;
+  kill(): Promise<void>;
+  /** Starts the next daemon. */
+  serve(...args: string[]): Promise<void>;
+  stop(...args: string[]): Promise<string>;
+  entry(id: string): Promise<any>;
+  /** All messages of a child from the beginning, until its exit or so many. */
+  replay(id: string, count?: number): Promise<any[]>;
+  text(id: string, stream?: string): Promise<string>;
+}
+
+function leaves(name: string, run: (left: Left) => Promise<void>, env: NodeJS.ProcessEnv = {}): void {
+  tests(name, () =>
+    withDaemon(async (daemon) => {
+      const { directory, socket, token } = daemon;
+      const tokenFile = join(directory, "tests.token");
+      writeFileSync(tokenFile, token, { mode: 0o600 });
+      const held = `${socket}.held`;
+      const about = (path: string) => JSON.parse(readFileSync(join(held, path, "about"), "utf8"));
+      const left: Left = {
+        ...{ daemon, held, wire: openSocket(daemon).wire },
+        start: async (id, script, more = {}) =>
+          (await left.wire.request("process.spawn", { id, command: "/bin/sh", args: ["-c", script], ...more })).pid,
+        directoryOf: (id) =>
+          join(held, readdirSync(held).find((path) => existsSync(join(held, path, "about")) && about(path).id === id)!),
+        async kill() {
+          const { pid } = await left.wire.request("server.status");
+          process.kill(pid, "SIGKILL");
+          await left.wire.closed;
+          await eventually(() => !isAlive(pid), "the daemon is dead");
+        },
+        async serve(...args) {
+          const { code, stderr } = await holdfast(["--serve", "--socket", socket, "--token-file", tokenFile, ...args], {
+            env,
+          });
+          assert.is(code, 0, stderr);
+          left.wire = openSocket(daemon).wire;
+        },
+        async stop(...args) {
+          const { stdout, stderr, code } = await holdfast(["--stop", "--socket", socket, ...args]);
+          assert.is(code, 0, stderr);
+          return stdout.toString().trim();
+        },
+        entry: async (id) => (await left.wire.request("process.list")).processes.find((entry: any) => entry.id === id),
+        async replay(id, count = Infinity) {
+          const { wire } = openSocket(daemon);
+          await wire.request("process.reattach", { id, fromSeq: 0 });
+          const isThere = () => wire.messages.length >= count || wire.messages.some(({ stream }) => stream === "exit");
+          await eventually(isThere, `the messages of ${id}`);
+          return wire.messages;
+        },
+        text: async (id, stream = "stdout") =>
+          (await left.replay(id))
+            .filter((message) => message.stream === stream)
+            .map(({ data }) => Buffer.from(data, "base64").toString())
+            .join(""),
+      };
+      await run(left);
+    }, env),
+  );
+}
+
+leaves("has its id, pid, seqs, stdin and exit code, and what it said before and since", async (left) => {
+  const pid = await left.start("a", "echo before; read x; echo $x; read x; echo $x; exit 7");
+  await eventually(async () => (await left.entry("a")).lastSeq === 1, "its first line");
+  const write = (data: string, offset: number, end = false) =>
+    left.wire.request("process.stdin", { id: "a", data: Buffer.from(data).toString("base64"), offset, end });
+  assert.is((await write("one\n", 0)).applied, 4);
+  await eventually(async () => (await left.entry("a")).lastSeq === 2, "its second line");
+  await sleep(100); // it is quiet, and known to be
+  await left.kill();
+  await left.serve();
+  const entry = await left.entry("a");
+  assert.equal([entry.pid, entry.running, entry.firstSeq, entry.lastSeq, entry.stdinApplied], [pid, true, 1, 2, 4]);
+  assert.equal(await write("one\n", 0), { success: true, applied: 4, duplicate: true });
+  await write("two\n", 4);
+  assert.is(await left.text("a"), "before\none\ntwo\n");
+  const messages = await left.replay("a");
+  assert.equal(
+    messages.map(({ seq, stream }) => [seq, stream]),
+    [
+      [1, "stdout"],
+      [2, "stdout"],
+      [3, "stdout"],
+      [4, "exit"],
+    ],
+  );
+  assert.is(messages.at(-1).exitCode, 7);
+});
+leaves("has what it said, and how it ended, while there was no daemon", async (left) => {
+  const go = join(left.daemon.directory, "go");
+  await left.start("code", `while [ ! -e ${go} ]; do sleep 0.01; done; echo late; echo err >&2; exit 143`);
+  await left.start("signal", `while [ ! -e ${go} ]; do sleep 0.01; done; kill -SEGV $$`);
+  await sleep(100);
+  await left.kill();
+  const pids = ["code", "signal"].map(
+    (id) => JSON.parse(readFileSync(join(left.directoryOf(id), "about"), "utf8")).pid,
+  );
+  writeFileSync(go, "");
+  await eventually(() => !pids.some(isAlive), "they have ended");
+  await left.serve();
+  assert.is(await left.text("code"), "late\n");
+  assert.is(await left.text("code", "stderr"), "err\n");
+  const [code, signal] = await Promise.all(["code", "signal"].map((id) => left.replay(id)));
+  assert.equal([code!.at(-1).exitCode, code!.at(-1).signal], [143, undefined]);
+  assert.equal([signal!.at(-1).exitCode, signal!.at(-1).signal], [139, "SIGSEGV"]);
+});
+leaves("names what may be missing of a child that was not quiet, and only of that", async (left) => {
+  await left.start("quiet", "echo 1; read x");
+  await left.start("silent", "read x");
+  await left.start("loud", "while :; do echo x; sleep 0.001; done");
+  await eventually(async () => (await left.entry("loud")).lastSeq > 100, "it is loud");
+  await left.kill();
+  await left.serve();
+  for (const id of ["quiet", "silent"]) {
+    await left.wire.request("process.kill", { id });
+    assert.not.ok(
+      (await left.replay(id)).some(({ stream }) => stream === "gap"),
+      id,
+    );
+  }
+  const gap = (await left.replay("loud", 100)).find(({ stream }) => stream === "gap");
+  await eventually(async () => (await left.replay("loud", 1)).length > 0, "it goes on");
+  const messages = await left.replay("loud", (await left.entry("loud")).lastSeq);
+  const found = gap ?? messages.find(({ stream }) => stream === "gap");
+  assert.ok(found.maxBytes > 0 && found.maxBytes <= 131_072, JSON.stringify(found));
+});
+leaves("has what was accepted of a stdin that is not read, each byte once", async (left) => {
+  const go = join(left.daemon.directory, "go");
+  await left.start("a", `while [ ! -e ${go} ]; do sleep 0.01; done; sha256sum; wc -c </dev/null`);
+  const bytes = Buffer.alloc(3_000_000, "0123456789\n");
+  for (let at = 0; at < bytes.length; at += 500_000) {
+    const data = bytes.subarray(at, at + 500_000).toString("base64");
+    await left.wire.request("process.stdin", { id: "a", data, offset: at, end: at + 500_000 === bytes.length });
+  }
+  const journal = join(left.directoryOf("a"), "stdin");
+  assert.is(statSync(journal).mode & 0o777, 0o600);
+  assert.ok(statSync(journal).size > 2_900_000, `${statSync(journal).size} bytes`);
+  for (let round = 0; round < 3; round++) {
+    await left.kill();
+    await left.serve();
+    assert.is((await left.entry("a")).stdinApplied, bytes.length);
+  }
+  writeFileSync(go, "");
+  assert.match(await left.text("a"), createHash("sha256").update(bytes).digest("hex"));
+  assert.is(statSync(journal).size, 0, "what was delivered is not kept");
+});
+leaves("writes nothing of a stdin that is taken at once", async (left) => {
+  await left.start("a", "cat >/dev/null; sleep 100");
+  await left.wire.request("process.stdin", {
+    id: "a",
+    data: Buffer.from("a password\n").toString("base64"),
+    end: true,
+  });
+  for (const file of readdirSync(left.directoryOf("a"))) {
+    const path = join(left.directoryOf("a"), file);
+    if (lstatSync(path).isFile()) assert.not.ok(readFileSync(path).includes("password"), file);
+  }
+});
+leaves(
+  "is listed with output and exit when it had ended before, also after --stop and --serve; and forgotten",
+  async (left) => {
+    await left.start("a", "echo said; exit 3");
+    await left.start("b", "echo said; sleep 100");
+    await eventually(async () => !(await left.entry("a")).running && (await left.entry("b")).lastSeq > 0, "its end");
+    assert.is(await left.stop("--now"), "stopped 1");
+    assert.is(await left.stop(), "none 0");
+    await left.serve();
+    assert.is(await left.text("a"), "said\n");
+    assert.equal([(await left.entry("a")).exitCode, (await left.entry("b")).signal], [3, "SIGTERM"]);
+    await left.wire.request("process.forget", { id: "a" });
+    assert.is(await left.entry("a"), undefined);
+    await left.stop("--now");
+    await left.serve();
+    assert.equal([(await left.entry("a")) === undefined, (await left.entry("b")).running], [true, false]);
+    await left.stop("--forget");
+    await eventually(() => !existsSync(left.held), "nothing is kept");
+    await left.serve();
+    assert.equal((await left.wire.request("process.list")).processes, []);
+  },
+);
+leaves("has all of 40 MiB that it said while nobody was connected, through --stop and --serve", async (left) => {
+  await left.start("a", "head -c 41943040 /dev/zero | tr '\\0' x; exit 9");
+  left.wire = openSocket(left.daemon).wire;
+  await eventually(async () => !(await left.entry("a")).running, "its end", 60_000);
+  // six days later
+  const path = join(left.directoryOf("a"), "exit");
+  await left.stop("--now");
+  const kept = JSON.parse(readFileSync(path, "utf8"));
+  writeFileSync(path, JSON.stringify({ ...kept, endedAt: kept.endedAt - 6 * 86_400_000 }));
+  await left.serve();
+  const { wire } = openSocket(left.daemon);
+  let bytes = 0;
+  let next = 1;
+  let exit: any;
+  wire.onMessage = ({ seq, stream, data, exitCode }) => {
+    assert.is(seq, next++);
+    if (stream === "exit") exit = exitCode;
+    else {
+      const chunk = Buffer.from(data, "base64");
+      assert.ok(chunk.equals(Buffer.alloc(chunk.length, "x")));
+      bytes += chunk.length;
+    }
+    return true;
+  };
+  const { firstSeq } = await wire.request("process.reattach", { id: "a", fromSeq: 0 });
+  await eventually(() => exit !== undefined, "its exit", 30_000);
+  assert.equal([firstSeq, bytes, exit], [1, 41_943_040, 9]);
+});
+leaves("is ended by --stop, with its holder and its FIFOs, and counted; its exit is kept", async (left) => {
+  const pids = [
+    await left.start("a", "echo a; sleep 100"),
+    await left.start("b", "trap '' TERM; echo b; sleep 100 & wait"),
+  ];
+  await eventually(async () => (await left.entry("b")).lastSeq > 0 && (await left.entry("a")).lastSeq > 0, "they run");
+  const parents = pids.map((pid) => Number(readFileSync(`/proc/${pid}/stat`, "utf8").split(" ")[3]));
+  await left.kill();
+  const refused = await holdfast(["--stop", "--if-idle", "--socket", left.daemon.socket]);
+  assert.is(refused.code, 75, refused.stderr);
+  assert.ok(pids.every(isAlive));
+  assert.is(await left.stop(), "stopped 2");
+  assert.equal([...pids, ...parents].filter(isAlive), []);
+  const fifos = readdirSync(left.held, { recursive: true } as never).filter((name) =>
+    lstatSync(join(left.held, String(name))).isFIFO(),
+  );
+  assert.equal(fifos, []);
+  await left.serve();
+  const ends = await Promise.all(["a", "b"].map(async (id) => (await left.entry(id)).signal));
+  assert.equal(ends, ["SIGTERM", "SIGKILL"]);
+});
+leaves("has an end that is not known, and its output, when the host was booted since", async (left) => {
+  const pid = await left.start("a", "echo said; sleep 100");
+  await eventually(async () => (await left.entry("a")).lastSeq > 0, "it runs");
+  await left.kill();
+  const path = join(left.directoryOf("a"), "about");
+  const about = JSON.parse(readFileSync(path, "utf8"));
+  writeFileSync(path, JSON.stringify({ ...about, holder: { ...about.holder, bootId: "another" } }));
+  await left.serve();
+  const [said, gap, exit] = await left.replay("a");
+  assert.equal([said.stream, gap.stream, exit.stream], ["stdout", "gap", "exit"]);
+  assert.equal([exit.exitCode, exit.unknown], [-1, "the host was booted again"]);
+  assert.equal((await left.wire.request("process.kill", { id: "a", signal: "KILL" })).alreadyExited, true);
+  assert.ok(isAlive(pid), "a pid of another boot is nobody of ours");
+  process.kill(-pid, "SIGKILL");
+  process.kill(about.holder.holder.pid, "SIGKILL");
+});
+leaves("that has plain pipes is found, and signalled while it is provably the same", async (left) => {
+  await left.start("a", "trap '' PIPE; echo said; while :; do sleep 0.1; done");
+  await eventually(async () => (await left.entry("a")).lastSeq > 0, "it runs");
+  const path = join(left.directoryOf("a"), "about");
+  const { holder, ...about } = JSON.parse(readFileSync(path, "utf8"));
+  await left.kill();
+  writeFileSync(path, JSON.stringify(about)); // as where there are no holders
+  await left.serve();
+  const entry = await left.entry("a");
+  assert.equal([entry.running, entry.pid], [true, about.pid]);
+  assert.equal(await left.wire.request("process.killAndWait", { id: "a", signal: "KILL" }), {
+    found: true,
+    died: true,
+  });
+  assert.match((await left.entry("a")).unknown, "nobody was told");
+  for (const pid of [holder.keeper.pid, holder.holder.pid]) process.kill(pid, "SIGKILL");
+});
+for (const [what, file, change, words] of [
+  [
+    "another format",
+    "about",
+    (text: string) => text.replace('"format":1', '"format":2'),
+    /its format is 2, this version knows 1/,
+  ],
+  ["an about that is cut", "about", (text: string) => text.slice(0, 50), /about" *: it is damaged|it is damaged/],
+  ["an about of somebody's own making", "about", () => '{"format":1,"id":7}', /its about is damaged/],
+  [
+    "a holder that is none",
+    "about",
+    (text: string) => text.replace(/"holder":\{"pid":\d+/, '"holder":{"pid":1'),
+    /holder/,
+  ],
+] as const) {
+  leaves(`with ${what} is left alone, and said; the others are taken up`, async (left) => {
+    const pid = await left.start("odd", "read x");
+    await left.start("other", "read x");
+    const path = join(left.directoryOf("odd"), file);
+    const { holder } = JSON.parse(readFileSync(path, "utf8"));
+    await left.kill();
+    const text = change(readFileSync(path, "utf8"));
+    writeFileSync(path, text);
+    await left.serve();
+    assert.equal([(await left.entry("odd"))?.id, (await left.entry("other")).running], [undefined, true]);
+    assert.ok(isAlive(pid), "nobody is signalled");
+    assert.match(left.daemon.log(), words);
+    assert.is(readFileSync(path, "utf8"), text);
+    process.kill(-pid, "SIGKILL");
+    for (const known of [holder.keeper, holder.holder]) process.kill(known.pid, "SIGKILL");
+  });
+}
+leaves("with a damaged mark, journal and exit has what is left, and a reason in words", async (left) => {
+  await left.start("mark", "echo said; read x");
+  await left.start("exit", "echo said; exit 4");
+  await eventually(async () => !(await left.entry("exit")).running && (await left.entry("mark")).lastSeq > 0, "both");
+  const [mark, exit] = [left.directoryOf("mark"), left.directoryOf("exit")];
+  await left.kill();
+  truncateSync(join(mark, "mark"), 10);
+  writeFileSync(join(mark, "stdin"), "x");
+  writeFileSync(join(exit, "exit"), "{");
+  await left.serve();
+  assert.is((await left.entry("exit")).exitCode, 4, "it is in the output, too");
+  const { message } = await left.wire.request("process.stdin", { id: "mark", data: "eA==" }).catch((error) => error);
+  assert.match(message, "closed");
+  await left.wire.request("process.kill", { id: "mark" });
+  assert.is(await left.text("mark"), "said\n");
+});
+leaves("is not looked for where somebody has planted something", async (left) => {
+  await left.start("a", "read x");
+  const elsewhere = join(left.daemon.directory, "elsewhere");
+  mkdirSync(elsewhere, { mode: 0o700 });
+  writeFileSync(join(elsewhere, "keep"), "");
+  await left.kill();
+  symlinkSync(elsewhere, join(left.held, "abcdefghijkl"));
+  mkdirSync(join(left.held, "bcdefghijklm"), { mode: 0o755 });
+  writeFileSync(join(left.held, "bcdefghijklm", "keep"), "");
+  await left.serve();
+  assert.is((await left.entry("a")).running, true);
+  assert.match(left.daemon.log(), /Not taken up: "[^"]*abcdefghijkl" is a symbolic link/);
+  assert.match(left.daemon.log(), /Not taken up: "[^"]*bcdefghijklm" is a directory of user \d+, mode 755/);
+  assert.ok(existsSync(join(elsewhere, "keep")) && existsSync(join(left.held, "bcdefghijklm", "keep")));
+  await left.wire.request("process.kill", { id: "a" });
+});
+leaves("is not taken up by a second daemon: what is kept is one's at a time", async (left) => {
+  const pid = await left.start("a", "while :; do echo x; sleep 0.01; done");
+  const record = `${left.daemon.socket}.record`;
+  const { pid: daemon } = await left.wire.request("server.status");
+  renameSync(record, `${record}.away`);
+  const other = `${left.daemon.socket}2`;
+  const tokenFile = join(left.daemon.directory, "tests.token");
+  // a socket of its own, and the first one's directory
+  symlinkSync(left.held, `${other}.held`);
+  const { code } = await holdfast(["--serve", "--socket", other, "--token-file", tokenFile]);
+  assert.is(code, 0);
+  const { stdout } = await holdfast(["--call", "process.list", "--socket", other, "--token-file", tokenFile]);
+  assert.equal(JSON.parse(stdout.toString()).processes, []);
+  await holdfast(["--stop", "--now", "--socket", other]);
+  renameSync(`${record}.away`, record);
+  assert.ok(isAlive(pid) && isAlive(daemon));
+});
+test.run();
