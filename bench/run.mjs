@@ -4,7 +4,7 @@
  * Each figure is a file in figures/. Its rows are measured side by side, ours and a peer's, round by round, in this one run: a row's ratio is the median of
  * the rounds' ratios, its spread half the distance between their quartiles. Prints a Markdown table, and writes plots/NAME.svg beside this file.
  *
- *     --only NAME   that figure; may be repeated: start, relay, requests, output, replay, idle, others, counts
+ *     --only NAME   that figure; may be repeated: start, relay, requests, output, replay, idle, others, held, counts
  *     --check       exit code 1 if a ratio is worse than its goal by more than its spread
  *     --quick       a fifth of the rounds and of the work: to see that it runs, not to measure
  *
@@ -23,7 +23,7 @@ import { plotFigure } from "./plot.mjs";
 
 const here = fileURLToPath(new URL(".", import.meta.url));
 const root = fileURLToPath(new URL("..", import.meta.url));
-const names = ["start", "relay", "requests", "output", "replay", "others", "idle", "counts"];
+const names = ["start", "relay", "requests", "output", "replay", "others", "idle", "held", "counts"];
 const { values: options } = parseArgs({
   options: { only: { type: "string", multiple: true }, check: { type: "boolean" }, quick: { type: "boolean" } },
 });
