@@ -9,16 +9,17 @@
  */
 
 import { Buffer } from "node:buffer";
-import { lstatSync, rmdirSync, rmSync } from "node:fs";
+import { lstatSync, mkdtempSync, rmdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Child, Origin, Stdin } from "./children.ts";
 import { createChild, exitFrom, finish, groupMembers, leaveChild, pumpStdin, shorten } from "./children.ts";
 import { cannot, exitCodes, reasonOf, safely } from "./failure.ts";
 import type { Adopted } from "./holders.ts";
-import { adoptHeld, sweepHeld } from "./holders.ts";
+import { adoptHeld, closeHolders, probeHolders, sweepHeld } from "./holders.ts";
 import type { KeptAbout, KeptExit, Mark } from "./kept.ts";
 import { createMark, keptDirectories, readAbout, readExit, readJournal, readMark } from "./kept.ts";
-import type { Processes } from "./processes.ts";
+import type { Processes, Summary } from "./processes.ts";
 import { claimKept, closeDisk, createProcesses, endAll, freeId, keep, liveCount } from "./processes.ts";
 import type { Identity } from "./record.ts";
 import { livenessOf, now, tryClaim } from "./record.ts";
@@ -104,6 +105,26 @@ export async function leaveAll(processes: Processes): Promise<number> {
   for (const child of all) leaveChild(child);
   await closeDisk(processes);
   return all.filter(({ isOver, mark }) => !isOver && !mark).length;
+}
+
+/** Tries whether children can be held on this host: for --doctor. @returns Why not. */
+export async function tryHolding(env: NodeJS.ProcessEnv): Promise<string | undefined> {
+  const path = safely(() => mkdtempSync(join(tmpdir(), "holdfast-doctor-")));
+  if (path === undefined) return `nothing can be written in "${tmpdir()}"`;
+  const found = await probeHolders(path, env);
+  if (typeof found !== "string") await closeHolders(found);
+  safely(() => rmSync(path, { recursive: true, force: true }));
+  return typeof found === "string" ? found : undefined;
+}
+
+/** Rows of --status. */
+export function keptWords({ takenUp, notHeld }: Pick<Summary, "takenUp" | "notHeld">): [string, string][] {
+  const rows: [string, string][] = notHeld === undefined ? [] : [["not held", `they end with the daemon: ${notHeld}`]];
+  const { running, ended, instances, problems } = takenUp;
+  if (running + ended > 0)
+    rows.push(["taken up", `${running} running, ${ended} ended, of instance ${instances.join(", ")}`]);
+  for (const problem of problems) rows.push(["left alone", problem]);
+  return rows;
 }
 
 function takeUpAll(processes: Processes, path: string): void {

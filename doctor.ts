@@ -4,6 +4,7 @@ import { Buffer } from "node:buffer";
 import { accessSync, constants, statfsSync, statSync } from "node:fs";
 import { userInfo } from "node:os";
 import { basename, dirname, join } from "node:path";
+import { tryHolding } from "./adoption.ts";
 import type { ConnectFailure } from "./client.ts";
 import { createClient, tryConnect } from "./client.ts";
 import { capture, cleanText, durationWords, exitCodes, reasonOf, safely } from "./failure.ts";
@@ -87,12 +88,13 @@ function findingWords({ state, name, evidence, remedy, administrator }: Finding)
 
 /** Measures what --serve would, and what it and its users depend on. Changes nothing; bounded in time. */
 async function examineHost(places: Places, world: World): Promise<Finding[]> {
-  const [facts, mayLinger, noise, daemon, overQuota] = await Promise.all([
+  const [facts, mayLinger, noise, daemon, overQuota, notHeld] = await Promise.all([
     probeHost(world, { tryScope: true }),
     askMayLinger(world),
     listenToShell(world),
     examineDaemon(places),
     askQuota(world),
+    tryHolding(process.env),
   ]);
   return [
     finding(
@@ -109,6 +111,9 @@ async function examineHost(places: Places, world: World): Promise<Finding[]> {
     finding("ok", "socket", `${places.socket}: ${Buffer.byteLength(places.socket)} of at most ${maxPathBytes} bytes`),
     examineLimits(world),
     daemon,
+    notHeld === undefined
+      ? finding("ok", "processes", "outlive the daemon: the next one takes them up")
+      : finding("warning", "processes", `end with the daemon: ${notHeld}`),
     noise,
   ];
 }

@@ -2,6 +2,7 @@
 
 import { Buffer } from "node:buffer";
 import { readFileSync, writeSync } from "node:fs";
+import { keptWords } from "./adoption.ts";
 import { createConnection } from "./api.ts";
 import type { Client } from "./client.ts";
 import {
@@ -17,7 +18,7 @@ import {
 } from "./failure.ts";
 import type { Output, RemoteProcess } from "./library.ts";
 import type { Lifetime } from "./lifetime.ts";
-import type { ChildSummary } from "./processes.ts";
+import type { ChildSummary, Summary } from "./processes.ts";
 import { connectOwned } from "./reach.ts";
 import { clockWords, sizeWords } from "./reasons.ts";
 import { isObject } from "./rpc.ts";
@@ -134,7 +135,7 @@ const maxListed = 12;
 
 const answerMs = 5000;
 
-interface Status {
+interface Status extends Summary {
   version: string;
   instanceId: string;
   startedAt: number;
@@ -142,7 +143,6 @@ interface Status {
   uptimeMs: number;
   rssBytes: number;
   connections: number;
-  processes: ChildSummary[];
   log: string;
   socket: string;
   lifetime: Lifetime;
@@ -186,6 +186,7 @@ function statusWords(status: Status): string {
     ["socket", status.socket],
     ["log", status.log],
     ["processes", `${running} running, ${processes.length - running} ended`],
+    ...keptWords(status),
   ];
   const listed = [...processes].sort((a, b) => Number(b.running) - Number(a.running)).slice(0, maxListed);
   const lines = rows.map(([name, text]) => `${name.padEnd(16)}${cleanText(text, 1000)}`);

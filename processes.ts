@@ -227,7 +227,7 @@ export function liveCount({ starting, children }: Processes): number {
 export interface Summary {
   processes: ChildSummary[];
   /** Why they end with the daemon; undefined where they do not, or it is not known yet. */
-  notHeld: string | undefined;
+  notHeld?: string | undefined;
   takenUp: TakenUp;
 }
 
