@@ -357,3 +357,67 @@ async function listenToShell(world: World): Promise<Finding> {
   const evidence = `${shell} says ${Buffer.byteLength(stdout)} bytes before a command, which corrupt a stream: ${JSON.stringify(stdout.slice(0, 60))}${file ? `, from ${join(home, file)}` : ""}`;
   return finding("failure", "shell", evidence, file && guard && `sed -i '1i ${guard}' ${join(home, file)}`);
 }
+
+/** What each warning means, and what mends it, as docs/survival.md has it: `--help NAME` prints it on a host that has only the one file. */
+const pages: Record<string, string> = {
+  "ends-after-last-logout":
+    "The daemon lives in a scope under your user manager, because logind kills what stays in your sessions; but " +
+    "without lingering the user manager itself stops about 10 s (UserStopDelaySec=) after your last session, with " +
+    "all its scopes. Mend it: loginctl enable-linger <user>; any start with --enable-linger does the same. " +
+    "Lingering is persistent and starts your user manager at boot, so it is never switched on unasked; loginctl " +
+    "disable-linger <user> undoes it. Where polkit refuses, an administrator can: loginctl enable-linger <user> " +
+    "as root. Even without it a bridge starts the daemon again; its processes are lost.",
+  "ends-with-session":
+    "logind kills what stays in this session, and no scope could be made to leave it: there is no systemd-run, " +
+    "the user manager is masked or does not answer, or the system bus is down; a daemon that runs cannot be moved " +
+    "without the user's own bus (dbus-user-session). The warning says which. Mend it with the command it names: " +
+    "lingering starts a user manager that is merely not there; otherwise an administrator can except the user: " +
+    "KillExcludeUsers=root <user> in a drop-in of logind.conf (root is exempt only while that list is empty), or " +
+    "KillUserProcesses=no.",
+  "ends-with-connection":
+    "The connection has a service of its own (sshd@….service, dropbear under socket activation) whose KillMode= " +
+    "ends all it started. Mend it: loginctl enable-linger <user> gives you a user manager, and the next start a " +
+    "scope in it; or KillMode=process in that service.",
+  "may-end-with-session":
+    "logind's policy could not be read, since there is no loginctl, the system bus is down, or logind does not " +
+    "answer: the daemon stays where it survives the default policy. Mend it: loginctl enable-linger <user> makes " +
+    "a scope safe whatever the policy is; where that is so already and no scope can be made, KillExcludeUsers= as " +
+    "above.",
+  "ends-when-idle":
+    "logind ends a session with a terminal, and kills all that is in it, once it has been idle for a time " +
+    "(StopIdleSessionSec= in logind.conf, often 10 or 15 minutes on company hosts): also while you are logged in, " +
+    "and whatever KillUserProcesses= and the exclude list say. Mend it: loginctl enable-linger <user>: the next " +
+    "start takes a scope, which such an end does not reach. Or start it without a terminal (ssh host node " +
+    "holdfast.js --serve, no -t): a session without one is never idle.",
+  "ends-with-unit":
+    "It was started by a service of systemd (a timer, a deploy unit, a CI job, systemd-run that waits), and a " +
+    "service takes along all that it has started when it ends. Mend it: loginctl enable-linger <user> gives the " +
+    "user a manager, and the next start a scope in it that outlives the service; or KillMode=process in the " +
+    "[Service] section of that unit.",
+  "ends-with-job":
+    "It is in the cgroup of a batch job: Slurm and PBS end all that is in it with the job, and an ssh session " +
+    "into a node is put into the job as well (pam_slurm_adopt). holdfast does not leave it: its limits are meant. " +
+    "Mend it: start it where no job of yours runs, as on a login node; or ask for a longer job.",
+  "ends-with-wsl":
+    "WSL stops a distribution some 15 s after its last window is closed, whatever runs in it. Mend it: in " +
+    "%UserProfile%\\.wslconfig, instanceIdleTimeout=-1 in [general] and vmIdleTimeout=-1 in [wsl2], then wsl.exe " +
+    "--shutdown.",
+  "home-is-locked":
+    "The home is systemd-homed's, which locks it at the last logout. What runs then may find its files gone, and " +
+    "lingering cannot unlock a home: so it is not advised, and --enable-linger refuses. Mend it: stay logged in, " +
+    "or use a user with an ordinary home.",
+  "ipc-removed":
+    "The daemon lives in a unit of the system, and outlives your logout; but logind removes shared memory " +
+    "(/dev/shm) and System V semaphores of a user at his last logout (RemoveIPC=yes, the default), also those " +
+    "that processes of the daemon use, PostgreSQL's for example. Mend it: loginctl enable-linger <user>; or " +
+    "RemoveIPC=no in logind.conf.",
+  "lingering-unreliable":
+    "systemd 255 to 256.2 may stop the user manager of a lingering user at the last logout. Mend it: update " +
+    "systemd. A bridge starts the daemon again.",
+};
+
+/** The page of a warning, for a screen of 80 columns; undefined where there is none of that name. */
+export function pageOf(name: string): string | undefined {
+  if (!Object.hasOwn(pages, name)) return undefined;
+  return `${name}\n\n${pages[name]!.replace(/(.{1,78})(?: |$)/g, "  $1\n")}`;
+}

@@ -139,7 +139,7 @@ function report(
     const undo = `"loginctl disable-linger ${facts.user}" undoes it, and then the daemon ends with the last session`;
     note(`lingering was switched on for ${facts.user}; ${undo}`);
   }
-  for (const { name, message, hint } of lifetime.warnings) warn(`${message} [README: ${name}]`, hint);
+  for (const { name, message, hint } of lifetime.warnings) warn(`${message} [--help ${name}]`, hint);
   if (!options["require-survival"] || lifetime.survivesLogout === "yes") return exitCodes.done;
   const hint = lifetime.warnings[0]?.hint || "see --doctor";
   fail(new Failure(`The daemon runs, but is not sure to survive logout: ${lifetime.words}`, { hint }));

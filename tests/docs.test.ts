@@ -9,6 +9,7 @@ import { dirname, join, normalize, resolve } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { help } from "../arguments.ts";
+import { pageOf } from "../doctor.ts";
 import { errorCodes, exitCodes } from "../failure.ts";
 import { holdfast, openSocket, withDaemon, withDirectory } from "./daemon.ts";
 
@@ -52,6 +53,21 @@ test("have a page for each warning, and no other", () => {
   const names = all(/^ +name: "([a-z-]+)",$/gm, readFileSync("lifetime.ts", "utf8"), "lifetime.ts");
   const pages = all(/^### (\S+)$/gm, section("docs/survival.md", "## The warnings"), "docs/survival.md");
   assert.equal(sorted(pages), sorted(names));
+});
+
+test("say of a warning what --help says of it on a host", () => {
+  const bare = (text: string): string =>
+    text
+      .replace(/\*\*|`/g, "")
+      .replace(/\s+/g, " ")
+      .trim();
+  const warnings = section("docs/survival.md", "## The warnings");
+  for (const [, name, page] of warnings.matchAll(/^### (\S+)\n([\s\S]*?)(?=^### |$(?![\s\S]))/gm)) {
+    const printed = pageOf(name!) ?? "";
+    assert.is(bare(printed), `${name} ${bare(page!)}`);
+    for (const line of printed.split("\n")) assert.ok(line.length <= 80, line);
+  }
+  assert.is(pageOf("toString"), undefined);
 });
 
 test("explain each reason, and no other", () => {
