@@ -1,4 +1,4 @@
-// time limit: 120 s
+// time limit: 240 s
 /**
  * The hosts that the other tests rely on: that they are real, that they are what was asked for, and that they leave nothing.
  *
