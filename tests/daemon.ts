@@ -134,6 +134,7 @@ process.on("exit", () => {
 export async function withDaemon(
   run: (daemon: TestDaemon) => Promise<void>,
   env: NodeJS.ProcessEnv = {},
+  args: string[] = [],
 ): Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-daemon-"));
   const socket = join(directory, "s");
@@ -142,7 +143,7 @@ export async function withDaemon(
   writeFileSync(tokenFile, `${token}\n`, { mode: 0o600 });
   try {
     const { code, stdout, stderr } = await holdfast(
-      ["--serve", "--json", "--socket", socket, "--token-file", tokenFile],
+      ["--serve", "--json", "--socket", socket, "--token-file", tokenFile, ...args],
       { env: { SHELL: "/bin/sh", ...env } },
     );
     if (code !== 0) throw new Error(`--serve exited with ${code}: ${stderr}`);

@@ -73,6 +73,9 @@ const alone = suite("work while nobody is connected");
 const test = sideBySide(alone, 2);
 
 /** `seq first last`: eight digits and a newline. */
+/** Of which tests soon have more than is held. */
+const withSmallSpools = (run: (daemon: TestDaemon) => Promise<void>) => withDaemon(run, {}, ["--spool", "16M"]);
+
 const firstLine = 10_000_000;
 const lineCount = Math.ceil((100 * MiB) / 9);
 function numberedLines(first: number, count: number): Buffer {
@@ -85,7 +88,7 @@ function numberedLines(first: number, count: number): Buffer {
 }
 
 test("100 MiB are written while no connection exists: what is held is replayed once, in order, and firstSeq names what was dropped", () =>
-  withDaemon(async (daemon) => {
+  withSmallSpools(async (daemon) => {
     const go = join(daemon.directory, "go");
     const first = openBridge(daemon);
     const script = `echo ready; while ! [ -e "$1" ]; do sleep 0.02; done; exec seq ${firstLine} ${firstLine + lineCount - 1}`;
@@ -199,7 +202,7 @@ function takeUp(wire: Wire, id: string, ledger: Ledger): Promise<any> {
 }
 
 test("a bridge is killed 100 times, in the middle of output and of stdin: each byte arrives once, or is in a gap that is named", () =>
-  withDaemon(async (daemon) => {
+  withSmallSpools(async (daemon) => {
     const random = createFractions(20_261_122);
     const received = join(daemon.directory, "received");
     const sent = numberedLines(firstLine, 6_000_000); // 51.5 MiB: as much as there is time for
@@ -810,7 +813,7 @@ callTest("process.reattach picks a process up after its caller was killed, and o
 );
 
 callTest("says how many messages are not held any more", () =>
-  withDaemon(async (daemon) => {
+  withSmallSpools(async (daemon) => {
     const { connection, wire } = openSocket(daemon);
     const { pid } = await wire.request("process.spawn", {
       id: "much",
@@ -834,7 +837,7 @@ callTest("says how many messages are not held any more", () =>
 callTest(
   "whose stdout nobody reads for long goes on where it was, or says what is missing; whose reader is gone says so",
   () =>
-    withDaemon(async (daemon) => {
+    withSmallSpools(async (daemon) => {
       // 4 MiB wait in pipes and buffers, 10 s later the process goes on by itself and ends; then the reader reads
       const count = 4_000_000; // 34 MiB: more than is held
       const params = JSON.stringify({ id: "slow", command: "seq", args: [`${firstLine}`, `${firstLine + count - 1}`] });
