@@ -434,12 +434,12 @@ export function isGroupAlive(child: Child): boolean {
   return child.survivors.size > 0;
 }
 
-/** Finds the living members of a process group: "pid start-time". Nobody where there is no /proc. */
+/** Finds the living members of a process group: "pid start-time". Where there is no /proc (macOS), kill(2) alone tells that there are some. */
 export function groupMembers(group: number): string[] {
   if (!hasGroup(group)) return [];
-  return livingProcesses()
-    .filter((process) => process.group === group)
-    .map(({ pid, startTime }) => `${pid} ${startTime}`);
+  const living = livingProcesses();
+  if (living.length === 0) return ["unknown"];
+  return living.filter((process) => process.group === group).map(({ pid, startTime }) => `${pid} ${startTime}`);
 }
 
 /** One system call, where /proc is one for each process of the host. Zombies count. */

@@ -141,7 +141,8 @@ interface Status extends Summary {
   startedAt: number;
   pid: number;
   uptimeMs: number;
-  rssBytes: number;
+  /** Undefined where there is no /proc. */
+  rssBytes?: number;
   connections: number;
   log: string;
   socket: string;
@@ -182,7 +183,7 @@ function statusWords(status: Status): string {
       ["hint", hint],
     ]),
     ["connections", String(status.connections)],
-    ["memory", sizeWords(status.rssBytes)],
+    ["memory", status.rssBytes === undefined ? "unknown" : sizeWords(status.rssBytes)],
     ["socket", status.socket],
     ["log", status.log],
     ["processes", `${running} running, ${processes.length - running} ended`],

@@ -182,7 +182,9 @@ function throwUnlessRefused(
 async function lookForRecorded(socket: string, record: DaemonRecord): Promise<Reached | Failure | undefined> {
   if (isOtherHost(record)) throw ofOtherHost(socket, record);
   // Where it runs in another pid namespace, the refused connection has said all: it is the same kernel's.
-  if (livenessOf(record).state !== "alive") return undefined;
+  const { state } = livenessOf(record);
+  if (state === "unknown" && record.startTime === "") return lookForUnseen(record);
+  if (state !== "alive") return undefined;
   if (!record.ended) {
     const outcome = await tryConnect(record.socket.bound, answerMs);
     if ("socket" in outcome) return { client: createClient(outcome.socket, record.socket.bound), record };
@@ -191,6 +193,13 @@ async function lookForRecorded(socket: string, record: DaemonRecord): Promise<Re
   }
   if (await isGoneWithin(record, deathMs)) return undefined;
   throw notAnswering(socket, record, "it is ending, and has not ended yet");
+}
+
+/** Where there is no /proc, whoever listens at the name that it was bound to is the one. */
+async function lookForUnseen(record: DaemonRecord): Promise<Reached | undefined> {
+  const outcome = await tryConnect(record.socket.bound, answerMs);
+  if ("timedOut" in outcome) throw notAnswering(record.socket.bound, record);
+  return "socket" in outcome ? { client: createClient(outcome.socket, record.socket.bound), record } : undefined;
 }
 
 function ofOtherHost(socket: string, { host }: DaemonRecord): Failure {

@@ -161,49 +161,43 @@ export function livenessOf(identity: Identity | DaemonRecord, proc: Proc = realP
   const here = identify(process.pid, proc);
   if (isOtherHost(identity, proc))
     return { state: "unknown", why: `it runs on host "${identity.host}", this is "${here.host}"` };
-  if (identity.bootId === "" || here.bootId === "") {
-    // where there is no /proc (macOS), that nobody has the pid is all that can be known
-    return process.platform !== "linux" && !hasProcess(identity.pid)
-      ? dead(`process ${identity.pid} is gone`)
-      : { state: "unknown", why: "this system has no boot id to compare" };
-  }
+  if (identity.bootId === "" || here.bootId === "") return livenessByPid(identity.pid);
   if (identity.bootId !== here.bootId) return dead("the host has been booted again since");
   if (identity.pidNamespace !== here.pidNamespace)
     return { state: "unknown", why: "it runs in another pid namespace (a container)" };
-  return livenessHere(identity, proc);
+  try {
+    return livenessByStat(identity, proc);
+  } catch (error) {
+    return errnoOf(error) === "ENOENT" || errnoOf(error) === "ESRCH"
+      ? dead(`process ${identity.pid} is gone`)
+      : { state: "unknown", why: `/proc/${identity.pid} cannot be read` };
+  }
 }
 
-/** Of one that would be seen here. */
-function livenessHere(identity: Identity | DaemonRecord, proc: Proc): Liveness {
-  let startTime: string | undefined;
-  let isEnding = false;
-  let isOther = false;
+/** Where there is no /proc (macOS, FreeBSD): that nobody has the pid is all that can be known. */
+function livenessByPid(pid: number): Liveness {
   try {
-    const fields = allFieldsOf(proc.read(`/proc/${identity.pid}/stat`));
-    isEnding = hasLeft(fields) ? Number(fields[17]) > 1 : (Number(fields[6]) & endingFlags) !== 0;
-    startTime = hasLeft(fields) && !isEnding ? undefined : fields[19];
-    const words = "command" in identity ? argumentsOf(identity.pid, proc) : []; // one that is just ending has none, and may still listen
-    isOther = startTime !== identity.startTime || (words.length > 0 && !words.some((word) => /^--?serve$/.test(word)));
+    process.kill(pid, 0);
   } catch (error) {
-    if (errnoOf(error) !== "ENOENT" && errnoOf(error) !== "ESRCH")
-      return { state: "unknown", why: `/proc/${identity.pid} cannot be read` };
+    if (errnoOf(error) === "ESRCH") return dead(`process ${pid} is gone`); // EPERM: another user's
   }
-  if (startTime === undefined) return dead(`process ${identity.pid} is gone`);
-  if (isOther) return dead(`pid ${identity.pid} belongs to another process now`);
-  if (isEnding) return { ...dead(`process ${identity.pid} is just ending`), isEnding };
-  return { state: "alive", why: `process ${identity.pid} runs` };
+  return { state: "unknown", why: `there is a process ${pid}, and without /proc nothing tells whether it is the same` };
+}
+
+function livenessByStat(identity: Identity | DaemonRecord, proc: Proc): Liveness {
+  const { pid, startTime } = identity;
+  const fields = allFieldsOf(proc.read(`/proc/${pid}/stat`));
+  const isEnding = hasLeft(fields) ? Number(fields[17]) > 1 : (Number(fields[6]) & endingFlags) !== 0;
+  if (hasLeft(fields) && !isEnding) return dead(`process ${pid} is gone`);
+  const words = "command" in identity ? argumentsOf(pid, proc) : []; // one that is just ending has none, and may still listen
+  const isOther = words.length > 0 && !words.some((word) => /^--?serve$/.test(word));
+  if (isOther || fields[19] !== startTime) return dead(`pid ${pid} belongs to another process now`);
+  if (isEnding) return { ...dead(`process ${pid} is just ending`), isEnding };
+  return { state: "alive", why: `process ${pid} runs` };
 }
 
 function dead(why: string): Liveness {
   return { state: "dead", why };
-}
-
-function hasProcess(pid: number): boolean {
-  try {
-    return process.kill(pid, 0);
-  } catch (error) {
-    return errnoOf(error) !== "ESRCH"; // EPERM: another user's
-  }
 }
 
 /** What a process was started with; nothing for a zombie. */
@@ -339,7 +333,35 @@ function isRecord(value: unknown): value is DaemonRecord {
 
 /** Writes the record, whole or not at all: to a file of its own, then renamed. */
 export function writeRecord(path: string, record: DaemonRecord): void {
-  writeOwnFile(path, JSON.stringify(record, undefined, 1) + "\n");
+  writeOwnFile(path, `${JSON.stringify(record, undefined, 1)}\n`);
+}
+
+/**
+ * Writes the record of a daemon that has one already, also on a full disk: then over itself. What has ended must be known to have: where even that
+ * cannot be written, there is no record rather than one that says that it runs.
+ */
+export function rewriteRecord(path: string, record: DaemonRecord): void {
+  try {
+    writeRecord(path, record);
+  } catch (error) {
+    if (!/^(ENOSPC|EDQUOT)$/.test(String((error as Failure).data.errno))) throw error;
+    try {
+      overwrite(path, `${JSON.stringify(record)}\n`); // without the white space, for what is added to have its place
+    } catch (problem) {
+      if (record.ended) unlinkSync(path);
+      throw osFailure(`write "${path}"`, problem);
+    }
+  }
+}
+
+/** In its own blocks, where it has some: spaces stand for what was longer. */
+function overwrite(path: string, text: string): void {
+  const descriptor = openOwnFile(path, constants.O_WRONLY);
+  try {
+    writeFileSync(descriptor, text.padEnd(fstatSync(descriptor).size));
+  } finally {
+    closeSync(descriptor);
+  }
 }
 
 /** Writes a file of ours, 0600, by rename; nothing planted under its name is followed or kept. */

@@ -15,7 +15,8 @@
 
 import { Buffer } from "node:buffer";
 import { createHash, timingSafeEqual } from "node:crypto";
-import { lutimesSync, readdirSync, stat as statSoon } from "node:fs";
+import type { FSWatcher } from "node:fs";
+import { lutimesSync, readdirSync, stat as statSoon, watch } from "node:fs";
 import type { Server } from "node:net";
 import { createServer } from "node:net";
 import { dirname } from "node:path";
@@ -45,7 +46,7 @@ import type { Processes } from "./processes.ts";
 import { createProcesses, endAll, featuresOf, holdersOf, liveCount, processMethods, summarise } from "./processes.ts";
 import { childEnvironment } from "./program.ts";
 import type { DaemonRecord, EndReason } from "./record.ts";
-import { claimSoon, identify, livenessOf, now, readRecord, writeRecord } from "./record.ts";
+import { identify, livenessOf, now } from "./record.ts";
 import type { Caller, Method, Params, Rpc } from "./rpc.ts";
 import {
   booleanParam,
@@ -58,27 +59,30 @@ import {
 } from "./rpc.ts";
 import type { BoundSocket, Places } from "./socket.ts";
 import {
+  hasRecord,
   homeDirectory,
   isSame,
   listenBeside,
   lookAt,
   makeRunDirectory,
-  notASocket,
-  publishSocket,
+  publishRecord,
   retireName,
+  saveRecord,
+  successorOf,
+  unpublish,
 } from "./socket.ts";
 
 /** Tokens accepted side by side: one per --serve that joined, the newest this many. */
 const maxTokens = 64;
 /** How often the public name is looked after: it may be deleted, and /tmp is cleaned by age. */
 const checkMs = 30_000;
+/** From the first of its names being removed to a look at all of them: rm(1) is to be done with the directory. */
+const watchMs = 100;
 /** How long processes may go on after a --stop, before TERM; a --serve meanwhile finds them (--grace). */
 const defaultGraceMs = 10_000;
 /** From TERM to KILL for processes when the daemon is stopped; and when it was told to end by SIGTERM: it must be gone within 2 s. */
 const killAfterMs = 3000;
 const killAfterSignalMs = 1000;
-/** How long another's publication is waited for: it takes a millisecond. */
-const lockMs = 1000;
 /** SIGTERM, SIGCONT and SIGHUP of systemd come within a millisecond, in any order. */
 const signalsMs = 50;
 /** A signal counts among those that came together for so long. */
@@ -141,6 +145,8 @@ export interface Daemon {
   looking: Promise<void> | undefined;
   lastProblem: string;
   logouts: Logouts | undefined;
+  /** Of the socket's directory, where there is no /proc. */
+  watcher: FSWatcher | undefined;
   /** Signals received, and when: now(). */
   signals: Map<string, number>;
   /** Connections whose first refusal is in the log: it stands for all, one frame may have a thousand. */
@@ -173,6 +179,7 @@ export async function startDaemon(handover: Handover, world = realWorld()): Prom
   takeUp(daemon.processes);
   daemon.phase = "serving";
   daemon.checkTimer = setInterval(() => void lookAfterNames(daemon), checkMs);
+  if (record.startTime === "") watchNames(daemon);
   const { uid, stopDelayUs } = handover.facts;
   daemon.logouts = watchLogouts(uid, stopDelayUs === "infinity" ? 0 : stopDelayUs / 1000);
   const { where, words } = daemon.lifetime;
@@ -232,6 +239,7 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
     looking: undefined,
     lastProblem: "",
     logouts: undefined,
+    watcher: undefined,
     signals: new Map(),
     refused: new WeakSet(),
     ended,
@@ -258,51 +266,14 @@ async function listen(daemon: Daemon): Promise<void> {
   daemon.listener = next;
 }
 
-/** Only one publishes at a time, and only over a name that is free: what is there may be a daemon that was quicker. */
 export async function publish(daemon: Daemon, replace: boolean): Promise<void> {
   const { places, record } = daemon;
-  await withPublication(places, () => {
-    if (daemon.phase !== "starting" && daemon.phase !== "serving")
-      throw cannot(`publish the socket "${places.socket}": the daemon was told to end`);
-    const there = lookAt(places.socket);
-    if (there.kind === "socket" && !replace && !isSame(places.socket, record.socket)) {
-      throw cannot(`publish the socket "${places.socket}": another daemon has just done so`, { exit: exitCodes.busy });
-    }
-    if (there.kind === "other") throw notASocket(places.socket, there.what);
-    record.oomKills = readOomKills(daemon.world.readFile);
-    writeRecord(places.record, record); // first: so that a dead socket can always be told to be ours
-    publishSocket(record.socket, places.socket, replace);
-  });
+  record.oomKills = readOomKills(daemon.world.readFile);
+  await publishRecord(places, record, replace, () => isIn(daemon, "starting") || isIn(daemon, "serving"));
 }
 
-async function withPublication(places: Places, action: () => void): Promise<void> {
-  const lock = lockOf(places);
-  const claim = await claimSoon(lock, lockMs);
-  if (!claim)
-    throw cannot(`publish the socket "${places.socket}": "${lock}" is held by another`, { exit: exitCodes.busy });
-  try {
-    action();
-  } finally {
-    claim.release();
-  }
-}
-
-function lockOf({ record }: Places): string {
-  return `${record}.lock`;
-}
-
-/** Writes the record, unless a successor has written its own. */
-export async function saveRecord(daemon: Daemon): Promise<void> {
-  const { places, record, log } = daemon;
-  await withPublication(places, () => {
-    if (isSame(places.socket, record.socket) || successorOf(daemon) === undefined) writeRecord(places.record, record);
-  }).catch((error: Error) => log(`[Server] ${error.message}`));
-}
-
-/** The record of another daemon, where ours was. */
-function successorOf({ places, record }: Daemon): DaemonRecord | undefined {
-  const { record: found } = readRecord(places.record);
-  return found?.instance === record.instance ? undefined : found;
+async function save({ places, record, log }: Daemon): Promise<void> {
+  await saveRecord(places, record).catch((error: Error) => log(`[Server] ${error.message}`));
 }
 
 /** Makes sure that the names lead here and the record is there, and that those who clean /tmp by age see that they are in use. */
@@ -324,7 +295,7 @@ async function mendNames(daemon: Daemon): Promise<string | undefined> {
   if (!isUp(daemon)) return undefined;
   makeRunDirectory(dirname(places.socket));
   makeRunDirectory(places.directory);
-  const next = successorOf(daemon);
+  const next = successorOf(places, record);
   if (next && !isSame(places.socket, record.socket) && livenessOf(next).state !== "dead") {
     if (liveCount(processes) === 0) void endDaemon(daemon, "replaced", `by instance ${next.instance}`, killAfterMs);
     return `belongs to instance ${next.instance} now`;
@@ -339,6 +310,22 @@ async function mendNames(daemon: Daemon): Promise<string | undefined> {
   return `is ${there.kind === "other" ? there.what : "another's socket"} now`;
 }
 
+/** Where there is no /proc, a --serve cannot find a daemon that has lost its names: it makes them again as soon as they are gone. */
+function watchNames(daemon: Daemon): void {
+  const { places } = daemon;
+  let isNoted = false;
+  daemon.watcher?.close();
+  if (!isUp(daemon)) return;
+  const look = (): Promise<void> => lookAfterNames(daemon).then(() => watchNames(daemon)); // the directory may be another one
+  const start = (): FSWatcher =>
+    watch(dirname(places.socket), { persistent: false }, (event) => {
+      if (event !== "rename" || isNoted) return; // made, removed or renamed
+      isNoted = true;
+      setTimeout(look, watchMs);
+    });
+  daemon.watcher = safely(start)?.on("error", () => {});
+}
+
 function isUp({ phase }: Daemon): boolean {
   return phase === "serving" || phase === "retired";
 }
@@ -349,15 +336,10 @@ async function publishAgain(daemon: Daemon): Promise<void> {
   if (phase === "serving" && lookAt(places.socket).kind === "absent") {
     await publish(daemon, false);
     log(`[Server] The socket "${places.socket}" was deleted: published again`);
-  } else if (kills !== record.oomKills || !hasRecord(daemon)) {
+  } else if (kills !== record.oomKills || !hasRecord(places, record)) {
     record.oomKills = kills; // what the kernel kills later is to be told from what it has killed before
-    await saveRecord(daemon);
+    await save(daemon);
   }
-}
-
-function hasRecord({ places, record }: Daemon): boolean {
-  const { record: found } = readRecord(places.record);
-  return found?.instance === record.instance && found.socket.ino === record.socket.ino;
 }
 
 // Methods
@@ -426,7 +408,7 @@ function statusOf(daemon: Daemon): Record<string, unknown> {
     ...capabilitiesOf(daemon),
     pid: process.pid,
     uptimeMs: Math.round(now() - bornAt),
-    rssBytes: process.memoryUsage().rss,
+    rssBytes: safely(() => process.memoryUsage().rss), // read from /proc
     connections: connections.open.size,
     ...summarise(processes),
     log: places.log,
@@ -476,7 +458,7 @@ export async function admit(daemon: Daemon, params: Params): Promise<object> {
     await revive(daemon);
   } else {
     await lookAfterNames(daemon);
-    await saveRecord(daemon);
+    await save(daemon);
   }
   const { instance: instanceId, version, lifetime } = record;
   return { instanceId, pid: process.pid, version, revived, processes: liveCount(processes), lifetime };
@@ -517,7 +499,7 @@ export async function retire(daemon: Daemon, graceMs: number): Promise<void> {
     () => void endDaemon(daemon, "stopped", "told to stop, and the grace is over", killAfterMs),
     graceMs,
   );
-  await saveRecord(daemon);
+  await save(daemon);
   if (!isIn(daemon, "retired")) return;
   await retirePublicName(daemon, "retired");
   if (isIn(daemon, "retired")) closeAll(daemon.connections);
@@ -530,12 +512,8 @@ function isIn(daemon: Daemon, phase: Daemon["phase"]): boolean {
 /** @param expected The phase in which that is right: a --serve may have come meanwhile. */
 async function retirePublicName(daemon: Daemon, expected: Daemon["phase"]): Promise<void> {
   const { places, record, log } = daemon;
-  const lock = lockOf(places);
-  // where no lock can be made (a full disk), nobody else can publish either
-  const claim = await claimSoon(lock, lockMs).catch(() => ({ release: () => {} }));
-  if (!claim) return log(`[Server] "${places.socket}" is not retired: "${lock}" is held by another`);
-  if (isIn(daemon, expected)) retireName(places.socket, record.socket);
-  claim.release();
+  const isRetired = await unpublish(places, record, () => isIn(daemon, expected));
+  if (!isRetired) log(`[Server] "${places.socket}" is not retired: its lock is held by another`);
 }
 
 function endWhenRetired(daemon: Daemon): void {
@@ -548,11 +526,12 @@ async function endDaemon(daemon: Daemon, reason: EndReason, detail: string, kill
   clearTimeout(daemon.graceTimer);
   clearInterval(daemon.checkTimer);
   daemon.logouts?.close();
+  daemon.watcher?.close();
   const { connections, record, processes, lanes, log } = daemon;
   log(`[Server] Ending: ${reason} (${detail})`);
   record.ended = { at: Date.now(), reason, detail };
   delete record.stoppingAt;
-  await saveRecord(daemon); // first: systemd may not leave us the time
+  await save(daemon); // first: systemd may not leave us the time
   await retirePublicName(daemon, "ending");
   closeAll(connections);
   const killed = await endAll(processes, { graceMs: killMs });
@@ -570,7 +549,7 @@ function listenToSignals(daemon: Daemon): void {
     if (isIn(daemon, "starting")) throw error;
     daemon.log(`[Server] Internal error: ${error.stack || error.message}`);
     daemon.record.ended = { at: Date.now(), reason: "crashed", detail: error.message };
-    void saveRecord(daemon).then(() => daemon.finish(exitCodes.failed));
+    void save(daemon).then(() => daemon.finish(exitCodes.failed));
   });
 }
 

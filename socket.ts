@@ -31,8 +31,9 @@ import type { Server } from "node:net";
 import { hostname, userInfo } from "node:os";
 import { basename, dirname, isAbsolute, join, resolve } from "node:path";
 import { cannot, elsewhere, errnoOf, exitCodes, type Failure, osFailure, safely } from "./failure.ts";
-import type { DaemonRecord } from "./record.ts";
+import type { Claim, DaemonRecord } from "./record.ts";
 import {
+  claimSoon,
   identify,
   isOtherHost,
   kindOf,
@@ -42,12 +43,17 @@ import {
   randomName,
   readOwnFile,
   readRecord,
+  rewriteRecord,
   sleep,
   writeOwnFile,
+  writeRecord,
 } from "./record.ts";
 
 /** sun_path holds 108 bytes with its closing zero (unix(7)); 104 on macOS. Node listens on a truncated name without an error. */
 export const maxPathBytes = process.platform === "darwin" ? 103 : 107;
+
+/** How long another's publication is waited for: it takes a millisecond. */
+const lockMs = 1000;
 
 /** The files of one socket. */
 export interface Places {
@@ -250,7 +256,10 @@ function boundName(path: string): string {
  */
 export function publishSocket(socket: BoundSocket, path: string, over: boolean): void {
   try {
-    if (!over) return linkSync(socket.bound, path);
+    if (!over) {
+      linkSync(socket.bound, path);
+      return;
+    }
     const between = join(dirname(path), boundName(path));
     linkSync(socket.bound, between);
     renameSync(between, path);
@@ -262,9 +271,85 @@ export function publishSocket(socket: BoundSocket, path: string, over: boolean):
   }
 }
 
+/**
+ * Publishes a daemon's record and its socket. Only one does so at a time, and only over a name that is free: what is there may be a daemon that was
+ * quicker.
+ *
+ * @param replace Takes the name over from whoever has it.
+ * @param isWanted Asked when it is our turn: the daemon may have been told to end meanwhile.
+ */
+export async function publishRecord(
+  places: Places,
+  record: DaemonRecord,
+  replace: boolean,
+  isWanted: () => boolean,
+): Promise<void> {
+  const { socket } = places;
+  const claim = await claimSoon(lockOf(places), lockMs);
+  if (!claim)
+    throw cannot(`publish the socket "${socket}": "${lockOf(places)}" is held by another`, { exit: exitCodes.busy });
+  try {
+    if (!isWanted()) throw cannot(`publish the socket "${socket}": the daemon was told to end`);
+    const there = lookAt(socket);
+    if (there.kind === "socket" && !replace && !isSame(socket, record.socket))
+      throw cannot(`publish the socket "${socket}": another daemon has just done so`, { exit: exitCodes.busy });
+    if (there.kind === "other") throw notASocket(socket, there.what);
+    writeRecord(places.record, record); // first: so that a dead socket can always be told to be ours
+    publishSocket(record.socket, socket, replace);
+  } finally {
+    claim.release();
+  }
+}
+
+/** Writes the record again, unless a successor has written its own; also where there is no room for a lock, or for another file. */
+export async function saveRecord(places: Places, record: DaemonRecord): Promise<void> {
+  const claim = await claimPublication(places);
+  if (!claim) throw cannot(`write "${places.record}": "${lockOf(places)}" is held by another`);
+  try {
+    if (isSame(places.socket, record.socket) || !successorOf(places, record)) rewriteRecord(places.record, record);
+  } finally {
+    claim.release();
+  }
+}
+
+/** Removes the public name, if it is the daemon's still. Returns false where another publishes for too long. */
+export async function unpublish(places: Places, record: DaemonRecord, isWanted: () => boolean): Promise<boolean> {
+  const claim = await claimPublication(places);
+  if (!claim) return false;
+  if (isWanted()) retireName(places.socket, record.socket);
+  claim.release();
+  return true;
+}
+
+/** Where no lock can be made (a full disk), nobody else can publish either. */
+function claimPublication(places: Places): Promise<Claim | undefined> {
+  return claimSoon(lockOf(places), lockMs).catch(() => ({ release: () => {} }));
+}
+
+function lockOf({ record }: Places): string {
+  return `${record}.lock`;
+}
+
+/** The record of another daemon, where this one's was. */
+export function successorOf(places: Places, record: DaemonRecord): DaemonRecord | undefined {
+  const { record: found } = readRecord(places.record);
+  return found?.instance === record.instance ? undefined : found;
+}
+
+export function hasRecord(places: Places, record: DaemonRecord): boolean {
+  const { record: found } = readRecord(places.record);
+  return found?.instance === record.instance && found.socket.ino === record.socket.ino;
+}
+
 /** Removes a name of the socket, if it still leads to that very socket. Returns whether it did. */
 export function retireName(path: string, socket: { dev: number; ino: number }): boolean {
-  return isSame(path, socket) && safely(() => (unlinkSync(path), true)) === true;
+  if (!isSame(path, socket)) return false;
+  try {
+    unlinkSync(path);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 export function isSame(path: string, socket: { dev: number; ino: number }): boolean {
@@ -365,6 +450,6 @@ export function ownToken(path: string): string {
     if (errnoOf(error) !== "ENOENT") throw osFailure(`read the token file "${path}"`, error);
   }
   const token = randomBytes(32).toString("hex");
-  writeOwnFile(path, token + "\n");
+  writeOwnFile(path, `${token}\n`);
   return token;
 }
