@@ -8,7 +8,7 @@
  * What a body means is left to rpc.ts, how bytes become bodies to frame.ts. A socket is a Duplex here: tests hand in streams of their own.
  */
 
-import type { Buffer } from "node:buffer";
+import { Buffer } from "node:buffer";
 import { closeSync, openSync } from "node:fs";
 import type { Duplex } from "node:stream";
 import { cannot, errnoOf, Failure } from "./failure.ts";
@@ -36,6 +36,9 @@ const closeMs = 500;
 const turnMs = 15;
 /** A body of at most so many bytes is taken as it comes, whoever else is waiting: it takes no time to read. */
 const smallBodyBytes = 16 << 10;
+/** Decoded at once: small frames are not to cost an array each. */
+const maxEvents = 64;
+const nothing = Buffer.alloc(0);
 /** What the host may be short of is logged at most so often, for each errno. */
 const shortages = /^E(MFILE|NFILE|AGAIN|NOMEM|NOSPC|DQUOT|TIMEDOUT)$/;
 const shortageMs = 60_000;
@@ -68,8 +71,9 @@ export interface Connection {
   socket: Duplex;
   decoder: FrameDecoder;
   caller: Caller;
-  /** What has come, and is not yet its turn. */
+  /** What has come, and is not yet its turn: some events, and bytes that are not yet decoded. An event takes much more memory than its frame may have. */
   waiting: FrameEvent[];
+  undecoded: Buffer;
   /** Requests under way, and the bytes of their frames. */
   pending: number;
   pendingBytes: number;
@@ -127,6 +131,7 @@ export function acceptConnection(connections: Connections, socket: Duplex): void
       connections.open.delete(connection);
       countHeld(connections, connection, 0);
       connection.decoder.giveUp();
+      if (!connection.caller.known) dropWaiting(connection); // who is known may send and go
       connections.log("[Server] Connection closed: @");
     });
 }
@@ -197,6 +202,7 @@ function createConnection(connections: Connections, socket: Duplex): Connection 
     decoder: createFrameDecoder({ maxBodyBytes: strangerBodyBytes }),
     caller: { peer, authenticated: false, known: false },
     waiting: [],
+    undecoded: nothing,
     pending: 0,
     pendingBytes: 0,
     answeredBytes: 0,
@@ -221,12 +227,23 @@ function guard(connections: Connections, { id, socket }: Connection, action: () 
 // What comes
 
 function takeChunk(connections: Connections, connection: Connection, chunk: Buffer): void {
-  const { waiting, caller } = connection;
-  waiting.push(...connection.decoder.push(chunk));
-  const [first] = waiting;
-  const isSmall = first && "body" in first && first.body.length <= smallBodyBytes;
-  if (isSmall && !caller.calling && !isTiresome(connection)) takeEvent(connections, connection, waiting.shift()!);
+  const { undecoded, caller } = connection;
+  connection.undecoded = undecoded.length === 0 ? chunk : Buffer.concat([undecoded, chunk]);
+  const event = nextEvent(connection);
+  const isSmall = event && "body" in event && event.body.length <= smallBodyBytes;
+  if (isSmall && !caller.calling && !isTiresome(connection))
+    takeEvent(connections, connection, connection.waiting.shift()!);
   takeWaiting(connections, connection);
+}
+
+/** The first that waits; undefined when there is none. */
+function nextEvent(connection: Connection): FrameEvent | undefined {
+  const { waiting, undecoded, decoder } = connection;
+  if (waiting.length === 0 && undecoded.length > 0) {
+    connection.waiting = decoder.push(undecoded, maxEvents);
+    connection.undecoded = undecoded.subarray(decoder.takenBytes);
+  }
+  return connection.waiting[0];
 }
 
 function takeEnd(connections: Connections, connection: Connection): void {
@@ -237,21 +254,30 @@ function takeEnd(connections: Connections, connection: Connection): void {
 
 /** Takes what has come, until the turn is over. */
 function takeWaiting(connections: Connections, connection: Connection): void {
-  const { caller, waiting, socket } = connection;
-  while (waiting.length > 0 && !caller.calling) {
+  const { caller, socket } = connection;
+  for (let event = nextEvent(connection); event && !caller.calling; event = nextEvent(connection)) {
     if (isTurnOver(connections)) break;
     if (isTiresome(connection)) {
-      waiting.length = 0;
+      dropWaiting(connection);
       closeConnection(socket);
       return;
     }
-    takeEvent(connections, connection, waiting.shift()!);
+    takeEvent(connections, connection, connection.waiting.shift()!);
   }
   if (caller.calling) void caller.calling.then(() => goOn(connections, connection));
-  else if (waiting.length > 0) goOn(connections, connection);
+  else if (isWaiting(connection)) goOn(connections, connection);
   if (caller.known) holdFrame(connections, connection);
   throttle(connection);
   endWhenAnswered(connection);
+}
+
+function dropWaiting(connection: Connection): void {
+  connection.waiting = [];
+  connection.undecoded = nothing;
+}
+
+function isWaiting({ waiting, undecoded }: Connection): boolean {
+  return waiting.length > 0 || undecoded.length > 0;
 }
 
 /** A stranger that has had its share of refusals. */
@@ -341,14 +367,16 @@ function countHeld(connections: Connections, connection: Connection, bytes: numb
   connection.heldAt = now();
 }
 
-function endWhenAnswered({ isHalfClosed, waiting, pending, socket }: Connection): void {
-  if (isHalfClosed && waiting.length === 0 && pending === 0) socket.end();
+function endWhenAnswered(connection: Connection): void {
+  const { isHalfClosed, pending, socket } = connection;
+  if (isHalfClosed && pending === 0 && !isWaiting(connection)) socket.end();
 }
 
 /** Reads on only while the peer takes its answers. */
-function throttle({ socket, waiting, pending, pendingBytes }: Connection): void {
+function throttle(connection: Connection): void {
+  const { socket, pending, pendingBytes } = connection;
   const isBehind = socket.writableLength > maxUnsentBytes;
-  if (isBehind || waiting.length > 0 || pending > maxPending || pendingBytes > maxBodyBytes) socket.pause();
+  if (isBehind || isWaiting(connection) || pending > maxPending || pendingBytes > maxBodyBytes) socket.pause();
   else if (socket.isPaused()) socket.resume();
 }
 

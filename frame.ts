@@ -49,9 +49,12 @@ export interface FrameDecoder {
    * Takes the next bytes. After a fatal event they are ignored.
    *
    * @param chunk Any number of bytes, cut anywhere. Bodies that lie within it are views of it: do not write to it again.
+   * @param maxEvents What stops it before the end of the chunk: see takenBytes.
    * @returns What became known with this chunk, oldest first; often nothing.
    */
-  push(chunk: Uint8Array): FrameEvent[];
+  push(chunk: Uint8Array, maxEvents?: number): FrameEvent[];
+  /** How many bytes of the last chunk were taken: all, unless there were as many events as there may be. */
+  readonly takenBytes: number;
   /** Says, once, that no more bytes come. A last line without its newline counts as a line. */
   end(): FrameEvent[];
   /** Gives up the body under way, for its memory: what comes of it is read past, and no event tells of it. */
@@ -117,6 +120,7 @@ export function createFrameDecoder(options: { maxBodyBytes?: number } = {}): Fra
     isLost: false,
     store: nothing,
     storedBytes: 0,
+    takenBytes: 0,
   };
   return {
     get framing() {
@@ -131,7 +135,10 @@ export function createFrameDecoder(options: { maxBodyBytes?: number } = {}): Fra
     get heldBytes() {
       return decoding.store.length;
     },
-    push: (chunk) => pushChunk(decoding, chunk),
+    get takenBytes() {
+      return decoding.takenBytes;
+    },
+    push: (chunk, maxEvents = Infinity) => pushChunk(decoding, chunk, maxEvents),
     end: () => endChunks(decoding),
     giveUp: () => giveUp(decoding),
   };
@@ -156,16 +163,18 @@ interface Decoding {
   /** What has come of a body that a chunk's end has cut: the first storedBytes of this. */
   store: Buffer;
   storedBytes: number;
+  /** Of the last chunk. */
+  takenBytes: number;
 }
 
 const nothing = Buffer.alloc(0);
 
-function pushChunk(decoding: Decoding, chunk: Uint8Array): FrameEvent[] {
+function pushChunk(decoding: Decoding, chunk: Uint8Array, maxEvents: number): FrameEvent[] {
   const events: FrameEvent[] = [];
   if (chunk.length > 0) decoding.framing ??= chunk[0] === 0 ? "native" : "lines";
   const bytes = Buffer.isBuffer(chunk) ? chunk : Buffer.from(chunk.buffer, chunk.byteOffset, chunk.length);
-  if (decoding.framing === "native") pushNative(decoding, bytes, events);
-  else pushLines(decoding, bytes, events);
+  const push = decoding.framing === "native" ? pushNative : pushLines;
+  decoding.takenBytes = push(decoding, bytes, events, maxEvents);
   return events;
 }
 
@@ -182,8 +191,10 @@ function giveUp(decoding: Decoding): void {
   forget(decoding);
 }
 
-function pushNative(decoding: Decoding, chunk: Buffer, events: FrameEvent[]): void {
-  for (let at = 0; at < chunk.length && !decoding.isLost; ) {
+/** @returns How many bytes it has taken. */
+function pushNative(decoding: Decoding, chunk: Buffer, events: FrameEvent[], maxEvents: number): number {
+  let at = 0;
+  while (at < chunk.length && events.length < maxEvents && !decoding.isLost) {
     if (decoding.headerRead < headerBytes) {
       decoding.bodyBytes = decoding.bodyBytes * 256 + chunk[at++]!;
       if (++decoding.headerRead < headerBytes) continue;
@@ -193,6 +204,7 @@ function pushNative(decoding: Decoding, chunk: Buffer, events: FrameEvent[]): vo
     decoding.bodyRead += piece.length;
     takeNative(decoding, piece, events);
   }
+  return decoding.isLost ? chunk.length : at;
 }
 
 /** Takes the next piece of a body. The header is here. */
@@ -222,8 +234,10 @@ function judgeBody(decoding: Decoding, events: FrameEvent[]): void {
   events.push({ oversizeBytes: bodyBytes, fatal: decoding.isLost });
 }
 
-function pushLines(decoding: Decoding, chunk: Buffer, events: FrameEvent[]): void {
-  for (let at = 0; at < chunk.length && !decoding.isLost; ) {
+/** @returns How many bytes it has taken. */
+function pushLines(decoding: Decoding, chunk: Buffer, events: FrameEvent[], maxEvents: number): number {
+  let at = 0;
+  while (at < chunk.length && events.length < maxEvents && !decoding.isLost) {
     const found = chunk.indexOf(newline, at);
     const piece = chunk.subarray(at, found < 0 ? chunk.length : found);
     at += piece.length + 1;
@@ -235,6 +249,7 @@ function pushLines(decoding: Decoding, chunk: Buffer, events: FrameEvent[]): voi
     else if (found >= 0) endLine(decoding, piece, events);
     else if (!decoding.isSkipping) keep(decoding, piece, decoding.maxBodyBytes + 1);
   }
+  return decoding.isLost ? chunk.length : Math.min(at, chunk.length);
 }
 
 function endLine(decoding: Decoding, piece: Buffer, events: FrameEvent[]): void {

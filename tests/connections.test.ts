@@ -291,6 +291,20 @@ for (const [what, body, most] of [
   });
 }
 
+flow("of small frames does not take more memory while it waits for its turn", async () => {
+  const { connections } = create();
+  connections.handle = () => {
+    for (const end = performance.now() + 1; performance.now() < end; );
+    return undefined;
+  };
+  const client = clientOf(connections);
+  client.send(Buffer.concat(Array(10_000).fill(frameOf(1))));
+  await settled();
+  const [connection] = connections.open;
+  assert.ok(connection!.waiting.length <= 64 && connection!.undecoded.length > 0);
+  client.socket.destroy();
+});
+
 flow("has what comes after a batch wait until all of the batch is called, and ends only then", async () => {
   const { connections } = create();
   const order: string[] = [];

@@ -1,12 +1,12 @@
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { suite } from "uvu";
+import * as assert from "uvu/assert";
 import { Failure } from "../failure.ts";
-import { createFrameDecoder, encodeFrame, maxBodyBytes, maxSkippedBytes, strangerBodyBytes } from "../frame.ts";
 import type { FrameDecoder, FrameEvent, Framing } from "../frame.ts";
+import { createFrameDecoder, encodeFrame, maxBodyBytes, maxSkippedBytes, strangerBodyBytes } from "../frame.ts";
 import { checkFrames } from "./fuzz/frame.ts";
 import { createRandom } from "./fuzz/random.ts";
-import * as assert from "uvu/assert";
 
 const kib64 = 65_536;
 
@@ -364,6 +364,43 @@ for (let seed = 1; seed <= 200; seed++) {
     checkFrames(createRandom(seed)),
   );
 }
+
+for (const framing of ["native", "lines"] as const) {
+  decode(`stops at as many events as it is told, and says how much it has taken, ${framing}`, () => {
+    const bodies = ["1", "22", "333", "4444"];
+    const chunk = Buffer.concat([...bodies.map((body) => encodeFrame(body, framing)), Buffer.from([0])]);
+    for (const most of [1, 2, 3, 4, 5, Infinity]) {
+      const decoder = createFrameDecoder();
+      const found: string[] = [];
+      let calls = 0;
+      for (let rest = chunk; rest.length > 0; rest = rest.subarray(decoder.takenBytes), calls++) {
+        const events = decoder.push(rest, most);
+        assert.ok(events.length <= most);
+        for (const event of events) found.push(String((event as { body: Buffer }).body));
+      }
+      assert.equal(found, bodies);
+      assert.is(calls, most > 4 ? 1 : Math.floor(4 / most) + 1);
+    }
+  });
+}
+
+decode("gives up a body under way: what comes of it is read past, and what comes after it is read", () => {
+  for (const framing of ["native", "lines"] as const) {
+    const decoder = createFrameDecoder();
+    const frame = encodeFrame("x".repeat(5_000_000), framing);
+    assert.equal(decoder.push(frame.subarray(0, 4_000_000)), []);
+    assert.ok(decoder.heldBytes >= 3_999_000);
+    decoder.giveUp();
+    assert.is(decoder.heldBytes, 0);
+    assert.equal(decoder.push(frame.subarray(4_000_000, 4_500_000)), []);
+    const events = decoder.push(Buffer.concat([frame.subarray(4_500_000), encodeFrame("next", framing)]));
+    assert.equal(
+      events.map((event) => String((event as { body: Buffer }).body)),
+      ["next"],
+    );
+    assert.is(decoder.heldBytes, 0);
+  }
+});
 
 decode.run();
 
