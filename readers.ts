@@ -132,7 +132,7 @@ export function deliver(source: Source, messages: Message[]): void {
       place.segment = undefined;
       for (const message of messages) putAhead(reader, message);
     }
-    noteLoss(reader);
+    if (!reader.share) noteLoss(reader); // one that shares is told when it is its turn, of all that it has missed by then
     while (!link.isBehind && source.readers.has(reader) && sendNext(reader));
   }
 }
