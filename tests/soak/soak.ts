@@ -394,8 +394,7 @@ async function endDaemon(soak: Soak, how: (typeof ends)[number]): Promise<void> 
     process.kill(old.pid, "SIGKILL");
     soak.killed++;
     await until(`the end of ${old.pid}`, () => !isAlive(old.pid), 20_000);
-    await endOrphans(soak); // nobody else does
-    return heal(soak, old);
+    return heal(soak, old); // what it had started goes on, and is the next one's
   }
   if (how === "--stop --now") await run(soak.director, ["--stop", "--now"]);
   else await startAnew(soak, ["--replace"]);
@@ -437,16 +436,6 @@ function daemons(soak: Soak): number[] {
 /** What daemons have started. */
 function orphans(soak: Soak): number[] {
   return ours(soak, false);
-}
-
-async function endOrphans(soak: Soak): Promise<void> {
-  for (let round = 0; round < 100; round++) {
-    const left = orphans(soak);
-    if (left.length === 0) return;
-    for (const pid of left) signal(pid, "SIGKILL");
-    await sleep(20);
-  }
-  throw new Error(`${orphans(soak).length} processes do not end`);
 }
 
 /** Living processes of this soak by their environment: those that we started, daemons too; or those that daemons started. */
@@ -549,7 +538,7 @@ function judge(soak: Soak): Flatness[] {
 }
 
 async function end(soak: Soak): Promise<void> {
-  await run(soak.director, ["--stop", "--now"]);
+  await run(soak.director, ["--stop", "--now", "--forget"]);
   soak.lives.at(-1)!.end = "--stop --now";
   const left = (): string[] => [
     ...[...ours(soak, true), ...ours(soak, false)].map(describeProcess),
