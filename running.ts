@@ -178,7 +178,7 @@ function runningOf(handle: ChildProcess): Running {
     write(bytes) {
       if (!stdin || stdin.writableLength > 0) return 0;
       const chunk = bytes.subarray(0, pipeWriteBytes);
-      stdin.write(chunk, whenTaken);
+      stdin.write(chunk, () => process.nextTick(whenTaken)); // Bun calls back within the write
       return chunk.length;
     },
     endStdin: () => void stdin?.end(),
