@@ -3,7 +3,7 @@
  * library for applications, as ES module and CommonJS, which starts daemons from the file beside it; and a package.json that says that what ends in
  * .js is CommonJS, since the sources beside it are ES modules.
  *
- *     #!/bin/sh                                   executed: a shell finds a runtime
+ *     #!/usr/bin/env sh                           executed: a shell finds a runtime
  *     ":" //; …                                   to JavaScript a string and a comment, to a shell a command
  *     ;(async function holdfast(require, module) {
  *       is this Node too old?                     the syntax of the file is Node 12's, so that an old one reads as far as this
@@ -41,7 +41,7 @@ const places = [
   "~/.nvm/versions/node/*/bin ~/.local/share/fnm/node-versions/*/installation/bin ~/.volta/bin",
   "~/.local/share/mise/installs/node/*/bin ~/.asdf/installs/nodejs/*/bin /usr/local/bin /opt/homebrew/bin /snap/bin",
 ];
-const head = `#!/bin/sh
+const head = `#!/usr/bin/env sh
 ":" //; case $0 in */*) here=\${0%/*} ;; *) here=. ;; esac; best=; top=0
 ":" //; age() { v=$("$1" --version 2>/dev/null); v=\${v#v}; m=\${v#*.}; case $v in 1[89].*|[2-9][0-9].*) echo $((\${v%%.*} * 1000 + \${m%%.*})) ;; *) echo 0 ;; esac; }
 ":" //; for n in "$here/node" node nodejs; do [ "$(age "$n")" -gt 0 ] && exec "$n" "$0" "$@"; done
@@ -102,7 +102,7 @@ write("holdfast.js", file, 0o755);
 write("holdfast.js.sha256", `${createHash("sha256").update(file).digest("hex")}  holdfast.js\n`);
 write("package.json", '{ "type": "commonjs" }\n');
 const define = { __library: JSON.stringify(version) };
-write("index.mjs", await bundle("index.ts", "esm", { define }));
+write("index.mjs", await bundle("index.ts", "esm", { define: { ...define, __filename: "undefined" } }));
 write("index.cjs", await bundle("index.ts", "cjs", { define: { ...define, "import.meta.url": "undefined" } }));
 const types = declare(["library", "api", "deploy"]);
 for (const name of ["holdfast.d.ts", "index.d.mts", "index.d.cts"]) write(name, types);

@@ -30,8 +30,14 @@ declare const __library: string;
 export const build: Build | undefined = typeof __build === "object" ? __build : undefined;
 const library = typeof __library === "string" ? __library : undefined;
 
-/** From source: the path of this module. Of a library: its own. (The built file needs none, and is CommonJS, which has no import.meta.) */
-const sourceFile = (): string => (typeof __filename === "string" ? __filename : fileURLToPath(import.meta.url));
+/**
+ * From source: the path of this module. Of a library: its own, or that of the application that it was bundled into; and where that was made CommonJS,
+ * which knows no import.meta, the script that is run. (The built file needs none.)
+ */
+const sourceFile = (): string => {
+  if (typeof __filename === "string") return __filename;
+  return import.meta.url ? fileURLToPath(import.meta.url) : resolve(process.argv[1] || ".");
+};
 
 /** Deno and Bun have some things that differ. */
 export const runtime = "Bun" in globalThis ? "bun" : "Deno" in globalThis ? "deno" : "node";
