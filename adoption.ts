@@ -18,11 +18,11 @@ import { cannot, exitCodes, reasonOf, safely } from "./failure.ts";
 import type { Adopted } from "./holders.ts";
 import { adoptHeld, closeHolders, probeHolders, sweepHeld } from "./holders.ts";
 import type { KeptAbout, KeptExit, Mark } from "./kept.ts";
-import { createMark, keptDirectories, readAbout, readExit, readJournal, readMark } from "./kept.ts";
+import { claimKept, createMark, keptDirectories, readAbout, readExit, readJournal, readMark } from "./kept.ts";
 import type { Processes, Summary } from "./processes.ts";
-import { claimKept, closeDisk, createProcesses, endAll, freeId, keep, liveCount } from "./processes.ts";
+import { createProcesses, endAll, endThese, freeId, keep, liveCount, startNoMore } from "./processes.ts";
 import type { Identity } from "./record.ts";
-import { livenessOf, now, tryClaim } from "./record.ts";
+import { livenessOf, now, soon, tryClaim } from "./record.ts";
 import type { Ended, HolderRecord, Known, Running, Watch } from "./running.ts";
 import { statOf } from "./running.ts";
 import type { Spool } from "./spool.ts";
@@ -35,22 +35,33 @@ const maxGapBytes = 2 * (64 << 10);
 const maxLostBytes = 2 * maxGapBytes;
 /** How often it is seen whether a child that nobody holds lives. */
 const orphanMs = 250;
-/** How often another daemon, which is on its way out, is waited for. */
-const ownerMs = 100;
+/** How long another daemon, which is on its way out, is waited for, and how often it is looked at. */
+const ownerMs = 20_000;
+const ownerStepMs = 20;
 
 /**
- * Takes up all there is, when the daemon that had it is dead; while it is not, this one has what it starts itself, and waits for that.
+ * Takes up all there is, when the daemon that had it is dead, or has left it; while it has not, process.* waits for that.
  *
  * To be called before the first request is answered.
  */
 export function takeUp(processes: Processes): void {
-  const { room, log } = processes;
-  if (room.path === undefined || !safely(() => lstatSync(room.path!)) || processes.isEnding) return;
+  const { room } = processes;
+  if (room.path === undefined || !safely(() => lstatSync(room.path!)) || tryTakeUp(processes, room.path)) return;
+  const isOver = (): boolean => processes.isEnding || tryTakeUp(processes, room.path!);
+  processes.waiting = soon(isOver, ownerMs, ownerStepMs).then(() => {
+    processes.waiting = undefined;
+  });
+}
+
+/** @returns Whether it is done, or cannot be: while another daemon has it, it is not. */
+function tryTakeUp(processes: Processes, path: string): boolean {
   try {
-    if (claimKept(processes, room.path)) takeUpAll(processes, room.path);
-    else setTimeout(takeUp, ownerMs, processes).unref();
+    const isOurs = claimKept(processes, path);
+    if (isOurs) takeUpAll(processes, path);
+    return isOurs;
   } catch (error) {
-    log(`[Process] Cannot take up what is in "${room.path}": ${reasonOf(error)}`);
+    processes.log(`[Process] Cannot take up what is in "${path}": ${reasonOf(error)}`);
+    return true;
   }
 }
 
@@ -92,19 +103,15 @@ export function forgetLeft(path: string): void {
 }
 
 /**
- * Leaves all that is held to the next daemon, which takes it up when this process has ended; nothing is lost, and nothing is told twice.
+ * Leaves all that is held to the next daemon, which takes it up; ends the others, whose pipes end with this one.
  *
- * @returns How many could not be left: they have plain pipes, and end with this daemon.
+ * @returns How many had to be ended.
  */
-export async function leaveAll(processes: Processes): Promise<number> {
-  processes.isEnding = true;
-  clearInterval(processes.sweeper);
-  processes.environment.closed.abort();
-  await Promise.all(processes.starting.values());
-  const all = [...processes.children.values()];
-  for (const child of all) leaveChild(child);
-  await closeDisk(processes);
-  return all.filter(({ isOver, mark }) => !isOver && !mark).length;
+export async function leaveAll(processes: Processes, { graceMs }: { graceMs: number }): Promise<number> {
+  await startNoMore(processes);
+  const children = [...processes.children.values()];
+  for (const child of children) if (child.mark) leaveChild(child);
+  return endThese(processes, [...children.filter(({ mark }) => !mark), ...processes.forgotten], graceMs);
 }
 
 /** Tries whether children can be held on this host: for --doctor. @returns Why not. */

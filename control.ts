@@ -367,7 +367,10 @@ async function verify(
 
 /** The old daemon ends, by its bound name; its public one is the new daemon's already. */
 async function endReplaced({ client, record }: Reached, places: Places): Promise<void> {
-  await client.request("server.shutdown", { graceMs: 0 }, record.key, answerMs).catch(() => undefined);
+  const end = (params: object) => client.request("server.shutdown", params, record.key, answerMs);
+  await end({ graceMs: 0, handOver: true })
+    .catch((error) => error.code === errorCodes.invalidParams && end({ graceMs: 0 })) // it does not know how, and ends its processes
+    .catch(() => undefined);
   client.close();
   if (!(await isGoneWithin(record, deathMs))) await killServer(places, record);
 }

@@ -11,11 +11,27 @@
  */
 
 import { Buffer } from "node:buffer";
-import { closeSync, constants, fstatSync, lstatSync, openSync, readSync, truncateSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readSync,
+  rmdirSync,
+  truncateSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
-import { cannot, safely } from "./failure.ts";
-import type { Identity } from "./record.ts";
-import { kindOf, namesIn, readOwnFile, writeOwnFile } from "./record.ts";
+import { cannot, reasonOf, safely } from "./failure.ts";
+import type { Holders } from "./holders.ts";
+import { closeHolders, probeHolders } from "./holders.ts";
+import type { Claim, Identity } from "./record.ts";
+import { kindOf, namesIn, readOwnFile, tryClaim, writeOwnFile } from "./record.ts";
+
+import type { Watch } from "./running.ts";
+import type { Room } from "./spool.ts";
 
 /** Of these files and of the segments beside them. What has another number is left alone. */
 export const format = 1;
@@ -26,6 +42,23 @@ const headerBytes = 8;
 /** As much as a daemon accepts for one stdin, and more than it writes. */
 const maxJournalBytes = 64 << 20;
 const states = ["open", "ended", "broken"] as const;
+
+/** The directory of what is kept, and what holds children there. */
+export interface Keeper {
+  readonly room: Room;
+  /** The daemon's environment. */
+  readonly env: NodeJS.ProcessEnv;
+  log(line: string): void;
+  /** Whether children can be held here, or why not: found out before the first is started. */
+  holders: Promise<Holders | string> | undefined;
+  /** What was found out. */
+  isHolding: boolean;
+  notHeld: string | undefined;
+  /** Of held children. */
+  readonly watch: Watch;
+  /** To read what children say, of those that are kept. */
+  claim: Claim | undefined;
+}
 
 /** What a child was started as. */
 export interface About {
@@ -77,6 +110,55 @@ export interface Mark {
   seqLimit: number;
   /** Of output, ever. */
   outputBytes: number;
+}
+
+/** Finds out, once, whether children can be held here. */
+export function holdersOf(keeper: Keeper): Promise<Holders | string> {
+  keeper.holders ??= findHolders(keeper).then((found) => {
+    keeper.isHolding = typeof found !== "string";
+    if (typeof found === "string") keeper.notHeld = found;
+    if (keeper.notHeld !== undefined) keeper.log(`[Process] They end with the daemon: ${keeper.notHeld}`);
+    return found;
+  });
+  return keeper.holders;
+}
+
+async function findHolders(keeper: Keeper): Promise<Holders | string> {
+  const { room, env, watch } = keeper;
+  if (room.path === undefined) return "nothing is kept on disk here";
+  try {
+    claimKept(keeper, room.path);
+    return await probeHolders(room.path, env, undefined, watch);
+  } catch (error) {
+    return reasonOf(error);
+  }
+}
+
+/**
+ * Makes the directory of what is kept, and claims it.
+ *
+ * @returns Whether it is ours now: another daemon, on its way out, may have it yet.
+ * @throws {Failure} It is not a directory of ours.
+ */
+export function claimKept(keeper: Keeper, path: string): boolean {
+  mkdirSync(path, { recursive: true, mode: 0o700 });
+  const stats = lstatSync(path);
+  const isOurs = stats.isDirectory() && stats.uid === process.getuid!() && (stats.mode & 0o077) === 0;
+  if (!isOurs)
+    throw cannot(
+      `use "${path}": it is ${kindOf(stats)} of user ${stats.uid}, a directory of our own is needed, mode 700`,
+    );
+  const claim = keeper.claim ?? tryClaim(join(path, "owner"));
+  if ("release" in claim) keeper.claim = claim;
+  return "release" in claim;
+}
+
+/** Removes what was made ahead, and lets the next daemon have the rest. */
+export async function closeKept({ room, holders, claim }: Keeper): Promise<void> {
+  const found = await holders;
+  if (found !== undefined && typeof found !== "string") await closeHolders(found);
+  claim?.release();
+  if (room.path !== undefined) safely(() => rmdirSync(room.path!)); // unless something is kept in it
 }
 
 export function writeAbout(directory: string, about: KeptAbout): void {

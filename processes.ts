@@ -9,8 +9,8 @@
  * readers.ts.
  */
 
-import { lstatSync, mkdirSync, realpathSync, rmdirSync } from "node:fs";
-import { basename, dirname, join } from "node:path";
+import { realpathSync } from "node:fs";
+import { basename, dirname } from "node:path";
 import type { Child, Shared } from "./children.ts";
 import {
   acceptStdin,
@@ -45,15 +45,14 @@ import {
 } from "./environment.ts";
 import { cannot, errorCodes, Failure, reasonOf, safely } from "./failure.ts";
 import { decodeBase64 } from "./files.ts";
-import type { Holders } from "./holders.ts";
-import { closeHolders, droppedNames, probeHolders, startHeld, takeDirectory } from "./holders.ts";
-import { createMark, format, writeAbout, writeMark } from "./kept.ts";
+import { droppedNames, startHeld, takeDirectory } from "./holders.ts";
+import type { Keeper } from "./kept.ts";
+import { closeKept, createMark, format, holdersOf, writeAbout, writeMark } from "./kept.ts";
 import type { Lanes } from "./lanes.ts";
 import { createLanes, hasFarMounts } from "./lanes.ts";
 import type { Link } from "./readers.ts";
 import { attach, detach, linkOf, serve } from "./readers.ts";
-import type { Claim } from "./record.ts";
-import { identify, kindOf, now, soon, tryClaim } from "./record.ts";
+import { identify, now, soon } from "./record.ts";
 import type { Caller, Method, Methods, Params, Peer } from "./rpc.ts";
 import {
   booleanParam,
@@ -65,7 +64,7 @@ import {
   stringMapParam,
   stringParam,
 } from "./rpc.ts";
-import type { Running, Start, Watch } from "./running.ts";
+import type { Running, Start } from "./running.ts";
 import { createWatch, startWithPipes } from "./running.ts";
 import { homeDirectory } from "./socket.ts";
 import type { Room, Spool } from "./spool.ts";
@@ -95,11 +94,10 @@ export interface ProcessWorld {
   room?: Room;
 }
 
-export interface Processes extends Shared {
+export interface Processes extends Shared, Keeper {
   readonly world: ProcessWorld;
   readonly lanes: Lanes;
   readonly environment: Environment;
-  readonly room: Room;
   readonly children: Map<string, Child>;
   /** Settled when the child is there, or is not going to be. */
   readonly starting: Map<string, Promise<void>>;
@@ -114,16 +112,9 @@ export interface Processes extends Shared {
   isEnding: boolean;
   /** At its end it removes what it keeps of those that have ended. */
   forgetsAll: boolean;
-  /** Whether children can be held here, or why not: found out before the first is started. */
-  holders: Promise<Holders | string> | undefined;
-  /** What was found out. */
-  isHolding: boolean;
-  notHeld: string | undefined;
-  /** Of held children. */
-  readonly watch: Watch;
   readonly takenUp: TakenUp;
-  /** To read what children say, of those that are kept. */
-  claim: Claim | undefined;
+  /** Another daemon, on its way out, has it: settled when what it leaves has been taken up. */
+  waiting: Promise<void> | undefined;
 }
 
 /** What an earlier daemon had left, and was taken up: adoption.ts. */
@@ -165,6 +156,7 @@ export function createProcesses(world: ProcessWorld): Processes {
   const home = (): string => safely(() => homeDirectory(world.env)) || "/";
   const processes: Processes = {
     world,
+    env: world.env,
     limits,
     lanes,
     environment: createEnvironment(world.env, home, world.log, limits.loginPathMs),
@@ -184,6 +176,7 @@ export function createProcesses(world: ProcessWorld): Processes {
     watch: createWatch(),
     takenUp: { running: 0, ended: 0, problems: [], instances: [] },
     claim: undefined,
+    waiting: undefined,
     queuedBytes: 0,
     log: world.log,
     onOver: (child) => {
@@ -203,8 +196,12 @@ function roomOf({ log, keptPath, spoolBytes }: ProcessWorld, lanes: Lanes): Room
 }
 
 export function processMethods(processes: Processes): Methods {
+  const whenTakenUp =
+    (method: Method): Method =>
+    (params, caller) =>
+      processes.waiting ? processes.waiting.then(() => method(params, caller)) : method(params, caller);
   const none = { found: false, running: false, firstSeq: 0, lastSeq: 0, stdinApplied: 0 };
-  return new Map<string, Method>([
+  const methods: [string, Method][] = [
     ["process.spawn", (params, caller) => spawnChild(processes, params, caller)],
     ["process.stdin", withChild(processes, ["id", "data", "offset", "end"], writeStdin)],
     ["process.kill", withChild(processes, ["id", "signal"], kill)],
@@ -215,7 +212,8 @@ export function processMethods(processes: Processes): Methods {
     ["process.reattach", withChild(processes, ["id", "fromSeq", "share", "lossless"], reattach, none)],
     ["process.forget", withChild(processes, ["id"], forgetEnded)],
     ["process.list", (params) => listChildren(processes, params)],
-  ]);
+  ];
+  return new Map(methods.map(([name, method]) => [name, whenTakenUp(method)]));
 }
 
 /** Counts children that are being started, or have no exit message yet. */
@@ -251,34 +249,31 @@ export function featuresOf({ isHolding }: Processes): string[] {
  * @returns How many children were alive.
  */
 export async function endAll(processes: Processes, { graceMs }: { graceMs: number }): Promise<number> {
-  const { children, forgotten, starting, environment } = processes;
+  await startNoMore(processes);
+  return endThese(processes, [...processes.children.values(), ...processes.forgotten], graceMs);
+}
+
+export async function startNoMore(processes: Processes): Promise<void> {
   processes.isEnding = true;
   clearInterval(processes.sweeper);
-  environment.closed.abort();
-  await Promise.all(starting.values());
-  const all = [...children.values(), ...forgotten];
-  const groups = all.filter(isGroupAlive);
+  processes.environment.closed.abort();
+  await Promise.all(processes.starting.values());
+}
+
+export async function endThese(processes: Processes, children: Child[], graceMs: number): Promise<number> {
+  const groups = children.filter(isGroupAlive);
   const alive = groups.filter(({ exit }) => !exit).length;
   for (const child of groups) safely(() => signalGroup(child, "SIGTERM", "shutdown")); // EPERM: a set-uid program
   if (!(await haveEnded(groups, graceMs))) {
     for (const child of groups) safely(() => signalGroup(child, "SIGKILL", "shutdown"));
     await haveEnded(groups, killWaitMs);
   }
-  await soon(() => all.every(({ running }) => !running), lastReadMs); // what they have left in their pipes
-  for (const child of all) if (child.exit) finish(processes, child);
-  for (const child of all) release(child);
-  await closeDisk(processes);
+  await soon(() => children.every(({ running }) => !running), lastReadMs); // what they have left in their pipes
+  for (const child of children) if (child.exit) finish(processes, child);
+  for (const child of children) release(child);
+  if (processes.forgetsAll) for (const child of processes.ended) forget(processes, child, "forgotten");
+  await closeKept(processes);
   return alive;
-}
-
-/** Removes what was made ahead, and lets the next daemon have the rest. */
-export async function closeDisk(processes: Processes): Promise<void> {
-  const { room, holders, claim, ended, forgetsAll } = processes;
-  if (forgetsAll) for (const child of ended) forget(processes, child, "forgotten");
-  const found = await holders;
-  if (found !== undefined && typeof found !== "string") await closeHolders(found);
-  claim?.release();
-  if (room.path !== undefined) safely(() => rmdirSync(room.path!)); // unless something is kept in it
 }
 
 // Starting
@@ -428,47 +423,6 @@ async function start(
     removeSpool(spool);
     throw await startFailure(what.command, what.cwd, what.env.PATH || "", error);
   }
-}
-
-/** Finds out, once, whether children can be held here. */
-export function holdersOf(processes: Processes): Promise<Holders | string> {
-  processes.holders ??= findHolders(processes).then((found) => {
-    processes.isHolding = typeof found !== "string";
-    if (typeof found === "string") processes.notHeld = found;
-    if (processes.notHeld !== undefined) processes.log(`[Process] They end with the daemon: ${processes.notHeld}`);
-    return found;
-  });
-  return processes.holders;
-}
-
-async function findHolders(processes: Processes): Promise<Holders | string> {
-  const { room, world, watch } = processes;
-  if (room.path === undefined) return "nothing is kept on disk here";
-  try {
-    claimKept(processes, room.path);
-    return await probeHolders(room.path, world.env, undefined, watch);
-  } catch (error) {
-    return reasonOf(error);
-  }
-}
-
-/**
- * Makes the directory of what is kept, and claims it.
- *
- * @returns Whether it is ours now: another daemon, on its way out, may have it yet.
- * @throws {Failure} It is not a directory of ours.
- */
-export function claimKept(processes: Processes, path: string): boolean {
-  mkdirSync(path, { recursive: true, mode: 0o700 });
-  const stats = lstatSync(path);
-  const isOurs = stats.isDirectory() && stats.uid === process.getuid!() && (stats.mode & 0o077) === 0;
-  if (!isOurs)
-    throw cannot(
-      `use "${path}": it is ${kindOf(stats)} of user ${stats.uid}, a directory of our own is needed, mode 700`,
-    );
-  const claim = processes.claim ?? tryClaim(join(path, "owner"));
-  if ("release" in claim) processes.claim = claim;
-  return "release" in claim;
 }
 
 /** Without it the next daemon would not know it: the answer to process.spawn waits for this. */

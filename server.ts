@@ -20,7 +20,7 @@ import { lutimesSync, readdirSync, stat as statSoon, watch } from "node:fs";
 import type { Server } from "node:net";
 import { createServer } from "node:net";
 import { dirname } from "node:path";
-import { takeUp } from "./adoption.ts";
+import { leaveAll, takeUp } from "./adoption.ts";
 import { proveAnswering } from "./client.ts";
 import type { Connections } from "./connections.ts";
 import {
@@ -36,6 +36,7 @@ import { createFiles } from "./files.ts";
 import { maxBodyBytes, strangerBodyBytes } from "./frame.ts";
 import type { Facts, World } from "./host.ts";
 import { placeOf, readLimit, realWorld } from "./host.ts";
+import { holdersOf } from "./kept.ts";
 import type { Lanes } from "./lanes.ts";
 import { areHeld, createLanes } from "./lanes.ts";
 import type { Lifetime, Logouts } from "./lifetime.ts";
@@ -43,7 +44,7 @@ import { describeVerdict, judgeEnd, judgePlace, readOomKills, watchLogouts } fro
 import type { Log } from "./log.ts";
 import { createLog } from "./log.ts";
 import type { Processes } from "./processes.ts";
-import { createProcesses, endAll, featuresOf, holdersOf, liveCount, processMethods, summarise } from "./processes.ts";
+import { createProcesses, endAll, featuresOf, liveCount, processMethods, summarise } from "./processes.ts";
 import { childEnvironment } from "./program.ts";
 import type { DaemonRecord, EndReason } from "./record.ts";
 import { identify, livenessOf, now } from "./record.ts";
@@ -190,7 +191,7 @@ export async function startDaemon(handover: Handover, world = realWorld()): Prom
 
 /** Makes the value, and nothing else: it does not listen yet, and has no name. */
 export function createDaemon(handover: Handover, log: Log, world: World): Daemon {
-  const { places, facts, version, command, instance, key } = handover;
+  const { places, facts, version, command, instance, key, spoolBytes } = handover;
   const lanes = createLanes();
   const lifetime = describeVerdict(judgePlace(placeOf("self", world), facts));
   const maxOpenFiles = readLimit("Max open files", world);
@@ -214,7 +215,7 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
       key,
       tokenHashes: handover.tokenHashes.slice(-maxTokens),
       socket: { path: places.socket, bound: "", dev: 0, ino: 0 },
-      ...{ log: places.log, spoolBytes: handover.spoolBytes },
+      ...{ log: places.log, spoolBytes },
       startedAt: Date.now(),
       command,
       lifetime,
@@ -227,8 +228,7 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
     listener: undefined,
     connections: createConnections((body, caller) => handleBody(rpc, body, caller), log, maxOpenFiles),
     processes: createProcesses({
-      env: childEnvironment(process.env),
-      ...{ log, lanes, instance, keptPath: places.held, spoolBytes: handover.spoolBytes },
+      ...{ env: childEnvironment(process.env), log, lanes, instance, keptPath: places.held, spoolBytes },
       onAllExited: () => endWhenRetired(daemon),
     }),
     lanes,
@@ -350,7 +350,7 @@ function serverMethods(daemon: Daemon): [string, Method][] {
     ["server.authenticate", ["token"], (params, caller) => authenticate(daemon, params, caller)],
     ["server.capabilities", [], () => holdersOf(daemon.processes).then(() => capabilitiesOf(daemon))],
     ["server.status", [], () => statusOf(daemon)],
-    ["server.shutdown", ["ifIdle", "graceMs", "forget"], (params) => shutdown(daemon, params)],
+    ["server.shutdown", ["ifIdle", "graceMs", "forget", "handOver"], (params) => shutdown(daemon, params)],
     ["server.admit", ["key", "tokenHash", "facts"], (params) => admit(daemon, params)],
   ];
   const ping: [string, Method] = ["server.ping", () => ({ pong: true })]; // with whatever a client pads it
@@ -436,7 +436,10 @@ function shutdown(daemon: Daemon, params: Params): object {
     );
   }
   daemon.processes.forgetsAll = booleanParam(params, "forget", false);
-  setImmediate(() => void retire(daemon, graceMs)); // once the answer is written
+  const isReplaced = booleanParam(params, "handOver", false);
+  const end = () =>
+    isReplaced ? endDaemon(daemon, "replaced", "all goes on in another", killAfterMs) : retire(daemon, graceMs);
+  setImmediate(() => void end()); // once the answer is written
   return { ok: true, processes: alive };
 }
 
@@ -534,7 +537,7 @@ async function endDaemon(daemon: Daemon, reason: EndReason, detail: string, kill
   await save(daemon); // first: systemd may not leave us the time
   await retirePublicName(daemon, "ending");
   closeAll(connections);
-  const killed = await endAll(processes, { graceMs: killMs });
+  const killed = await (reason === "replaced" ? leaveAll : endAll)(processes, { graceMs: killMs });
   retireName(record.socket.bound, record.socket);
   daemon.listener?.close();
   log(`[Server] Ended, with ${killed} processes`);

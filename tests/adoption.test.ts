@@ -359,6 +359,38 @@ leaves("is not looked for where somebody has planted something", async (left) =>
   assert.ok(existsSync(join(elsewhere, "keep")) && existsSync(join(left.held, "bcdefghijklm", "keep")));
   await left.wire.request("process.kill", { id: "a" });
 });
+leaves("goes on over --replace: nothing is missing, nothing is said twice, nothing is named", async (left) => {
+  const lines = "i=0; while :; do i=$((i+1)); echo $i; done";
+  const pids = [await left.start("loud", lines), await left.start("echo", "cat"), await left.start("ended", "exit 5")];
+  const bytes = Buffer.alloc(1_000_000, "0123456789\n");
+  const data = bytes.toString("base64");
+  assert.is(
+    (await left.wire.request("process.stdin", { id: "echo", data, offset: 0, end: true })).applied,
+    bytes.length,
+  );
+  for (let round = 0; round < 3; round++) {
+    const { pid } = await left.wire.request("server.status");
+    await left.serve("--replace");
+    assert.not.ok(isAlive(pid));
+    const entries = (await left.wire.request("process.list")).processes;
+    assert.equal(
+      entries.map((entry: any) => [entry.id, entry.pid]),
+      ["loud", "echo", "ended"].map((id, at) => [id, pids[at]]),
+    );
+    assert.equal([entries[0].running, entries[2].exitCode], [true, 5]);
+  }
+  assert.ok(Buffer.from(await left.text("echo")).equals(bytes));
+  await left.wire.request("process.kill", { id: "loud" });
+  const messages = [...(await left.replay("loud")), ...(await left.replay("echo"))];
+  assert.not.ok(messages.some(({ stream }) => stream === "gap"));
+  const text = await left.text("loud");
+  const numbers = text
+    .slice(text.indexOf("\n") + 1, text.lastIndexOf("\n"))
+    .split("\n")
+    .map(Number);
+  assert.ok(numbers.every((number, at) => number === numbers[0]! + at));
+  assert.match(left.daemon.log(), "Ending: replaced");
+});
 leaves("is not taken up by a second daemon: what is kept is one's at a time", async (left) => {
   const pid = await left.start("a", "while :; do echo x; sleep 0.01; done");
   const record = `${left.daemon.socket}.record`;

@@ -1,3 +1,4 @@
+// time limit: 180 s
 import { execFileSync, spawnSync } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
 import {
