@@ -97,11 +97,12 @@ function explain(reason: Reason, message: string, hint: string, healable = false
   return { reason, message, hint, healable };
 }
 
-function explainElsewhere({ record, daemon }: Case): Finding | undefined {
+function explainElsewhere({ places, record, daemon }: Case): Finding | undefined {
   if (!isOtherHost(record)) return undefined;
   const { host } = identify();
   const message = `${daemon} was started on host "${record.host}", this is "${host}"`;
-  return explain("other-host", message, `ssh ${record.host} …, or ${elsewhere}`);
+  const hint = `ssh ${record.host} …, or ${elsewhere}; where ${record.host} is this very host, before it was renamed and booted: rm '${places.record}'`;
+  return explain("other-host", message, hint);
 }
 
 /** It lives, and was told to end. */

@@ -5,8 +5,8 @@
  *     rpc.sock.record     the record: who the daemon is, where it lives, and in the end why it ended
  *     rpc.sock.claim      there while a start is under way
  *
- * Identity is pid, start time, boot and pid namespace: with it a process cannot be mistaken for another that has its pid. A host is its boot, and
- * across boots its machine; its name is only for words: it may be given another one while a daemon runs.
+ * Identity is pid, start time, boot and pid namespace: with it a process cannot be mistaken for another that has its pid. A host is its boot,
+ * whatever its name: that may be given to it while a daemon runs. Across boots it is its machine and its name.
  */
 
 import { randomBytes } from "node:crypto";
@@ -133,9 +133,9 @@ function machineOf(proc: Proc): { machineId?: string } {
 export function isOtherHost(identity: Identity, proc: Proc = realProc): boolean {
   const here = identify(process.pid, proc);
   if (identity.bootId !== "" && identity.bootId === here.bootId) return false;
-  // of two machines of one name, or of one that has been renamed and booted since, only this tells
-  if (identity.machineId && here.machineId) return identity.machineId !== here.machineId;
-  return identity.host !== here.host;
+  // copies of one image may have one number: of two names, that is no proof
+  const isOtherMachine = Boolean(identity.machineId && here.machineId) && identity.machineId !== here.machineId;
+  return isOtherMachine || identity.host !== here.host;
 }
 
 /** Of this process: asked for a dozen times on the way to a start. */

@@ -240,7 +240,11 @@ const fates: [what: string, proc: Parameters<typeof procOf>[0], state: string, i
   ["one on this host by its name, where there is no number", { machineId: "", boot: "boot-2" }, "dead"],
   ["one on this host, which was given another name", { host: "g" }, "alive"],
   ["one that has gone on this host, which was given another name", { host: "g", state: "" }, "dead"],
-  ["one on this machine, which was given another name and booted", { host: "g", boot: "boot-2" }, "dead"],
+  [
+    "one on a machine of this number and another name: a copy of it, or renamed",
+    { host: "g", boot: "boot-2" },
+    "unknown",
+  ],
   ["one of this boot in a container with a number of its own", { machineId: "f".repeat(32), host: "g" }, "alive"],
   ["one before the last boot", { boot: "boot-2" }, "dead"],
   ["one in another pid namespace", { namespace: "pid:[2]" }, "unknown"],
@@ -583,7 +587,7 @@ claims(
       const before = filesIn(site.directory);
       for (const [round, prepare] of [
         ["nothing", () => {}],
-              ["dead", (path: string) => claimFile(path, "0123456789ab", deadIdentity)],
+        ["dead", (path: string) => claimFile(path, "0123456789ab", deadIdentity)],
         [
           "deadremoval",
           (path: string) => (

@@ -222,10 +222,10 @@ function stateOf(identity: Identity, isDaemon: boolean): string {
   return !isDaemon || /\0--?serve\0/.test(readFileSync(`/proc/${identity.pid}/cmdline`, "latin1")) ? "alive" : "dead";
 }
 
-/** By its number, where both have one; else by name. */
+/** By its number, where both have one, and by its name. */
 function isOfThisMachine({ machineId, host }: Identity): boolean {
   const here = identify().machineId;
-  return machineId && here ? machineId === here : host === hostname();
+  return host === hostname() && (!machineId || !here || machineId === here);
 }
 
 let boot: string | undefined;

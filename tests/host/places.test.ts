@@ -9,62 +9,11 @@ import { readdirSync, readlinkSync } from "node:fs";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { builtFile, frameOf, messagesIn, outcomeOf, request, sideBySide } from "../daemon.ts";
-import type { Host, HostOptions, Result } from "./host.ts";
+import type { Host } from "./host.ts";
 import { maskedManager, requireHosts, until, withHost } from "./host.ts";
+import { checkWay, quick } from "./ways.ts";
 
-requireHosts(16);
-
-const goneMs = 3000;
-/** None may hang; the slowest is a user manager that does not answer for 5 s. */
-const slowestMs = 10_000;
-
-const quick = (options: HostOptions): HostOptions => ({
-  killUserProcesses: true,
-  ...options,
-  logind: ["UserStopDelaySec=1", ...(options.logind ?? [])],
-});
-
-interface Way {
-  user?: string;
-  /** Runs a shell command on the host by the way under test. */
-  run?: (host: Host, command: string) => Promise<Result>;
-  /** Arguments of --serve beside socket and token. */
-  args?: string;
-  says: RegExp;
-  /** In the stderr of --serve. */
-  warns?: RegExp;
-  lives: boolean;
-  before?: (host: Host) => Promise<void>;
-  after?: (host: Host) => Promise<void>;
-}
-
-/** Starts a daemon by some way in, leaves, waits, and compares what was said with what there is. */
-async function checkWay(
-  host: Host,
-  { user = "dev", run, args = "", says, warns, lives, before, after }: Way,
-): Promise<void> {
-  const login = run ?? ((_host: Host, command: string) => host.ssh(user, command));
-  const socket = `/home/${user}/.run/rpc.sock`;
-  await host.copy(user, builtFile, "server");
-  await host.ssh(user, "umask 077; mkdir -p .run; echo secret > token");
-  await before?.(host);
-  const started = await login(
-    host,
-    `/home/${user}/server --serve --socket ${socket} --token-file /home/${user}/token ${args}`,
-  );
-  assert.is(started.code, 0, started.stderr);
-  assert.ok(started.ms < slowestMs, `it took ${started.ms} ms`);
-  assert.match(started.stdout, says, started.stdout + started.stderr);
-  assert.match(started.stderr, warns ?? /^$/, started.stderr);
-  await after?.(host);
-  await host.sleepUntilLoggedOut(user);
-  await new Promise((done) => setTimeout(done, goneMs));
-  assert.is(
-    host.processes(`--launched --socket ${socket}`).length,
-    lives ? 1 : 0,
-    `${started.stdout}${started.stderr}`,
-  );
-}
+requireHosts(17);
 
 const serve = suite("--serve");
 const places = sideBySide(serve, 4);
@@ -112,6 +61,7 @@ places("from sshd without PAM lives in its service, and survives logout", () =>
   withHost(quick({ sshd: ["UsePAM no"] }), (host) =>
     checkWay(host, {
       says: /detached; survives logout: yes\)|detached in ssh\.service.*survives logout: yes\)/,
+      warns: /^holdfast: warning: .*RemoveIPC=yes.*ipc-removed\]\nholdfast: hint: loginctl enable-linger dev\n$/,
       lives: true,
     }),
   ),
@@ -258,6 +208,17 @@ places("counts a stop delay of infinity as lingering", () =>
   withHost({ killUserProcesses: true, logind: ["UserStopDelaySec=infinity"] }, (host) =>
     checkWay(host, { says: /under your user manager; survives logout: yes\)/, lives: true }),
   ),
+);
+
+places("keeps a $ in its arguments, which systemd would expand from 258 on", () =>
+  withHost(quick({ users: ["dev+linger"] }), async (host) => {
+    await host.copy("dev", builtFile, "server");
+    const path = `/home/dev/.run$HOME/$$/a$${"{USER}"}b.sock`;
+    const started = await host.ssh("dev", `./server --serve --socket '${path}'`);
+    assert.match(started.stdout, /under your user manager; survives logout: yes\)/, started.stderr);
+    assert.is(host.processes(`--launched --socket ${path}`).length, 1);
+    assert.is((await host.ssh("dev", `./server --stop --socket '${path}'`)).stdout, "stopped 0\n");
+  }),
 );
 
 places("finds its user manager without XDG_RUNTIME_DIR, and with another's", () =>

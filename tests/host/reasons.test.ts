@@ -7,12 +7,12 @@ import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
-import { builtFile, frameOf, messagesIn, outcomeOf, request, sideBySide } from "../daemon.ts";
-import { maskedManager, requireHosts, until, withHost } from "./host.ts";
-import type { Host, HostOptions } from "./host.ts";
 import * as assert from "uvu/assert";
+import { builtFile, frameOf, messagesIn, outcomeOf, request, sideBySide } from "../daemon.ts";
+import type { Host, HostOptions } from "./host.ts";
+import { maskedManager, requireHosts, until, withHost } from "./host.ts";
 
-requireHosts(11);
+requireHosts(17);
 
 const quick = (options: HostOptions): HostOptions => ({
   killUserProcesses: true,
@@ -116,6 +116,116 @@ reasons("user-manager-stopped, without lingering", () =>
       /as systemd stopped the user manager after the last logout/,
     );
     await assertHealed(host, instance, /started it again/);
+  }),
+);
+
+reasons("idle-stop, where logind ends a session with a terminal that is idle", () =>
+  withHost(quick({ killUserProcesses: false, logind: ["StopIdleSessionSec=10"] }), async (host) => {
+    const show = "loginctl show-user | grep StopIdleSessionUSec; loginctl show-session $XDG_SESSION_ID -p TTY";
+    const known = await host.ssh("dev", `TERM= ${show}`, { sshArgs: ["-tt"] });
+    if (!/^StopIdleSessionUSec=\d+s/m.test(known.stdout) || !/^TTY=pts/m.test(known.stdout)) return; // it reaches none here: see verdicts.test.ts
+    await host.copy("dev", builtFile, "server");
+    await host.ssh("dev", "umask 077; mkdir -p .run; echo t > token");
+    host.spawnSsh("dev", `./server --serve --socket ${socket} --token-file token; sleep 100`, ["-tt"]);
+    await until(() => host.processes("--launched").length === 1, "a daemon", 30_000);
+    await until(() => host.processes("--launched").length === 0, "the daemon to be ended", 60_000);
+    assertReason(
+      await ask(host, "--no-start"),
+      "idle-stop",
+      /ended by systemd-logind at .*, as the session had been idle for too long/,
+    );
+    await assertHealed(host, "", /idle for too long that it was started in: started it again/);
+  }),
+);
+
+reasons("unit-stopped, with the service that it was started by", () =>
+  withHost(quick({}), async (host) => {
+    await host.copy("dev", builtFile, "server");
+    await host.ssh("dev", "umask 077; mkdir -p .run; echo t > token");
+    const path = `/home/dev/${socket}`;
+    const unit = "systemd-run --wait --pipe --quiet -p Type=oneshot -p User=dev --unit=build.service";
+    const started = await host.root(
+      `${unit} /home/dev/server --serve --json --socket ${path} --token-file /home/dev/token`,
+    );
+    assert.is(started.code, 0, started.stderr);
+    await until(() => host.processes("--launched").length === 0, "the daemon to be ended");
+    assertReason(
+      await ask(host, "--no-start"),
+      "unit-stopped",
+      /with the unit that it was in \(.* as build\.service ended\)/,
+    );
+    await assertHealed(host, JSON.parse(started.stdout).instance, /started it again/);
+  }),
+);
+
+reasons("user-manager-ended, by somebody, where lingering is on; and a scope that is stopped was meant", () =>
+  withHost(quick({ users: ["dev+linger", "ann+linger"] }), async (host) => {
+    const { instance } = await serve(host);
+    await host.sleepUntilLoggedOut("dev");
+    assert.is((await host.root(`systemctl restart user@${host.uid("dev")}`)).code, 0);
+    await until(() => host.processes("--launched").length === 0, "the daemon to be ended");
+    const status = await host.ssh("dev", `./server --status --socket ${socket}`);
+    assert.match(status.stderr, /was ended at .*, as somebody stopped the user manager, not by a logout/);
+    assert.not.match(status.stderr, /enable-linger/);
+    assertReason(await ask(host, "--no-start"), "user-manager-ended", /somebody stopped the user manager/);
+    await assertHealed(host, instance, /started it again/);
+
+    await serve(host, "ann");
+    const show = `basename $(sed -n 's/^0:://p' /proc/$(pgrep -u ann -f -- [-]-launched)/cgroup)`;
+    const stopped = await host.ssh("ann", `systemctl --user stop $(${show})`);
+    assert.is(stopped.code, 0, stopped.stderr);
+    assertReason(await ask(host, "", "ann"), "stopped", /was ended at .* as run-.*\.scope was stopped/);
+  }),
+);
+
+reasons("host-shutdown: a host that is shut down in order, and booted again", async () => {
+  const directory = mkdtempSync(join(tmpdir(), "holdfast-shutdown-"));
+  try {
+    const options = quick({
+      users: ["dev+linger"],
+      disk: join(directory, "disk"),
+      pre: "echo fixed-name >$root/etc/hostname",
+    });
+    const instance = await withHost(options, async (host) => {
+      const started = await serve(host);
+      await host.sleepUntilLoggedOut("dev");
+      await host.powerOff();
+      return started.instance;
+    });
+    await withHost(options, async (host) => {
+      assertReason(await ask(host, "--no-start"), "host-shutdown", /was ended at .*, as the host was shut down/);
+      await assertHealed(host, instance, /was shut down: started it again/);
+    });
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+});
+
+reasons("stopped, for timeout(1) and for a person with the signals of systemd: nothing of it was stopping", () =>
+  withHost(quick({ users: ["dev+linger"] }), async (host) => {
+    const { pid } = await serve(host);
+    process.kill(pid, "SIGTERM");
+    process.kill(pid, "SIGCONT");
+    await until(() => host.processes("--launched").length === 0, "the daemon to be ended");
+    assertReason(await ask(host), "stopped", /by SIGCONT, SIGTERM: by a person or a program/);
+  }),
+);
+
+reasons("and none of them for a host that was given another name: its daemon is found, and stopped", () =>
+  withHost(quick({ users: ["dev+linger"] }), async (host) => {
+    await host.root("hostname box");
+    const { instance } = await serve(host);
+    const inDefault = await host.ssh("dev", "./server --serve --json");
+    await host.root("hostname box.lan");
+    assert.is((await ask(host)).answer.result.instanceId, instance);
+    const joined = await host.ssh("dev", "./server --serve --json");
+    assert.is(JSON.parse(joined.stdout).instance, JSON.parse(inDefault.stdout).instance, joined.stderr);
+    assert.is(host.processes("--launched").length, 2);
+    for (const args of ["", `--socket ${socket}`])
+      assert.is((await host.ssh("dev", `./server --stop ${args}`)).stdout, "stopped 0\n", args);
+    const again = await host.ssh("dev", `./server --serve --socket ${socket}`);
+    assert.is(again.code, 0, again.stderr);
+    assert.is(host.processes("--launched").length, 1);
   }),
 );
 

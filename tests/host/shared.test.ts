@@ -5,12 +5,12 @@ import { chmodSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
-import { builtFile, faultRow, frameOf, messagesIn, outcomeOf, request, runsAll, sideBySide } from "../daemon.ts";
-import { requireHosts, until, withHost } from "./host.ts";
-import type { Host } from "./host.ts";
 import * as assert from "uvu/assert";
+import { builtFile, faultRow, frameOf, messagesIn, outcomeOf, request, runsAll, sideBySide } from "../daemon.ts";
+import type { Host } from "./host.ts";
+import { requireHosts, until, withHost } from "./host.ts";
 
-requireHosts(3);
+requireHosts(4);
 
 const goneMs = 3000;
 
@@ -138,6 +138,36 @@ fault(
         [instanceIn(first), "yes", "user-manager"],
       );
       return "so; daemon, child, grandchild and orphan are alive 3 s after the last logout";
+    }),
+);
+
+fault(
+  "a container is ended while a `--serve` in it is starting, then a `--serve` in a new one over the same volume",
+  "started at once; nobody waits for a claim that no one holds",
+  () =>
+    withHost({}, async (host) => {
+      await host.copy("dev", builtFile, "server");
+      const socket = "/srv/volume/rpc.sock";
+      await host.root("mkdir -m 700 /srv/volume; cp /home/dev/server /srv/volume/");
+      const container = "unshare --pid --fork --mount-proc --kill-child=KILL sh -c";
+      const server = `/srv/volume/server --serve --socket ${socket}`;
+      // its first process ends as soon as the claim is there, and the kernel ends the others
+      const killed = await host.root(
+        `${container} '${server} & while ! [ -e ${socket}.claim ]; do :; done; kill -9 $!'`,
+      );
+      assert.is(host.processes("--serve").length, 0, killed.stderr);
+      assert.is((await host.inside(["ls", `${socket}.claim`])).code, 0, "the claim was left");
+      const started = await host.root(`${container} '${server}; /srv/volume/server --stop --socket ${socket}'`);
+      assert.match(started.stdout, /^Remote server listening.*\nstopped 0\n$/s, started.stderr);
+      assert.ok(started.ms < 10_000, `it took ${started.ms} ms`);
+      // and a daemon that went with its container: by the next one, and from outside
+      for (const again of [container, "sh -c"]) {
+        const left = await host.root(`${container} '${server}; kill -9 $(pgrep -f -- --launched)'`);
+        assert.match(left.stdout, /^Remote server listening/, left.stderr);
+        const next = await host.root(`${again} '${server}; /srv/volume/server --stop --socket ${socket}'`);
+        assert.match(next.stdout, /^Remote server listening.*\nstopped 0\n$/s, next.stderr);
+      }
+      return `so, after ${started.ms} ms`;
     }),
 );
 

@@ -1,0 +1,58 @@
+/** A way into a host: a daemon is started by it, its user leaves, and what was said is compared with what there is. */
+
+import * as assert from "uvu/assert";
+import { builtFile } from "../daemon.ts";
+import type { Host, HostOptions, Result } from "./host.ts";
+
+/** What ends with the user manager, a second after the last logout, is gone by then. */
+const goneMs = 3000;
+/** None may hang; the slowest is a user manager that does not answer for 5 s. */
+const slowestMs = 10_000;
+
+export const quick = (options: HostOptions): HostOptions => ({
+  killUserProcesses: true,
+  ...options,
+  logind: ["UserStopDelaySec=1", ...(options.logind ?? [])],
+});
+
+export interface Way {
+  user?: string;
+  /** Runs a shell command on the host by the way under test. */
+  run?: (host: Host, command: string) => Promise<Result>;
+  /** Arguments of --serve beside socket and token. */
+  args?: string;
+  says: RegExp;
+  /** In the stderr of --serve. */
+  warns?: RegExp;
+  lives: boolean;
+  before?: (host: Host) => Promise<void>;
+  after?: (host: Host) => Promise<void>;
+}
+
+/** Starts a daemon by some way in, leaves, waits, and compares what was said with what there is. */
+export async function checkWay(
+  host: Host,
+  { user = "dev", run, args = "", says, warns, lives, before, after }: Way,
+): Promise<void> {
+  const login = run ?? ((_host: Host, command: string) => host.ssh(user, command));
+  const socket = `/home/${user}/.run/rpc.sock`;
+  await host.copy(user, builtFile, "server");
+  await host.ssh(user, "umask 077; mkdir -p .run; echo secret > token");
+  await before?.(host);
+  const started = await login(
+    host,
+    `/home/${user}/server --serve --socket ${socket} --token-file /home/${user}/token ${args}`,
+  );
+  assert.is(started.code, 0, started.stderr);
+  assert.ok(started.ms < slowestMs, `it took ${started.ms} ms`);
+  assert.match(started.stdout, says, started.stdout + started.stderr);
+  assert.match(started.stderr, warns ?? /^$/, started.stderr);
+  await after?.(host);
+  await host.sleepUntilLoggedOut(user);
+  await new Promise((done) => setTimeout(done, goneMs));
+  assert.is(
+    host.processes(`--launched --socket ${socket}`).length,
+    lives ? 1 : 0,
+    `${started.stdout}${started.stderr}`,
+  );
+}
