@@ -52,7 +52,7 @@ import type { Lanes } from "./lanes.ts";
 import { createLanes, hasFarMounts } from "./lanes.ts";
 import type { Link } from "./readers.ts";
 import { attach, detach, linkOf, serve } from "./readers.ts";
-import { identify, now, soon } from "./record.ts";
+import { identify, now, sleep, soon } from "./record.ts";
 import type { Caller, Method, Methods, Params, Peer } from "./rpc.ts";
 import {
   booleanParam,
@@ -72,6 +72,8 @@ import { createRoom, createSpool, removeSpool } from "./spool.ts";
 
 /** From the end of a group to the end of its pipes, which somebody in another group may hold. */
 const lastReadMs = 250;
+/** As the daemon ends: for a child that is just being started to be there, and be ended with the others. */
+const startingMs = 300;
 /** Of all texts together that process.list repeats. */
 const maxListedTexts = 8 << 20;
 const maxIdLength = 256;
@@ -257,7 +259,7 @@ export async function startNoMore(processes: Processes): Promise<void> {
   processes.isEnding = true;
   clearInterval(processes.sweeper);
   processes.environment.closed.abort();
-  await Promise.all(processes.starting.values());
+  await Promise.race([Promise.all(processes.starting.values()), sleep(startingMs)]); // one that waits for a dead mount is refused when that is told
 }
 
 export async function endThese(processes: Processes, children: Child[], graceMs: number): Promise<number> {

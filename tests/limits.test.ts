@@ -356,6 +356,47 @@ asRoot(
     }),
 );
 
+asRoot(
+  "no space as the daemon is stopped",
+  "it is known to have been stopped, and no bridge starts it again",
+  async (site) => {
+    const disk = join(site.directory, "disk");
+    mkdirSync(disk);
+    const holder = spawn("unshare", [
+      "--mount",
+      "--propagation",
+      "private",
+      "sh",
+      "-c",
+      'mount -t tmpfs -o size=256k,mode=700 none "$0" && echo && exec sleep 1000',
+      disk,
+    ]);
+    try {
+      await new Promise((done) => holder.stdout.once("data", done));
+      const inside = (...words: string[]): Promise<Outcome> =>
+        site.command(["nsenter", `--mount=/proc/${holder.pid}/ns/mnt`, ...words]);
+      const run = (...args: string[]): Promise<Outcome> =>
+        inside(process.execPath, builtFile, ...args, "--socket", join(disk, "s"));
+      for (const grace of [[], ["--now"], ["--grace", "1"]]) {
+        const served = await run("--serve", "--json", "--token-file", site.tokenFile);
+        assert.is(served.code, 0, served.stderr);
+        const { pid } = JSON.parse(String(served.stdout));
+        await inside("dd", "if=/dev/zero", `of=${join(disk, "ballast")}`, "bs=1k");
+        const stopped = await run("--stop", ...grace);
+        assert.equal([stopped.code, String(stopped.stdout)], [0, "stopped 0\n"], stopped.stderr);
+        await eventually(() => !isAlive(pid), "the end");
+        const { code, stderr } = await run("--bridge");
+        assert.is(code, 69, stderr);
+        assert.match(stderr, /was stopped on purpose/);
+        await inside("rm", join(disk, "ballast"));
+      }
+      return "so";
+    } finally {
+      holder.kill("SIGKILL");
+    }
+  },
+);
+
 // Memory
 
 limit(
@@ -515,6 +556,8 @@ asRoot(
           const { pid, instance } = await serveBy(site, inside);
           const wire = open();
           const read = (at: string): Promise<any> => wire.request("files.read", { path: at });
+          const script = `${local}.script`;
+          writeFileSync(script, `#!${join(path, "tool")}\n`, { mode: 0o755 });
           const run = (id: string, more: object): Promise<any> =>
             wire.request("process.spawn", { id, command: "/bin/sh", args: ["-c", "pwd; env"], ...more });
           assert.equal(
@@ -550,6 +593,7 @@ asRoot(
             run("b", { cwd: "~/link" }),
             run("c", { command: join(path, "tool") }),
             run("d", { command: "tool", env: { PATH: `/nowhere:${path}` } }),
+            run("i", { command: script, args: [] }),
           ].map(refusalOf);
           let slowest = 0;
           const pingMs = await pingDuring(open(), async () => {
@@ -570,7 +614,7 @@ asRoot(
             }
           });
           const told = performance.now() - start;
-          assert.ok(told < 20_000, `they were told after ${Math.round(told)} ms`);
+          assert.ok(told < 60_000, `they were told after ${Math.round(told)} ms`);
           // behind one for the mount it would wait for 8 s, until that is told; without a processor of its own, beside other tests, for 4
           assert.ok(slowest < 6000, `a request for what is near took ${Math.round(slowest)} ms`);
           const again = performance.now();
@@ -613,9 +657,10 @@ asRoot("`--stop` and SIGTERM while requests wait for such a mount", "it ends all
         const wire = open();
         stop();
         for (let i = 0; i < 5; i++) wire.request("files.stat", { path: join(path, "file") }).catch(() => {});
+        wire.request("process.spawn", { command: "/bin/true", cwd: path }).catch(() => {});
         assert.equal(await wire.request("server.ping"), { pong: true });
         const start = performance.now();
-        if (how === "--stop") assert.is((await site.run(["--stop", "--now"])).stdout.toString(), "stopped 0\n");
+        if (how === "--stop") assert.is((await site.run(["--stop", "--now"])).stdout.toString(), "stopped 1\n");
         else process.kill(pid, "SIGTERM");
         await eventually(() => !isAlive(pid), `the end by ${how}`);
         times.push(Math.round(performance.now() - start));
@@ -624,7 +669,7 @@ asRoot("`--stop` and SIGTERM while requests wait for such a mount", "it ends all
           [how === "SIGTERM" ? "terminated" : "stopped", false],
         );
       }
-      assert.ok(Math.max(...times) < 5000, `after ${times} ms`);
+      assert.ok(Math.max(...times) < 4000, `after ${times} ms`); // of which systemd would give 2 s to a SIGTERM; a busy host takes its own
       return `so, after ${times.join(" and ")} ms`;
     }),
   ),
