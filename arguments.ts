@@ -1,37 +1,159 @@
-/** The command line: its help, its options, and their reading. */
+/** The command line: its help, its options, and their reading. What is misspelt is refused, and what it nearly is is named. */
 
-import { cannot, exitCodes, type Failure } from "./failure.ts";
+import { cannot, exitCodes, type Failure, nearest } from "./failure.ts";
 
-export const help = `holdfast: a remote server that is still there when you come back
+/** Fits a screen of 80 by 24, as each of the modes' own. */
+export const help = `holdfast: a remote server that is still there when you come back, with its work
 
-  --serve    start the daemon, or join the one that runs
-               [--token-file F] [--lifetime auto|scope|detach|foreground] [--enable-linger]
-               [--require-survival] [--replace] [--spool SIZE] [--log F] [--json]
-  --bridge   join stdin and stdout to the daemon [--no-start]
-  --call METHOD [PARAMS]   one request [--token-file F]
-  --status   what the daemon is doing [--json]
-  --doctor   what this host does to daemons at logout, and what mends it [--json]
-  --stop     end the daemon; its processes have 10 s in which a --serve revives it
-               [--grace SECONDS | --now] [--if-idle] [--forget]
-  --version, --help
+  --run COMMAND [ARG…]     start a process that outlives this line; follow it
+  --attach ID              come back to one     --logs ID     read what it said
+  --wait ID                wait for its end     --list        all there are
+  --kill ID [SIGNAL]       end one              --forget ID   one that has ended
 
-Each takes --socket PATH. Single and double dashes are equal.
+  --serve                  start the daemon, or join the one that runs
+  --bridge                 join stdin and stdout to it, for a client over ssh
+  --call METHOD [PARAMS]   one request
+  --status                 what the daemon is doing
+  --doctor                 what a logout does to daemons here; what mends it
+  --stop                   end it; for 10 s a --serve revives it, with its work
+  --version, -v, --help, -h
 
-  scp holdfast.js host:           ssh host node holdfast.js --serve
-  echo '{"id":"a","command":"make"}' | ssh host node holdfast.js --call process.spawn -
-  ssh host node holdfast.js --bridge      (length-prefixed JSON, or a line each)
+Each takes --socket PATH, and has a help of its own: --run --help. Single and
+double dashes are equal.
 
+  scp holdfast.js host:     ssh host node holdfast.js --run --detach make -j4
 Exit codes: 0 done, 1 failed, 64 usage, 69 no daemon, 73 cannot create, 75 busy,
 77 no permission, 78 will not survive logout (--require-survival).
 `;
 
+/** Of --run, --attach and --wait, whose exit code is that of the process. */
+const runCodes = `Exit codes: the process's, 128+n for a signal; 125 for a failure of our own, and
+why; 126 and 127 for a command that cannot be run, or is not there.
+`;
+
+interface Mode {
+  /** What --MODE --help prints; none of its own: the general one. */
+  help?: string;
+  /** How many words it takes besides its options, and what they are. */
+  words?: [least: number, most: number, names: string];
+}
+
+/** In the order in which they are named where none is given. */
+const modes: Record<string, Mode> = {
+  run: {
+    words: [1, Number.POSITIVE_INFINITY, "COMMAND"],
+    help: `--run [OPTION…] [--] COMMAND [ARG…]: start a process that outlives this line
+
+  --id ID               its name; by default the command's, then NAME-2, …
+  --detach              do not follow it: print its id. It has no stdin
+  --cwd DIRECTORY       where it starts; by default here
+  --env NAME=VALUE      into its environment, which is ours; any number of them
+  --enable-linger       switch lingering on: it survives logout on more hosts
+  --require-survival    do not start it where it would not survive logout
+  --socket PATH
+
+Starts the daemon where none runs. Our options end at the first word that is
+none, or at --. stdin, stdout and stderr are the process's; Ctrl-C and TERM are
+sent to it. When the line is lost it goes on: --attach ID comes back.
+
+  ssh host node holdfast.js --run -- make -j4
+  ssh host "node holdfast.js --run -- sh -c 'a && b'"
+
+${runCodes}`,
+  },
+  attach: {
+    words: [1, 1, "ID"],
+    help: `--attach ID [OPTION…]: come back to a process: its last lines, then what comes
+
+  --no-stdin            do not pass stdin on
+  --socket PATH
+
+Others that read it go on. What is typed is the process's, Ctrl-C, too.
+
+${runCodes}`,
+  },
+  logs: {
+    words: [1, 1, "ID"],
+    help: `--logs ID [OPTION…]: print what a process has said, as far as it is held
+
+  --follow              and what comes, until it ends
+  --lines N             only the last N lines
+  --socket PATH
+`,
+  },
+  wait: {
+    words: [1, 1, "ID"],
+    help: `--wait ID [--socket PATH]: wait for the end of a process\n\n${runCodes}`,
+  },
+  list: { help: "--list [--json] [--socket PATH]: all processes, running and ended\n" },
+  kill: {
+    words: [1, 2, "ID and at most one SIGNAL"],
+    help: "--kill ID [SIGNAL] [--socket PATH]: send a process and its group a signal, TERM\nby default: KILL, SIGKILL, 9 and -9 are the same\n",
+  },
+  forget: {
+    words: [1, 1, "ID"],
+    help: "--forget ID [--socket PATH]: remove a process that has ended, and its output\n",
+  },
+  serve: {
+    help: `--serve [OPTION…]: start the daemon, or join the one that runs
+
+  --socket PATH         where it listens
+  --token-file FILE     the token clients are to have; by default one is made
+  --token-fd N          the same, from a descriptor
+  --lifetime HOW        auto, scope, detach or foreground (for a supervisor)
+  --enable-linger       switch lingering on: it survives logout on more hosts
+  --require-survival    exit with 78 where it does not survive logout
+  --replace             put this version in the place of the one that runs
+  --spool SIZE          how much output of a process is kept on disk; 0: none
+  --log FILE            --json
+`,
+  },
+  bridge: {
+    help: `--bridge [OPTION…]: join stdin and stdout to the daemon, for a client over ssh
+
+  --as-owner            as the daemon's owner: the client needs no token
+  --no-start            do not start a daemon again that has died
+  --socket PATH
+
+It speaks length-prefixed JSON, or one JSON object a line, as its peer does.
+`,
+  },
+  stop: {
+    help: `--stop [OPTION…]: end the daemon; for 10 s a --serve revives it, with its work
+
+  --grace SECONDS       give them as long as this
+  --now                 end them now
+  --if-idle             exit with 75 while there are any
+  --forget              remove their output, too
+  --socket PATH         --json
+`,
+  },
+  status: { help: "--status [--json] [--socket PATH]: what the daemon is doing\n" },
+  doctor: {
+    help: "--doctor [--json] [--socket PATH]: what this host does to daemons at logout,\nand what mends it\n",
+  },
+  call: {
+    words: [1, 2, "METHOD and at most one PARAMS"],
+    help: `--call METHOD [PARAMS] [OPTION…]: one request; PARAMS is JSON, or - for stdin
+
+  --token-file FILE     ask with this token, not as the daemon's owner
+  --socket PATH
+
+  node holdfast.js --call files.stat '{"path":"~"}'
+`,
+  },
+  version: { help: "--version [--json]: which holdfast this is\n" },
+  help: {},
+};
+
 /** Each option: the modes that take it; and its value's name, or none for a switch. */
-const optionTable: Record<string, [modes: string, value?: string]> = {
-  socket: ["serve bridge stop status doctor call", "a path"],
+const options: Record<string, [modes: string, value?: string]> = {
+  socket: ["serve bridge stop status doctor call run attach logs wait list kill forget", "a path"],
   "token-file": ["serve call", "a file"],
+  "token-fd": ["serve", "a number"],
   lifetime: ["serve", "auto, scope, detach or foreground"],
-  "enable-linger": ["serve"],
-  "require-survival": ["serve"],
+  "enable-linger": ["serve run"],
+  "require-survival": ["serve run"],
   replace: ["serve"],
   log: ["serve", "a file"],
   spool: ["serve", "a size"],
@@ -41,15 +163,33 @@ const optionTable: Record<string, [modes: string, value?: string]> = {
   grace: ["stop", "seconds"],
   now: ["stop"],
   "if-idle": ["stop"],
-  forget: ["stop"],
-  json: ["serve stop status doctor version"],
+  id: ["run", "an id"],
+  detach: ["run"],
+  cwd: ["run", "a directory"],
+  env: ["run", "NAME=VALUE"],
+  "no-stdin": ["attach"],
+  follow: ["logs"],
+  lines: ["logs", "a number"],
+  json: ["serve stop status doctor version list"],
 };
-const modeNames = "serve bridge stop status doctor call version help".split(" ");
+/** Short names, as everywhere. */
+const aliases: Record<string, string> = { h: "help", v: "version" };
+const isMode = (name: string): boolean => Object.hasOwn(modes, name);
 
 export interface CommandLine {
   mode: string;
   options: Record<string, string | true>;
-  /** METHOD and PARAMS of --call. */
+  /** METHOD and PARAMS of --call, ID of --attach, COMMAND and its arguments of --run; the mode that --help is asked about. */
+  words: string[];
+  /** NAME=VALUE of each --env; left out where there is none. */
+  env?: string[];
+}
+
+/** What has been read so far. */
+interface Reading {
+  modes: string[];
+  options: CommandLine["options"];
+  env: string[];
   words: string[];
 }
 
@@ -59,37 +199,89 @@ export interface CommandLine {
  * @throws {Failure} With exit code 64, naming the argument.
  */
 export function parseArguments(args: string[]): CommandLine {
-  let mode: string | undefined;
-  const options: CommandLine["options"] = {};
-  const words: string[] = [];
-  for (let at = 0; at < args.length; at++) {
-    const [, name, inline] = /^--?([a-z][a-z-]*)(?:=([\s\S]*))?$/.exec(args[at]!) || [];
-    if (name === undefined) {
-      words.push(args[at]!);
-    } else if (modeNames.includes(name) && inline === undefined) {
-      if (mode !== undefined && mode !== name)
-        throw usage(`both --${mode} and --${name} are given, exactly one mode is needed`);
-      mode = name;
-    } else {
-      const option = Object.hasOwn(optionTable, name) && optionTable[name];
-      if (!option) throw usage(`"${args[at]}" is not an option`);
-      if (options[name] !== undefined) throw usage(`--${name} is given twice`);
-      const [, needed] = option;
-      const value = needed ? (inline ?? args[++at]) : inline;
-      if (!needed && inline !== undefined) throw usage(`--${name} takes no value`);
-      if (needed && !value) throw usage(`--${name} needs ${needed}`);
-      options[name] = value || true;
-    }
+  const reading: Reading = { modes: [], options: {}, env: [], words: [] };
+  for (let at = 0; at < args.length; ) at = readArgument(reading, args, at);
+  const mode = modeOf(reading);
+  if (mode === "help")
+    return { mode, options: {}, words: reading.modes.filter((name) => name !== mode && name !== "version") };
+  const { options: given, words, env } = reading;
+  for (const name of Object.keys(given))
+    if (name !== "forget" && !options[name]![0].split(" ").includes(mode))
+      throw usage(`--${name} does not go with --${mode}`);
+  checkWords(mode, words);
+  if (given.now && given.grace) throw usage("--now and --grace exclude each other");
+  if (given["token-fd"] && given["token-file"]) throw usage("--token-fd and --token-file exclude each other");
+  return { mode, options: given, words, ...(env.length > 0 ? { env } : {}) };
+}
+
+/** @returns Where the next one is. */
+function readArgument(reading: Reading, args: string[], at: number): number {
+  const word = args[at]!;
+  const [, given, inline] = /^--?([a-z][a-z-]*)(?:=([\s\S]*))?$/.exec(word) || [];
+  if (reading.modes.includes("run") && (given === undefined || word === "--")) {
+    reading.words.push(...args.slice(word === "--" ? at + 1 : at)); // the command's own, whatever they look like
+    return args.length;
   }
-  if (mode === undefined) throw usage(`no mode is given, exactly one is needed: --${modeNames.join(", --")}`);
-  for (const name of Object.keys(options))
-    if (!optionTable[name]![0].split(" ").includes(mode)) throw usage(`--${name} does not go with --${mode}`);
-  const odd = words.find((word) => mode !== "call" || /^-[^]/.test(word)); // "-" is PARAMS from stdin
-  if (odd !== undefined) throw usage(`"${odd}" is not an option`);
-  if (mode === "call" && (words.length < 1 || words.length > 2))
-    throw usage("--call needs METHOD and at most one PARAMS");
-  if (options.now && options.grace) throw usage("--now and --grace exclude each other");
-  return { mode, options, words };
+  const name = given !== undefined && Object.hasOwn(aliases, given) ? aliases[given] : given;
+  if (name === undefined) {
+    reading.words.push(word);
+    return at + 1;
+  }
+  if (isMode(name) && inline === undefined) {
+    if (!reading.modes.includes(name)) reading.modes.push(name);
+    return at + 1;
+  }
+  return at + readOption(reading, word, name, inline, args[at + 1]);
+}
+
+/** @returns How many arguments it takes. */
+function readOption(
+  reading: Reading,
+  word: string,
+  name: string,
+  inline: string | undefined,
+  next: string | undefined,
+): 1 | 2 {
+  const option = Object.hasOwn(options, name) && options[name];
+  if (!option) throw usage(`"${word}" is not an option`, nearestOption(name));
+  if (reading.options[name] !== undefined && name !== "env") throw usage(`--${name} is given twice`);
+  const [, needed] = option;
+  if (!needed && inline !== undefined) throw usage(`--${name} takes no value`);
+  const value = needed ? (inline ?? next) : true;
+  if (!value) throw usage(`--${name} needs ${needed}`);
+  if (name === "env") reading.env.push(String(value));
+  reading.options[name] = value;
+  return needed && inline === undefined ? 2 : 1;
+}
+
+/** Exactly one. --help goes with each; and --forget is an option of --stop, too. */
+function modeOf({ modes: given, options: read }: Reading): string {
+  if (given.includes("help")) return "help";
+  const [mode, other] = given.includes("stop") ? given.filter((name) => name !== "forget") : given;
+  if (mode === undefined) throw usage(`no mode is given, exactly one is needed: --${Object.keys(modes).join(", --")}`);
+  if (other !== undefined) throw usage(`both --${mode} and --${other} are given, exactly one mode is needed`);
+  if (mode === "stop" && given.includes("forget")) read.forget = true;
+  return mode;
+}
+
+function checkWords(mode: string, words: string[]): void {
+  const [least, most, names] = modes[mode]!.words ?? [0, 0, ""];
+  // "-" is PARAMS from stdin, and "-9" or "-KILL" a signal
+  const isOdd = (word: string, at: number): boolean =>
+    mode !== "run" && (most === 0 || /^-[\s\S]/.test(word)) && !(mode === "kill" && at === 1 && /^-\w+$/.test(word));
+  const odd = words.find(isOdd);
+  if (odd !== undefined) throw usage(`"${odd}" is not an option`, nearestOption(odd.replace(/^-+/, "")));
+  if (words.length < least || words.length > most) throw usage(`--${mode} needs ${names}`);
+}
+
+function nearestOption(name: string): string | undefined {
+  const found = nearest(name.toLowerCase(), [...Object.keys(options), ...Object.keys(modes)]);
+  return found && `did you mean --${found}? See --help`;
+}
+
+/** The help of one mode. */
+export function helpOf(mode: string | undefined): string {
+  return (mode !== undefined && modes[mode]?.help) || help;
 }
 
 /** "64M", "1G", "0": bytes, or KiB, MiB, GiB of them. */
@@ -101,6 +293,6 @@ export function sizeOf(text: string): number {
 }
 
 /** A mistake in the command line: exit code 64. */
-export function usage(what: string): Failure {
-  return cannot(`read the command line: ${what}`, { exit: exitCodes.usage, hint: "see --help" });
+export function usage(what: string, hint = "see --help"): Failure {
+  return cannot(`read the command line: ${what}`, { exit: exitCodes.usage, hint });
 }

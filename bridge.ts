@@ -16,10 +16,19 @@ import { Socket } from "node:net";
 import type { Readable, Writable } from "node:stream";
 import { isatty } from "node:tty";
 import type { ConnectFailure } from "./client.ts";
-import { tryConnect } from "./client.ts";
+import { refusedBy, tryConnect } from "./client.ts";
 import { cannot, capture, errnoOf, errorCodes, exitCodes, Failure, osFailure, safely } from "./failure.ts";
-import type { FrameDecoder, FrameEvent, Framing } from "./frame.ts";
-import { createFrameDecoder, encodeFrame, maxBodyBytes } from "./frame.ts";
+import type { Follower, FrameDecoder, FrameEvent, Framing } from "./frame.ts";
+import {
+  createFollower,
+  createFrameDecoder,
+  edgeBytes,
+  encodeFrame,
+  follow,
+  isBetweenFrames,
+  maxBodyBytes,
+  partOf,
+} from "./frame.ts";
 import { runtime } from "./program.ts";
 import { ancestors, areAlive, now } from "./record.ts";
 import { oversizeAnswer } from "./rpc.ts";
@@ -37,8 +46,6 @@ const ancestorsMs = 2000;
 const intakeBytes = 256 << 10;
 /** How many daemons are tried one after the other, each of which has died before its first word. */
 const maxLinks = 4;
-/** As much of a body's beginning, and of its end, is looked at for its id: the longest id is 256 characters, each of up to 6 bytes. */
-const edgeBytes = 2048;
 /** Requests without an answer that are kept track of. A daemon takes 1000 at a time. */
 const maxOwed = 10_000;
 
@@ -134,29 +141,25 @@ interface Link {
 /** How it ended: the connection closed; the daemon does not answer; or our own channel is done, with an exit code. */
 type LinkEnd = { closed: true } | { silent: Failure } | { code: number };
 
-/** Follows native frames passing by: where each ends, and what its body begins and ends with. */
-export interface Follower {
-  header: number;
-  headerRead: number;
-  left: number;
-  /** Of a body that a chunk's end has cut. */
-  kept: Buffer | undefined;
-}
-
 /**
  * The two ends of our own SSH channel.
  *
  * @throws {Failure} stdin is a terminal that cannot be made to pass bytes as they are.
  */
 export function channelEnds(): { input: Source; output: Writable } {
-  // Not process.stdout: whether its writes to a pipe block is left to the runtime. If they did, a client that writes much before it reads would
-  // stop both directions for good.
-  const stats = fstatSync(1);
-  const output =
-    stats.isFIFO() || stats.isSocket()
-      ? new Socket({ fd: 1, readable: false, writable: true })
-      : createWriteStream("", { fd: 1 });
-  return { input: openInput(), output };
+  return { input: openInput(), output: openOutput(1) };
+}
+
+/**
+ * Opens a descriptor of ours for writing.
+ *
+ * Not process.stdout: whether its writes to a pipe block is left to the runtime. If they did, a client that writes much before it reads would stop both
+ * directions for good.
+ */
+export function openOutput(fd: 1 | 2): Writable {
+  const stats = fstatSync(fd);
+  if (!stats.isFIFO() && !stats.isSocket()) return createWriteStream("", { fd });
+  return new Socket({ fd, readable: false, writable: true });
 }
 
 function openInput(): Source {
@@ -273,17 +276,12 @@ async function reachAndRelay(world: BridgeWorld): Promise<number> {
 async function reach(world: BridgeWorld): Promise<(Source & { stream: Socket }) | Failure> {
   const intake = createIntake();
   const connected = await tryConnect(world.socket, connectMs, intake.onread);
-  const attempt = "socket" in connected && world.isDead() ? refused(connected.socket) : connected;
+  const attempt = "socket" in connected && world.isDead() ? refusedBy(connected.socket) : connected;
   const reached = "socket" in attempt ? attempt.socket : await world.reachOtherwise(attempt);
   if (!(reached instanceof Socket)) return reached;
   const source = "socket" in attempt ? sourceOf(reached, intake) : sourceOf(reached);
   const failure = world.ownerKey && (await authenticate(source, world.ownerKey));
   return failure || source;
-}
-
-function refused(socket: Socket): ConnectFailure {
-  socket.destroy();
-  return { error: Object.assign(new Error("ECONNREFUSED: the daemon is just ending"), { code: "ECONNREFUSED" }) };
 }
 
 /** Makes the connection its owner's, before the client's first byte: of all that comes until then the client sees nothing. */
@@ -494,41 +492,6 @@ function settleOwed({ owed }: Relay, body: Buffer): void {
   if (entry && --entry.count === 0) owed.delete(id!);
 }
 
-export function createFollower(): Follower {
-  return { header: 0, headerRead: 0, left: 0, kept: undefined };
-}
-
-/** @param onBody Called at each body's end, with its beginning and its end at least: what lies between may be left out. */
-export function follow(follower: Follower, chunk: Buffer, onBody: (body: Buffer) => void): void {
-  for (let at = 0; at < chunk.length; ) {
-    if (follower.headerRead < 4) {
-      follower.header = follower.header * 256 + chunk[at++]!;
-      if (++follower.headerRead < 4) continue;
-      follower.left = follower.header;
-    }
-    const piece = chunk.subarray(at, at + follower.left);
-    at += piece.length;
-    follower.left -= piece.length;
-    const body = follower.kept ? Buffer.concat([follower.kept, edgesOf(piece)]) : piece;
-    if (follower.left > 0) {
-      follower.kept = edgesOf(Buffer.from(edgesOf(body)));
-      continue;
-    }
-    if (body.length > 0) onBody(body);
-    follower.header = follower.headerRead = 0;
-    follower.kept = undefined;
-  }
-}
-
-function edgesOf(bytes: Buffer): Buffer {
-  if (bytes.length <= 2 * edgeBytes) return bytes;
-  return Buffer.concat([bytes.subarray(0, edgeBytes), bytes.subarray(-edgeBytes)]);
-}
-
-function isBetweenFrames({ headerRead }: Follower): boolean {
-  return headerRead === 0;
-}
-
 // The end
 
 /**
@@ -556,20 +519,6 @@ async function afterLoss(relay: Relay, link: Link, mayGoOn: boolean): Promise<nu
   relay.unread = unread;
   for (const body of read) answer(relay, body, doubtful);
   return undefined;
-}
-
-/** What a dead daemon was sent: the requests that it may have read, and the bytes from the first one on that it cannot have read to its end. */
-export function partOf(held: Buffer[], error: string | undefined): { read: Buffer[]; unread: Buffer } {
-  const bytes = Buffer.concat(held);
-  const certain = error === "EPIPE" ? (held.at(-1) || bytes).length : error === "ECONNRESET" ? 1 : 0;
-  const read: Buffer[] = [];
-  let at = 0;
-  for (let end: number; at + 4 <= bytes.length; at = end) {
-    end = at + 4 + bytes.readUInt32BE(at);
-    if (end > bytes.length - certain) break;
-    read.push(bytes.subarray(at + 4, end));
-  }
-  return { read, unread: bytes.subarray(at) };
 }
 
 function sayLost({ world, framing }: Relay, { message, hint, data }: Failure): void {

@@ -94,6 +94,12 @@ export function tryConnect(path: string, timeoutMs: number, onread?: OnReadOpts)
   });
 }
 
+/** What is made of a connection to a daemon that has ended, or is just ending, and hears nobody. */
+export function refusedBy(socket: Socket): ConnectFailure {
+  socket.destroy();
+  return { error: Object.assign(new Error("ECONNREFUSED: the daemon is just ending"), { code: "ECONNREFUSED" }) };
+}
+
 /**
  * Connects to a daemon's socket.
  *

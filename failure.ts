@@ -150,3 +150,32 @@ export function durationWords(ms: number): string {
         ? `${Math.round(seconds / 3600)} h`
         : `${Math.round(seconds / 86_400)} days`;
 }
+
+/** The name that somebody may have meant: one that begins so, or is a letter in three away; undefined where none is near. */
+export function nearest(word: string, names: readonly string[]): string | undefined {
+  const begins = word.length >= 3 ? names.filter((name) => name.startsWith(word)) : [];
+  if (begins.length > 0) return begins.sort((a, b) => a.length - b.length)[0];
+  const near = names.map((name) => ({ name, steps: stepsBetween(word, name) })).sort((a, b) => a.steps - b.steps)[0];
+  return near &&
+    near.steps <= Math.max(1, Math.floor(Math.max(word.length, near.name.length) / 3)) &&
+    near.steps < word.length
+    ? near.name
+    : undefined;
+}
+
+/** Letters put in, left out, changed, or changed with their neighbour. */
+function stepsBetween(a: string, b: string): number {
+  let before: number[] = [];
+  let last = Array.from({ length: b.length + 1 }, (_, j) => j);
+  for (let i = 1; i <= a.length; i++) {
+    const row = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const change = last[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1);
+      const swap = i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1] ? before[j - 2]! + 1 : change;
+      row.push(Math.min(last[j]! + 1, row[j - 1]! + 1, change, swap));
+    }
+    before = last;
+    last = row;
+  }
+  return last[b.length]!;
+}

@@ -18,6 +18,9 @@ export const strangerBodyBytes = 1024 * 1024;
 /** A body over the limit is read past up to here, so that an honest mistake does not cost the connection. */
 export const maxSkippedBytes = 64 * 1024 * 1024;
 
+/** As much of a body's beginning, and of its end, is kept for those who follow frames: the longest id has 256 characters, each of up to 6 bytes. */
+export const edgeBytes = 2048;
+
 const headerBytes = 4;
 /** The first allocation for a body that a chunk's end cuts; it doubles from there. */
 const firstStoreBytes = 1024;
@@ -315,4 +318,62 @@ function take(decoding: Decoding, piece: Buffer): Buffer {
   piece.copy(body, storedBytes);
   forget(decoding);
   return body;
+}
+
+/** Follows native frames passing by: where each ends, and what its body begins and ends with. */
+export interface Follower {
+  header: number;
+  headerRead: number;
+  left: number;
+  /** Of a body that a chunk's end has cut. */
+  kept: Buffer | undefined;
+}
+
+export function createFollower(): Follower {
+  return { header: 0, headerRead: 0, left: 0, kept: undefined };
+}
+
+/** @param onBody Called at each body's end, with its beginning and its end at least: what lies between may be left out. */
+export function follow(follower: Follower, chunk: Buffer, onBody: (body: Buffer) => void): void {
+  for (let at = 0; at < chunk.length; ) {
+    if (follower.headerRead < headerBytes) {
+      follower.header = follower.header * 256 + chunk[at++]!;
+      if (++follower.headerRead < headerBytes) continue;
+      follower.left = follower.header;
+    }
+    const piece = chunk.subarray(at, at + follower.left);
+    at += piece.length;
+    follower.left -= piece.length;
+    const body = follower.kept ? Buffer.concat([follower.kept, edgesOf(piece)]) : piece;
+    if (follower.left > 0) {
+      follower.kept = edgesOf(Buffer.from(edgesOf(body)));
+      continue;
+    }
+    if (body.length > 0) onBody(body);
+    follower.header = follower.headerRead = 0;
+    follower.kept = undefined;
+  }
+}
+
+function edgesOf(bytes: Buffer): Buffer {
+  if (bytes.length <= 2 * edgeBytes) return bytes;
+  return Buffer.concat([bytes.subarray(0, edgeBytes), bytes.subarray(-edgeBytes)]);
+}
+
+export function isBetweenFrames({ headerRead }: Follower): boolean {
+  return headerRead === 0;
+}
+
+/** What a dead daemon was sent: the requests that it may have read, and the bytes from the first one on that it cannot have read to its end. */
+export function partOf(held: Buffer[], error: string | undefined): { read: Buffer[]; unread: Buffer } {
+  const bytes = Buffer.concat(held);
+  const certain = error === "EPIPE" ? (held.at(-1) || bytes).length : error === "ECONNRESET" ? 1 : 0;
+  const read: Buffer[] = [];
+  let at = 0;
+  for (let end: number; at + 4 <= bytes.length; at = end) {
+    end = at + 4 + bytes.readUInt32BE(at);
+    if (end > bytes.length - certain) break;
+    read.push(bytes.subarray(at + 4, end));
+  }
+  return { read, unread: bytes.subarray(at) };
 }

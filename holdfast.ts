@@ -3,14 +3,17 @@
  */
 
 import { closeSync, readFileSync, writeSync } from "node:fs";
+import { isatty } from "node:tty";
 import type { CommandLine } from "./arguments.ts";
-import { help, parseArguments, sizeOf, usage } from "./arguments.ts";
+import { help, helpOf, parseArguments, sizeOf, usage } from "./arguments.ts";
 import { channelEnds, runBridge } from "./bridge.ts";
+import { call, print, printStatus } from "./call.ts";
 import type { Started, StartOptions } from "./control.ts";
 import { explainLoss, explainSilence, reachOtherwise, startHere, startServer, stopServer } from "./control.ts";
 import { printDoctor } from "./doctor.ts";
-import { cannot, cleanText, exitCodes, Failure } from "./failure.ts";
-import { call, printStatus } from "./jobs.ts";
+import { cannot, cleanText, exitCodes, Failure, safely } from "./failure.ts";
+import type { JobsWorld } from "./jobs.ts";
+import { ask, attach, printList, printLogs, run as runJob, wait } from "./jobs.ts";
 import type { ReadyMessage } from "./launch.ts";
 import { build, daemonCommand, refuseDebuggers, version, versionFacts } from "./program.ts";
 import { isEndedDaemon, ownerKey } from "./reach.ts";
@@ -26,12 +29,17 @@ export { HoldfastError } from "./library.ts";
 async function main(): Promise<number> {
   if (process.platform === "win32")
     throw cannot("run on Windows: holdfast needs Unix sockets, process groups and signals");
-  const { mode, options, words } = parseArguments(process.argv.slice(2));
-  const text = (name: string): string | undefined => options[name] as string | undefined;
-  if (mode === "help") return say(help);
+  const args = process.argv.slice(2);
+  if (args.length === 0) {
+    print(2, help);
+    return exitCodes.usage;
+  }
+  const line = parseArguments(args);
+  const { mode, options, words } = line;
+  if (mode === "help") return say(helpOf(words[0]));
   if (mode === "version") return say(options.json ? `${JSON.stringify(versionFacts())}\n` : `holdfast ${version()}\n`);
   if (options.launched) return launched();
-  const places = placesOf({ socket: text("socket"), log: text("log") });
+  const places = placesOf({ socket: text(options, "socket"), log: text(options, "log") });
   switch (mode) {
     case "serve":
       return serveHost(places, options);
@@ -43,9 +51,69 @@ async function main(): Promise<number> {
       return printStatus(places, options.json === true, say);
     case "doctor":
       return printDoctor(places, options.json === true, say);
+    case "call":
+      return call(places, words[0]!, words[1], text(options, "token-file"));
     default:
-      return call(places, words[0]!, words[1], text("token-file"));
+      return jobs(places, line);
   }
+}
+
+const text = (options: CommandLine["options"], name: string): string | undefined => options[name] as string | undefined;
+
+// --run, --attach, --logs, --wait, --list, --kill, --forget
+
+function jobs(places: Places, { mode, options, words, env = [] }: CommandLine): Promise<number> {
+  const world: JobsWorld = {
+    places,
+    start: {
+      ...healingOf(places),
+      enableLinger: options["enable-linger"] === true,
+    },
+    tokenHashes: () => {
+      makeRunDirectory(places.directory);
+      return [hashToken(ownToken(places.token))];
+    },
+    note,
+    warn,
+  };
+  const [word = "", ...more] = words;
+  switch (mode) {
+    case "run":
+      return runJob(world, {
+        command: word,
+        args: more,
+        id: text(options, "id"),
+        cwd: text(options, "cwd"),
+        env,
+        isDetached: options.detach === true,
+        startsAlways: options["enable-linger"] === true || options["require-survival"] === true,
+        requiresSurvival: options["require-survival"] === true,
+      });
+    case "attach":
+      return attach(world, word, options["no-stdin"] === undefined);
+    case "logs":
+      return printLogs(world, word, linesOf(text(options, "lines")), options.follow === true);
+    case "wait":
+      return wait(world, word);
+    case "list":
+      return printList(world, options.json === true);
+    case "kill":
+      return ask(world, "process.kill", { id: word, signal: signalOf(more[0]) });
+    default:
+      return ask(world, "process.forget", { id: word });
+  }
+}
+
+function linesOf(given: string | undefined): number | undefined {
+  if (given === undefined) return undefined;
+  if (/^\d{1,9}$/.test(given)) return Number(given);
+  throw usage(`--lines is "${given}", it must be a number`);
+}
+
+/** "TERM", "SIGTERM", "15", and as kill(1) takes it: "-15", "-TERM". */
+function signalOf(given = "TERM"): string | number {
+  const name = given.replace(/^-/, "").toUpperCase();
+  return /^\d+$/.test(name) ? Number(name) : name;
 }
 
 // --serve
@@ -55,8 +123,7 @@ async function serveHost(places: Places, options: CommandLine["options"]): Promi
   if (!/^(auto|scope|detach|foreground)$/.test(launch)) {
     throw usage(`--lifetime is "${launch}", it must be auto, scope, detach or foreground`);
   }
-  // first of all, and once: it may be a pipe
-  const given = options["token-file"] === undefined ? undefined : await readToken(options["token-file"] as string);
+  const given = await givenToken(options);
   if (given === undefined) makeRunDirectory(places.directory);
   const token = given || ownToken(places.token);
   const start: StartOptions = {
@@ -68,11 +135,20 @@ async function serveHost(places: Places, options: CommandLine["options"]): Promi
     spoolBytes: options.spool === undefined ? undefined : sizeOf(options.spool as string),
     command: daemonCommand(places),
     version: version(),
-    progress: (line) => process.stderr.isTTY && process.stderr.write(`holdfast: ${line} …\n`),
+    progress: (line) => isatty(2) && note(`${line} …`),
   };
   const tokenFile = given === undefined ? places.token : undefined;
   if (launch === "foreground") return serveHere(start, tokenFile, options);
   return report(await startServer(start), start, tokenFile, options);
+}
+
+/** First of all, and once: it may be a pipe. */
+async function givenToken(options: CommandLine["options"]): Promise<string | undefined> {
+  const fd = text(options, "token-fd");
+  if (fd !== undefined && !/^\d{1,9}$/.test(fd))
+    throw usage(`--token-fd is "${fd}", it must be the number of a descriptor`);
+  const source = fd === undefined ? text(options, "token-file") : Number(fd);
+  return source === undefined ? undefined : readToken(source, warn);
 }
 
 /** In this process, for a supervisor (systemd, a container): until it is stopped. */
@@ -148,14 +224,13 @@ function report(
 
 // --bridge
 
+/** What a daemon is started with in the place of one that has died. */
+function healingOf(places: Places) {
+  return { places, launch: "auto", command: daemonCommand(places), version: version(), progress: note } as const;
+}
+
 async function bridge(places: Places, mayStart: boolean, asOwner: boolean): Promise<number> {
-  const healing = {
-    places,
-    launch: "auto",
-    command: daemonCommand(places),
-    version: version(),
-    progress: note,
-  } as const;
+  const healing = healingOf(places);
   return runBridge({
     ...channelEnds(),
     socket: places.socket,
@@ -197,24 +272,29 @@ function jsonLine(facts: object): string {
   return `${cleanText(JSON.stringify(facts))}\n`;
 }
 
-function say(text: string): number {
-  process.stdout.write(text);
+/** To somebody who has stopped reading there is nothing to say; a full disk is told. */
+function say(words: string): number {
+  try {
+    print(1, words);
+  } catch (error) {
+    if ((error as Failure).data?.errno !== "EPIPE") throw error;
+  }
   return exitCodes.done;
 }
 
 /** Lines on stderr begin alike, so that they can be told from those of ssh and of a program. */
-function tell(kind: string, colour: number, text: string, hint?: string): void {
-  const word = process.stderr.isTTY && !process.env.NO_COLOR ? `\x1b[${colour}m${kind}\x1b[0m` : kind;
-  process.stderr.write(`holdfast: ${word}${kind === "" ? "" : ": "}${cleanText(text)}\n`);
+function tell(kind: string, colour: number, words: string, hint?: string): void {
+  const word = isatty(2) && !process.env.NO_COLOR ? `\x1b[${colour}m${kind}\x1b[0m` : kind;
+  safely(() => print(2, `holdfast: ${word}${kind === "" ? "" : ": "}${cleanText(words)}\n`)); // nobody may read it
   if (hint) tell("hint", 36, hint);
 }
 
-function note(text: string): void {
-  tell("", 0, text);
+function note(words: string): void {
+  tell("", 0, words);
 }
 
-function warn(text: string, hint: string | undefined): void {
-  tell("warning", 33, text, hint);
+function warn(words: string, hint: string | undefined): void {
+  tell("warning", 33, words, hint);
 }
 
 function fail({ message, hint }: Failure): void {
@@ -224,11 +304,7 @@ function fail({ message, hint }: Failure): void {
 function run(): void {
   void refuseDebuggers();
   main().then(
-    (code) => {
-      process.exitCode = code;
-      // what was written to a pipe is on its way by now; a handle of a mode that is done must not keep us
-      process.stdout.write("", () => process.exit(code));
-    },
+    (code) => process.exit(code), // a handle of a mode that is done must not keep us
     (error: unknown) => {
       const words = String((error as Error).stack || error).replace(/\n\s*/g, "; ");
       fail(error instanceof Failure ? error : new Failure(`Internal error: ${words}`));

@@ -1,10 +1,23 @@
-/** --call: one request from the shell. A process that it starts or takes up again is streamed until its exit. */
+/**
+ * For people and scripts: --run, and all that comes back to what it has started.
+ *
+ *     stdin ─▶ process.stdin ─▶ the process ─▶ stream messages ─▶ stdout and stderr
+ *
+ * A process is followed over any number of connections: by seq it is known where to go on, by offset which of stdin has arrived. A lost line ends us,
+ * not the process.
+ */
 
 import { Buffer } from "node:buffer";
-import { readFileSync, writeSync } from "node:fs";
-import { keptWords } from "./adoption.ts";
-import { createConnection } from "./api.ts";
-import type { Client } from "./client.ts";
+import type { Socket } from "node:net";
+import { constants } from "node:os";
+import type { Writable } from "node:stream";
+import { isatty } from "node:tty";
+import { openOutput } from "./bridge.ts";
+import { print } from "./call.ts";
+import type { Client, Message } from "./client.ts";
+import { createClient, refusedBy, tryConnect } from "./client.ts";
+import type { StartOptions } from "./control.ts";
+import { reachOtherwise, startServer } from "./control.ts";
 import {
   cannot,
   cleanText,
@@ -13,190 +26,557 @@ import {
   errorCodes,
   exitCodes,
   Failure,
+  nearest,
   osFailure,
   safely,
 } from "./failure.ts";
-import type { Output, RemoteProcess } from "./library.ts";
 import type { Lifetime } from "./lifetime.ts";
-import type { ChildSummary, Summary } from "./processes.ts";
-import { connectOwned } from "./reach.ts";
-import { clockWords, sizeWords } from "./reasons.ts";
-import { isObject } from "./rpc.ts";
+import { isEndedDaemon, ownerKey } from "./reach.ts";
+import { sizeWords } from "./reasons.ts";
+import type { Identity } from "./record.ts";
+import { ancestors, areAlive, sleep } from "./record.ts";
 import type { Places } from "./socket.ts";
 
-/** How often a full pipe is tried that somebody has made non-blocking. */
-const retryMs = 5;
+/** How long a daemon that lives may take to answer what needs no work. */
+const answerMs = 5000;
 
-/**
- * Carries out one call.
- *
- * The result is printed as JSON; or, for process.spawn and process.reattach, the process's output is, on the streams it came from. When the
- * connection is lost the process goes on, and process.reattach takes it up again.
- *
- * @param paramsText JSON; "-" reads it from stdin.
- * @returns 0; or the exit code of the process, 128 and the signal's number when a signal ended it.
- */
-export async function call(
-  places: Places,
-  method: string,
-  paramsText: string | undefined,
-  tokenFile: string | undefined,
-): Promise<number> {
-  const params = parseParams(paramsText === "-" ? readFileSync(0, "utf8") : (paramsText ?? "{}"));
-  const { client, auth } = await connectOwned(places, tokenFile);
-  try {
-    if (method !== "process.spawn" && method !== "process.reattach") {
-      print(1, cleanText(JSON.stringify(await client.request(method, params, auth))) + "\n");
-      return exitCodes.done;
-    }
-    await client.request("server.authenticate", { token: auth });
-    return await stream(client, method, params);
-  } catch (error) {
-    if ((error as Failure).code !== errorCodes.unauthorized) throw error;
-    throw new Failure((error as Failure).message, {
-      exit: exitCodes.noPermission,
-      hint: "give the daemon's token with --token-file",
-    });
-  } finally {
-    client.close();
-  }
+/** Of one write to stdin: a daemon's queue has room for 256 of them. */
+const inputBytes = 64 << 10;
+/** What is printed of a process that somebody comes back to; and in how many messages these lines are looked for. */
+const attachLines = 20;
+const attachMessages = 500;
+/** A TERM, and stdin's end, are looked at for so long: with SIGHUP, EPIPE or the end of an ancestor they are a lost line. */
+const lostLineMs = 250;
+/** How often the ancestors are looked for. */
+const ancestorsMs = 2000;
+/** How often a full queue of stdin is tried. */
+const queueMs = 50;
+/** Not of the process: they belong to this session, or are ours. */
+const notPassedOn = /^(SSH_CONNECTION|SSH_CLIENT|SSH_TTY|XDG_SESSION_ID|HOLDFAST_.*|CLAUDE_RPC_TOKEN)$/;
+
+export interface RunRequest {
+  command: string;
+  args: string[];
+  id: string | undefined;
+  cwd: string | undefined;
+  /** NAME=VALUE, or NAME of our own. */
+  env: string[];
+  isDetached: boolean;
+  /** Also where a daemon runs: its verdict is measured again, and lingering switched on. */
+  startsAlways: boolean;
+  requiresSurvival: boolean;
 }
 
-function parseParams(text: string): Record<string, unknown> {
-  const params = safely((): unknown => JSON.parse(text));
-  if (isObject(params)) return params;
-  throw cannot(`read PARAMS: it is ${JSON.stringify(text.slice(0, 50))}, a JSON object is needed`, {
-    exit: exitCodes.usage,
-    hint: `quote it for the shell: '{"id":"a"}'`,
+export interface JobsWorld {
+  places: Places;
+  /** What starts a daemon. */
+  start: Omit<StartOptions, "tokenHashes">;
+  /** The token of a daemon that is started anew. */
+  tokenHashes: () => string[];
+  /** Words on stderr. */
+  note(text: string): void;
+  warn(text: string, hint: string | undefined): void;
+}
+
+/** A process that is followed. */
+interface Job {
+  world: JobsWorld;
+  id: string;
+  /** Other readers keep their streams; and its stdin is not ours alone, so that what was not answered is never sent again. */
+  isShared: boolean;
+  /** The process waits for us. */
+  isLossless: boolean;
+  client: Client;
+  socket: Socket;
+  /** Of the last message that was printed. */
+  lastSeq: number;
+  /** Bytes of stdin that the daemon has accepted of us. */
+  applied: number;
+  outputs: { stdout: Writable; stderr: Writable };
+  /** While it catches up: only the last lines are printed then. */
+  tail: Tail | undefined;
+  /** Resolves to our exit code. */
+  done: Promise<number>;
+  end(code: number): void;
+  /** The connection that is being made in place of a lost one. */
+  reconnecting: Promise<void> | undefined;
+  hasEnded: boolean;
+  /** Ours at the start: what the line hangs on. */
+  chain: Identity[];
+  isHungUp: boolean;
+}
+
+interface Tail {
+  lines: number;
+  /** Where it has caught up. */
+  untilSeq: number;
+  pieces: { stream: "stdout" | "stderr"; bytes: Buffer }[];
+  /** Newlines in them. */
+  count: number;
+}
+
+interface Connected {
+  client: Client;
+  socket: Socket;
+}
+
+/** Connects as the owner; a daemon that has died unmeant is started again. */
+async function connect({ places, start }: JobsWorld): Promise<Connected> {
+  const connected = await tryConnect(places.socket, answerMs);
+  const attempt = "socket" in connected && isEndedDaemon(places) ? refusedBy(connected.socket) : connected;
+  const reached = "socket" in attempt ? attempt.socket : await reachOtherwise(places, attempt, start);
+  if (reached instanceof Failure) throw reached;
+  const client = createClient(reached, places.socket);
+  try {
+    await client.request("server.authenticate", { token: ownerKey(places) }, undefined, answerMs);
+  } catch (error) {
+    client.close();
+    throw error;
+  }
+  return { client, socket: reached };
+}
+
+/** --run: starts a process, and follows it. */
+export async function run(world: JobsWorld, request: RunRequest): Promise<number> {
+  return withRunCodes(async () => {
+    const env = environmentOf(request.env);
+    const cwd = resolveDirectory(request.cwd);
+    const connected = await connectOrStart(world, request);
+    const { client } = connected;
+    try {
+      const before =
+        request.id === undefined ? [] : (await listProcesses(client)).filter(({ id }) => id === request.id);
+      const job = createJob(world, connected, request.id ?? "", { isShared: false, isLossless: true });
+      const umask = process.umask(0o77);
+      process.umask(umask);
+      const answer = (await client.request("process.spawn", {
+        ...(request.id === undefined ? {} : { id: request.id }),
+        command: request.command,
+        args: request.args,
+        cwd,
+        env,
+        clearEnv: true,
+        umask,
+        stdin: request.isDetached ? "none" : "open",
+        lossless: !request.isDetached,
+      })) as { id?: string; pid: number; droppedEnv?: string[] };
+      job.id = answer.id ?? request.id!;
+      if (before.length > 0) world.note(`the process "${job.id}" that had ended is replaced, with its output`);
+      if (answer.droppedEnv) world.note(`not passed on, no shell takes such names: ${answer.droppedEnv.join(", ")}`);
+      if (!request.isDetached) return await follow(job, { hasInput: true, passes: true, isNew: true });
+      const { lifetime } = (await client.request("server.capabilities", {})) as { lifetime: Lifetime };
+      world.note(`"${job.id}" (pid ${answer.pid}) runs; survives logout: ${lifetime.words}`);
+      print(1, `${job.id}\n`);
+      return exitCodes.done;
+    } catch (error) {
+      throw asCommandFailure(error as Failure);
+    } finally {
+      client.close();
+    }
   });
 }
 
-/** @returns The exit code of the process. */
-async function stream(
-  client: Client,
-  method: string,
-  { id, fromSeq, ...params }: Record<string, any>,
-): Promise<number> {
-  const connection = createConnection(client, {}, () => {});
-  const takeUp = `--call process.reattach '${JSON.stringify({ id }).replaceAll("'", "'\\''")}'`;
-  let told = 0;
-  const tellMissed = ({ missed }: RemoteProcess): void => {
-    if (missed > told) print(2, `holdfast: ${missed - told} older messages are not held any more\n`);
-    told = missed;
-  };
-  let stop: (error: unknown) => void;
-  const broken = new Promise<never>((_, fail) => (stop = fail));
-  broken.catch(() => {}); // also when nobody waits for it any more
-  const onOutput = ({ stream: name, data }: Output): void => {
-    try {
-      print(name === "stdout" ? 1 : 2, data);
-    } catch (error) {
-      stop(new Failure(`${(error as Error).message}; the process goes on`, { cause: error }));
-    }
-  };
-  const remote = await (method === "process.spawn"
-    ? connection.spawn({ id, command: "", ...params, onOutput })
-    : connection.reattach(id, { fromSeq, onOutput }));
-  try {
-    tellMissed(remote);
-    const { exitCode } = await Promise.race([remote.exit, broken]);
-    tellMissed(remote); // of what came while nobody read our own stdout for so long that the daemon went on without us
-    return exitCode ?? exitCodes.failed;
-  } catch (error) {
-    const { message, code } = error as Failure;
-    throw new Failure(message, {
-      exit: code === errorCodes.noDaemon ? exitCodes.unavailable : exitCodes.failed,
-      hint: takeUp,
-      cause: error,
+/** Starts the daemon where none runs, as --serve does, with its warnings. */
+async function connectOrStart(world: JobsWorld, request: RunRequest): Promise<Connected> {
+  if (!request.startsAlways) {
+    const connected = await connect(world).catch((error: Failure) => error);
+    if (!(connected instanceof Failure)) return connected;
+    if (connected.code !== errorCodes.noDaemon) throw connected;
+  }
+  const { lifetime, how } = await startServer({ ...world.start, tokenHashes: world.tokenHashes() });
+  if (how === "started") for (const { message, hint } of lifetime.warnings) world.warn(message, hint);
+  if (request.requiresSurvival && lifetime.survivesLogout !== "yes")
+    throw new Failure(`Cannot run it so that it is sure to survive logout: ${lifetime.words}`, {
+      exit: exitCodes.willNotSurvive,
+      hint: lifetime.warnings[0]?.hint ?? "see --doctor",
     });
+  return connect(world);
+}
+
+function environmentOf(given: string[]): Record<string, string> {
+  const own = Object.entries(process.env).filter(([name, value]) => !notPassedOn.test(name) && value !== undefined);
+  const env = Object.fromEntries(own) as Record<string, string>;
+  for (const text of given) {
+    const at = text.indexOf("=");
+    const name = at < 0 ? text : text.slice(0, at);
+    const value = at < 0 ? process.env[name] : text.slice(at + 1);
+    if (name === "" || value === undefined)
+      throw cannot(`use --env "${text}": it must be NAME=VALUE, or the name of a variable that is set`, {
+        exit: exitCodes.usage,
+      });
+    env[name] = value;
+  }
+  return env;
+}
+
+function resolveDirectory(given: string | undefined): string {
+  const here = safely(() => process.cwd()) ?? "/";
+  return given === undefined || given.startsWith("/") ? (given ?? here) : `${here}/${given}`;
+}
+
+/** As env(1) and docker have it. */
+function asCommandFailure(error: Failure): Failure {
+  const isCommand = /^Cannot start "[^"]*": /.test(error.message);
+  const errno = error.data?.errno;
+  if (!isCommand || (errno !== "ENOENT" && errno !== "EACCES" && errno !== "ENOEXEC" && errno !== "EISDIR"))
+    return error;
+  const isAbsent = errno === "ENOENT" && !error.message.includes("interpreter");
+  return new Failure(error.message, { exit: isAbsent ? 127 : 126, data: error.data, hint: error.hint });
+}
+
+/** A wrong command line is 64, an unknown id 1, a command's own 126 and 127; any other failure of ours is 125, with the table's code in words. */
+async function withRunCodes(action: () => Promise<number>): Promise<number> {
+  try {
+    return await action();
+  } catch (error) {
+    if (!(error instanceof Failure)) throw error;
+    const { message, exit, hint, data, code } = error;
+    if (exit === exitCodes.usage || exit === 126 || exit === 127 || data.unknownId) throw error;
+    throw new Failure(`${message} (exit code ${exit} of the table)`, { exit: 125, hint, data, code });
   }
 }
 
-/**
- * Writes all of it before it returns. Where nobody reads, the daemon is not read from either: it slows the process, or goes on without us. Had
- * process.stdout been written to, all output would pile up here.
- */
-function print(fd: 1 | 2, output: string | Uint8Array): void {
-  const bytes = Buffer.from(output as string);
-  for (let at = 0; at < bytes.length; ) {
+/** --attach: the last lines, then what comes, with stdin. */
+export function attach(world: JobsWorld, id: string, hasInput: boolean): Promise<number> {
+  return withRunCodes(() =>
+    withJob(world, id, { isShared: true, isLossless: true }, async (job) => {
+      const { lastSeq } = await takeUp(job, -attachMessages);
+      job.tail = createTail(attachLines, lastSeq);
+      return follow(job, { hasInput, passes: true });
+    }),
+  );
+}
+
+/** --wait: its end, and nothing else. */
+export function wait(world: JobsWorld, id: string): Promise<number> {
+  return withRunCodes(() =>
+    withJob(world, id, { isShared: true, isLossless: false }, async (job) => {
+      job.tail = createTail(0, Number.POSITIVE_INFINITY);
+      await takeUp(job, -1);
+      return follow(job);
+    }),
+  );
+}
+
+/** --logs: all that is held, or the last lines of it; and with `follows` what comes. */
+export function printLogs(world: JobsWorld, id: string, lines: number | undefined, follows: boolean): Promise<number> {
+  return withJob(world, id, { isShared: true, isLossless: false }, async (job) => {
+    const { firstSeq, lastSeq, running } = await takeUp(job, 0);
+    if (firstSeq > 1) world.note(`${firstSeq - 1} older messages are not held any more`);
+    if (lines !== undefined) job.tail = createTail(lines, lastSeq);
+    job.lastSeq = Math.max(0, firstSeq - 1);
+    if (!follows && running) void untilSeq(job, lastSeq).then(() => job.end(exitCodes.done));
+    await follow(job);
+    return exitCodes.done;
+  });
+}
+
+async function withJob(
+  world: JobsWorld,
+  id: string,
+  manner: Pick<Job, "isShared" | "isLossless">,
+  action: (job: Job) => Promise<number>,
+): Promise<number> {
+  const job = createJob(world, await connect(world), id, manner);
+  try {
+    return await action(job);
+  } finally {
+    job.hasEnded = true;
+    job.client.close();
+  }
+}
+
+function createJob(
+  world: JobsWorld,
+  connected: Connected,
+  id: string,
+  manner: Pick<Job, "isShared" | "isLossless">,
+): Job {
+  let end!: (code: number) => void;
+  const done = new Promise<number>((resolve) => (end = resolve));
+  const outputs = { stdout: openOutput(1), stderr: openOutput(2) };
+  return {
+    ...{ world, id, ...manner, ...connected, outputs, done, end },
+    ...{ lastSeq: 0, applied: 0, tail: undefined, reconnecting: undefined, hasEnded: false },
+    ...{ chain: ancestors(), isHungUp: false },
+  };
+}
+
+interface TakenUp {
+  found: boolean;
+  running: boolean;
+  firstSeq: number;
+  lastSeq: number;
+  stdinApplied: number;
+}
+
+/** @throws {Failure} There is no such process: exit code 1, naming the nearest. */
+async function takeUp({ client, id, isShared, isLossless }: Job, fromSeq: number): Promise<TakenUp> {
+  const params = { id, fromSeq, share: isShared, lossless: isLossless };
+  const answer = (await client.request("process.reattach", params)) as TakenUp;
+  if (!answer.found) throw await unknownId(client, id);
+  return answer;
+}
+
+async function unknownId(client: Client, id: string): Promise<Failure> {
+  const near = nearest(
+    id,
+    (await listProcesses(client)).map((entry) => entry.id),
+  );
+  return cannot(`find process "${cleanText(id, 100)}": there is none with this id`, {
+    data: { unknownId: true },
+    hint: near === undefined ? "see --list" : `did you mean "${near}"? See --list`,
+  });
+}
+
+function createTail(lines: number, untilSeq: number): Tail {
+  return { lines, untilSeq, pieces: [], count: 0 };
+}
+
+async function untilSeq(job: Job, seq: number): Promise<void> {
+  while (job.lastSeq < seq && !job.hasEnded) await sleep(10);
+}
+
+/** @returns Our exit code, when it has ended, or we have left it. */
+async function follow(
+  job: Job,
+  manner: { hasInput?: boolean; passes?: boolean; isNew?: boolean } = {},
+): Promise<number> {
+  const { hasInput, passes, isNew } = manner;
+  const { world, outputs } = job;
+  for (const [name, output] of Object.entries(outputs))
+    output.on("error", (error: unknown) => {
+      if (errnoOf(error) !== "EPIPE")
+        world.warn(`cannot write to ${name}: ${osFailure("", error).message.slice(8)}`, undefined);
+      job.end(errnoOf(error) === "EPIPE" ? exitCodes.done : 125); // nobody reads: it goes on without us
+    });
+  setInterval(() => areAlive(job.chain) || leave(job), ancestorsMs).unref();
+  if (passes) passSignals(job);
+  listen(job);
+  if (isNew && isatty(2)) world.note(`"${job.id}" runs; if the line is lost it goes on: --attach ${job.id}`);
+  if (hasInput) void passInput(job);
+  const code = await job.done;
+  job.hasEnded = true;
+  flushTail(job);
+  await Promise.all(
+    Object.values(outputs).map((output) => new Promise((done) => (output.errored ? done(0) : output.write("", done)))),
+  );
+  return code;
+}
+
+/** Takes the messages of a connection, and makes another when it is lost. */
+function listen(job: Job): void {
+  const { client } = job;
+  client.onMessage((message) => takeMessage(job, message));
+  void client.closed.then(() => {
+    if (job.hasEnded || job.client !== client) return;
+    job.reconnecting = reconnect(job).catch((error: Failure) => {
+      job.world.warn(error.message, error.hint);
+      job.end(125);
+    });
+  });
+}
+
+async function reconnect(job: Job): Promise<void> {
+  await sleep(0);
+  Object.assign(job, await connect(job.world));
+  const { firstSeq, lastSeq, stdinApplied } = await takeUp(job, job.lastSeq);
+  const missed = Math.min(firstSeq, lastSeq + 1) - job.lastSeq - 1;
+  if (missed > 0) job.world.note(`${missed} messages are not held any more`);
+  if (!job.isShared && stdinApplied < job.applied)
+    job.world.note(`${job.applied - stdinApplied} bytes of its stdin were lost with the daemon`);
+  job.applied = job.isShared ? job.applied : stdinApplied;
+  job.reconnecting = undefined;
+  listen(job);
+}
+
+function takeMessage(job: Job, message: Message): void {
+  const { type, stream: name, seq } = message as { type?: string; stream?: string; seq?: number };
+  if (type === "detached") {
+    job.world.note(
+      `"${job.id}" goes on: ${message.by === "forgotten" ? "it was forgotten" : "another has taken its output over"}`,
+    );
+    job.end(125);
+    return;
+  }
+  if (type !== "stream" || seq === undefined || seq <= job.lastSeq) return;
+  job.lastSeq = seq;
+  if (name === "stdout" || name === "stderr") write(job, name, Buffer.from(message.data as string, "base64"));
+  else if (name === "gap") job.world.note(`at most ${message.maxBytes} bytes of its output were lost here`);
+  else if (name === "exit") job.end(exitCodeOf(message as { exitCode?: number; signal?: string }));
+  if (job.tail && seq >= job.tail.untilSeq) flushTail(job);
+}
+
+function exitCodeOf({ exitCode, signal }: { exitCode?: number | null; signal?: string | null }): number {
+  const number = signal ? (constants.signals as Record<string, number>)[signal] : undefined;
+  return number === undefined ? (exitCode ?? exitCodes.failed) : 128 + number;
+}
+
+/** The daemon is not read from while nobody reads us. */
+function write(job: Job, name: "stdout" | "stderr", bytes: Buffer): void {
+  const { tail, outputs, socket } = job;
+  if (tail) keepTail(tail, name, bytes);
+  if (tail || outputs[name].write(bytes)) return;
+  socket.pause();
+  outputs[name].once("drain", () => job.socket.resume());
+}
+
+function keepTail(tail: Tail, name: "stdout" | "stderr", bytes: Buffer): void {
+  if (tail.lines === 0) return;
+  tail.pieces.push({ stream: name, bytes });
+  tail.count += newlinesIn(bytes);
+  for (let first = tail.pieces[0]!; tail.count - newlinesIn(first.bytes) > tail.lines; first = tail.pieces[0]!) {
+    tail.count -= newlinesIn(first.bytes);
+    tail.pieces.shift();
+  }
+}
+
+/** Prints the last lines, and then all that comes. */
+function flushTail(job: Job): void {
+  const { tail } = job;
+  if (!tail || tail.lines === 0) return;
+  job.tail = undefined;
+  for (const { stream: name, bytes } of lastLines(tail)) write(job, name, bytes);
+}
+
+/** Cuts pieces to so many lines, counted from the end; a last one without its newline is one, too. */
+export function lastLines({ lines, pieces }: Pick<Tail, "lines" | "pieces">): Tail["pieces"] {
+  let wanted = lines;
+  if (pieces.at(-1)?.bytes.at(-1) === 0x0a) wanted++;
+  for (let i = pieces.length - 1; i >= 0; i--) {
+    const { stream: name, bytes } = pieces[i]!;
+    for (let at = bytes.lastIndexOf(0x0a); at >= 0; at = at === 0 ? -1 : bytes.lastIndexOf(0x0a, at - 1))
+      if (--wanted === 0) return [{ stream: name, bytes: bytes.subarray(at + 1) }, ...pieces.slice(i + 1)];
+  }
+  return pieces;
+}
+
+function newlinesIn(bytes: Buffer): number {
+  let count = 0;
+  for (let at = bytes.indexOf(0x0a); at >= 0; at = bytes.indexOf(0x0a, at + 1)) count++;
+  return count;
+}
+
+// stdin, signals, and the line
+
+async function passInput(job: Job): Promise<void> {
+  try {
+    for await (const chunk of process.stdin)
+      for (let at = 0; at < chunk.length; at += inputBytes) await writeInput(job, chunk.subarray(at, at + inputBytes));
+  } catch {
+    return; // it cannot be read: the process keeps its stdin
+  }
+  if (await isLineLost(job)) return leave(job);
+  await writeInput(job, Buffer.alloc(0), true);
+}
+
+/** Our own stdin goes by offset, and what was not answered is sent again; another's process is never sent anything twice. */
+async function writeInput(job: Job, bytes: Buffer, end = false): Promise<void> {
+  const at = job.applied;
+  while (!job.hasEnded) {
+    const sentBy = job.client;
     try {
-      at += writeSync(fd, bytes, at);
+      const params = { id: job.id, data: bytes.toString("base64"), end, ...(job.isShared ? {} : { offset: at }) };
+      await job.client.request("process.stdin", params);
+      job.applied = at + bytes.length;
+      return;
     } catch (error) {
-      if (errnoOf(error) !== "EAGAIN") throw osFailure("write the output", error);
-      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, retryMs);
+      const { code } = error as Failure;
+      if (code === errorCodes.stdinFull) await sleep(queueMs);
+      else if (code !== errorCodes.noDaemon)
+        return; // it has ended, or its stdin has
+      else {
+        await sentBy.closed;
+        await sleep(0);
+        await job.reconnecting;
+        if (!job.isShared) continue;
+        job.world.note(`${bytes.length} bytes of stdin may not have arrived: the daemon died as they were sent`);
+        return;
+      }
     }
   }
 }
 
-// --status
-
-/** So many processes are listed; of more, only how many. */
-const maxListed = 12;
-
-const answerMs = 5000;
-
-interface Status extends Summary {
-  version: string;
-  instanceId: string;
-  startedAt: number;
-  pid: number;
-  uptimeMs: number;
-  /** Undefined where there is no /proc. */
-  rssBytes?: number;
-  connections: number;
-  log: string;
-  socket: string;
-  lifetime: Lifetime;
-  /** Left out where there is no logind to tell. */
-  logoutsOutlived?: number;
+/** INT, QUIT and a TERM that is none of a lost line are the process's. */
+function passSignals(job: Job): void {
+  const send = (signal: string): void =>
+    void job.client.request("process.kill", { id: job.id, signal }).catch(() => undefined);
+  process.on("SIGINT", () => send("SIGINT"));
+  process.on("SIGQUIT", () => send("SIGQUIT"));
+  process.on("SIGTERM", async () => ((await isLineLost(job)) ? leave(job) : send("SIGTERM")));
+  process.on("SIGHUP", () => {
+    job.isHungUp = true;
+    leave(job);
+  });
 }
 
-/** Asks the daemon and prints the answer. Returns the exit code. */
-export async function printStatus(places: Places, json: boolean, say: (text: string) => number): Promise<number> {
-  const { client, auth } = await connectOwned(places);
+async function isLineLost(job: Job): Promise<boolean> {
+  await sleep(lostLineMs);
+  return job.isHungUp || !areAlive(job.chain);
+}
+
+function leave(job: Job): void {
+  safely(() => job.world.note(`the line is lost, "${job.id}" goes on: --attach ${job.id}`));
+  job.end(125);
+}
+
+async function listProcesses(client: Client): Promise<Listed[]> {
+  return ((await client.request("process.list", {})) as { processes: Listed[] }).processes;
+}
+
+// --list, --kill, --forget
+
+interface Listed {
+  id: string;
+  command: string;
+  args: string[];
+  pid: number;
+  running: boolean;
+  startedAt: number;
+  bytes: number;
+  exitCode?: number;
+  signal?: string;
+}
+
+/** Empty where no daemon was ever started, or it was stopped. */
+export async function printList(world: JobsWorld, json: boolean): Promise<number> {
+  const connected = await connect(world).catch((error: Failure) => error);
+  if (connected instanceof Failure && !["never-started", "stopped"].includes(String(connected.data.reason)))
+    throw connected;
+  const processes = connected instanceof Failure ? [] : await listProcesses(connected.client);
+  if (!(connected instanceof Failure)) connected.client.close();
+  print(1, json ? `${cleanText(JSON.stringify({ processes }))}\n` : listWords(processes));
+  return exitCodes.done;
+}
+
+function listWords(processes: Listed[]): string {
+  const head = ["ID", "STATE", "PID", "AGE", "SIZE", "COMMAND"];
+  const rows = processes.map(({ id, command, args, pid, running, startedAt, bytes, ...exit }) => {
+    const state = running ? "running" : (exit.signal ?? `exit ${exit.exitCode}`);
+    const words = [command, ...args].map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : JSON.stringify(word)));
+    return [id, state, String(pid), durationWords(Date.now() - startedAt), sizeWords(bytes), words.join(" ")];
+  });
+  const table = [head, ...rows].map((row) => row.map((text) => cleanText(text)));
+  const widths = head.map((_, at) => Math.max(...table.map((row) => row[at]!.length)));
+  return table
+    .map((row) => `${row.map((text, at) => (at === 5 ? text : text.padEnd(widths[at]!))).join("  ")}\n`)
+    .join("");
+}
+
+/** --kill and --forget: one request about a process. */
+export async function ask(
+  world: JobsWorld,
+  method: string,
+  params: { id: string; signal?: string | number },
+): Promise<number> {
+  const { client } = await connect(world);
   try {
-    const status = (await client.request("server.status", {}, auth, answerMs)) as Status;
-    return say(json ? `${cleanText(JSON.stringify(status))}\n` : statusWords(status));
+    await client.request(method, params);
+    return exitCodes.done;
+  } catch (error) {
+    if (/no process has this id/.test((error as Error).message)) throw await unknownId(client, params.id);
+    throw error;
   } finally {
     client.close();
   }
-}
-
-function statusWords(status: Status): string {
-  const { lifetime, processes } = status;
-  const running = processes.filter((entry) => entry.running).length;
-  const rows: [string, string][] = [
-    ["daemon", `holdfast ${status.version}, pid ${status.pid}, instance ${status.instanceId}`],
-    ["up", `${durationWords(status.uptimeMs)}, started ${clockWords(status.startedAt)}`],
-    ["lives", lifetime.where],
-    ["survives logout", lifetime.words],
-    ...(status.logoutsOutlived === undefined
-      ? []
-      : [
-          ["outlived", `${status.logoutsOutlived} ${status.logoutsOutlived === 1 ? "logout" : "logouts"} so far`] as [
-            string,
-            string,
-          ],
-        ]),
-    ...lifetime.warnings.flatMap(({ message, hint }): [string, string][] => [
-      ["warning", message],
-      ["hint", hint],
-    ]),
-    ["connections", String(status.connections)],
-    ["memory", status.rssBytes === undefined ? "unknown" : sizeWords(status.rssBytes)],
-    ["socket", status.socket],
-    ["log", status.log],
-    ["processes", `${running} running, ${processes.length - running} ended`],
-    ...keptWords(status),
-  ];
-  const listed = [...processes].sort((a, b) => Number(b.running) - Number(a.running)).slice(0, maxListed);
-  const lines = rows.map(([name, text]) => `${name.padEnd(16)}${cleanText(text, 1000)}`);
-  for (const entry of listed) lines.push(`  ${cleanText(entry.id, 24).padEnd(24)} ${processWords(entry)}`);
-  if (processes.length > listed.length)
-    lines.push(`  and ${processes.length - listed.length} more: --call process.list`);
-  return `${lines.join("\n")}\n`;
-}
-
-function processWords({ pid, command, running, bytes, ageMs }: ChildSummary): string {
-  return `${(running ? `pid ${pid}` : "ended").padEnd(12)} ${durationWords(ageMs).padEnd(8)} ${sizeWords(bytes).padStart(9)}  ${cleanText(command, 40)}`;
 }

@@ -13,6 +13,7 @@
 
 import { Buffer } from "node:buffer";
 import { createHash, randomBytes } from "node:crypto";
+import type { Stats } from "node:fs";
 import {
   chmodSync,
   closeSync,
@@ -380,55 +381,73 @@ export function hashToken(token: string): string {
   return createHash("sha256").update(token).digest("hex");
 }
 
+const maxTokenBytes = 4095;
+
 /**
- * Reads a token from a file that may itself be a pipe, such as bash's <(echo t): once, and never hanging.
+ * Reads a token from a file that may itself be a pipe, such as bash's <(echo t), or from a descriptor: once, and never hanging.
  *
- * A FIFO that no one writes to is given `waitMs` to say something. The token is the first line, without the spaces around it.
+ * A FIFO that no one writes to is given `waitMs` to say something. The token is the first line, as it is but for its line end.
  *
+ * @param warn Told of a file that others may read.
  * @throws {Failure} Unreadable, empty, too long, or a file that others may write to (exit code 77; 1 where there is none).
  */
-export async function readToken(path: string, waitMs = 1000): Promise<string> {
+export async function readToken(
+  source: string | number,
+  warn?: (text: string, hint: string) => void,
+  waitMs = typeof source === "number" ? 10_000 : 1000,
+): Promise<string> {
   const hint = "write a token of your own to a file (0600) and name it with --token-file, or leave the option out";
-  const doing = `read the token file "${path}"`;
-  const bytes = Buffer.alloc(4097);
-  let length = 0;
+  const doing = `read the token ${typeof source === "number" ? `from descriptor ${source}` : `file "${source}"`}`;
+  let bytes: Buffer;
   let descriptor: number | undefined;
   try {
-    descriptor = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
-    const stats = fstatSync(descriptor);
-    if (stats.isFile() && (stats.mode & 0o002) !== 0) {
-      throw cannot(
-        `${doing}: its mode is ${(stats.mode & 0o777).toString(8)}, others must not be able to write to it`,
-        {
-          exit: exitCodes.noPermission,
-          hint: `chmod 600 ${path}`,
-        },
-      );
-    }
-    const deadline = now() + waitMs;
-    while (length < bytes.length) {
-      const read = readSome(descriptor, bytes.subarray(length));
-      if (read > 0) length += read;
-      else if (!stats.isFile() && now() < deadline && (read < 0 || length === 0)) await sleep(10);
-      else break;
-    }
+    descriptor = typeof source === "number" ? source : openSync(source, constants.O_RDONLY | constants.O_NONBLOCK);
+    judgeTokenFile(fstatSync(descriptor), source, doing, warn);
+    bytes = await readLine(descriptor, waitMs);
   } catch (error) {
-    throw osFailure(doing, error, {
-      exit: errnoOf(error) === "EACCES" ? exitCodes.noPermission : exitCodes.failed,
+    const exit = errnoOf(error) === "EACCES" ? exitCodes.noPermission : exitCodes.failed;
+    throw osFailure(doing, error, { exit, hint });
+  } finally {
+    if (descriptor !== undefined && typeof source === "string") closeSync(descriptor);
+  }
+  const [token] = bytes.toString("utf8").split(/\r?\n/) as [string];
+  if (token.trim() === "")
+    throw cannot(`${doing}: it is empty, a token is needed`, { exit: exitCodes.noPermission, hint });
+  if (Buffer.byteLength(token) > maxTokenBytes)
+    throw cannot(`${doing}: its first line has over ${maxTokenBytes} bytes`, { exit: exitCodes.noPermission, hint });
+  return token;
+}
+
+function judgeTokenFile(
+  stats: Stats,
+  source: string | number,
+  doing: string,
+  warn: ((text: string, hint: string) => void) | undefined,
+): void {
+  if (!stats.isFile() || typeof source === "number") return;
+  const mode = (stats.mode & 0o777).toString(8);
+  const hint = `chmod 600 '${source}'`;
+  if ((stats.mode & 0o002) !== 0)
+    throw cannot(`${doing}: its mode is ${mode}, others must not be able to write to it`, {
+      exit: exitCodes.noPermission,
       hint,
     });
-  } finally {
-    if (descriptor !== undefined) closeSync(descriptor);
+  if ((stats.mode & 0o044) !== 0) warn?.(`others may read the token file "${source}": its mode is ${mode}`, hint);
+}
+
+/** To the end of the first line, or of all. */
+async function readLine(descriptor: number, waitMs: number): Promise<Buffer> {
+  const bytes = Buffer.alloc(maxTokenBytes + 2);
+  const isFile = fstatSync(descriptor).isFile();
+  const deadline = now() + waitMs;
+  let length = 0;
+  while (length < bytes.length && !bytes.subarray(0, length).includes("\n")) {
+    const read = readSome(descriptor, bytes.subarray(length));
+    if (read > 0) length += read;
+    else if (!isFile && now() < deadline && (read < 0 || length === 0)) await sleep(10);
+    else break;
   }
-  const token = bytes.toString("utf8", 0, length).split("\n")[0]!.trim();
-  const found =
-    token === ""
-      ? "it is empty, a token is needed"
-      : Buffer.byteLength(token) > 4095
-        ? "its first line has over 4095 bytes"
-        : undefined;
-  if (found) throw cannot(`${doing}: ${found}`, { exit: exitCodes.noPermission, hint });
-  return token;
+  return bytes.subarray(0, length);
 }
 
 /** Bytes read; 0 at the end; -1 where the writer of a pipe has written nothing yet. */
@@ -444,8 +463,8 @@ function readSome(descriptor: number, buffer: Buffer): number {
 /** Reads the token of our own making beside the socket, or makes it. */
 export function ownToken(path: string): string {
   try {
-    const token = readOwnFile(path, 4096).split("\n")[0]!.trim(); // as readToken() does for those who are to use it
-    if (token !== "") return token;
+    const token = readOwnFile(path, 4096).split(/\r?\n/)[0]!; // as readToken() does for those who are to use it
+    if (token.trim() !== "") return token;
   } catch (error) {
     if (errnoOf(error) !== "ENOENT") throw osFailure(`read the token file "${path}"`, error);
   }

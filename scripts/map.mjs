@@ -14,7 +14,7 @@ import { fileURLToPath, pathToFileURL } from "node:url";
 /** From above to below: who imports, and who is imported. */
 export const layers = {
   run: ["holdfast", "index", "arguments"],
-  modes: ["jobs", "terminal", "doctor", "bridge", "deploy", "api", "remote"],
+  modes: ["jobs", "call", "terminal", "doctor", "bridge", "deploy", "api", "remote"],
   "a daemon from outside": ["control", "reach", "launch", "reasons"],
   "the daemon": [
     ...["server", "connections", "processes", "children", "adoption", "readers", "holders", "running"],

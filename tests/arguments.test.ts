@@ -1,10 +1,11 @@
 /** Command lines: to a mode and its options, or to exit code 64 and the words that say why. */
 
+import { spawn } from "node:child_process";
 import { suite } from "uvu";
-import { help, parseArguments } from "../arguments.ts";
-import { Failure } from "../failure.ts";
-import { holdfast } from "./daemon.ts";
 import * as assert from "uvu/assert";
+import { help, helpOf, parseArguments } from "../arguments.ts";
+import { Failure } from "../failure.ts";
+import { builtFile, holdfast, outcomeOf } from "./daemon.ts";
 
 const parse = suite("parseArguments()");
 
@@ -52,6 +53,26 @@ const good: [line: string[], mode: string, options: object, words?: string[]][] 
   [["--version"], "version", {}],
   [["--version", "--json"], "version", { json: true }],
   [["--help"], "help", {}],
+  [["-h"], "help", {}],
+  [["-v"], "version", {}],
+  [["--serve", "--help"], "help", {}, ["serve"]],
+  [["-h", "--run"], "help", {}, ["run"]],
+  [["--version", "--help"], "help", {}],
+  [["--stop", "--forget"], "stop", { forget: true }],
+  [["--forget", "--stop"], "stop", { forget: true }],
+  [["--forget", "a"], "forget", {}, ["a"]],
+  [["--serve", "--token-fd", "0"], "serve", { "token-fd": "0" }],
+  [["--run", "make", "-j4", "--detach", "--", "-x"], "run", {}, ["make", "-j4", "--detach", "--", "-x"]],
+  [["--run", "--id", "a", "--detach", "--", "--odd", "--id"], "run", { id: "a", detach: true }, ["--odd", "--id"]],
+  [["--socket", "/s", "--run", "ls"], "run", { socket: "/s" }, ["ls"]],
+  [["--run", "--cwd=/d", "-5"], "run", { cwd: "/d" }, ["-5"]],
+  [["--attach", "a", "--no-stdin"], "attach", { "no-stdin": true }, ["a"]],
+  [["--logs", "--follow", "a", "--lines", "5"], "logs", { follow: true, lines: "5" }, ["a"]],
+  [["--wait", "a"], "wait", {}, ["a"]],
+  [["--list", "--json"], "list", { json: true }],
+  [["--kill", "a"], "kill", {}, ["a"]],
+  [["--kill", "a", "KILL"], "kill", {}, ["a", "KILL"]],
+  [["--kill", "a", "-9"], "kill", {}, ["a", "-9"]],
   [["--call", "server.ping"], "call", {}, ["server.ping"]],
   [
     ["--call", "process.spawn", '{"id":"-a"}', "--token-file", "/t"],
@@ -63,7 +84,8 @@ const good: [line: string[], mode: string, options: object, words?: string[]][] 
   [["--socket", "/s", "server.ping", "--call"], "call", { socket: "/s" }, ["server.ping"]],
 ];
 for (const [line, mode, options, words = []] of good) {
-  for (const args of [line, line.map((word) => word.replace(/^--/, "-"))]) {
+  const single = line.map((word) => word.replace(/^--/, "-"));
+  for (const args of mode === "run" ? [line] : [line, single]) {
     parse(`reads ${args.join(" ").replaceAll("\n", "\\n")}`, () =>
       assert.equal(parseArguments(args), { mode, options, words }),
     );
@@ -78,7 +100,15 @@ const bad: [line: string[], what: string][] = [
   [["serve"], "no mode is given"],
   [["--serve", "--stop"], "both --serve and --stop are given"],
   [["--bridge", "--socket", "/s", "--serve"], "both --bridge and --serve are given"],
-  [["--version", "--help"], "both --version and --help are given"],
+  [["--run"], "--run needs COMMAND"],
+  [["--run", "--"], "--run needs COMMAND"],
+  [["--run", "--detatch", "ls"], '"--detatch" is not an option'],
+  [["ls", "--attach", "a"], "--attach needs ID"],
+  [["--attach"], "--attach needs ID"],
+  [["--kill", "a", "TERM", "x"], "--kill needs ID and at most one SIGNAL"],
+  [["--list", "a"], '"a" is not an option'],
+  [["--wait", "a", "--json"], "--json does not go with --wait"],
+  [["--serve", "--token-fd", "3", "--token-file", "/t"], "--token-fd and --token-file exclude each other"],
   [["--serve", "--socket"], "--socket needs a path"],
   [["--serve", "--socket", ""], "--socket needs a path"],
   [["--serve", "--socket="], "--socket needs a path"],
@@ -129,29 +159,77 @@ for (const [line, what] of bad) {
         (error: unknown) =>
           error instanceof Failure &&
           error.exit === 64 &&
-          error.hint === "see --help" &&
+          /^(see --help|did you mean --[a-z-]+\? See --help)$/.test(error.hint!) &&
           error.message.startsWith(`Cannot read the command line: ${words}`),
       );
     });
   }
 }
 
-parse("knows each option that the help names", () => {
-  const named = [...new Set(help.match(/--[a-z-]+/g))];
-  for (const name of named) {
+parse("reads each --env, any number of them", () =>
+  assert.equal(parseArguments(["--run", "--env", "A=1", "--env=B=2=3", "env"]), {
+    mode: "run",
+    options: { env: "B=2=3" },
+    words: ["env"],
+    env: ["A=1", "B=2=3"],
+  }),
+);
+
+/** What is misspelt, and what it nearly is. */
+const misspelt: [args: string[], near: string | undefined][] = [
+  [["--serve", "--sock", "/s"], "--socket"],
+  [["--serve", "--scoket", "/s"], "--socket"],
+  [["--stauts"], "--status"],
+  [["--run", "--detatch", "ls"], "--detach"],
+  [["--bridge", "--asowner"], "--as-owner"],
+  [["--serve", "--enable-lingering"], "--enable-linger"],
+  [["--serve", "--Socket"], "--socket"],
+  [["--frobnicate"], undefined],
+  [["--serve", "--x"], undefined],
+];
+for (const [args, near] of misspelt) {
+  parse(`names what ${args.join(" ")} nearly is: ${near}`, () =>
     assert.throws(
-      () => parseArguments([name, "x", "x", "x"]),
-      (error: Failure) => !/^Cannot read the command line: "--/.test(error.message),
-      name,
-    );
+      () => parseArguments(args),
+      ({ hint }: Failure) => hint === (near ? `did you mean ${near}? See --help` : "see --help"),
+    ),
+  );
+}
+
+/** Why a command line is refused; nothing where it is not. */
+function refusalOf(args: string[]): string {
+  try {
+    parseArguments(args);
+    return "";
+  } catch (error) {
+    return (error as Error).message;
   }
-});
+}
+
+const names = "serve bridge stop status doctor call run attach logs wait list kill forget version help".split(" ");
+for (const name of [undefined, ...names]) {
+  parse(
+    `has a help ${name ? `of --${name} ` : ""}that fits a screen of 80 by 24, and names no option that there is not`,
+    () => {
+      const text = helpOf(name);
+      const rows = text.split("\n");
+      assert.ok(rows.length <= 24, `${rows.length} rows`);
+      for (const row of rows) assert.ok([...row].length <= 80, `${[...row].length}: ${row}`);
+      assert.ok(text.endsWith("\n"));
+      if (name && name !== "help") assert.match(text, new RegExp(`^--${name} `));
+      for (const option of new Set(text.match(/--[a-z][a-z-]*/g)))
+        assert.not.match(refusalOf([option, "x"]), /"--/, option);
+    },
+  );
+}
 
 const run = suite("a wrong command line");
 
 /** Values that only their mode can judge. */
 const lines: [string[], RegExp][] = [
-  [[], /no mode is given/],
+  [["--json"], /no mode is given/],
+  [["--serve", "--token-fd", "x"], /--token-fd is "x", it must be the number of a descriptor/],
+  [["--logs", "a", "--lines", "x"], /--lines is "x", it must be a number/],
   [["--serve", "--stop"], /both --serve and --stop/],
   [["--serve", "--lifetime", "forever"], /--lifetime is "forever", it must be auto, scope, detach or foreground/],
   [["--stop", "--grace", "soon"], /--grace is "soon", it must be from 0 to 86400 seconds/],
@@ -182,6 +260,23 @@ run("is told from a right one: --help and --version need nothing and end with 0"
     assert.equal([code, stderr], [0, ""]);
     assert.match(stdout.toString(), words);
   }
+});
+
+run("that is empty gets the help, and 64", async () => {
+  const { code, stdout, stderr } = await holdfast([], { env: { XDG_STATE_HOME: "/proc/none" } });
+  assert.equal([code, stdout.length, stderr], [64, 0, help]);
+});
+
+run("is quiet where nobody reads on, and told of a full disk", async () => {
+  const shell = (line: string) =>
+    outcomeOf(spawn("sh", ["-c", line.replace("holdfast", `'${process.execPath}' '${builtFile}'`)]));
+  const gone = await shell("holdfast --help | true");
+  assert.equal([gone.code, gone.stderr], [0, ""]);
+  const full = await shell("holdfast --version > /dev/full");
+  assert.equal(
+    [full.code, full.stderr],
+    [1, "holdfast: error: Cannot write the output: no space left on device (ENOSPC)\n"],
+  );
 });
 
 for (const test of [parse, run]) test.run();

@@ -8,6 +8,7 @@ import {
   existsSync,
   lstatSync,
   mkdirSync,
+  openSync,
   readdirSync,
   readFileSync,
   readlinkSync,
@@ -702,7 +703,7 @@ const tokens: [what: string, text: string | Buffer, expected: string | RegExp][]
   ["a line", "secret\n", "secret"],
   ["text without a newline", "secret", "secret"],
   ["a line that ends in CRLF", "secret\r\n", "secret"],
-  ["spaces around it", " \tsecret  \n", "secret"],
+  ["spaces around it, which are its own", " \tsecret  \r\n", " \tsecret  "],
   ["spaces inside", "a secret word\n", "a secret word"],
   ["the first of several lines", "one\ntwo\n", "one"],
   ["letters beyond ASCII", "clé 😀\n", "clé 😀"],
@@ -759,12 +760,41 @@ for (const [what, make, exit, words] of noTokens) {
   );
 }
 
+token("warns of a file that others may read, with the command that mends it", () =>
+  withDirectory(async ({ directory }) => {
+    const path = join(directory, "t");
+    for (const [mode, isWarned] of [
+      [0o600, false],
+      [0o640, true],
+      [0o604, true],
+    ] as const) {
+      writeFileSync(path, "secret\n");
+      chmodSync(path, mode);
+      const warned: string[] = [];
+      assert.is(await readToken(path, (text, hint) => warned.push(text, hint)), "secret");
+      const words = `others may read the token file "${path}": its mode is ${mode.toString(8)}`;
+      assert.equal(warned, isWarned ? [words, `chmod 600 '${path}'`] : []);
+    }
+  }),
+);
+
+token("reads a descriptor to the end of the first line, though it stays open", () =>
+  withDirectory(async ({ directory }) => {
+    const pipe = join(directory, "pipe");
+    spawnSync("mkfifo", [pipe]);
+    const descriptor = openSync(pipe, "r+");
+    writeSync(descriptor, "secret\nmore");
+    assert.is(await readToken(descriptor), "secret");
+    closeSync(descriptor);
+  }),
+);
+
 token("gives a FIFO that nobody writes to a time, and no longer", () =>
   withDirectory(async ({ directory }) => {
     const pipe = join(directory, "pipe");
     spawnSync("mkfifo", [pipe]);
     const start = Date.now();
-    const { exit, message } = await failureOf(() => readToken(pipe, 200));
+    const { exit, message } = await failureOf(() => readToken(pipe, undefined, 200));
     assert.ok(Date.now() - start >= 150);
     assert.is(exit, 77);
     assert.match(message, /it is empty/);
@@ -799,7 +829,7 @@ token("of our own making is kept, 0600, and made anew where it is empty", () =>
     assert.is.not(ownToken(path), made);
     // the daemon took the whole file for its token, those who read the file it had named the first line
     writeFileSync(path, " mine \nand a note\n");
-    assert.equal([ownToken(path), await readToken(path)], ["mine", "mine"]);
+    assert.equal([ownToken(path), await readToken(path)], [" mine ", " mine "]);
     chmodSync(path, 0o666);
     assert.is((await failureOf(() => ownToken(path))).exit, 77);
   }),

@@ -757,10 +757,10 @@ callTest("prints the result as one line of JSON, with PARAMS from the argument, 
     const expected = `{"content":"${daemon.token}\\n","exists":true,`;
     const argument = await call(daemon, ["files.read", path]);
     assert.is(argument.stdout.toString().slice(0, expected.length), expected);
-    const large = { path: join(daemon.directory, "large"), content: "x".repeat(200_000) }; // over what an argument may have
+    const large = { path: join(daemon.directory, "large"), content: "x".repeat(1_100_000) }; // over what an argument, and a stranger, may have
     assert.is(
-      (await call(daemon, ["files.write", "-"], JSON.stringify(large))).stdout.toString(),
-      '{"written":200000}\n',
+      (await call(daemon, ["files.write", "-"], `\ufeff${JSON.stringify(large)}`)).stdout.toString(),
+      '{"written":1100000}\n',
     );
     assert.is(readFileSync(large.path, "utf8"), large.content);
     const withToken = await call(daemon, ["server.ping", "--token-file", daemon.tokenFile]);

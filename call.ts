@@ -1,0 +1,210 @@
+/** One request from the shell: --call, which streams a process that it starts or takes up again, and --status; and printing, with nothing lost. */
+
+import { Buffer } from "node:buffer";
+import { readFileSync, writeSync } from "node:fs";
+import { keptWords } from "./adoption.ts";
+import { createConnection } from "./api.ts";
+import type { Client } from "./client.ts";
+import {
+  cannot,
+  cleanText,
+  durationWords,
+  errnoOf,
+  errorCodes,
+  exitCodes,
+  Failure,
+  nearest,
+  osFailure,
+  safely,
+} from "./failure.ts";
+import type { Output, RemoteProcess } from "./library.ts";
+import type { Lifetime } from "./lifetime.ts";
+import type { ChildSummary, Summary } from "./processes.ts";
+import { connectOwned } from "./reach.ts";
+import { clockWords, sizeWords } from "./reasons.ts";
+import { isObject } from "./rpc.ts";
+import type { Places } from "./socket.ts";
+
+/** How often a full pipe is tried that somebody has made non-blocking. */
+const retryMs = 5;
+/** How long a daemon that lives may take to answer what needs no work. */
+const answerMs = 5000;
+
+// --call
+
+/**
+ * Carries out one call.
+ *
+ * The result is printed as JSON; or, for process.spawn and process.reattach, the process's output is, on the streams it came from. When the
+ * connection is lost the process goes on, and process.reattach takes it up again.
+ *
+ * @param paramsText JSON; "-" reads it from stdin.
+ * @returns 0; or the exit code of the process, 128 and the signal's number when a signal ended it.
+ */
+export async function call(
+  places: Places,
+  method: string,
+  paramsText: string | undefined,
+  tokenFile: string | undefined,
+): Promise<number> {
+  const params = parseParams(paramsText === "-" ? readFileSync(0, "utf8") : (paramsText ?? "{}"));
+  const { client, auth } = await connectOwned(places, tokenFile);
+  try {
+    await client.request("server.authenticate", { token: auth }); // first of all: what a stranger may send is little
+    if (method === "process.spawn" || method === "process.reattach") return await stream(client, method, params);
+    print(1, `${cleanText(JSON.stringify(await client.request(method, params)))}\n`);
+    return exitCodes.done;
+  } catch (error) {
+    throw await explainRefusal(client, method, error as Failure);
+  } finally {
+    client.close();
+  }
+}
+
+async function explainRefusal(client: Client, method: string, error: Failure): Promise<Failure> {
+  const { message, code, data } = error;
+  if (code === errorCodes.unauthorized)
+    return new Failure(message, { exit: exitCodes.noPermission, hint: "give the daemon's token with --token-file" });
+  if (code !== errorCodes.unknownMethod) return error;
+  const known = (await client.request("server.capabilities", {}).catch(() => ({}))) as { methods?: string[] };
+  const near = nearest(method, known.methods ?? []);
+  return new Failure(message, {
+    code,
+    data,
+    hint: near ? `did you mean ${near}?` : "see the methods of --call server.capabilities",
+  });
+}
+
+function parseParams(text: string): Record<string, unknown> {
+  const params = safely((): unknown => JSON.parse(text.replace(/^\ufeff/, ""))); // a BOM, of a file from Windows
+  if (isObject(params)) return params;
+  throw cannot(`read PARAMS: it is ${JSON.stringify(text.slice(0, 50))}, a JSON object is needed`, {
+    exit: exitCodes.usage,
+    hint: `quote it for the shell: '{"id":"a"}'`,
+  });
+}
+
+/** @returns The exit code of the process. */
+async function stream(client: Client, method: string, given: Record<string, unknown>): Promise<number> {
+  const { id, fromSeq, ...params } = given as { id: string; fromSeq?: number };
+  const connection = createConnection(client, {}, () => {});
+  const takeUp = `--call process.reattach '${JSON.stringify({ id }).replaceAll("'", "'\\''")}'`;
+  let told = 0;
+  const tellMissed = ({ missed }: RemoteProcess): void => {
+    if (missed > told) print(2, `holdfast: ${missed - told} older messages are not held any more\n`);
+    told = missed;
+  };
+  let stop: (error: unknown) => void;
+  const broken = new Promise<never>((_, fail) => (stop = fail));
+  broken.catch(() => {}); // also when nobody waits for it any more
+  const onOutput = ({ stream: name, data }: Output): void => {
+    try {
+      print(name === "stdout" ? 1 : 2, data);
+    } catch (error) {
+      stop(new Failure(`${(error as Error).message}; the process goes on`, { cause: error }));
+    }
+  };
+  const remote = await (method === "process.spawn"
+    ? connection.spawn({ id, command: "", ...params, onOutput })
+    : connection.reattach(id, { fromSeq, onOutput }));
+  try {
+    tellMissed(remote);
+    const { exitCode } = await Promise.race([remote.exit, broken]);
+    tellMissed(remote); // of what came while nobody read our own stdout for so long that the daemon went on without us
+    return exitCode ?? exitCodes.failed;
+  } catch (error) {
+    const { message, code } = error as Failure;
+    throw new Failure(message, {
+      exit: code === errorCodes.noDaemon ? exitCodes.unavailable : exitCodes.failed,
+      hint: takeUp,
+      cause: error,
+    });
+  }
+}
+
+/**
+ * Writes all of it before it returns. Where nobody reads, the daemon is not read from either: it slows the process, or goes on without us. Had
+ * process.stdout been written to, all output would pile up here.
+ */
+export function print(fd: 1 | 2, output: string | Uint8Array): void {
+  const bytes = Buffer.from(output as string);
+  for (let at = 0; at < bytes.length; ) {
+    try {
+      at += writeSync(fd, bytes, at);
+    } catch (error) {
+      if (errnoOf(error) !== "EAGAIN") throw osFailure("write the output", error);
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, retryMs);
+    }
+  }
+}
+
+// --status
+
+/** So many processes are listed; of more, only how many. */
+const maxListed = 12;
+
+interface Status extends Summary {
+  version: string;
+  instanceId: string;
+  startedAt: number;
+  pid: number;
+  uptimeMs: number;
+  /** Undefined where there is no /proc. */
+  rssBytes?: number;
+  connections: number;
+  log: string;
+  socket: string;
+  lifetime: Lifetime;
+  /** Left out where there is no logind to tell. */
+  logoutsOutlived?: number;
+}
+
+/** Asks the daemon and prints the answer. Returns the exit code. */
+export async function printStatus(places: Places, json: boolean, say: (text: string) => number): Promise<number> {
+  const { client, auth } = await connectOwned(places);
+  try {
+    const status = (await client.request("server.status", {}, auth, answerMs)) as Status;
+    return say(json ? `${cleanText(JSON.stringify(status))}\n` : statusWords(status));
+  } finally {
+    client.close();
+  }
+}
+
+function statusWords(status: Status): string {
+  const { lifetime, processes } = status;
+  const running = processes.filter((entry) => entry.running).length;
+  const rows: [string, string][] = [
+    ["daemon", `holdfast ${status.version}, pid ${status.pid}, instance ${status.instanceId}`],
+    ["up", `${durationWords(status.uptimeMs)}, started ${clockWords(status.startedAt)}`],
+    ["lives", lifetime.where],
+    ["survives logout", lifetime.words],
+    ...(status.logoutsOutlived === undefined
+      ? []
+      : [
+          ["outlived", `${status.logoutsOutlived} ${status.logoutsOutlived === 1 ? "logout" : "logouts"} so far`] as [
+            string,
+            string,
+          ],
+        ]),
+    ...lifetime.warnings.flatMap(({ message, hint }): [string, string][] => [
+      ["warning", message],
+      ["hint", hint],
+    ]),
+    ["connections", String(status.connections)],
+    ["memory", status.rssBytes === undefined ? "unknown" : sizeWords(status.rssBytes)],
+    ["socket", status.socket],
+    ["log", status.log],
+    ["processes", `${running} running, ${processes.length - running} ended`],
+    ...keptWords(status),
+  ];
+  const listed = [...processes].sort((a, b) => Number(b.running) - Number(a.running)).slice(0, maxListed);
+  const lines = rows.map(([name, text]) => `${name.padEnd(16)}${cleanText(text, 1000)}`);
+  for (const entry of listed) lines.push(`  ${cleanText(entry.id, 24).padEnd(24)} ${processWords(entry)}`);
+  if (processes.length > listed.length)
+    lines.push(`  and ${processes.length - listed.length} more: --call process.list`);
+  return `${lines.join("\n")}\n`;
+}
+
+function processWords({ pid, command, running, bytes, ageMs }: ChildSummary): string {
+  return `${(running ? `pid ${pid}` : "ended").padEnd(12)} ${durationWords(ageMs).padEnd(8)} ${sizeWords(bytes).padStart(9)}  ${cleanText(command, 40)}`;
+}
