@@ -627,7 +627,7 @@ for (const framing of ["native", "lines"] as const) {
         while ((await other.next()).stream !== "stdout");
         const bridge = site.bridge([], framing);
         bridge.send({ ...end, auth: site.token });
-        assert.is((await other.next(20_000)).stream, "stdout", "the daemon has read it");
+        assert.is((await other.next(20_000)).type, "stream", "the daemon has read it");
         process.kill(pid, "SIGKILL");
         const { id, error } = await bridge.next(20_000);
         assert.equal([id, error.code, error.data.reason], ["a's end", -32010, "crashed"]);
