@@ -67,6 +67,8 @@ export interface StartOptions {
   launch: "auto" | Launch;
   enableLinger?: boolean;
   replace?: boolean;
+  /** Refuses to replace a daemon whose processes would end. */
+  ifIdle?: boolean;
   /** Runtime, its flags, script, arguments: what runs a daemon that reads descriptor 3. */
   command: string[];
   version: string;
@@ -308,7 +310,8 @@ async function mend(pid: number, facts: Facts, options: StartOptions, world: Wor
 async function launch(options: StartOptions, world: World): Promise<Started | undefined> {
   const { places, command } = options;
   const old = options.replace ? await reachServer(places) : undefined;
-  if (!old) await clearDead(places);
+  if (old) await warnOfReplaced(old, options);
+  else await clearDead(places);
   const handover = handoverOf(options, old?.record);
   const facts = await probeHost(world);
   if (options.enableLinger) {
@@ -363,6 +366,25 @@ async function verify(
   } finally {
     client.close();
   }
+}
+
+/** Says what ends with the daemon that is to be replaced: one of an earlier version, or with plain pipes, leaves nothing to the next. */
+async function warnOfReplaced({ client, record }: Reached, { ifIdle, progress }: StartOptions): Promise<void> {
+  const status = (await client.request("server.status", {}, record.key, answerMs)) as Replaceable;
+  const count = status.features.includes("held") ? 0 : status.processes.filter(({ running }) => running).length;
+  if (count === 0) return;
+  const what = `${count} ${count === 1 ? "process" : "processes"} of the daemon (version ${record.version}) cannot go on without it`;
+  if (ifIdle) {
+    const hint = "leave --if-idle out to end them, or wait for them";
+    throw cannot(`replace the daemon: ${what}, and it was to be replaced only if idle`, { exit: exitCodes.busy, hint });
+  }
+  progress(`warning: ${what}, and will be ended`);
+}
+
+/** Of server.status. */
+interface Replaceable {
+  features: string[];
+  processes: { running: boolean }[];
 }
 
 /** The old daemon ends, by its bound name; its public one is the new daemon's already. */

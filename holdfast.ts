@@ -132,6 +132,7 @@ async function serveHost(places: Places, options: CommandLine["options"]): Promi
     launch: launch === "foreground" ? "detach" : launch,
     enableLinger: options["enable-linger"] === true,
     replace: options.replace === true,
+    ifIdle: options["if-idle"] === true,
     spoolBytes: options.spool === undefined ? undefined : sizeOf(options.spool as string),
     command: daemonCommand(places),
     version: version(),
@@ -208,7 +209,7 @@ function report(
   if (how === "joined") note("joined the daemon that was running");
   if (how === "revived") note("revived the daemon that was stopping, with its processes");
   if (running !== version()) {
-    const hint = "--serve --replace starts this one in its place; its processes end";
+    const hint = "--serve --replace starts this one in its place; its processes go on";
     warn(`the daemon is of version ${running}, this is ${version()}`, hint);
   }
   if (facts.lingerSwitchedOn) {

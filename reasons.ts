@@ -150,7 +150,7 @@ interface EndWords {
 
 const ends: Record<Exclude<EndReason, "terminated">, EndWords> = {
   stopped: { was: (when) => `was stopped on purpose ${when}`, healable: false },
-  replaced: { was: (when) => `was replaced by another one ${when}`, healable: false },
+  replaced: { was: (when) => `was replaced by another one ${when}`, healable: true },
   crashed: { was: (when, detail) => `ended ${when} by an error of its own: ${detail}`, healable: true },
   "killed-at-logout": {
     was: (when) => `was ended by systemd-logind ${when}, as the session ended that it was started in`,
