@@ -103,8 +103,8 @@ ${runCodes}`,
   --lifetime HOW        auto, scope, detach or foreground (for a supervisor)
   --enable-linger       switch lingering on: it survives logout on more hosts
   --require-survival    exit with 78 where it does not survive logout
-  --replace             put this version in the place of the one that runs, with its work
-  --if-idle             … only if that ends no process
+  --replace             put this version in the place of the one that runs
+  --if-idle             replace it only where that ends no process
   --spool SIZE          how much output of a process is kept on disk; 0: none
   --log FILE            --json
 `,
