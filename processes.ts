@@ -321,7 +321,7 @@ async function spawnChild(processes: Processes, params: Params, { peer }: Caller
     return {
       success: true,
       pid: child.about.pid,
-      ...(params.id === undefined ? { id } : {}),
+      ...(params.id === id ? {} : { id }),
       ...(dropped.length > 0 ? { droppedEnv: dropped } : {}),
     };
   } finally {

@@ -410,8 +410,8 @@ fault(
     await eventually(() => !isAlive(pid) && place.daemons().length === 0, "all is gone", 7000);
     const ms = Date.now() - start;
     assert.ok(ms < 15_000, `after ${ms} ms`);
-    assert.equal(readdirSync(place.run).sort(), ["remote-server.log", "rpc.sock.record"]);
-    return `gone after ${(ms / 1000).toFixed(1)} s, but for log and record`;
+    assert.equal(readdirSync(place.run).sort(), ["remote-server.log", "rpc.sock.held", "rpc.sock.record"]);
+    return `gone after ${(ms / 1000).toFixed(1)} s, but for log, record and what the processes have said`;
   },
 );
 
