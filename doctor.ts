@@ -398,6 +398,10 @@ const pages: Record<string, string> = {
     "It is in the cgroup of a batch job: Slurm and PBS end all that is in it with the job, and an ssh session " +
     "into a node is put into the job as well (pam_slurm_adopt). holdfast does not leave it: its limits are meant. " +
     "Mend it: start it where no job of yours runs, as on a login node; or ask for a longer job.",
+  "ends-with-container":
+    "It is in a container that a user runs without root (podman, rootless docker). From inside nothing ends it at " +
+    "a logout; but the container itself is in the session or the user manager of that user, and ends with it, 10 s " +
+    "after the last logout. Mend it: outside, as that user: loginctl enable-linger.",
   "ends-with-wsl":
     "WSL stops a distribution some 15 s after its last window is closed, whatever runs in it. Mend it: in " +
     "%UserProfile%\\.wslconfig, instanceIdleTimeout=-1 in [general] and vmIdleTimeout=-1 in [wsl2], then wsl.exe " +

@@ -67,6 +67,8 @@ export interface Facts {
   removesIpc?: boolean;
   /** The home is systemd-homed's, which locks it at the last logout. */
   homed?: boolean;
+  /** In a container of podman or docker that a user runs without root: it is in that user's session or user manager, outside. */
+  rootless?: boolean;
   /** In WSL, which stops a distribution seconds after its last window. */
   wsl?: boolean;
   /** Why lingering could not be switched on, when it was asked for. */
@@ -237,7 +239,7 @@ export async function probeHost(
   if (!facts.systemd && (place.kind === "none" || place.kind === "job")) return facts;
   const owner = "owner" in place ? place.owner : world.uid;
   const isOther = owner !== world.uid;
-  const [manager, user, ownerUser, version, unit, session, record, ownerRecord] = await Promise.all([
+  const [manager, user, ownerUser, version, unit, session, asked, ownerAsked] = await Promise.all([
     ask(world, ["loginctl", "--no-ask-password", "show-user", "--all"]),
     askUser(world, world.uid),
     isOther ? askUser(world, owner) : undefined,
@@ -247,11 +249,13 @@ export async function probeHost(
     askRecord(world, world.uid),
     isOther ? askRecord(world, owner) : undefined,
   ]);
+  noteTool(facts, version);
+  const record = asked || recordInFiles(world.uid, facts, world);
+  const ownerRecord = isOther ? ownerAsked || recordInFiles(owner, facts, world) : record;
   const name = ownerUser ? ownerUser.properties.get("Name") || String(owner) : world.user;
-  const ofOwner = isOther ? ownerRecord : record;
-  const policy = { ...readPolicy(manager.properties, manager.problem), record: ofOwner };
+  const policy = { ...readPolicy(manager.properties, manager.problem), record: ownerRecord };
   [facts.killed, facts.policy] = judgePolicy(policy, name, owner);
-  noteStops(facts, manager, session, place.kind === "user-manager" ? ofOwner : record);
+  noteStops(facts, manager, session, place.kind === "user-manager" ? ownerRecord : record);
   facts.linger = readLinger(user.properties, world.user, world);
   if (ownerUser) {
     facts.owner = name;
@@ -260,7 +264,6 @@ export async function probeHost(
   if (record?.isHomed) facts.homed = true;
   const killMode = unit?.properties.get("KillMode");
   if (killMode) facts.killMode = killMode;
-  noteTool(facts, version);
   if (tryScope && facts.scope !== "no") await noteScope(facts, world, await tryScopeOfNothing(world));
   return facts;
 }
@@ -287,6 +290,7 @@ function factsWithoutTools(place: Place, world: World): Facts {
     scope: "unknown",
   };
   if (/microsoft/i.test(world.readFile("/proc/sys/kernel/osrelease") || "")) facts.wsl = true;
+  if (isRootless(world)) facts.rootless = true;
   if (facts.systemd) return facts;
   facts.scope = "no";
   facts.scopeProblem = "systemd cannot be reached from here: there is no /run/systemd/system";
@@ -295,6 +299,13 @@ function factsWithoutTools(place: Place, world: World): Facts {
   facts.scopeProblem = "this host was not booted with systemd";
   facts.linger = "no";
   return facts;
+}
+
+/** By the marks that they leave, and by whom root is outside (user_namespaces(7)): a user; of docker with a range of its own it is none. */
+function isRootless(world: World): boolean {
+  const root = capture(/^\s*0\s+(\d+\s+\d+)\s*$/m, world.readFile("/proc/self/uid_map"))?.replace(/\s+/, " ");
+  if (world.exists("/run/.containerenv")) return root !== undefined && root !== "0 4294967295";
+  return world.exists("/.dockerenv") && root !== undefined && root !== "0 1" && root.endsWith(" 1");
 }
 
 /** What ends a session or a user manager at some time, and what goes with it. */
@@ -356,12 +367,16 @@ function askUnit(world: World, place: Place): Promise<Answer> | undefined {
   return ask(world, ["systemctl", ...(isOurs ? ["--user"] : []), "show", "--property=KillMode", place.unit]);
 }
 
-/** From whatever service knows the user (LDAP, systemd-homed), where that can be asked; else from the files. */
+/** From whatever service knows the user (LDAP, systemd-homed), where that can be asked. */
 async function askRecord(world: World, uid: number): Promise<UserRecord | undefined> {
   const command = ["userdbctl", "user", "--output=json", String(uid)];
   const { said, problem } = await ask(world, command);
-  const known = problem === undefined ? parseUserRecord(said, `what ${command.join(" ")} prints`, world) : undefined;
-  return known || readUserRecord(uid, world);
+  return problem === undefined ? parseUserRecord(said, `what ${command.join(" ")} prints`, world) : undefined;
+}
+
+/** systemd looks for records in files from 249 on. */
+function recordInFiles(uid: number, { systemdVersion }: Facts, world: World): UserRecord | undefined {
+  return systemdVersion === 0 || systemdVersion! >= 249 ? readUserRecord(uid, world) : undefined;
 }
 
 /**
@@ -374,14 +389,8 @@ export async function noteScope(facts: Facts, world: World, problem: string | un
   delete facts.scopeProblem;
   if (problem === undefined) return;
   facts.scopeProblem = problem;
-  const unit = `user@${facts.uid}.service`;
-  const { properties } = await ask(world, [
-    "systemctl",
-    "show",
-    "--property=LoadState",
-    "--property=ActiveState",
-    unit,
-  ]);
+  const show = ["systemctl", "show", "--property=LoadState", "--property=ActiveState", `user@${facts.uid}.service`];
+  const { properties } = await ask(world, show);
   const active = properties.get("ActiveState");
   if (active) facts.manager = properties.get("LoadState") === "masked" ? "masked" : active;
 }

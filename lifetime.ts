@@ -53,7 +53,9 @@ export function judgePlace(place: Place, facts: Facts): Verdict {
 function judgeKind(place: Place, facts: Facts): Verdict {
   switch (place.kind) {
     case "none":
-      return verdictOf(place, "yes", "detached; nothing here ends it at logout");
+      return facts.rootless
+        ? verdictOf(place, "unknown", "detached in a rootless container", [warnings.endsWithContainer()])
+        : verdictOf(place, "yes", "detached; nothing here ends it at logout");
     case "unknown":
       return verdictOf(place, "unknown", "in a place that cannot be read", [warnings.mayEnd(facts)]);
     case "job":
@@ -267,6 +269,12 @@ export const warnings = {
     message: `it is in the cgroup of ${job}, and is ended with it`,
     hint: "start it where no job of yours runs, as on a login node; or ask for a longer job",
   }),
+  endsWithContainer: (): Warning => ({
+    name: "ends-with-container",
+    message:
+      "this container is run without root: it ends with the session or the user manager that it is in outside, unless its user lingers there",
+    hint: "outside of the container: loginctl enable-linger",
+  }),
   endsWithWsl: (): Warning => ({
     name: "ends-with-wsl",
     message: "WSL stops a distribution some 15 s after its last window is closed, whatever runs in it",
@@ -380,13 +388,9 @@ export async function judgeEnd(seen: ReadonlySet<string>, place: Place, facts: F
       return seen.has("SIGHUP") ? end(...judgeSessionEnd(facts)) : byPerson;
     case "user-manager":
       if (isStopping(states.manager)) return end(...judgeManagerEnd(facts, world));
-      if (!isStopping(states.unit)) return byPerson;
-      // one of our own is stopped by who means us
-      return place.unit.endsWith(".scope") && !facts.killMode
-        ? end("terminated", `by systemd, as ${place.unit} was stopped`)
-        : end("unit-stopped", `by systemd, as ${place.unit} ended`);
+      return isStopping(states.unit) ? end(...judgeUnitEnd(place.unit, states)) : byPerson;
     case "unit":
-      return isStopping(states.unit) ? end("unit-stopped", `by systemd, as ${place.unit} ended`) : byPerson;
+      return isStopping(states.unit) ? end(...judgeUnitEnd(place.unit, states)) : byPerson;
     default:
       return byPerson;
   }
@@ -398,20 +402,21 @@ interface States {
   /** ActiveState= of our user manager, and of the unit that we are in. */
   manager?: string | undefined;
   unit?: string | undefined;
+  /** It is we whom the unit runs: in the foreground, for a supervisor. */
+  isMain: boolean;
 }
 
 async function askStates(place: Place, facts: Facts, world: World): Promise<States> {
   const say = async (...command: string[]): Promise<string> => (await world.run(command, endProbeMs)).stdout.trim();
-  const active = async (...command: string[]): Promise<string | undefined> =>
-    capture(/^ActiveState=(.*)$/m, await say(...command));
-  const show = ["show", "--property=ActiveState"];
+  const show = ["show", "--property=ActiveState", "--property=MainPID"];
   const user = place.kind === "user-manager" ? ["--user"] : [];
   const [host, unit, manager] = await Promise.all([
     facts.systemd ? say("systemctl", "is-system-running") : undefined,
-    "unit" in place && facts.systemd ? active("systemctl", ...user, ...show, place.unit) : undefined,
-    place.kind === "user-manager" ? active("systemctl", ...show, `user@${place.owner}.service`) : undefined,
+    "unit" in place && facts.systemd ? say("systemctl", ...user, ...show, place.unit) : undefined,
+    place.kind === "user-manager" ? say("systemctl", ...show, `user@${place.owner}.service`) : undefined,
   ]);
-  return { host, unit, manager };
+  const [ofManager, ofUnit] = [manager, unit].map((said) => capture(/^ActiveState=(.*)$/m, said));
+  return { host, manager: ofManager, unit: ofUnit, isMain: capture(/^MainPID=(\d+)$/m, unit) === String(process.pid) };
 }
 
 /** A service whose command has ended is "deactivating" while what is left of it is ended; one that has failed is so at once. */
@@ -422,8 +427,19 @@ function isStopping(state: string | undefined): boolean {
 function judgeSessionEnd(facts: Facts): [EndReason, string] {
   if (facts.killed === "no" && facts.idleStopUs !== undefined)
     return ["idle-stop", `by systemd-logind, as its session had been idle for ${spanWords(facts.idleStopUs)}`];
-  if (facts.killed === "no") return ["unit-stopped", "by systemd-logind, as somebody ended its session"];
+  if (facts.killed === "no")
+    return [
+      "unit-stopped",
+      "by systemd-logind, as its session was ended (terminate-session, or a restart of systemd-logind)",
+    ];
   return ["killed-at-logout", "by systemd, as its session ended"];
+}
+
+/** A scope of our own, or a service that is nothing but us, is stopped by who means us. */
+function judgeUnitEnd(unit: string, { isMain }: States): [EndReason, string] {
+  return isMain || unit.endsWith(".scope")
+    ? ["terminated", `by systemd, as ${unit} was stopped`]
+    : ["unit-stopped", `by systemd, as ${unit} ended`];
 }
 
 /** It goes by itself when nobody is logged in, and nobody lingers: else somebody has stopped it. */

@@ -512,11 +512,6 @@ function isAbandoned(path: string, holder: ClaimHolder): boolean {
   return touched !== undefined && Math.abs(Date.now() - touched) > abandonedMs;
 }
 
-function touch(path: string): void {
-  const date = new Date();
-  safely(() => utimesSync(path, date, date));
-}
-
 /** @returns Undefined when another was quicker. */
 function linkClaim(path: string): Claim | undefined {
   const id = randomName(12);
@@ -524,7 +519,7 @@ function linkClaim(path: string): Claim | undefined {
   try {
     createFile(temporary, JSON.stringify({ id, ...identify() })); // whole before it has its name
     linkSync(temporary, path);
-    const beat = setInterval(() => touch(path), beatMs).unref();
+    const beat = setInterval(() => safely(() => utimesSync(path, new Date(), new Date())), beatMs).unref();
     return {
       release() {
         clearInterval(beat);
@@ -541,13 +536,11 @@ function linkClaim(path: string): Claim | undefined {
 
 /** Claims, waiting at most `waitMs` for another holder; undefined when that was not enough. For the short claims of publication. */
 export async function claimSoon(path: string, waitMs: number): Promise<Claim | undefined> {
-  let claim: Claim | Held = tryClaim(path);
-  const take = (): boolean => {
-    if (!("release" in claim)) claim = tryClaim(path);
-    return "release" in claim;
-  };
-  await soon(take, waitMs, 5);
-  return "release" in claim ? claim : undefined;
+  for (const deadline = now() + waitMs; ; await sleep(5)) {
+    const claim = tryClaim(path);
+    if ("release" in claim) return claim;
+    if (now() > deadline) return undefined;
+  }
 }
 
 /** `id` names the claim itself. */

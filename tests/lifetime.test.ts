@@ -255,6 +255,13 @@ const rows: [string, Partial<Facts>, "detach" | "scope", string, string[]][] = [
     [],
   ],
   [
+    "a rootless container",
+    { rootless: true, systemd: false, scope: "no", place: { kind: "none" } },
+    "detach",
+    "unknown",
+    ["ends-with-container"],
+  ],
+  [
     "WSL, not killed",
     { wsl: true, killed: "no" },
     "detach",
@@ -432,6 +439,8 @@ const userService: Place = { kind: "user-manager", owner: 1000, unit: "build.ser
 const unit: Place = { kind: "unit", unit: "deploy.service" };
 
 interface Moment {
+  /** The daemon is what the unit runs. */
+  isMain?: boolean;
   /** `systemctl is-system-running`. */
   host?: string;
   /** ActiveState= by unit. */
@@ -441,14 +450,21 @@ interface Moment {
   user?: string;
 }
 
-const worldAt = ({ host = "running", states = {}, lingers = false, user = "STATE=closing\n" }: Moment): World => ({
+const worldAt = ({
+  isMain = false,
+  host = "running",
+  states = {},
+  lingers = false,
+  user = "STATE=closing\n",
+}: Moment): World => ({
   uid: 1000,
   user: "dev",
   exists: (path) => lingers && path === "/var/lib/systemd/linger/dev",
   readFile: (path) => (path === "/run/systemd/users/1000" ? user : undefined),
   run: async (command) => {
     if (command.includes("is-system-running")) return { code: 1, stdout: `${host}\n`, stderr: "" };
-    return { code: 0, stdout: `ActiveState=${states[command.at(-1)!] ?? "active"}\n`, stderr: "" };
+    const pid = isMain ? process.pid : 1;
+    return { code: 0, stdout: `MainPID=${pid}\nActiveState=${states[command.at(-1)!] ?? "active"}\n`, stderr: "" };
   },
 });
 
@@ -475,7 +491,7 @@ const signalRows: [string, string[], Place, Partial<Facts>, Moment, EndReason, R
     { killed: "no" },
     {},
     "unit-stopped",
-    /systemd-logind, as somebody ended its session$/,
+    /systemd-logind, as its session was ended/,
   ],
   [
     "the last logout",
@@ -530,6 +546,24 @@ const signalRows: [string, string[], Place, Partial<Facts>, Moment, EndReason, R
     { states: { "deploy.service": "deactivating" } },
     "unit-stopped",
     /as deploy\.service ended$/,
+  ],
+  [
+    "systemctl stop of a service that runs it in the foreground",
+    bySystemd,
+    unit,
+    { killMode: "control-group" },
+    { isMain: true, states: { "deploy.service": "deactivating" } },
+    "terminated",
+    /as deploy\.service was stopped$/,
+  ],
+  [
+    "systemctl --user stop of a scope that it was put into from a service",
+    bySystemd,
+    scope,
+    { killMode: "control-group", linger: "yes" },
+    { states: { "run-r29.scope": "deactivating" }, lingers: true },
+    "terminated",
+    /as run-r29\.scope was stopped$/,
   ],
   ["poweroff, in a session", byLogind, session, {}, { host: "stopping" }, "host-shutdown", /host shuts down$/],
   [

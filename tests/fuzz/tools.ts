@@ -17,6 +17,9 @@ const cgroups = [
   "0::/user.slice/user-1000.slice/user@1000.service/app.slice/build.service\n",
   "0::/user.slice/user-1001.slice/session-c1.scope\n",
   "9:name=systemd:/system.slice/ssh.service\n0::/\n",
+  "0::/system.slice/deploy.service\n",
+  "0::/system.slice/slurmstepd.scope/job_4711/step_extern\n",
+  "1:name=elogind:/c3\n0::/\n",
   "0::/system.slice/sshd@7-10.0.0.1:22-10.0.0.2:5000.service\n",
   "0::/\n",
 ];
@@ -39,18 +42,26 @@ const sayings: [command: string, stdout: string][] = [
 export async function checkTools(random: Random): Promise<void> {
   const said = new Map(sayings.map(([command, stdout]) => [command, damage(random, stdout)]));
   const cgroup = random(3) === 0 ? mutateText(random, pick(random, cgroups)) : pick(random, cgroups);
+  const files = new Map([
+    ["/etc/userdb/1000.user", mutateText(random, '{"userName":"dev","killProcesses":true,"stopDelayUSec":5000000}')],
+    ["/proc/self/uid_map", mutateText(random, "0 1000 1\n1 100000 65536\n")],
+    ["/proc/sys/kernel/osrelease", pick(random, ["6.1.0-28-amd64\n", "5.15.90.1-microsoft-standard-WSL2\n"])],
+  ]);
   const absent: CommandResult = { code: null, stdout: "", stderr: "", problem: "is not installed" };
   const world: World = {
     uid: 1000,
     user: "dev",
     exists: (path) => path.startsWith("/run/systemd") || path === "/var/lib/systemd",
-    readFile: (path) => (path.endsWith("/cgroup") ? cgroup : undefined),
+    readFile: (path) => (path.endsWith("/cgroup") ? cgroup : files.get(path)),
     run: async (command) => [...said].find(([begin]) => command.join(" ").startsWith(begin))?.[1] ?? absent,
   };
   const facts = await probeHost(world, { tryScope: random(2) === 0 });
   const policy = said.get(sayings[0]![0])!.stdout;
   demand(
-    facts.place.kind === "none" || facts.killed === "unknown" || /^KillUserProcesses=(yes|no)$/m.test(policy),
+    facts.place.kind === "none" ||
+      facts.killed === "unknown" ||
+      facts.policy.startsWith("killProcesses=") ||
+      /^KillUserProcesses=(yes|no)$/m.test(policy),
     "A policy is known that nobody named",
     policy,
     facts,

@@ -30,7 +30,8 @@ async function serve(host: Host, user = "dev", args = ""): Promise<{ pid: number
   );
   assert.is(started.code, 0, started.stderr);
   const { pid, instance } = JSON.parse(started.stdout);
-  return { pid: host.processes("--launched").find(({ inside }) => inside === pid)!.pid, instance };
+  // where it ends with this session, it may be gone by now
+  return { pid: host.processes("--launched").find(({ inside }) => inside === pid)?.pid ?? Number.NaN, instance };
 }
 
 interface Answer {
