@@ -254,7 +254,7 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
 // Publication and the record
 
 /** Listens under a new name of its own. Connections stay: they are the old listener's no more. */
-async function listen(daemon: Daemon): Promise<void> {
+export async function listen(daemon: Daemon): Promise<void> {
   const { connections, places, log } = daemon;
   const next = createServer({ allowHalfOpen: true, highWaterMark: 1 << 20 }, (socket) =>
     acceptConnection(connections, socket),
