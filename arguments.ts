@@ -180,7 +180,7 @@ const isMode = (name: string): boolean => Object.hasOwn(modes, name);
 export interface CommandLine {
   mode: string;
   options: Record<string, string | true>;
-  /** METHOD and PARAMS of --call, ID of --attach, COMMAND and its arguments of --run; the mode that --help is asked about. */
+  /** METHOD and PARAMS of --call, ID of --attach, COMMAND and its arguments of --run; the mode or warning that --help is asked about. */
   words: string[];
   /** NAME=VALUE of each --env; left out where there is none. */
   env?: string[];
@@ -203,8 +203,10 @@ export function parseArguments(args: string[]): CommandLine {
   const reading: Reading = { modes: [], options: {}, env: [], words: [] };
   for (let at = 0; at < args.length; ) at = readArgument(reading, args, at);
   const mode = modeOf(reading);
-  if (mode === "help")
-    return { mode, options: {}, words: reading.modes.filter((name) => name !== mode && name !== "version") };
+  if (mode === "help") {
+    const asked = reading.modes.filter((name) => name !== mode && name !== "version");
+    return { mode, options: {}, words: [...asked, ...reading.words] };
+  }
   const { options: given, words, env } = reading;
   for (const name of Object.keys(given))
     if (name !== "forget" && !options[name]![0].split(" ").includes(mode))

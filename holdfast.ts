@@ -10,7 +10,7 @@ import { channelEnds, runBridge } from "./bridge.ts";
 import { call, print, printStatus } from "./call.ts";
 import type { Started, StartOptions } from "./control.ts";
 import { explainLoss, explainSilence, reachOtherwise, startHere, startServer, stopServer } from "./control.ts";
-import { printDoctor } from "./doctor.ts";
+import { pageOf, printDoctor } from "./doctor.ts";
 import { cannot, cleanText, exitCodes, Failure, safely } from "./failure.ts";
 import type { JobsWorld } from "./jobs.ts";
 import { ask, attach, printList, printLogs, run as runJob, wait } from "./jobs.ts";
@@ -36,7 +36,7 @@ async function main(): Promise<number> {
   }
   const line = parseArguments(args);
   const { mode, options, words } = line;
-  if (mode === "help") return say(helpOf(words[0]));
+  if (mode === "help") return say(pageOf(words[0] ?? "") ?? helpOf(words[0]));
   if (mode === "version") return say(options.json ? `${JSON.stringify(versionFacts())}\n` : `holdfast ${version()}\n`);
   if (options.launched) return launched();
   const places = placesOf({ socket: text(options, "socket"), log: text(options, "log") });

@@ -19,10 +19,10 @@ const maxPauseMs = 1200;
 /** The whole is seen for so long before it begins anew. */
 const lingerMs = 6000;
 const program = "./holdfast.js";
-/** A build of half a minute, a line every 3.3 s. */
+/** A build of half a minute, a line every 5 s. */
 const makefile = `build: config.o parse.o table.o frame.o socket.o main.o app; @echo built.
-%.o:; @echo "  CC  $@"; sleep 3.3
-app:; @echo "  LD  $@"; sleep 3.3
+%.o:; @echo "  CC  $@"; sleep 5
+app:; @echo "  LD  $@"; sleep 5
 .PHONY: build app
 `;
 
@@ -50,17 +50,17 @@ async function record(host) {
     add("typed", `$ ${text}`);
     await sleep(600);
   };
-  const call = async (method, params, take) => {
-    await type(`echo '${params}' | ssh host ${program} --call ${method} -`);
-    const client = host.spawnSsh("dev", `${program} --call ${method} -`);
-    return await follow(client, params, (text) => {
-      add("said", text);
-      take?.(text, client);
-    });
+  const run = async (command) => {
+    await type(`ssh host "${command}"`);
+    return await follow(host.spawnSsh("dev", command), (text) => add("said", text));
   };
 
+  const build = `${program} --run --id build make`;
+  await type(`ssh host "${build}"`);
   let seen = 0;
-  await call("process.spawn", '{"id":"build","command":"make"}', (text, client) => {
+  const client = host.spawnSsh("dev", build);
+  await follow(client, (text) => {
+    add("said", text);
     if (/CC/.test(text) && ++seen === 3) client.kill("SIGKILL");
   });
   add("ours", "— the line is cut: the ssh client is killed —");
@@ -68,7 +68,9 @@ async function record(host) {
   await sleep(14_000);
   add("ours", "— nobody is logged in for 14 s, on a host that kills what stays in a session —");
   await sleep(1200);
-  const code = await call("process.reattach", '{"id":"build"}');
+  await run(`${program} --list`);
+  await sleep(800);
+  const code = await run(`${program} --attach build`);
   await sleep(800);
   await type("echo $?");
   add("said", String(code));
@@ -76,8 +78,8 @@ async function record(host) {
 }
 
 /** Hands each line of a client's output on, of both its streams. Resolves to its exit code. */
-function follow(client, stdin, take) {
-  client.stdin.end(stdin);
+function follow(client, take) {
+  client.stdin.end();
   for (const stream of [client.stdout, client.stderr]) {
     let rest = "";
     stream.setEncoding("utf8").on("data", (chunk) => {

@@ -57,6 +57,7 @@ const good: [line: string[], mode: string, options: object, words?: string[]][] 
   [["-v"], "version", {}],
   [["--serve", "--help"], "help", {}, ["serve"]],
   [["-h", "--run"], "help", {}, ["run"]],
+  [["--help", "ends-with-session"], "help", {}, ["ends-with-session"]],
   [["--version", "--help"], "help", {}],
   [["--stop", "--forget"], "stop", { forget: true }],
   [["--forget", "--stop"], "stop", { forget: true }],

@@ -1,7 +1,7 @@
 /** Command lines of real words and garbage: each is read as what it says, or refused with exit code 64 and words. */
 
 import type { CommandLine } from "../../arguments.ts";
-import { help, parseArguments } from "../../arguments.ts";
+import { parseArguments } from "../../arguments.ts";
 import { Failure } from "../../failure.ts";
 import { oddNames } from "./json.ts";
 import type { Random } from "./random.ts";
@@ -12,30 +12,30 @@ import { demand } from "./target.ts";
 export const argumentsTarget: Target = { name: "arguments", run: async (useCheck) => useCheck(checkArguments) };
 
 /** Each mode's options; the last one of --serve is only for the program itself. */
-const takes: Record<string, string[]> = {
-  serve: [
-    "socket",
-    "token-file",
-    "lifetime",
-    "enable-linger",
-    "require-survival",
-    "replace",
-    "log",
-    "json",
-    "launched",
-  ],
-  bridge: ["socket", "no-start"],
-  stop: ["socket", "grace", "now", "if-idle", "json"],
-  status: ["socket", "json"],
-  doctor: ["socket", "json"],
-  call: ["socket", "token-file"],
-  version: ["json"],
-  help: [],
+const takes: Record<string, string> = {
+  serve: "socket token-file token-fd lifetime enable-linger require-survival replace log spool json launched",
+  bridge: "socket no-start as-owner",
+  stop: "socket grace now if-idle json",
+  status: "socket json",
+  doctor: "socket json",
+  call: "socket token-file",
+  run: "socket id detach cwd env enable-linger require-survival",
+  attach: "socket no-stdin",
+  logs: "socket follow lines",
+  wait: "socket",
+  list: "socket json",
+  kill: "socket",
+  forget: "socket",
+  version: "json",
+  help: "",
 };
 const modes = Object.keys(takes);
-/** What stands in the help, and the word that only the program itself uses. */
-const names = [...new Set([...help.matchAll(/--([a-z-]+)/g)].map(([, name]) => name!)), "launched"];
-const switches = ["enable-linger", "require-survival", "replace", "launched", "no-start", "now", "if-idle", "json"];
+const names = [...new Set(Object.values(takes).join(" ").split(" "))];
+const valued = "socket token-file token-fd lifetime log spool grace id cwd env lines".split(" ");
+/** How many words each takes; the others none. */
+const wordCounts: Record<string, [least: number, most: number]> = {
+  ...{ call: [1, 2], run: [1, 1000], attach: [1, 1], logs: [1, 1], wait: [1, 1], kill: [1, 2], forget: [1, 1] },
+};
 const values = [
   "/s",
   "a b",
@@ -65,7 +65,7 @@ export function checkArguments(random: Random): void {
     demand(said === undefined, "It was refused, and is right", args, String(error));
     demand(error instanceof Failure, "It threw what is no Failure", args, String(error));
     demand(
-      error.exit === 64 && error.hint === "see --help" && /^Cannot read the command line: \S/.test(error.message),
+      error.exit === 64 && /--help$/.test(error.hint ?? "") && /^Cannot read the command line: \S/.test(error.message),
       "It was refused otherwise",
       args,
       error.message,
@@ -88,17 +88,23 @@ export function checkArguments(random: Random): void {
     line,
     said,
   );
-  const written = [
-    ...line.words,
-    `-${line.mode}`,
-    ...Object.entries(line.options).map(([name, value]) => (value === true ? `-${name}` : `--${name}=${value}`)),
-  ];
+  if (line.mode === "help") return; // what it is asked about may be anything
+  const written = writtenAnew(line);
   demand(
     JSON.stringify(sorted(parseArguments(written))) === JSON.stringify(sorted(line)),
     "Written in another order it is another",
     args,
     written,
   );
+}
+
+/** In another order: words first; but those of a command, which are its own, behind all else. */
+function writtenAnew({ mode, options, words, env = [] }: CommandLine): string[] {
+  const given = Object.entries(options)
+    .filter(([name]) => name !== "env")
+    .map(([name, value]) => (value === true ? `-${name}` : `--${name}=${value}`));
+  const all = [`-${mode}`, ...given, ...env.map((pair) => `--env=${pair}`)];
+  return mode === "run" ? [...all, "--", ...words] : [...words, ...all];
 }
 
 function randomWord(random: Random): string {
@@ -113,35 +119,67 @@ function randomWord(random: Random): string {
 
 /** What a line says; undefined when it says nothing that can be done. */
 function reread(args: string[]): CommandLine | undefined {
-  const found: string[] = [];
+  const found = new Set<string>();
   const words: string[] = [];
-  const options: [name: string, value: string | true][] = [];
+  const given: [name: string, value: string | true][] = [];
   for (let at = 0; at < args.length; at++) {
     const word = args[at]!;
-    const name = word.replace(/^--?/, "");
-    const [before] = name.split("=");
-    if (!word.startsWith("-") || word === "-") words.push(word);
-    else if (modes.includes(name)) found.push(name);
-    else if (switches.includes(name)) options.push([name, true]);
-    else if (!names.includes(before!) || modes.includes(before!) || switches.includes(before!)) return undefined;
-    else options.push([before!, name.includes("=") ? name.slice(before!.length + 1) : (args[++at] ?? "")]);
+    const [name, value] = readWord(word);
+    if (name === undefined && found.has("run")) {
+      words.push(...args.slice(word === "--" ? at + 1 : at));
+      break;
+    }
+    if (name === undefined) words.push(word);
+    else if (modes.includes(name) && value === undefined) found.add(name);
+    else if (valued.includes(name)) given.push([name, value ?? args[++at] ?? ""]);
+    else if (!names.includes(name) || value !== undefined) return undefined;
+    else given.push([name, true]);
   }
-  const [mode] = found;
-  if (mode === undefined || found.some((one) => one !== mode)) return undefined;
-  const line = { mode, options: Object.fromEntries(options), words };
-  return options.length === Object.keys(line.options).length && fits(line) ? line : undefined;
+  return lineOf([...found], given, words);
+}
+
+/** The name of an option or mode, and its value where it stands behind a "="; nothing for a word. */
+function readWord(word: string): [name?: string, value?: string] {
+  if (!/^--?[a-z][a-z-]*(=|$)/.test(word)) return [];
+  const [name, ...rest] = word.replace(/^--?/, "").split("=");
+  const whole = { h: "help", v: "version" }[name!] ?? name!;
+  return rest.length === 0 ? [whole] : [whole, rest.join("=")];
+}
+
+function lineOf(found: string[], given: [string, string | true][], words: string[]): CommandLine | undefined {
+  const envs = given.filter(([name]) => name === "env").map(([, value]) => String(value));
+  const once = given.filter(([name]) => name !== "env").map(([name]) => name);
+  if (new Set(once).size !== once.length || given.some(([, value]) => value === "")) return undefined;
+  const options = Object.fromEntries(given);
+  if (found.includes("help"))
+    return {
+      mode: "help",
+      options: {},
+      words: [...found.filter((name) => !["help", "version"].includes(name)), ...words],
+    };
+  const isStop = found.includes("stop");
+  const [mode, ...others] = isStop ? found.filter((name) => name !== "forget") : found;
+  if (mode === undefined || others.length > 0) return undefined;
+  if (!fits(mode, options, words)) return undefined;
+  if (isStop && found.includes("forget")) options.forget = true;
+  return { mode, options, words, ...(envs.length > 0 ? { env: envs } : {}) };
 }
 
 /** Whether a mode can be given these. */
-function fits({ mode, options, words }: CommandLine): boolean {
-  const counts = mode === "call" ? [1, 2] : [0];
+function fits(mode: string, options: CommandLine["options"], words: string[]): boolean {
+  const [least, most] = wordCounts[mode] ?? [0, 0];
+  const isWord = (word: string, at: number): boolean =>
+    mode === "run" || !/^-[\s\S]/.test(word) || (mode === "kill" && at === 1 && /^-\w+$/.test(word));
   return (
-    Object.entries(options).every(([name, value]) => takes[mode]!.includes(name) && value !== "") &&
-    counts.includes(words.length) &&
-    !("now" in options && "grace" in options)
+    Object.keys(options).every((name) => takes[mode]!.split(" ").includes(name)) &&
+    words.length >= least &&
+    words.length <= most &&
+    words.every(isWord) &&
+    !("now" in options && "grace" in options) &&
+    !("token-fd" in options && "token-file" in options)
   );
 }
 
-function sorted({ mode, options, words }: CommandLine): unknown {
-  return [mode, Object.entries(options).sort(([a], [b]) => (a < b ? -1 : 1)), words];
+function sorted({ mode, options, words, env }: CommandLine): unknown {
+  return [mode, env, Object.entries(options).sort(([a], [b]) => (a < b ? -1 : 1)), words];
 }
