@@ -235,6 +235,104 @@ probe(
   },
 );
 
+const showSession =
+  "loginctl --no-ask-password show-session --property=Type --property=Class --property=Service --property=TTY --property=Leader --property=State 3";
+const idlePolicy = (span: string): CommandResult => done(`${policySaid("no").stdout}StopIdleSessionUSec=${span}\n`);
+
+/** StopIdleSessionUSec=, what show-session says, and after how many seconds the session is ended. */
+const idles: [string, string, CommandResult, number | undefined][] = [
+  ["a terminal", "10min", done("Type=tty\nTTY=pts/1\nService=sshd\n"), 600],
+  ["a terminal, and no idle stop", "infinity", done("Type=tty\nTTY=pts/1\n"), undefined],
+  ["no terminal", "10min", done("Type=tty\nTTY=\nService=sshd\n"), undefined],
+  ["a desktop", "1min 17s", done("Type=wayland\nTTY=\n"), 77],
+  ["what cannot be asked", "10min", refused("Failed to get session path: No session '3' known"), 600],
+];
+for (const [what, span, said, seconds] of idles) {
+  probe(`knows when a session is ended for being idle: ${what}`, async () => {
+    const answers = { ...host252("no"), [showPolicy]: idlePolicy(span), [showSession]: said };
+    const { idleStopUs } = await probeHost(worldOf(answers));
+    assert.is(idleStopUs, seconds === undefined ? undefined : seconds * 1e6);
+  });
+}
+
+probe("takes a user's record before logind's settings: from a service, else from the files, from 249 on", async () => {
+  const record = JSON.stringify({ userName: "dev", uid: 1000, killProcesses: true, stopDelayUSec: 3_000_000 });
+  const files = { "/etc/userdb/1000.user": record };
+  const byFile = await probeHost(worldOf(host252("no"), files));
+  assert.equal(
+    [byFile.killed, byFile.policy, byFile.stopDelayUs],
+    ["yes", "killProcesses=true in /etc/userdb/1000.user", 3_000_000],
+  );
+  const old = { ...host252("no"), "systemd-run --version": done(versions[0]!.banner) };
+  assert.is((await probeHost(worldOf(old, files))).killed, "no");
+  const ask = "userdbctl user --output=json 1000";
+  const answers = { ...host252("yes"), [ask]: done('{"userName":"dev","killProcesses":false}\n') };
+  const byService = await probeHost(worldOf(answers, files));
+  assert.equal([byService.killed, byService.policy], ["no", `killProcesses=false in what ${ask} prints`]);
+  const homed = { ...host252("no"), [ask]: done('{"userName":"dev","storage":"luks"}\n') };
+  assert.is((await probeHost(worldOf(homed))).homed, true);
+});
+
+probe("takes the owner's record for his session, and our own for our user manager's delay", async () => {
+  const { killed, stopDelayUs } = await probeHost(
+    worldOf(
+      { ...host252("no"), [showUser(1001)]: userSaid("ann", "no") },
+      {
+        "/proc/self/cgroup": "0::/user.slice/user-1001.slice/session-c1.scope\n",
+        "/etc/userdb/1001.user": '{"userName":"ann","killProcesses":true,"stopDelayUSec":1}',
+        "/etc/userdb/1000.user": '{"userName":"dev","stopDelayUSec":2000000}',
+      },
+    ),
+  );
+  assert.equal([killed, stopDelayUs], ["yes", 2_000_000]);
+});
+
+probe("asks the user manager for the KillMode= of a service of its own, and not for that of a scope", async () => {
+  const of = (unit: string) => ({
+    "/proc/self/cgroup": `0::/user.slice/user-1000.slice/user@1000.service/app.slice/${unit}\n`,
+  });
+  const show = "systemctl --user show --property=KillMode build.service";
+  const world = worldOf({ ...host252("no"), [show]: done("KillMode=mixed\n") }, of("build.service"));
+  assert.is((await probeHost(world)).killMode, "mixed");
+  const other = worldOf(host252("no"), of("run-r1.scope"));
+  assert.is((await probeHost(other)).killMode, undefined);
+  assert.not.ok(other.asked.some((command) => command.startsWith("systemctl")));
+});
+
+const maps: [string, string, string, boolean][] = [
+  [
+    "podman without root",
+    "/run/.containerenv",
+    "         0       1000          1\n         1     100000      65536\n",
+    true,
+  ],
+  [
+    "podman, keep-id",
+    "/run/.containerenv",
+    "         0          1       1000\n      1000          0          1\n",
+    true,
+  ],
+  ["podman with root", "/run/.containerenv", "         0          0 4294967295\n", false],
+  ["docker without root", "/.dockerenv", "         0       1000          1\n         1     100000      65536\n", true],
+  ["docker with root", "/.dockerenv", "         0          0 4294967295\n", false],
+  ["docker with a range of users", "/.dockerenv", "         0     100000      65536\n", false],
+  ["no container", "/etc/passwd", "         0       1000          1\n", false],
+];
+for (const [what, mark, map, expected] of maps) {
+  probe(`knows a container that a user runs: ${what}`, async () => {
+    const files = { "/proc/self/cgroup": "0::/\n", "/run/systemd/system": undefined, "/proc/self/uid_map": map };
+    assert.is((await probeHost(worldOf({}, { ...files, [mark]: "" }))).rootless ?? false, expected);
+  });
+}
+
+probe("knows WSL by its kernel, and elogind by its cgroup", async () => {
+  const kernel = { "/proc/sys/kernel/osrelease": "5.15.90.1-microsoft-standard-WSL2\n" };
+  assert.is((await probeHost(worldOf(host252("no"), kernel))).wsl, true);
+  const files = { "/proc/self/cgroup": "1:name=elogind:/3\n", "/run/systemd/system": undefined };
+  const elogind = await probeHost(worldOf(host252("yes"), files));
+  assert.equal([elogind.killed, elogind.scope, elogind.scopeProblem], ["yes", "no", "elogind has no user managers"]);
+});
+
 /** In the words of the tools, of each version that has its own. */
 const refusals: [string, CommandResult, string][] = [
   ["no loginctl", { code: null, stdout: "", stderr: "", problem: "is not installed" }, "loginctl is not installed"],
