@@ -2,13 +2,15 @@
 /** The clients of examples/, as they stand in the repository: over the bridge, behind noise, and when something goes wrong. */
 
 import { spawn } from "node:child_process";
-import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { once } from "node:events";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { build } from "esbuild";
 import { suite } from "uvu";
-import { builtFile, eventually, holdfast, outcomeOf, sideBySide, withDaemon } from "./daemon.ts";
-import type { Outcome, TestDaemon } from "./daemon.ts";
 import * as assert from "uvu/assert";
+import type { Outcome, TestDaemon } from "./daemon.ts";
+import { builtFile, eventually, holdfast, outcomeOf, sideBySide, until, withDaemon } from "./daemon.ts";
 
 /** Node 20 does not run TypeScript: the types are stripped, nothing else is done to it. */
 const typescript = resolve("node_modules/.cache/holdfast-example-client.mjs");
@@ -48,8 +50,8 @@ const examples = suite("examples/");
 const test = sideBySide(examples, 2);
 
 for (const [name, command] of clients) {
-  test(`${name} has fewer than 60 lines`, async () => {
-    assert.ok(readFileSync(join("examples", name), "utf8").trimEnd().split("\n").length < 60);
+  test(`${name} has at most 100 lines`, async () => {
+    assert.ok(readFileSync(join("examples", name), "utf8").trimEnd().split("\n").length <= 100);
   });
 
   test(`${name} prints a process's output byte for byte, on the streams that it came from, and ends with its code`, () =>
@@ -149,19 +151,95 @@ test("client.ts goes on where it was when its connection is lost, and each line 
     assert.match(stderr, /^(connection lost\n)+$/);
   }));
 
-test("client.ts says so when the daemon that it comes back to is another: its process is lost", () =>
+test("client.ts goes on with the daemon that has taken its process over", () =>
   withDaemon(async (daemon) => {
     const { connect, kill } = killable(daemon);
-    const client = run(clients[0]![1], daemon.tokenFile, "sleep 100", connect);
-    await eventually(() => daemon.log().includes("[Process] Started"), "it has started");
+    const go = join(daemon.directory, "go");
+    const script = `echo begun; until [ -e ${go} ]; do sleep 0.1; done; echo done; exit 4`;
+    const client = run(clients[0]![1], daemon.tokenFile, script, connect);
+    const list = async (): Promise<string> =>
+      (await holdfast(["--call", "process.list", "--socket", daemon.socket])).stdout.toString();
+    await eventually(async () => /"lastSeq":1/.test(await list()), "it has begun");
     process.kill(daemon.pid, "SIGKILL");
     await kill().catch(() => {}); // it may have ended by itself
-    const { stderr, code } = await client; // the bridge starts a daemon in the place of the dead one
-    assert.is(code, 1);
-    assert.match(stderr, /^connection lost\n(.|\n)*error: the daemon is another one: the process is lost\n$/);
-    const { stdout } = await holdfast(["--call", "process.list", "--socket", daemon.socket]);
-    assert.is(stdout.toString(), '{"processes":[]}\n', "it is not started a second time");
+    // the bridge starts a daemon in the place of the dead one
+    await eventually(async () => /"running":true/.test(await list()), "it was taken over", 30_000);
+    writeFileSync(go, "");
+    const { stdout, stderr, code } = await client;
+    assert.equal([stdout.toString(), code], ["begun\ndone\n", 4], stderr);
   }));
+
+/** A host for the examples that put holdfast on hosts: a home of its own, and a command that runs things there, as ssh would. */
+async function withFakeHosts(use: (directory: string, ssh: string) => Promise<void>): Promise<void> {
+  const directory = mkdtempSync(join(tmpdir(), "holdfast-fleet-"));
+  const ssh = join(directory, "ssh");
+  const script = `[ "$1" != nowhere ] || { echo "ssh: Could not resolve hostname nowhere" >&2; exit 255; }
+mkdir -p "${directory}/$1"; cd "${directory}/$1" && exec env -u XDG_STATE_HOME HOME="${directory}/$1" sh -c "$2"`;
+  writeFileSync(ssh, `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  try {
+    await use(directory, ssh);
+  } finally {
+    for (const host of ["one", "two"])
+      await holdfast(["--stop", "--now"], { env: { HOME: join(directory, host), XDG_STATE_HOME: "" } });
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+test("fleet.ts runs a command on several hosts, and says which failed and why", () =>
+  withFakeHosts(async (directory, ssh) => {
+    const app = join(directory, "fleet.mjs");
+    const alias = { holdfast: resolve("index.ts") };
+    const options = { bundle: true, platform: "node", format: "esm", target: "node18", logLevel: "silent" } as const;
+    await build({ ...options, alias, entryPoints: ["examples/fleet.ts"], outfile: app });
+    const env = { ...process.env, SSH: ssh, HOLDFAST_FILE: builtFile };
+    const command = "echo out; echo err >&2; basename $PWD; [ $(basename $PWD) = one ] || exit 3";
+    const fleet = spawn(process.execPath, [app, command, "one", "two", "nowhere"], { env });
+    const { stdout, stderr, code } = await outcomeOf(fleet, "", 60_000);
+    assert.is(code, 1, stderr);
+    assert.equal(stdout.toString().trim().split("\n").sort(), ["one: one", "one: out", "two: out", "two: two"]);
+    assert.match(stderr, /^one: err$/m);
+    assert.match(stderr, /^two: exit code 3$/m);
+    assert.match(
+      stderr,
+      /^nowhere: Cannot deploy over ".*nowhere": it ended with exit code 255: ssh: Could not resolve/m,
+    );
+    assert.match(stderr, /^nowhere: hint: check the name/m);
+  }));
+
+test("Dockerfile starts a daemon in a container with an init", () =>
+  withFakeHosts(async (directory) => {
+    if (process.getuid?.() !== 0) return void console.log("SKIP 1 a pid namespace needs root");
+    const [, words] = /^CMD (.*)$/m.exec(readFileSync("examples/Dockerfile", "utf8"))!;
+    const [name, ...args] = JSON.parse(words!) as string[];
+    assert.is(name, "holdfast");
+    mkdirSync(join(directory, "one"));
+    // what docker's --init does: pid 1 starts it, and reaps
+    const script = `'${builtFile}' ${args.join(" ")} & wait`;
+    const env = { ...process.env, HOME: join(directory, "one"), XDG_STATE_HOME: "" };
+    const container = spawn("unshare", ["--fork", "--pid", "--mount-proc", "--kill-child", "sh", "-c", script], {
+      env,
+    });
+    try {
+      const pid = await firstChildOf(container.pid!);
+      const inside = (...words: string[]): Promise<Outcome> =>
+        outcomeOf(spawn("nsenter", ["-t", pid, "-p", "-m", "--", builtFile, ...words], { env }), "", 30_000);
+      await until("it answers", async () => (await inside("--call", "server.ping")).code === 0, 30_000);
+      const params = JSON.stringify({ id: "a", command: "echo", args: ["hello"] });
+      assert.is((await inside("--call", "process.spawn", params)).stdout.toString(), "hello\n");
+      const ended = once(container, "exit");
+      await inside("--stop"); // and with the daemon the container ends
+      assert.equal(await ended, [0, null]);
+    } finally {
+      container.kill("SIGKILL");
+    }
+  }));
+
+/** The pid on this machine of what is pid 1 there. */
+async function firstChildOf(pid: number): Promise<string> {
+  const path = `/proc/${pid}/task/${pid}/children`;
+  await until("it has started", () => readFileSync(path, "utf8").trim() !== "");
+  return readFileSync(path, "utf8").trim();
+}
 
 for (const [name] of [["python3"], ["socat"]])
   assert.ok(
