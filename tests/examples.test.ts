@@ -1,4 +1,4 @@
-// time limit: 120 s; long
+// time limit: 240 s; long
 /** The clients of examples/, as they stand in the repository: over the bridge, behind noise, and when something goes wrong. */
 
 import { spawn } from "node:child_process";
@@ -37,7 +37,7 @@ async function run(
   connect: string[],
 ): Promise<Outcome> {
   await built;
-  return outcomeOf(spawn(command!, [...args, tokenFile, script, ...connect], { cwd: "/" }), "", 30_000);
+  return outcomeOf(spawn(command!, [...args, tokenFile, script, ...connect], { cwd: "/" }), "", 90_000);
 }
 
 /** Puts a shell's noise before a command's output. */
