@@ -4,17 +4,18 @@
  *     stdin ─▶ toDaemon() ─▶ socket        native bytes pass untouched; lines are re-framed
  *     stdout ◀─ fromDaemon() ◀─ socket     both ways only far enough looked at to know which requests have no answer yet
  *
- * It ends when either side ends. At stdin's end it half-closes, and waits for what the daemon owes, however long that takes; it never outlives its
- * channel: an error on stdout, SIGHUP, an ancestor's death. A daemon that dies before its first word is replaced (healing is control.ts's), and what
- * nobody has read is sent again; whatever else has no answer by then gets one here. Never silence.
+ * It ends when either side ends: at stdin's end when the daemon has said what it owes, however long that takes. It never outlives its channel: an error
+ * on stdout, SIGHUP, an ancestor's death. A daemon that dies before its first word is replaced (by control.ts), and what nobody has read is sent again;
+ * whatever else has no answer by then gets one here. Never silence.
  */
 
 import { spawnSync } from "node:child_process";
-import { createWriteStream, fstatSync } from "node:fs";
+import { fstatSync } from "node:fs";
 import type { ConnectOpts, OnReadOpts, SocketConstructorOpts } from "node:net";
 import { Socket } from "node:net";
 import type { Readable, Writable } from "node:stream";
 import { isatty } from "node:tty";
+import { openOutput } from "./call.ts";
 import type { ConnectFailure } from "./client.ts";
 import { refusedBy, tryConnect } from "./client.ts";
 import { cannot, capture, errnoOf, errorCodes, exitCodes, Failure, osFailure, safely } from "./failure.ts";
@@ -29,8 +30,8 @@ import {
   maxBodyBytes,
   partOf,
 } from "./frame.ts";
-import { runtime } from "./program.ts";
-import { ancestors, areAlive, now } from "./record.ts";
+import { ancestors, areAlive, runtime } from "./program.ts";
+import { now } from "./record.ts";
 import { oversizeAnswer } from "./rpc.ts";
 
 const connectMs = 5000;
@@ -40,18 +41,17 @@ const silenceMs = 5000;
 const maxHeldBytes = 1 << 20;
 /** Requests that came with the first one, or right after it, are answered too. */
 const burstMs = 100;
-/** How often the ancestors are looked for. A channel whose shell was killed may leave us the pipes of somebody else. */
+/** How often our ancestors are looked for: a channel whose shell was killed may leave us the pipes of somebody else. */
 const ancestorsMs = 2000;
 /** What one read takes: a pipe holds 64 KiB, a Unix socket some 200. */
 const intakeBytes = 256 << 10;
-/** How many daemons are tried one after the other, each of which has died before its first word. */
+/** Daemons that are tried one after the other, each of which has died before its first word. */
 const maxLinks = 4;
 /** Requests without an answer that are kept track of. A daemon takes 1000 at a time. */
 const maxOwed = 10_000;
 
-/** Typed by a person at a terminal that is set raw. */
-const ctrlC = 3;
-const ctrlD = 4;
+/** Ctrl-C and Ctrl-D, typed by a person at a terminal that is set raw. */
+const endKeys = [3, 4];
 
 const scalar = String.raw`"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|null|true|false`;
 /** The id before any nested member, and behind the last one. */
@@ -150,18 +150,6 @@ export function channelEnds(): { input: Source; output: Writable } {
   return { input: openInput(), output: openOutput(1) };
 }
 
-/**
- * Opens a descriptor of ours for writing.
- *
- * Not process.stdout: whether its writes to a pipe block is left to the runtime. If they did, a client that writes much before it reads would stop both
- * directions for good.
- */
-export function openOutput(fd: 1 | 2): Writable {
-  const stats = fstatSync(fd);
-  if (!stats.isFIFO() && !stats.isSocket()) return createWriteStream("", { fd });
-  return new Socket({ fd, readable: false, writable: true });
-}
-
 function openInput(): Source {
   if (isatty(0)) {
     makeRaw();
@@ -244,9 +232,8 @@ function pass(chunk: Buffer, from: Readable, to: Writable): boolean {
  */
 export function runBridge(world: BridgeWorld): Promise<number> {
   const chain = ancestors();
-  const orphaned = new Promise<number>((done) =>
-    setInterval(() => areAlive(chain) || done(exitCodes.done), ancestorsMs),
-  );
+  const isOver = (done: (code: number) => void) => () => areAlive(chain) || done(exitCodes.done);
+  const orphaned = new Promise<number>((done) => setInterval(isOver(done), ancestorsMs));
   return Promise.race([reachAndRelay(world), orphaned]);
 }
 
@@ -281,6 +268,7 @@ async function reach(world: BridgeWorld): Promise<(Source & { stream: Socket }) 
   if (!(reached instanceof Socket)) return reached;
   const source = "socket" in attempt ? sourceOf(reached, intake) : sourceOf(reached);
   const failure = world.ownerKey && (await authenticate(source, world.ownerKey));
+  if (failure) reached.destroy();
   return failure || source;
 }
 
@@ -294,7 +282,6 @@ function authenticate(
     const settle = (failure?: Failure): void => {
       clearTimeout(timer);
       intake.take = undefined;
-      if (failure) socket.destroy();
       done(failure);
     };
     const fail = (why: string): void =>
@@ -344,9 +331,8 @@ function createLink(source: Source & { stream: Socket }, instance: string | unde
 
 function relayOver(relay: Relay, link: Link): Promise<LinkEnd> {
   const { input, output } = relay.world;
-  const { socket } = link;
   return new Promise((done) => {
-    link.end = done;
+    const { socket } = Object.assign(link, { end: done });
     socket
       .on("end", () => socket.end())
       .on("error", (error) => (link.error = errnoOf(error)))
@@ -388,7 +374,7 @@ function cannotWrite({ world }: Relay, error: unknown): number {
 
 function toDaemon(relay: Relay, link: Link, chunk: Buffer): boolean {
   const { isTerminal, stream } = relay.world.input;
-  if (isTerminal && relay.framing !== "native" && chunk.length === 1 && (chunk[0] === ctrlC || chunk[0] === ctrlD)) {
+  if (isTerminal && relay.framing !== "native" && chunk.length === 1 && endKeys.includes(chunk[0]!)) {
     stream.pause();
     endInput(relay, link);
     return false;
@@ -521,9 +507,12 @@ async function afterLoss(relay: Relay, link: Link, mayGoOn: boolean): Promise<nu
   return undefined;
 }
 
-function sayLost({ world, framing }: Relay, { message, hint, data }: Failure): void {
-  const lost = { type: "bridge", event: "lost", ...data, message, hint };
-  world.output.write(encodeFrame(JSON.stringify(lost), framing || "native"));
+function sayLost(relay: Relay, { message, hint, data }: Failure): void {
+  say(relay, { type: "bridge", event: "lost", ...data, message, hint });
+}
+
+function say({ world, framing }: Relay, message: unknown): void {
+  world.output.write(encodeFrame(JSON.stringify(message), framing || "native"));
 }
 
 /** Returns whether there was anything to answer. */
@@ -542,10 +531,6 @@ function answer(relay: Relay, body: Buffer, failure: Failure): boolean {
   const found = answerTo(body, failure);
   if (found) say(relay, found);
   return found !== undefined;
-}
-
-function say({ world, framing }: Relay, message: unknown): void {
-  world.output.write(encodeFrame(JSON.stringify(message), framing || "native"));
 }
 
 /**

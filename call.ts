@@ -1,7 +1,9 @@
 /** One request from the shell: --call, which streams a process that it starts or takes up again, and --status; and printing, with nothing lost. */
 
 import { Buffer } from "node:buffer";
-import { readFileSync, writeSync } from "node:fs";
+import { createWriteStream, fstatSync, readFileSync, writeSync } from "node:fs";
+import { Socket } from "node:net";
+import type { Writable } from "node:stream";
 import { keptWords } from "./adoption.ts";
 import { createConnection } from "./api.ts";
 import type { Client } from "./client.ts";
@@ -136,6 +138,18 @@ export function print(fd: 1 | 2, output: string | Uint8Array): void {
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, retryMs);
     }
   }
+}
+
+/**
+ * Opens a descriptor of ours for writing.
+ *
+ * Not process.stdout: whether its writes to a pipe block is left to the runtime. If they did, a client that writes much before it reads would stop both
+ * directions for good.
+ */
+export function openOutput(fd: 1 | 2): Writable {
+  const stats = fstatSync(fd);
+  if (!stats.isFIFO() && !stats.isSocket()) return createWriteStream("", { fd });
+  return new Socket({ fd, readable: false, writable: true });
 }
 
 // --status

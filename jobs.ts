@@ -12,8 +12,7 @@ import type { Socket } from "node:net";
 import { constants } from "node:os";
 import type { Writable } from "node:stream";
 import { isatty } from "node:tty";
-import { openOutput } from "./bridge.ts";
-import { print } from "./call.ts";
+import { openOutput, print } from "./call.ts";
 import type { Client, Message } from "./client.ts";
 import { createClient, refusedBy, tryConnect } from "./client.ts";
 import type { StartOptions } from "./control.ts";
@@ -31,10 +30,11 @@ import {
   safely,
 } from "./failure.ts";
 import type { Lifetime } from "./lifetime.ts";
+import { ancestors, areAlive } from "./program.ts";
 import { isEndedDaemon, ownerKey } from "./reach.ts";
 import { sizeWords } from "./reasons.ts";
 import type { Identity } from "./record.ts";
-import { ancestors, areAlive, sleep } from "./record.ts";
+import { sleep } from "./record.ts";
 import type { Places } from "./socket.ts";
 
 /** How long a daemon that lives may take to answer what needs no work. */

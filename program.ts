@@ -1,5 +1,5 @@
 /**
- * Which program this is: its build, its runtime, its file, and the command that runs it again as a daemon.
+ * Which program this is: its build, its runtime, its file, the command that runs it again as a daemon, and what its process hangs on.
  *
  * The build hands `__build` to the whole program, which it wraps in one function (see build.mjs); from source there is none.
  */
@@ -8,7 +8,8 @@ import { readFileSync, statSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { cannot, safely } from "./failure.ts";
-import { readText, writeOwnFile } from "./record.ts";
+import type { Identity } from "./record.ts";
+import { identify, livenessOf, readText, writeOwnFile } from "./record.ts";
 import type { Places } from "./socket.ts";
 import { makeRunDirectory } from "./socket.ts";
 
@@ -168,4 +169,29 @@ function programFile(places: Places, imported?: { program: string | undefined })
 /** A path that leads to the same file in another process: not "-", /dev/stdin, or bash's <(cat holdfast.js). */
 function isOnDisk(path: string): boolean {
   return path !== "-" && !/^\/(dev|proc)\//.test(path) && safely(() => statSync(path).isFile()) === true;
+}
+
+/** Shells in shells, at most. */
+const maxAncestors = 100;
+
+/**
+ * Our parent, its parent, and so on: what a channel hangs on.
+ *
+ * The last one before init is left out where it is not our parent itself: sshd may be restarted, and its sessions go on.
+ */
+export function ancestors(): Identity[] {
+  const chain: Identity[] = [];
+  for (let pid = process.ppid; pid > 1 && chain.length < maxAncestors; ) {
+    const stat = readText(`/proc/${pid}/stat`) ?? "";
+    const parent = Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1] ?? 0);
+    if (chain.length === 0 || parent > 1) chain.push(identify(pid));
+    pid = parent;
+  }
+  return chain;
+}
+
+/** None of our ancestors, as they were, has ended. */
+export function areAlive(chain: Identity[]): boolean {
+  const isOurs = chain.length === 0 || chain[0]!.pid === process.ppid;
+  return isOurs && chain.every((identity) => livenessOf(identity).state !== "dead");
 }

@@ -30,8 +30,6 @@ import {
 import { hostname } from "node:os";
 import { cannot, elsewhere, errnoOf, exitCodes, type Failure, osFailure, safely } from "./failure.ts";
 
-/** Of one process: shells in shells, at most. */
-const maxAncestors = 100;
 /** A claim is touched so often by who holds it, and abandoned when it has not been for so long. */
 const beatMs = 200;
 const abandonedMs = 1000;
@@ -242,27 +240,6 @@ export function livingProcesses(): LivingProcess[] {
     const [parent, group, session] = fields.slice(1, 4).map(Number) as [number, number, number];
     return { pid: Number(name), parent, group, session, startTime: fields[19]! };
   });
-}
-
-/**
- * Our parent, its parent, and so on: what a channel hangs on.
- *
- * The last one before init is left out where it is not our parent itself: sshd may be restarted, and its sessions go on.
- */
-export function ancestors(proc: Proc = realProc, pid: number = process.ppid): Identity[] {
-  const chain: Identity[] = [];
-  for (let at = pid; at > 1 && chain.length < maxAncestors; ) {
-    const parent = Number(safely(() => fieldsOf(proc.read(`/proc/${at}/stat`)))?.[1] ?? 0);
-    if (chain.length === 0 || parent > 1) chain.push(identify(at, proc));
-    at = parent;
-  }
-  return chain;
-}
-
-/** None of our ancestors, as they were, has ended. */
-export function areAlive(chain: Identity[]): boolean {
-  const isOurs = chain.length === 0 || chain[0]!.pid === process.ppid;
-  return isOurs && chain.every((identity) => livenessOf(identity).state !== "dead");
 }
 
 /** A record as it was found; or what there is in its place, and why that is none; or nothing at all. */
