@@ -159,6 +159,7 @@ const options: Record<string, [modes: string, value?: string]> = {
   log: ["serve", "a file"],
   spool: ["serve", "a size"],
   launched: ["serve"],
+  revive: ["serve"],
   "no-start": ["bridge"],
   "as-owner": ["bridge"],
   grace: ["stop", "seconds"],

@@ -64,6 +64,10 @@ export interface StartOptions {
   tokenHashes: string[];
   /** Of one process's output on disk: see spool.ts. */
   spoolBytes?: number | undefined;
+  /** Of the daemon's record: when it was brought back by itself before. */
+  returns?: number[];
+  /** Told what an existing daemon's end will cost, before it. */
+  warn?(line: string): void;
   launch: "auto" | Launch;
   enableLinger?: boolean;
   replace?: boolean;
@@ -332,7 +336,7 @@ async function launch(options: StartOptions, world: World): Promise<Started | un
 }
 
 function handoverOf(
-  { places, tokenHashes, command, version, spoolBytes }: StartOptions,
+  { places, tokenHashes, command, version, spoolBytes, returns }: StartOptions,
   old?: DaemonRecord,
 ): Omit<Handover, "facts"> {
   return {
@@ -341,6 +345,7 @@ function handoverOf(
     command,
     version,
     over: Boolean(old),
+    returns,
     spoolBytes: spoolBytes ?? old?.spoolBytes,
     instance: randomBytes(16).toString("hex"),
     key: randomBytes(32).toString("hex"),
@@ -369,7 +374,7 @@ async function verify(
 }
 
 /** Says what ends with the daemon that is to be replaced: one of an earlier version, or with plain pipes, leaves nothing to the next. */
-async function warnOfReplaced({ client, record }: Reached, { ifIdle, progress }: StartOptions): Promise<void> {
+async function warnOfReplaced({ client, record }: Reached, { ifIdle, warn }: StartOptions): Promise<void> {
   const status = (await client.request("server.status", {}, record.key, answerMs)) as Replaceable;
   const count = status.features.includes("held") ? 0 : status.processes.filter(({ running }) => running).length;
   if (count === 0) return;
@@ -378,7 +383,7 @@ async function warnOfReplaced({ client, record }: Reached, { ifIdle, progress }:
     const hint = "leave --if-idle out to end them, or wait for them";
     throw cannot(`replace the daemon: ${what}, and it was to be replaced only if idle`, { exit: exitCodes.busy, hint });
   }
-  progress(`warning: ${what}, and will be ended`);
+  warn?.(`${what}, and will be ended`);
 }
 
 /** Of server.status. */

@@ -18,9 +18,12 @@ import type { ReadyMessage } from "./launch.ts";
 import { build, daemonCommand, refuseDebuggers, version, versionFacts } from "./program.ts";
 import { isEndedDaemon, ownerKey } from "./reach.ts";
 import { readRecord } from "./record.ts";
+import type { Handover } from "./server.ts";
 import { startDaemon } from "./server.ts";
 import type { Places } from "./socket.ts";
 import { hashToken, makeRunDirectory, ownToken, placesOf, readToken } from "./socket.ts";
+import type { Watchdog } from "./watchdog.ts";
+import { revive, startWatchdog } from "./watchdog.ts";
 
 export { connect, serve } from "./api.ts";
 export { deploy } from "./deploy.ts";
@@ -40,6 +43,7 @@ async function main(): Promise<number> {
   if (mode === "version") return say(options.json ? `${JSON.stringify(versionFacts())}\n` : `holdfast ${version()}\n`);
   if (options.launched) return launched();
   const places = placesOf({ socket: text(options, "socket"), log: text(options, "log") });
+  if (options.revive) return revive(places, healingOf(places)).then(() => exitCodes.done);
   switch (mode) {
     case "serve":
       return serveHost(places, options);
@@ -137,6 +141,7 @@ async function serveHost(places: Places, options: CommandLine["options"]): Promi
     command: daemonCommand(places),
     version: version(),
     progress: (line) => isatty(2) && note(`${line} …`),
+    warn: (line) => warn(line, undefined),
   };
   const tokenFile = given === undefined ? places.token : undefined;
   if (launch === "foreground") return serveHere(start, tokenFile, options);
@@ -175,16 +180,21 @@ async function launched(): Promise<number> {
       // the launcher is gone: the daemon it started is wanted all the same
     }
   };
+  let watchdog: Watchdog | undefined;
   try {
     const handover = readFileSync(3, "utf8");
     closeSync(3);
     if (handover === "") process.exit(); // it is not wanted
-    const { record, ended } = await startDaemon(JSON.parse(handover));
+    const start = JSON.parse(handover) as Handover;
+    watchdog = startWatchdog(start, process.env);
+    const { record, ended } = await startDaemon(start);
     report({ ok: true, pid: process.pid, instance: record.instance });
     const code = await ended;
+    if (code === exitCodes.done) watchdog?.stand(); // else it has come to grief
     if (record.ended?.reason !== "stopped") process.exit(code); // systemd, or whoever ended it, is not to wait for a disk
     return code;
   } catch (error) {
+    watchdog?.stand();
     const { message, exit = exitCodes.failed, hint } = error as Failure;
     report({ ok: false, message, exit, hint });
     return exit;

@@ -19,6 +19,10 @@ import { identify, isOtherHost, livenessOf, readRecord } from "./record.ts";
 import type { Places } from "./socket.ts";
 import { lookAt } from "./socket.ts";
 
+/** A daemon that has died comes back by itself at most so often within so long: watchdog.ts. */
+export const maxReturns = 3;
+export const returnsMs = 60_000;
+
 /** Why there is no daemon to talk to. The words of the wire: `data.reason` of error -32010. */
 export type Reason =
   | "never-started"
@@ -131,7 +135,11 @@ function explainEnd(found: Case): Finding | undefined {
     const message = `${daemon} is gone without a word, and the kernel has killed ${what} for want of memory at that time`;
     return explain("out-of-memory", message, "journalctl --dmesg --grep 'out of memory|oom-kill' --no-pager", true);
   }
-  const how = `killed by SIGKILL (${life.why}); its log is "${record.log}"`;
+  const isTired = (record.returns?.length ?? 0) >= maxReturns;
+  const again = isTired
+    ? `, after it had come back by itself ${maxReturns} times within a minute: it does so no more`
+    : "";
+  const how = `killed by SIGKILL (${life.why})${again}; its log is "${record.log}"`;
   return explain("crashed", `${daemon} is gone without a word: ${how}`, serve, true);
 }
 

@@ -74,6 +74,8 @@ export interface DaemonRecord extends Identity {
   lifetime: unknown;
   /** How often the kernel had killed a process for want of memory, when the daemon looked last: see reasons.ts. */
   oomKills?: number | undefined;
+  /** When, in the minute before it was started, such a daemon had died and was brought back by itself: unix ms. See watchdog.ts. */
+  returns?: number[];
   /** Set while it is stopping with processes alive: the time, in unix ms, at which they will be ended. */
   stoppingAt?: number;
   /** Set as it ends. */
@@ -355,11 +357,8 @@ export function writeOwnFile(path: string, data: string | Uint8Array): void {
 
 /** @param isSynced It is on the disk before it gets its name: else a loss of power may leave an empty file there. */
 function createFile(path: string, data: string | Uint8Array, isSynced = false): void {
-  const descriptor = openSync(
-    path,
-    constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW,
-    0o600,
-  );
+  const { O_WRONLY, O_CREAT, O_EXCL, O_NOFOLLOW } = constants;
+  const descriptor = openSync(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600);
   try {
     writeFileSync(descriptor, data); // all of it: one write(2) on a full disk may take a part, without an error
     if (isSynced) fsyncSync(descriptor);

@@ -114,6 +114,8 @@ export interface Handover {
   /** What starts such a daemon again. */
   command: string[];
   version: string;
+  /** Of the record. */
+  returns?: number[] | undefined;
   /** Takes the public name over from the daemon that has it. */
   over: boolean;
   /** Of the record. Made by the launcher, which verifies the start by them. */
@@ -215,7 +217,7 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
       key,
       tokenHashes: handover.tokenHashes.slice(-maxTokens),
       socket: { path: places.socket, bound: "", dev: 0, ino: 0 },
-      ...{ log: places.log, spoolBytes },
+      ...{ log: places.log, spoolBytes, ...(handover.returns && { returns: handover.returns }) },
       startedAt: Date.now(),
       command,
       lifetime,

@@ -15,7 +15,7 @@ import { fileURLToPath, pathToFileURL } from "node:url";
 export const layers = {
   run: ["holdfast", "index", "arguments"],
   modes: ["jobs", "call", "terminal", "doctor", "bridge", "deploy", "api", "remote"],
-  "a daemon from outside": ["control", "reach", "launch", "reasons"],
+  "a daemon from outside": ["watchdog", "control", "reach", "launch", "reasons"],
   "the daemon": [
     ...["server", "connections", "processes", "children", "adoption", "readers", "holders", "running"],
     ...["spool", "kept", "environment", "files", "lanes", "rpc", "log"],

@@ -21,6 +21,9 @@ import type { Readable, Writable } from "node:stream";
 
 export const builtFile = resolve("dist/holdfast.js");
 
+/** What a test kills is to stay dead until somebody starts it again; tests of the watchdog turn it on. */
+process.env.HOLDFAST_WATCHDOG = "off";
+
 /** One native frame: the length in four bytes, then the JSON. */
 export function frameOf(message: unknown): Buffer {
   const body = Buffer.from(JSON.stringify(message));

@@ -26,7 +26,7 @@ async function serve(host: Host, user = "dev", args = ""): Promise<{ pid: number
   await host.copy(user, builtFile, "server");
   const started = await host.ssh(
     user,
-    `umask 077; mkdir -p .run; echo t > token; ./server --serve --socket ${socket} --token-file token --json ${args}`,
+    `umask 077; mkdir -p .run; echo t > token; export HOLDFAST_WATCHDOG=off; ./server --serve --socket ${socket} --token-file token --json ${args}`,
   );
   assert.is(started.code, 0, started.stderr);
   const { pid, instance } = JSON.parse(started.stdout);

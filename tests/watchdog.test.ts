@@ -1,0 +1,97 @@
+// time limit: 120 s
+/** A daemon that dies comes back by itself, though nobody connects; at most so often, and not when it was meant to end. */
+
+import { appendFileSync, copyFileSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+import type { Site } from "./daemon.ts";
+import { builtFile, isAlive, sideBySide, sleep, until, withDirectory } from "./daemon.ts";
+
+const on = { HOLDFAST_WATCHDOG: "on" };
+const all = suite("A daemon");
+const test = sideBySide(all, 3);
+
+/** Kills the daemon of the record. @returns How long until another one had its name, in ms; undefined when none came. */
+async function killAndWait(site: Site, withinMs: number): Promise<number | undefined> {
+  await until("one watches over it", () => watchers(site).length === 1, 20_000);
+  const { pid, instance } = site.record();
+  const start = performance.now();
+  process.kill(pid, "SIGKILL");
+  const isBack = () => site.record().instance !== instance && isAlive(site.record().pid);
+  while (!isBack() && performance.now() - start < withinMs) await sleep(10);
+  return isBack() ? performance.now() - start : undefined;
+}
+
+/** The pids of those who watch, by their arguments. */
+const watchers = (site: Site): number[] =>
+  site.processes().filter((pid) => readFileSync(`/proc/${pid}/cmdline`, "utf8").includes("--revive"));
+
+test("that is killed is there again within a moment, with its work and its tokens, and without a client", () =>
+  withDirectory(async (site) => {
+    await site.serve([], { env: on });
+    const client = await site.dial();
+    const { result } = await client.ask("process.spawn", { id: "a", command: "sleep", args: ["1000"] }, site.token);
+    const ms = await killAndWait(site, 20_000);
+    assert.ok(ms !== undefined, "it is back");
+    const next = await site.dial();
+    const { processes } = (await next.ask("process.list", {}, site.token)).result;
+    assert.equal([processes[0].id, processes[0].pid, processes[0].running], ["a", result.pid, true]);
+    const said = /\[Watchdog\] the daemon \(pid \d+, .*\) is gone without a word: .*: started it again/;
+    await until("it is said", () => said.test(site.log()), 20_000);
+  }));
+
+test("that dies again and again comes back three times, and then says no more", () =>
+  withDirectory(async (site) => {
+    await site.serve([], { env: on });
+    for (let i = 0; i < 3; i++) assert.ok((await killAndWait(site, 20_000)) !== undefined, `return ${i + 1}`);
+    assert.is(await killAndWait(site, 3000), undefined);
+    assert.match(site.log(), /\[Watchdog\] The daemon is dead again, after 3 returns within 60 s/);
+    assert.match(
+      (await site.run(["--doctor"])).stdout.toString(),
+      /come back by itself 3 times within a minute: it does so no more/,
+    );
+    const bridge = site.bridge();
+    assert.equal(
+      (await bridge.ask("server.ping", {}, site.token)).result,
+      { pong: true },
+      "a bridge starts it all the same",
+    );
+    bridge.child.stdin.end();
+    await bridge.exit;
+  }));
+
+test("that is stopped, or ended by SIGTERM, stays away, and nobody watches any more", () =>
+  withDirectory(async (site) => {
+    const { pid } = await site.serve([], { env: on });
+    await until("one watches over it", () => watchers(site).length === 1);
+    process.kill(pid, "SIGTERM");
+    await until("all is over", () => site.processes().length === 0);
+    await site.serve([], { env: on });
+    assert.is((await site.run(["--stop"])).code, 0);
+    await until("all is over", () => site.processes().length === 0);
+    assert.is(site.record().ended.reason, "stopped");
+  }));
+
+test("is not started again from a file that is another one by then", () =>
+  withDirectory(async (site) => {
+    const file = join(site.directory, "server.cjs");
+    copyFileSync(builtFile, file);
+    await site.serve([], { env: on, file });
+    await until("one watches over it", () => watchers(site).length === 1);
+    appendFileSync(file, "\n// another version\n");
+    assert.is(await killAndWait(site, 2000), undefined);
+    await until("it is said", () => site.log().includes("is not the file it was started from"));
+    await until("nobody is left", () => site.processes().length === 0);
+  }));
+
+test("in the foreground is left to its supervisor, and one that is not to be watched to itself", () =>
+  withDirectory(async (site) => {
+    const { pid } = await site.serve([]);
+    assert.equal(watchers(site), []);
+    process.kill(pid, "SIGKILL");
+    await sleep(1000);
+    assert.equal(site.processes(), []);
+  }));
+
+all.run();
