@@ -73,6 +73,8 @@ export interface Rpc {
   methods: Methods;
   /** Says whether a token is good, in constant time. */
   isToken(token: string): boolean;
+  /** Says where the token is, to whoever has none. */
+  tokenHint?: string;
   /** Called for each request that is refused for want of a good token, batched ones and notifications too. */
   onUnauthorized?(caller: Caller): void;
   /** Called for each request that a method refuses or fails. */
@@ -227,7 +229,7 @@ function checkAuth(rpc: Rpc, { auth, method }: Request, caller: Caller): void {
   if (typeof auth === "string" && rpc.isToken(auth)) caller.known = true;
   else if (method !== authenticateMethod && !(isMissing && caller.authenticated)) {
     rpc.onUnauthorized?.(caller);
-    throw unauthorized();
+    throw unauthorized(rpc.tokenHint);
   }
 }
 
@@ -380,8 +382,8 @@ export function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-export function unauthorized(): Failure {
-  return new Failure("Unauthorized: invalid or missing auth token", { code: errorCodes.unauthorized });
+export function unauthorized(hint?: string): Failure {
+  return new Failure("Unauthorized: invalid or missing auth token", { code: errorCodes.unauthorized, hint });
 }
 
 function invalidRequest(why: string): Failure {

@@ -201,6 +201,7 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
   const rpc: Rpc = {
     methods,
     isToken: (token) => isToken(daemon.record, token),
+    tokenHint: tokenHint(places),
     isTurnOver: () => isTurnOver(daemon.connections),
     onUnauthorized: (caller) => noteRefusal(daemon, caller),
     onFailure: ({ data, cause, message }) =>
@@ -382,10 +383,14 @@ function hashOf(text: string): Buffer {
 function authenticate(daemon: Daemon, params: Params, caller: Caller): object {
   if (!isToken(daemon.record, stringParam(params, "token"))) {
     noteRefusal(daemon, caller);
-    throw unauthorized();
+    throw unauthorized(tokenHint(daemon.places));
   }
   caller.authenticated = caller.known = true;
   return { authenticated: true };
+}
+
+function tokenHint({ token }: Places): string {
+  return `the token is the one that --serve was given, or else in '${token}'; --bridge --as-owner needs none`;
 }
 
 function noteRefusal({ refused, log }: Daemon, caller: Caller): void {

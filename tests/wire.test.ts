@@ -3,12 +3,14 @@
 
 import { connect } from "node:net";
 import { suite } from "uvu";
-import { builtWith, frameOf, isAlive, lanesOf, request, sideBySide, sleep, until, withDirectory } from "./daemon.ts";
-import type { Peer, Site } from "./daemon.ts";
 import * as assert from "uvu/assert";
+import type { Peer, Site } from "./daemon.ts";
+import { builtWith, frameOf, isAlive, lanesOf, request, sideBySide, sleep, until, withDirectory } from "./daemon.ts";
 
 const lanes = lanesOf(2);
 const unauthorized = { code: -32001, message: "Unauthorized: invalid or missing auth token" };
+/** Without its hint. */
+const bare = ({ code, message }: typeof unauthorized) => ({ code, message });
 const pong = (id: unknown = 1) => ({ jsonrpc: "2.0", id, result: { pong: true } });
 
 /** Runs a test with a daemon that must be the same, and answer, in the end. */
@@ -111,9 +113,13 @@ wired("checks in the order of the specification, and lives on", () =>
 
 wired("takes the token per request, or once per connection", () =>
   withDaemon(async (site, wire) => {
-    assert.equal((await wire.ask("server.ping")).error, unauthorized);
+    assert.equal(bare((await wire.ask("server.ping")).error), unauthorized);
     assert.equal(await wire.ask("server.ping", {}, site.token), pong());
-    assert.equal((await wire.ask("server.ping")).error, unauthorized, "a token of one request is not of the next");
+    assert.equal(
+      bare((await wire.ask("server.ping")).error),
+      unauthorized,
+      "a token of one request is not of the next",
+    );
     for (const token of [
       "bad",
       "",
@@ -123,17 +129,22 @@ wired("takes the token per request, or once per connection", () =>
       "x".repeat(100_000),
     ]) {
       assert.equal((await wire.ask("server.authenticate", { token })).error.code, token === "" ? -32602 : -32001);
-      assert.equal((await wire.ask("server.ping", {}, token)).error, unauthorized);
+      assert.equal(bare((await wire.ask("server.ping", {}, token)).error), unauthorized);
     }
     assert.equal((await wire.ask("server.authenticate", { token: site.token })).result, { authenticated: true });
     assert.equal(await wire.ask("server.ping"), pong());
     assert.equal(
-      (await wire.ask("server.ping", {}, "bad")).error,
+      bare((await wire.ask("server.ping", {}, "bad")).error),
       unauthorized,
       "a wrong token is refused all the same",
     );
     const other = await site.dial();
-    assert.equal((await other.ask("server.ping")).error, unauthorized, "it is this connection's");
+    const { error } = await other.ask("server.ping");
+    assert.equal(bare(error), unauthorized, "it is this connection's");
+    assert.match(
+      error.data.hint,
+      /^the token is the one that --serve was given, or else in '.*\.token'; --bridge --as-owner needs none$/,
+    );
     other.close();
   }),
 );
@@ -254,14 +265,14 @@ limited("is at most 1 MiB for strangers, and the connection lives on", () =>
   withDaemon(async (_, wire) => {
     for (const bytes of [mib - 1, mib]) {
       wire.write(bodyOf(bytes));
-      assert.equal((await wire.next()).error, unauthorized, `${bytes}`);
+      assert.equal(bare((await wire.next()).error), unauthorized, `${bytes}`);
     }
     for (const bytes of [mib + 1, 16 * mib - 1, 16 * mib, 17 * mib]) {
       wire.write(Buffer.concat([header(bytes), Buffer.alloc(bytes, "x")]));
       const { id, error } = await wire.next(10_000);
       assert.equal([id, error.code], [null, -32600]);
       assert.match(error.message, new RegExp(`its body has ${bytes} bytes, at most ${mib} are accepted`));
-      assert.equal((await wire.ask("server.ping")).error, unauthorized);
+      assert.equal(bare((await wire.ask("server.ping")).error), unauthorized);
     }
   }),
 );
@@ -348,16 +359,16 @@ strange("are 64 at most: the oldest makes room, and none who has shown a token",
     assert.equal(await wire.ask("server.ping", {}, site.token), pong());
     const peers: Peer[] = [];
     for (let i = 0; i < 64; i++) peers.push(await site.dial());
-    for (const peer of [peers[0]!, peers[63]!]) assert.equal((await peer.ask("server.ping")).error, unauthorized);
+    for (const peer of [peers[0]!, peers[63]!]) assert.equal(bare((await peer.ask("server.ping")).error), unauthorized);
     const extra = await site.dial();
-    assert.equal((await extra.ask("server.ping")).error, unauthorized);
+    assert.equal(bare((await extra.ask("server.ping")).error), unauthorized);
     await Promise.race([
       peers[0]!.ended,
       sleep(2000).then(() => {
         throw new Error("The oldest stranger is still connected");
       }),
     ]);
-    for (const peer of [peers[1]!, peers[63]!]) assert.equal((await peer.ask("server.ping")).error, unauthorized);
+    for (const peer of [peers[1]!, peers[63]!]) assert.equal(bare((await peer.ask("server.ping")).error), unauthorized);
     assert.equal(await wire.ask("server.ping", {}, site.token), pong());
     for (const peer of [...peers, extra]) peer.close();
   }),
@@ -369,7 +380,7 @@ strange("are let go after a while, and those who have shown a token are not", ()
       assert.equal(await wire.ask("server.ping", {}, site.token), pong());
       const silent = await site.dial();
       const bad = await site.dial();
-      assert.equal((await bad.ask("server.ping", {}, "bad")).error, unauthorized);
+      assert.equal(bare((await bad.ask("server.ping", {}, "bad")).error), unauthorized);
       await Promise.race([
         Promise.all([silent.ended, bad.ended]),
         sleep(3000).then(() => {

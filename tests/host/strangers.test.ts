@@ -461,8 +461,9 @@ lanes(
         const answers = await bridge([...requests(auth, "single"), ...requests(auth), requests(auth), batch]);
         assert.is(answers.length, batch.length + 1, "an answer each, one for the batch, none for notifications");
         for (const answer of [...answers.slice(0, -1), ...answers.at(-1)]) {
+          const { code, message } = answer.error;
           assert.equal(
-            answer.error,
+            { code, message },
             { code: -32001, message: "Unauthorized: invalid or missing auth token" },
             `${what}: ${JSON.stringify(answer)}`,
           );
