@@ -467,8 +467,19 @@ function fromDaemon(relay: Relay, link: Link, chunk: Buffer): boolean {
   if (relay.framing !== "lines") return pass(chunk, link.source.stream, output);
   let goOn = true;
   for (const event of link.answerLines.push(chunk))
-    if ("body" in event) goOn = output.write(encodeFrame(event.body, "lines"));
+    if ("body" in event)
+      goOn = isDetached(event.body) ? endTaken(link) : output.write(encodeFrame(event.body, "lines"));
   return goOn;
+}
+
+function isDetached(body: Buffer): boolean {
+  return body.toString("latin1", 0, 18) === '{"type":"detached"';
+}
+
+/** Its stream was taken: clients of the public protocol, which speak lines, know an end, not that word. */
+function endTaken(link: Link): boolean {
+  link.end({ code: exitCodes.failed });
+  return true;
 }
 
 function settleOwed({ owed }: Relay, body: Buffer): void {

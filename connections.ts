@@ -195,6 +195,11 @@ function createConnection(connections: Connections, socket: Duplex): Connection 
     },
     onDrain: listenTo("drain"),
     onClose: listenTo("close"),
+    endLines() {
+      if (framingOf(connection) !== "lines") return false;
+      closeConnection(socket);
+      return true;
+    },
   };
   const connection: Connection = {
     id: peer.id,

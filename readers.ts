@@ -113,13 +113,13 @@ export function attach(
   return reader;
 }
 
-/** @param by Who has the stream now, or why it is taken, told to the reader; it is told nothing when this is left out. */
+/** @param by Who has the stream now, or why it is taken, told to the reader, or by an end; it is told nothing when this is left out. */
 export function detach(reader: Reader, by?: string): void {
   const { source, link, place } = reader;
   source.spool.places.delete(place);
   source.readers.delete(reader);
   link.readers.delete(reader);
-  if (by) send(link, { type: "detached", processId: source.id, by });
+  if (by && !link.peer.endLines?.()) send(link, { type: "detached", processId: source.id, by });
   source.onFlow();
 }
 

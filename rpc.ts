@@ -38,6 +38,8 @@ export interface Peer {
   onDrain(listener: () => void): () => void;
   /** Calls `listener` once, when the connection has closed. Returns a function that takes it back. */
   onClose(listener: () => void): () => void;
+  /** Closes the connection of a peer that speaks lines: clients of the public protocol know an end, not a `detached`. Returns whether it did. */
+  endLines?(): boolean;
 }
 
 /** The `params` of a request: an object, or nothing (an empty object). By-position params are refused. */

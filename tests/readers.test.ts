@@ -208,6 +208,15 @@ readers("are told by whom their stream was taken, and nothing when they gave it 
   detach(attach(child, link(peer), 1), "c2");
   assert.is(wordsOf(peer), "detached by c2");
 });
+readers("of a connection in lines see its end in place of a word that they do not know", () => {
+  const { source, link } = createWorld();
+  const [child, peer] = [source("p"), createPeer("c1")];
+  let ends = 0;
+  peer.endLines = () => ++ends > 0;
+  detach(attach(child, link(peer), 1), "c2");
+  detach(attach(child, link(peer), 1));
+  assert.equal([peer.messages, ends], [[], 1]);
+});
 readers("of a connection that has closed are gone, and hold nobody up", () => {
   const { source, link, links } = createWorld();
   const [child, peer] = [source("p"), createPeer("c1", 1)];
