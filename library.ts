@@ -295,7 +295,12 @@ export interface RemoteProcess {
    * not know it ("not-found"), or when `signal` or `timeoutMs` ended it.
    */
   readonly exit: Promise<Exit>;
-  /** Both outputs in order, for `for await`. Who is slow slows the process, and loses nothing. Leaving the loop ends the reading, not the process. */
+  /**
+   * Both outputs in order, for `for await`. Leaving the loop ends the reading, not the process.
+   *
+   * Who is slow slows the process, and loses nothing, where this connection has no other process that is waited for. Where it has, it is read for those:
+   * what was let go is asked for again, of the 64 MiB that the daemon holds; what came before these is a gap.
+   */
   readonly output: AsyncIterable<Output>;
   /** Its stdout as a node stream, from the first access on. As with node, a stream that was asked for must be read. */
   readonly stdout: Readable;
