@@ -2,16 +2,16 @@
 
 import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
-import { createServer } from "node:net";
 import type { Socket } from "node:net";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
-import { connectClient } from "../client.ts";
+import * as assert from "uvu/assert";
 import type { Client } from "../client.ts";
+import { connectClient } from "../client.ts";
 import type { Failure } from "../failure.ts";
 import { frameOf } from "./daemon.ts";
-import * as assert from "uvu/assert";
 
 /** A server whose every connection is handed to `serve` after the first request has come, and a client of it. */
 async function withPeer(serve: (socket: Socket) => void, use: (client: Client) => Promise<void>): Promise<void> {
@@ -84,7 +84,9 @@ for (const [name, noise] of [
     );
     if (noise.length < 100)
       await withPeer(
-        (socket) => bytes.forEach((byte) => socket.write(Buffer.from([byte]))),
+        (socket) => {
+          for (const byte of bytes) socket.write(Buffer.from([byte]));
+        },
         async (client) => assert.is(await client.request("server.ping", {}), 7),
       );
   });

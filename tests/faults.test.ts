@@ -279,7 +279,10 @@ race(
         while (!isOver) {
           const connection = connect(place.socket);
           await new Promise<void>((done) =>
-            connection.once("connect", done).once("error", (error) => (refused.push(error.message), done())),
+            connection.once("connect", done).once("error", (error) => {
+              refused.push(error.message);
+              done();
+            }),
           );
           connection.destroy();
           connects++;
@@ -798,7 +801,10 @@ const forgeries: Forgery[] = [
   {
     what: "a symbolic link in its place",
     forge: (record) => record,
-    after: (path) => (renameSync(path, `${path}.target`), symlinkSync(`${path}.target`, path)),
+    after: (path) => {
+      renameSync(path, `${path}.target`);
+      symlinkSync(`${path}.target`, path);
+    },
     serve: /it is a symbolic link/,
     stop: /it is a symbolic link/,
   },
@@ -1070,7 +1076,10 @@ async function withDisk(
 }
 
 function endChild(child: ChildProcess): Promise<void> {
-  return new Promise((done) => (child.once("close", () => done()), child.kill("SIGKILL")));
+  return new Promise((done) => {
+    child.once("close", () => done());
+    child.kill("SIGKILL");
+  });
 }
 
 function fill(directory: string): void {

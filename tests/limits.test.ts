@@ -36,6 +36,7 @@ import {
   sideBySide,
   sleep,
   statOf,
+  until,
   withDirectory,
 } from "./daemon.ts";
 
@@ -228,8 +229,10 @@ for (const [who, fill] of [
           /Cannot accept a connection: all 80 descriptors that this process may have are in use, see ulimit -n/;
         const ask = (): Promise<Outcome> => site.run(["--call", "server.ping", "--token-file", site.tokenFile]);
         let pinged = await ask();
-        for (let i = 0; i < 50 && who !== "processes" && !isTold.test(pinged.stderr); i++)
-          pinged = (await sleep(200), await ask());
+        for (let i = 0; i < 50 && who !== "processes" && !isTold.test(pinged.stderr); i++) {
+          await sleep(200);
+          pinged = await ask();
+        }
         if (who === "processes") assert.is(pinged.code, 0, pinged.stderr);
         else assert.ok(isTold.test(pinged.stderr), `exit code ${pinged.code}: ${pinged.stderr}\n${site.log()}`);
         assert.is(linesOf(site, /short of something/).length, 1, site.log());
@@ -246,8 +249,10 @@ for (const [who, fill] of [
         await withWires(site, async (open) => {
           // the filling ones are closed by now
           let wire = open();
-          for (let i = 0; i < 100 && (await wire.request("server.ping").catch(() => undefined)) === undefined; i++)
-            wire = (await sleep(50), open());
+          for (let i = 0; i < 100 && (await wire.request("server.ping").catch(() => undefined)) === undefined; i++) {
+            await sleep(50);
+            wire = open();
+          }
           await eventually(() => readdirSync(`/proc/${pid}/fd`).length < 60, "the descriptors are free");
           assert.is((await wire.request("process.spawn", { id: "after", command: "true" })).success, true);
           assert.is((await wire.request("server.capabilities")).instanceId, instance);
@@ -425,28 +430,10 @@ limit(
           ...[...Array(30)].map(async () =>
             assert.is((await wire.request("files.list", { path: directory })).entries.length, 10_000),
           ),
-          ...[...Array(6).keys()].map(async (i) =>
-            assert.is(
-              (
-                await wire.request("files.write", {
-                  path: join(site.directory, `w${i}`),
-                  content: "a".repeat(15 << 20),
-                })
-              ).written,
-              15 << 20,
-            ),
-          ),
+          writeLarge(wire, `${site.directory}/w`, 6),
         ]);
       });
-      // requests that are large, and take their time
-      const content = "a".repeat(15 << 20);
-      const written = await Promise.all(
-        [...Array(8).keys()].map((i) => wire.request("files.write", { path: `${site.directory}/large${i}`, content })),
-      );
-      assert.equal(
-        written.map((answer) => answer.written),
-        Array(8).fill(15 << 20),
-      );
+      await writeLarge(wire, `${site.directory}/large`, 8); // nobody else waits: requests that are large, and take their time
       for (let i = 0; i < 24; i++)
         await wire.request("process.spawn", {
           id: `p${i}`,
@@ -455,16 +442,7 @@ limit(
         });
       deaf.connection.destroy();
       wire.messages.length = 0;
-      let dropped = 0;
-      const listed = open();
-      for (const end = performance.now() + 20_000; ; await sleep(100)) {
-        const { processes } = await listed.request("process.list");
-        dropped = processes.reduce((sum: number, { firstSeq }: any) => sum + firstSeq - 1, 0);
-        const { processes: summary } = await listed.request("server.status");
-        if (summary.every(({ id, bytes }: any) => id === "deaf" || bytes >= 17_000_000)) break;
-        assert.ok(performance.now() < end, "the output of all processes came in time");
-      }
-      assert.is(dropped, 0, "it is on disk");
+      assert.is(await droppedOf(open(), 17_000_000), 0, "it is on disk");
       assert.ok(isAlive(pid));
       const megabytes = Math.round(
         Number(/VmHWM:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))![1]) / 1024,
@@ -506,6 +484,24 @@ limit(
   },
 );
 
+async function writeLarge(wire: Wire, path: string, count: number): Promise<void> {
+  const content = "a".repeat(15 << 20);
+  const answers = [...Array(count).keys()].map((i) => wire.request("files.write", { path: `${path}${i}`, content }));
+  const written = (await Promise.all(answers)).map((answer) => answer.written);
+  assert.equal(written, Array(count).fill(15 << 20));
+}
+
+/** How many messages are not held any more, once each process has said so much. */
+async function droppedOf(wire: Wire, bytes: number): Promise<number> {
+  for (const end = performance.now() + 20_000; ; await sleep(100)) {
+    const { processes } = await wire.request("process.list");
+    const { processes: summary } = await wire.request("server.status");
+    if (summary.every((one: any) => one.id === "deaf" || one.bytes >= bytes))
+      return processes.reduce((sum: number, { firstSeq }: any) => sum + firstSeq - 1, 0);
+    assert.ok(performance.now() < end, "the output of all processes came in time");
+  }
+}
+
 // A file system that does not answer
 
 /** Mounts one in a mount namespace of its own. Words before a command put it there; `stop` and `go` are what happens to it. */
@@ -546,6 +542,54 @@ async function withNearFile(use: (path: string) => Promise<string>): Promise<str
   }
 }
 
+/** All that it can be used for, while it answers. */
+async function useMount(wire: Wire, path: string): Promise<void> {
+  const contents = [join(path, "file"), "~/link/file"].map((at) => wire.request("files.read", { path: at }));
+  assert.equal(
+    (await Promise.all(contents)).map(({ content }) => content),
+    ["hello\n", "hello\n"],
+  );
+  // to look where a link leads is to ask the very mount that is being listed
+  const listed = (await wire.request("files.list", { path })).entries;
+  assert.equal(
+    listed.map(({ name, isDir, isSymlink = false }: any) => [name, isDir, isSymlink]),
+    [
+      ["file", false, false],
+      ["to-file", false, true],
+      ["to-here", true, true],
+      ["tool", false, false],
+    ],
+  );
+  await wire.request("process.spawn", { id: "tool", command: join(path, "tool"), args: [] });
+  await wire.message(({ processId, stream }) => processId === "tool" && stream === "exit");
+}
+
+/** Requests of each kind, many at once. */
+function askMount(wire: Wire, path: string): Promise<any>[] {
+  return [
+    ...[...Array(40)].flatMap(() => [
+      wire.request("files.read", { path: join(path, "file") }),
+      wire.request("files.read", { path: "~/link/file" }),
+      wire.request("files.stat", { path: "~/link/../link/x" }),
+    ]),
+    wire.request("files.list", { path }),
+    wire.request("files.validate", { path: "link" }),
+    wire.request("files.write", { path: "link/new", content: "" }),
+  ];
+}
+
+function assertNoAnswer({ code, message, data }: any): void {
+  assert.match(message, /^Cannot use ".*": the file system of ".*\/far" has not answered for \d+ s$/);
+  assert.equal([code, data?.errno], [-32603, "ETIMEDOUT"]);
+}
+
+function saidBy(wire: Wire, id: string): string {
+  return wire.messages
+    .filter(({ processId, stream }) => processId === id && stream === "stdout")
+    .map(({ data }) => Buffer.from(data, "base64"))
+    .join("");
+}
+
 asRoot(
   "a FUSE mount that does not answer",
   "pings, other files and spawns go on; who asks for it is told within 9 s; and it works again when it answers",
@@ -560,35 +604,18 @@ asRoot(
           writeFileSync(script, `#!${join(path, "tool")}\n`, { mode: 0o755 });
           const run = (id: string, more: object): Promise<any> =>
             wire.request("process.spawn", { id, command: "/bin/sh", args: ["-c", "pwd; env"], ...more });
-          assert.equal(
-            [(await read(join(path, "file"))).content, (await read("~/link/file")).content],
-            ["hello\n", "hello\n"],
-          );
-          // to look where a link leads is to ask the very mount that is being listed
-          const listed = (await wire.request("files.list", { path })).entries;
-          assert.equal(
-            listed.map(({ name, isDir, isSymlink = false }: any) => [name, isDir, isSymlink]),
-            [
-              ["file", false, false],
-              ["to-file", false, true],
-              ["to-here", true, true],
-              ["tool", false, false],
-            ],
-          );
-          await run("tool", { command: join(path, "tool"), args: [] });
-          await wire.message(({ processId, stream }) => processId === "tool" && stream === "exit");
+          const near = async (i: number): Promise<void> => {
+            const env = { PATH: `/bin:/usr/bin:${path}` };
+            assert.is((await read(local)).content, "near");
+            assert.is((await run(`near${i}`, { env, command: "true", cwd: "/" })).success, true);
+            assert.is((await wire.request("files.write", { path: local, content: "near" })).written, 4);
+          };
+          await useMount(wire, path);
 
           stop();
           const start = performance.now();
           const refusals = [
-            ...[...Array(40)].flatMap(() => [
-              read(join(path, "file")),
-              read("~/link/file"),
-              wire.request("files.stat", { path: "~/link/../link/x" }),
-            ]),
-            wire.request("files.list", { path }),
-            wire.request("files.validate", { path: "link" }),
-            wire.request("files.write", { path: "link/new", content: "" }),
+            ...askMount(wire, path),
             run("a", { cwd: path }),
             run("b", { cwd: "~/link" }),
             run("c", { command: join(path, "tool") }),
@@ -599,19 +626,11 @@ asRoot(
           const pingMs = await pingDuring(open(), async () => {
             for (let i = 0; i < 20; i++) {
               const before = performance.now();
-              assert.is((await read(local)).content, "near");
-              assert.is(
-                (await run(`near${i}`, { env: { PATH: `/bin:/usr/bin:${path}` }, command: "true", cwd: "/" })).success,
-                true,
-              );
-              assert.is((await wire.request("files.write", { path: local, content: "near" })).written, 4);
+              await near(i);
               slowest = Math.max(slowest, performance.now() - before);
               await sleep(50);
             }
-            for (const { code, message, data } of await Promise.all(refusals)) {
-              assert.match(message, /^Cannot use ".*": the file system of ".*\/far" has not answered for \d+ s$/);
-              assert.equal([code, data?.errno], [-32603, "ETIMEDOUT"]);
-            }
+            for (const refusal of await Promise.all(refusals)) assertNoAnswer(refusal);
           });
           const told = performance.now() - start;
           assert.ok(told < 60_000, `they were told after ${Math.round(told)} ms`);
@@ -625,18 +644,14 @@ asRoot(
           assert.is(linesOf(site, /short of something/).length, 1, site.log());
 
           go();
-          for (
-            const end = performance.now() + 20_000;
-            (await read("~/link/file").catch(() => undefined)) === undefined;
-            await sleep(50)
-          )
-            assert.ok(performance.now() < end, "it works again in time");
+          await until(
+            "it works again",
+            async () => (await read("~/link/file").catch(() => undefined)) !== undefined,
+            20_000,
+          );
           await run("e", { cwd: path });
           await wire.message(({ processId, stream }) => processId === "e" && stream === "exit");
-          const said = wire.messages
-            .filter(({ processId, stream }) => processId === "e" && stream === "stdout")
-            .map(({ data }) => Buffer.from(data, "base64"))
-            .join("");
+          const said = saidBy(wire, "e");
           assert.ok(said.startsWith(`${path}\n`), said);
           assert.not.match(said, /UV_THREADPOOL_SIZE/);
           assert.is((await wire.request("server.capabilities")).instanceId, instance);

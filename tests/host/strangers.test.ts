@@ -7,10 +7,10 @@
 import { lstatSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { connect } from "node:net";
 import { suite } from "uvu";
-import { builtFile, createWire, outcomeOf, request, sideBySide, statOf } from "../daemon.ts";
-import { readIfThere, requireHosts, until, withHost } from "./host.ts";
-import type { Host, Result } from "./host.ts";
 import * as assert from "uvu/assert";
+import { builtFile, createWire, outcomeOf, request, sideBySide, statOf } from "../daemon.ts";
+import type { Host, Result } from "./host.ts";
+import { readIfThere, requireHosts, until, withHost } from "./host.ts";
 
 requireHosts(3);
 
@@ -116,9 +116,10 @@ const ptraceNumber: Record<string, number> = { x64: 101, arm64: 117 };
 /** The attempt in words, the command, what must be said, with which exit code (any but 0 when it is left out). */
 type Attempt = [what: string, command: string, says: RegExp, code?: number | undefined];
 
-function attemptsOn({ socket, inside, directory, record, log }: Victim, isShared: boolean): Attempt[] {
-  const name = socket.replace(/.*\//, "");
-  const denied = /Permission denied|Operation not permitted|cannot access/;
+const denied = /Permission denied|Operation not permitted|cannot access/;
+
+function attemptsOn(victim: Victim, isShared: boolean): Attempt[] {
+  const { socket, directory } = victim;
   const node = "node ~/server";
   const at = `--socket ${socket}`;
   const refused = isShared ? /EACCES|may not be used: permission denied \(EACCES\)/ : /permission denied|EACCES/i;
@@ -150,6 +151,15 @@ function attemptsOn({ socket, inside, directory, record, log }: Victim, isShared
     ["`--stop --now`", `${node} --stop --now ${at}`, refused, 77],
     ["`--serve` on the same path", `${node} --serve ${at}`, refused],
     ["`--serve --replace`", `${node} --serve --replace ${at}`, refused],
+    ...attemptsOnFiles(victim, isShared),
+  ];
+}
+
+/** … on its files and its process. */
+function attemptsOnFiles(victim: Victim, isShared: boolean): Attempt[] {
+  const { socket, directory, record, log } = victim;
+  const name = socket.replace(/.*\//, "");
+  return [
     [
       "read record, log, token and directory",
       `cat ${record}; cat ${log}; cat ${directory}/*; ls ${directory}; cp -r ${directory} stolen; find ${directory}/`,
@@ -181,6 +191,12 @@ function attemptsOn({ socket, inside, directory, record, log }: Victim, isShared
       `for n in claim lock record record.lock token log; do touch ${directory}/${name}.$n; mkdir ${directory}/${name}.$n; mkfifo ${directory}/${name}.$n; done; exit 1`,
       denied,
     ],
+    ...attemptsOnProcess(victim),
+  ];
+}
+
+function attemptsOnProcess({ socket, inside }: Victim): Attempt[] {
+  return [
     [
       "signals: TERM, KILL, STOP, CONT, HUP, USR1",
       `for s in TERM KILL STOP CONT HUP USR1; do kill -$s ${inside}; kill -$s -${inside}; done; exit 1`,
@@ -277,125 +293,271 @@ const plants: [what: string, command: (path: string) => string, says: RegExp, co
   ["a server that listens, for all", (path) => `ln -f /tmp/squat ${path}`, /another user may have planted it/, 77],
 ];
 
+/** mallory, who was there first: her server listens at /tmp/squat, and keeps what it hears. */
+interface Squat {
+  host: Host;
+  /** Runs a command of hers, which must succeed. */
+  done(command: string): Promise<void>;
+  heard(): string;
+  asDev(command: string): Promise<Result>;
+  /** What must stay as it is. */
+  precious: string;
+}
+
+async function squat(host: Host): Promise<Squat> {
+  for (const user of ["dev", "mallory"]) await host.copy(user, builtFile, "server");
+  assert.is(
+    (await host.ssh("dev", `umask 077; printf %s "${token}" > token; echo precious > precious; chmod 711 ~`)).code,
+    0,
+  );
+  const shell = await openShell(host, "mallory");
+  const done = async (command: string): Promise<void> => assert.is((await shell(command)).code, 0, command);
+  const heard = (): string => readIfThere(host.file("/home/mallory/heard"));
+  const asDev = (command: string): Promise<Result> => host.ssh("dev", command, patience);
+  await done(
+    `setsid node -e '${squatter}' /tmp/squat ~/heard </dev/null >/dev/null 2>&1 & for i in $(seq 100); do [ -S /tmp/squat ] && exit 0; sleep 0.1; done; exit 1`,
+  );
+  const precious = fingerprint(host, "/home/dev/precious");
+  return { host, done, heard, asDev, precious };
+}
+
+/** One name of the socket after the other. */
+async function tryPlants({ host, done, heard, asDev, precious }: Squat): Promise<void> {
+  for (const [i, [what, plant, says, code]] of plants.entries()) {
+    const path = `/tmp/planted-${i}.sock`;
+    await done(plant(path));
+    const before = fingerprint(host, path);
+    const served = await asDev(`./server --serve --token-file token --socket ${path}`);
+    assert.match(served.stderr, says, what);
+    assert.is(served.code, code, what);
+    const others = await Promise.all(
+      [`--bridge`, `--call server.ping --token-file token`, `--stop`].map((mode) =>
+        outcomeOf(
+          host.spawnSsh("dev", `./server ${mode} --socket ${path}`),
+          `${JSON.stringify(request("server.ping", {}, token))}\n`,
+          40_000,
+        ),
+      ),
+    );
+    for (const other of others) assert.is.not(other.code, 0, `${what}: ${other.stdout}`);
+    assert.equal(
+      [fingerprint(host, path), fingerprint(host, "/home/dev/precious"), heard()],
+      [before, precious, ""],
+      what,
+    );
+    assert.is(host.processes("--launched").length, 0);
+    keepRow(
+      `${what} under the socket's name, before the first start; then \`--serve\`, \`--bridge\`, \`--call\` and \`--stop\``,
+      "mallory, then dev",
+      "refused in words; not a byte is sent; nothing is followed or removed",
+      `“${served.stderr.split("\n")[0]!.slice("holdfast: error: ".length, 130)}”`,
+    );
+  }
+}
+
+async function tryNames({ host, done, precious }: Squat): Promise<Victim> {
+  // every name that the daemon's files would have, if they were in /tmp
+  const names = ["record", "record.lock", "claim", "token", "log"]
+    .map((name) => `/tmp/q.sock.${name}`)
+    .concat("/tmp/remote-server.log", "/tmp/holdfast.cjs");
+  await done(
+    `for n in ${names.join(" ")}; do ln -s /home/dev/precious $n; done; mkfifo -m 666 /tmp/q.sock.record.x; mkdir -m 777 /tmp/q.sock.claim.x`,
+  );
+  const before = names.map((name) => fingerprint(host, name));
+  const planted = await serve(host, "/tmp", "--socket /tmp/q.sock");
+  assert.match(planted.directory, /^\/home\/dev\/\.local\/state\/holdfast\//);
+  assert.equal(
+    names.map((name) => fingerprint(host, name)),
+    before,
+  );
+  assert.is(fingerprint(host, "/home/dev/precious"), precious);
+  keepRow(
+    "symbolic links, a FIFO and a directory under the names of record, lock, claim, token, log",
+    "mallory, then dev",
+    "none is used: they are in dev's own directory",
+    "so",
+  );
+  const rest = readdirSync(host.file("/tmp")).filter(
+    (name) =>
+      lstatSync(host.file(`/tmp/${name}`)).isSocket() && lstatSync(host.file(`/tmp/${name}`)).uid === host.uid("dev"),
+  );
+  for (const name of rest) assert.is(lstatSync(host.file(`/tmp/${name}`)).mode & 0o777, 0o600, name);
+  assert.is(rest.length, 2, "names of dev's socket");
+  return planted;
+}
+
+async function tryHerDirectory({ host, done, heard, precious }: Squat, planted: Victim): Promise<Victim> {
+  // a directory of mallory's, open to all, with a record of her making in it: she may take the socket away, but not its place
+  const forged = {
+    ...JSON.parse(readFileSync(host.file(planted.record), "utf8")),
+    key: "k",
+    tokenHashes: [],
+    log: "/home/dev/precious",
+    pid: planted.inside,
+  };
+  await done(
+    `mkdir -m 777 /tmp/hers; cat > /tmp/hers/s.record <<< '${JSON.stringify(forged)}'; cp /tmp/hers/s.record /tmp/hers/s.claim; echo hers > /tmp/hers/s.token; chmod 666 /tmp/hers/*; ln -s /home/dev/precious /tmp/hers/s.log`,
+  );
+  const hers = await serve(host, "mallory's directory", "--socket /tmp/hers/s");
+  assert.match(hers.directory, /^\/home\/dev\//);
+  await ask(host, hers.socket, "server.ping", "hers").then(
+    () => assert.unreachable("her token is good"),
+    ({ code }) => assert.is(code, -32001),
+  );
+  await ask(host, hers.socket, "server.ping", "k").then(
+    () => assert.unreachable("her key is good"),
+    ({ code }) => assert.is(code, -32001),
+  );
+  await done("rm -f /tmp/hers/s && ln /tmp/squat /tmp/hers/s");
+  const bridged = await outcomeOf(
+    host.spawnSsh("dev", "./server --bridge --socket /tmp/hers/s"),
+    `${JSON.stringify(request("server.ping", {}, token))}\n`,
+    40_000,
+  );
+  assert.is(bridged.code, 77, bridged.stderr);
+  assert.is(JSON.parse(bridged.stdout.toString()).error.data.reason, "permission");
+  assert.equal([heard(), fingerprint(host, "/home/dev/precious")], ["", precious]);
+  assert.ok(host.isAlive(hers.inside));
+  keepRow(
+    "a directory of her own, open to all, with record, claim, token and log in it; then her server in the socket's place",
+    "mallory, then dev",
+    "nothing in it is used; the bridge tells that it is another user's, and sends nothing",
+    `“${JSON.parse(bridged.stdout.toString()).error.message.slice(0, 100)}”`,
+  );
+  return hers;
+}
+
 lanes("who were there first, in /tmp, get nothing: no token, no file of the user's", () =>
   withHost({ killUserProcesses: false, users: ["dev", "mallory"] }, async (host) => {
-    for (const user of ["dev", "mallory"]) await host.copy(user, builtFile, "server");
-    assert.is(
-      (await host.ssh("dev", `umask 077; printf %s "${token}" > token; echo precious > precious; chmod 711 ~`)).code,
-      0,
-    );
-    const shell = await openShell(host, "mallory");
-    const done = async (command: string): Promise<void> => assert.is((await shell(command)).code, 0, command);
-    const heard = (): string => readIfThere(host.file("/home/mallory/heard"));
-    const asDev = (command: string): Promise<Result> => host.ssh("dev", command, patience);
-    await done(
-      `setsid node -e '${squatter}' /tmp/squat ~/heard </dev/null >/dev/null 2>&1 & for i in $(seq 100); do [ -S /tmp/squat ] && exit 0; sleep 0.1; done; exit 1`,
-    );
-    const precious = fingerprint(host, "/home/dev/precious");
-
-    for (const [i, [what, plant, says, code]] of plants.entries()) {
-      const path = `/tmp/planted-${i}.sock`;
-      await done(plant(path));
-      const before = fingerprint(host, path);
-      const served = await asDev(`./server --serve --token-file token --socket ${path}`);
-      assert.match(served.stderr, says, what);
-      assert.is(served.code, code, what);
-      const others = await Promise.all(
-        [`--bridge`, `--call server.ping --token-file token`, `--stop`].map((mode) =>
-          outcomeOf(
-            host.spawnSsh("dev", `./server ${mode} --socket ${path}`),
-            `${JSON.stringify(request("server.ping", {}, token))}\n`,
-            40_000,
-          ),
-        ),
-      );
-      for (const other of others) assert.is.not(other.code, 0, `${what}: ${other.stdout}`);
-      assert.equal(
-        [fingerprint(host, path), fingerprint(host, "/home/dev/precious"), heard()],
-        [before, precious, ""],
-        what,
-      );
-      assert.is(host.processes("--launched").length, 0);
-      keepRow(
-        `${what} under the socket's name, before the first start; then \`--serve\`, \`--bridge\`, \`--call\` and \`--stop\``,
-        "mallory, then dev",
-        "refused in words; not a byte is sent; nothing is followed or removed",
-        `“${served.stderr.split("\n")[0]!.slice("holdfast: error: ".length, 130)}”`,
-      );
-    }
-
-    // every name that the daemon's files would have, if they were in /tmp
-    const names = ["record", "record.lock", "claim", "token", "log"]
-      .map((name) => `/tmp/q.sock.${name}`)
-      .concat("/tmp/remote-server.log", "/tmp/holdfast.cjs");
-    await done(
-      `for n in ${names.join(" ")}; do ln -s /home/dev/precious $n; done; mkfifo -m 666 /tmp/q.sock.record.x; mkdir -m 777 /tmp/q.sock.claim.x`,
-    );
-    const before = names.map((name) => fingerprint(host, name));
-    const planted = await serve(host, "/tmp", "--socket /tmp/q.sock");
-    assert.match(planted.directory, /^\/home\/dev\/\.local\/state\/holdfast\//);
-    assert.equal(
-      names.map((name) => fingerprint(host, name)),
-      before,
-    );
-    assert.is(fingerprint(host, "/home/dev/precious"), precious);
-    keepRow(
-      "symbolic links, a FIFO and a directory under the names of record, lock, claim, token, log",
-      "mallory, then dev",
-      "none is used: they are in dev's own directory",
-      "so",
-    );
-    const rest = readdirSync(host.file("/tmp")).filter(
-      (name) =>
-        lstatSync(host.file(`/tmp/${name}`)).isSocket() && lstatSync(host.file(`/tmp/${name}`)).uid === host.uid("dev"),
-    );
-    for (const name of rest) assert.is(lstatSync(host.file(`/tmp/${name}`)).mode & 0o777, 0o600, name);
-    assert.is(rest.length, 2, "names of dev's socket");
-
-    // a directory of mallory's, open to all, with a record of her making in it: she may take the socket away, but not its place
-    const forged = {
-      ...JSON.parse(readFileSync(host.file(planted.record), "utf8")),
-      key: "k",
-      tokenHashes: [],
-      log: "/home/dev/precious",
-      pid: planted.inside,
-    };
-    await done(
-      `mkdir -m 777 /tmp/hers; cat > /tmp/hers/s.record <<< '${JSON.stringify(forged)}'; cp /tmp/hers/s.record /tmp/hers/s.claim; echo hers > /tmp/hers/s.token; chmod 666 /tmp/hers/*; ln -s /home/dev/precious /tmp/hers/s.log`,
-    );
-    const hers = await serve(host, "mallory's directory", "--socket /tmp/hers/s");
-    assert.match(hers.directory, /^\/home\/dev\//);
-    await ask(host, hers.socket, "server.ping", "hers").then(
-      () => assert.unreachable("her token is good"),
-      ({ code }) => assert.is(code, -32001),
-    );
-    await ask(host, hers.socket, "server.ping", "k").then(
-      () => assert.unreachable("her key is good"),
-      ({ code }) => assert.is(code, -32001),
-    );
-    await done("rm -f /tmp/hers/s && ln /tmp/squat /tmp/hers/s");
-    const bridged = await outcomeOf(
-      host.spawnSsh("dev", "./server --bridge --socket /tmp/hers/s"),
-      `${JSON.stringify(request("server.ping", {}, token))}\n`,
-      40_000,
-    );
-    assert.is(bridged.code, 77, bridged.stderr);
-    assert.is(JSON.parse(bridged.stdout.toString()).error.data.reason, "permission");
-    assert.equal([heard(), fingerprint(host, "/home/dev/precious")], ["", precious]);
-    assert.ok(host.isAlive(hers.inside));
-    keepRow(
-      "a directory of her own, open to all, with record, claim, token and log in it; then her server in the socket's place",
-      "mallory, then dev",
-      "nothing in it is used; the bridge tells that it is another user's, and sends nothing",
-      `“${JSON.parse(bridged.stdout.toString()).error.message.slice(0, 100)}”`,
-    );
+    const stage = await squat(host);
+    await tryPlants(stage);
+    const planted = await tryNames(stage);
+    const hers = await tryHerDirectory(stage, planted);
     // she can speak to those who come: that nothing was heard is no accident
-    await done(
+    await stage.done(
       `node -e 'require("node:net").connect("/tmp/squat").end("hello")'; for i in $(seq 100); do grep -q hello ~/heard && exit 0; sleep 0.1; done; exit 1`,
     );
-    for (const { socket } of [planted, hers]) await asDev(`./server --stop --now --socket ${socket}`);
+    for (const { socket } of [planted, hers]) await stage.asDev(`./server --stop --now --socket ${socket}`);
   }),
 );
+
+/** What each method would be asked, so that it would show. */
+const params: Record<string, unknown> = {
+  "process.spawn": { id: "a", command: "/bin/touch", args: ["/home/dev/pwned"] },
+  "files.write": { path: "/home/dev/pwned", content: "x" },
+  "server.shutdown": { graceMs: 0 },
+  "server.admit": { key: "guess", tokenHash: "0".repeat(64) },
+  "files.read": { path: "/home/dev/token" },
+};
+
+/** What is no token of the daemon's, though it may look like one. */
+function wrongAuths({ tokenHashes, instance, key }: any): [string, unknown][] {
+  return [
+    ["none", undefined],
+    ["null", null],
+    ["empty", ""],
+    ["wrong", "wrong"],
+    ["a beginning of it", token.slice(0, -1)],
+    ["more than it", `${token} `],
+    ["other case", token.toUpperCase()],
+    ["its hash", tokenHashes[0]],
+    ["the instance", instance],
+    ["a beginning of the key", key.slice(0, 63)],
+    ["a number", 1],
+    ["true", true],
+    ["an array of it", [token]],
+    ["an object", { token }],
+  ];
+}
+
+/** What a bridge of dev's answers to some messages. */
+async function bridgeOf(host: Host, messages: unknown[]): Promise<any[]> {
+  const { code, stdout, stderr } = await outcomeOf(
+    host.spawnSsh("dev", "./server --bridge --no-start"),
+    messages.map((message) => `${JSON.stringify(message)}\n`).join(""),
+    40_000,
+  );
+  assert.is(code, 0, stderr);
+  return stdout
+    .toString()
+    .trim()
+    .split("\n")
+    .filter((line) => line !== "")
+    .map((line) => JSON.parse(line));
+}
+
+/** Each method but the one that needs no token; with an id, or as notifications. */
+function requestsOf(methods: string[], auth: unknown, id?: string): object[] {
+  return methods
+    .filter((method) => method !== "server.authenticate")
+    .map((method) => ({
+      jsonrpc: "2.0",
+      method,
+      params: params[method] ?? {},
+      ...(id === undefined ? {} : { id: `${id} ${method}` }),
+      ...(auth === undefined ? {} : { auth }),
+    }));
+}
+
+async function tryAuths(host: Host, methods: string[], auths: [string, unknown][]): Promise<void> {
+  for (const [what, auth] of auths) {
+    const batch = requestsOf(methods, auth, "batch");
+    const answers = await bridgeOf(host, [
+      ...requestsOf(methods, auth, "single"),
+      ...requestsOf(methods, auth),
+      requestsOf(methods, auth),
+      batch,
+    ]);
+    assert.is(answers.length, batch.length + 1, "an answer each, one for the batch, none for notifications");
+    for (const answer of [...answers.slice(0, -1), ...answers.at(-1)]) {
+      const { code, message } = answer.error;
+      assert.equal(
+        { code, message },
+        { code: -32001, message: "Unauthorized: invalid or missing auth token" },
+        `${what}: ${JSON.stringify(answer)}`,
+      );
+      assert.not.ok("result" in answer);
+    }
+    keepRow(
+      `all ${batch.length} methods, as requests, notifications, in batches; \`auth\` is ${what}`,
+      "dev, without the token",
+      "-32001 for each, nothing carried out",
+      `${answers.length - 1 + answers.at(-1).length} refusals`,
+    );
+  }
+}
+
+async function tryTokens(host: Host, methods: string[], auths: [string, unknown][]): Promise<void> {
+  const tries = [
+    ...auths.map(([, value]) => value).filter((value) => typeof value === "string" && value !== ""),
+    "\0",
+    "x".repeat(100_000),
+  ];
+  const refusals = await bridgeOf(
+    host,
+    tries
+      .map((value) => request("server.authenticate", { token: value }))
+      .concat(requestsOf(methods, undefined, "after") as any),
+  );
+  assert.equal(
+    refusals.map(({ error }) => error?.code),
+    Array(tries.length + methods.length - 1).fill(-32001),
+  );
+  const odd = await bridgeOf(
+    host,
+    [undefined, "", 1, [token], { token }].map((value) => request("server.authenticate", { token: value })),
+  );
+  assert.ok(
+    odd.every(({ error }) => error?.code === -32602),
+    JSON.stringify(odd),
+  );
+  keepRow(
+    "`server.authenticate` with wrong tokens, and with what is no text; then all methods",
+    "dev, without the token",
+    "-32001; -32602; and still refused",
+    `${refusals.length + odd.length} refusals`,
+  );
+}
 
 lanes(
   "of the same user, who have no token and have not read the record, are refused everything, and nothing is carried out",
@@ -405,104 +567,12 @@ lanes(
       assert.is((await host.ssh("dev", `umask 077; printf %s "${token}" > token`)).code, 0);
       const victim = await serve(host, "its default place", "");
       const before = await stateOf(host, victim);
-      const { tokenHashes, instance, key } = JSON.parse(readFileSync(host.file(victim.record), "utf8"));
+      const record = JSON.parse(readFileSync(host.file(victim.record), "utf8"));
       const { methods } = (await ask(host, victim.socket, "server.capabilities")) as { methods: string[] };
-      const params: Record<string, unknown> = {
-        "process.spawn": { id: "a", command: "/bin/touch", args: ["/home/dev/pwned"] },
-        "files.write": { path: "/home/dev/pwned", content: "x" },
-        "server.shutdown": { graceMs: 0 },
-        "server.admit": { key: "guess", tokenHash: "0".repeat(64) },
-        "files.read": { path: "/home/dev/token" },
-      };
-      const auths: [string, unknown][] = [
-        ["none", undefined],
-        ["null", null],
-        ["empty", ""],
-        ["wrong", "wrong"],
-        ["a beginning of it", token.slice(0, -1)],
-        ["more than it", `${token} `],
-        ["other case", token.toUpperCase()],
-        ["its hash", tokenHashes[0]],
-        ["the instance", instance],
-        ["a beginning of the key", key.slice(0, 63)],
-        ["a number", 1],
-        ["true", true],
-        ["an array of it", [token]],
-        ["an object", { token }],
-      ];
-      const bridge = async (messages: unknown[]): Promise<any[]> => {
-        const { code, stdout, stderr } = await outcomeOf(
-          host.spawnSsh("dev", "./server --bridge --no-start"),
-          messages.map((message) => `${JSON.stringify(message)}\n`).join(""),
-          40_000,
-        );
-        assert.is(code, 0, stderr);
-        return stdout
-          .toString()
-          .trim()
-          .split("\n")
-          .filter((line) => line !== "")
-          .map((line) => JSON.parse(line));
-      };
-      const requests = (auth: unknown, id?: string): object[] =>
-        methods
-          .filter((method) => method !== "server.authenticate")
-          .map((method) => ({
-            jsonrpc: "2.0",
-            method,
-            params: params[method] ?? {},
-            ...(id === undefined ? {} : { id: `${id} ${method}` }),
-            ...(auth === undefined ? {} : { auth }),
-          }));
-
+      const auths = wrongAuths(record);
       assert.ok(methods.length >= 17 && methods.includes("server.admit"), methods.join());
-      for (const [what, auth] of auths) {
-        const batch = requests(auth, "batch");
-        const answers = await bridge([...requests(auth, "single"), ...requests(auth), requests(auth), batch]);
-        assert.is(answers.length, batch.length + 1, "an answer each, one for the batch, none for notifications");
-        for (const answer of [...answers.slice(0, -1), ...answers.at(-1)]) {
-          const { code, message } = answer.error;
-          assert.equal(
-            { code, message },
-            { code: -32001, message: "Unauthorized: invalid or missing auth token" },
-            `${what}: ${JSON.stringify(answer)}`,
-          );
-          assert.not.ok("result" in answer);
-        }
-        keepRow(
-          `all ${batch.length} methods, as requests, notifications, in batches; \`auth\` is ${what}`,
-          "dev, without the token",
-          "-32001 for each, nothing carried out",
-          `${answers.length - 1 + answers.at(-1).length} refusals`,
-        );
-      }
-      const tries = [
-        ...auths.map(([, value]) => value).filter((value) => typeof value === "string" && value !== ""),
-        "\0",
-        "x".repeat(100_000),
-      ];
-      const refusals = await bridge(
-        tries
-          .map((value) => request("server.authenticate", { token: value }))
-          .concat(requests(undefined, "after") as any),
-      );
-      assert.equal(
-        refusals.map(({ error }) => error?.code),
-        Array(tries.length + methods.length - 1).fill(-32001),
-      );
-      const odd = await bridge(
-        [undefined, "", 1, [token], { token }].map((value) => request("server.authenticate", { token: value })),
-      );
-      assert.ok(
-        odd.every(({ error }) => error?.code === -32602),
-        JSON.stringify(odd),
-      );
-      keepRow(
-        "`server.authenticate` with wrong tokens, and with what is no text; then all methods",
-        "dev, without the token",
-        "-32001; -32602; and still refused",
-        `${refusals.length + odd.length} refusals`,
-      );
+      await tryAuths(host, methods, auths);
+      await tryTokens(host, methods, auths);
 
       assert.equal(await stateOf(host, victim), before, "the daemon, its record and its tokens");
       assert.equal(
@@ -512,7 +582,7 @@ lanes(
       const log = readFileSync(host.file(victim.log), "utf8");
       assert.not.match(log, /Started|Told to stop|Ending/);
       assert.not.ok(
-        [token, key, "wrong", "guess"].some((secret) => log.includes(secret)),
+        [token, record.key, "wrong", "guess"].some((secret) => log.includes(secret)),
         "the log has what was tried",
       );
       assert.is((await host.ssh("dev", "./server --stop", patience)).stdout, "stopped 0\n");

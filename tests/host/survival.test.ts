@@ -6,10 +6,10 @@
  */
 
 import { suite } from "uvu";
-import { builtFile, frameOf, messagesIn, outcomeOf, request } from "../daemon.ts";
-import { requireHosts, withHost } from "./host.ts";
-import type { Host } from "./host.ts";
 import * as assert from "uvu/assert";
+import { builtFile, frameOf, messagesIn, outcomeOf, request } from "../daemon.ts";
+import type { Host } from "./host.ts";
+import { requireHosts, withHost } from "./host.ts";
 
 requireHosts(2);
 
