@@ -90,6 +90,7 @@ hosts("finds nothing wrong with a healthy host", () =>
         `ok directory ${directory}: to be made in "/home/dev", local file system, N free`,
         `ok socket ${directory}/rpc.sock: ${directory.length + 9} of at most 107 bytes`,
         "ok daemon none has been started yet",
+        "ok processes outlive the daemon: the next one takes them up",
         "ok shell /bin/bash says nothing of its own before a command",
       ],
     );
