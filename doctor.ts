@@ -391,9 +391,9 @@ const pages: Record<string, string> = {
     "holdfast.js --serve, no -t): a session without one is never idle.",
   "ends-with-unit":
     "It was started by a service of systemd (a timer, a deploy unit, a CI job, systemd-run that waits), and a " +
-    "service takes along all that it has started when it ends. Mend it: loginctl enable-linger <user> gives the " +
-    "user a manager, and the next start a scope in it that outlives the service; or KillMode=process in the " +
-    "[Service] section of that unit.",
+    "service takes along all that it has started when it ends; or in a scope that ends with another unit, or after " +
+    "a time. Mend it: loginctl enable-linger <user> gives the user a manager, and the next start a scope in it that " +
+    "outlives the service; or KillMode=process in the [Service] section of that unit.",
   "ends-with-job":
     "It is in the cgroup of a batch job: Slurm and PBS end all that is in it with the job, and an ssh session " +
     "into a node is put into the job as well (pam_slurm_adopt). holdfast does not leave it: its limits are meant. " +

@@ -63,6 +63,8 @@ export interface Facts {
   lacksBus?: boolean;
   /** KillMode= of the unit that we are in (systemd.kill(5)). */
   killMode?: string;
+  /** A scope that we are in ends before it is empty: with the units that it is part of, or when it is so old, in microseconds. */
+  bound?: { unit: string; to: string; afterUs?: number };
   /** RemoveIPC=: logind removes a user's shared memory at his last logout. */
   removesIpc?: boolean;
   /** The home is systemd-homed's, which locks it at the last logout. */
@@ -262,10 +264,20 @@ export async function probeHost(
     facts.ownerLinger = name === String(owner) ? "unknown" : readLinger(ownerUser.properties, name, world);
   }
   if (record?.isHomed) facts.homed = true;
-  const killMode = unit?.properties.get("KillMode");
-  if (killMode) facts.killMode = killMode;
+  if (unit && "unit" in place) noteUnit(facts, place.unit, unit);
   if (tryScope && facts.scope !== "no") await noteScope(facts, world, await tryScopeOfNothing(world));
   return facts;
+}
+
+function noteUnit(facts: Facts, unit: string, { properties }: Answer): void {
+  const killMode = properties.get("KillMode");
+  if (killMode && !unit.endsWith(".scope")) facts.killMode = killMode; // a scope is not ended by the end of a process
+  const to = ["PartOf", "BindsTo"]
+    .flatMap((name) => (properties.get(name) || "").split(" "))
+    .filter((word) => word !== "");
+  const afterUs = parseSpan(properties.get("RuntimeMaxUSec"));
+  if (typeof afterUs === "number") facts.bound = { unit, to: to.join(" "), afterUs };
+  else if (to.length > 0) facts.bound = { unit, to: to.join(" ") };
 }
 
 /** One that does not answer in time says nothing of scopes. */
@@ -360,11 +372,12 @@ function askSession(world: World, place: Place): Promise<Answer> | undefined {
   return id ? ask(world, ["loginctl", "--no-ask-password", "show-session", ...properties, id]) : undefined;
 }
 
-/** A scope ends when it is empty; only a service may have an end of its own. */
+/** What ends it beside its processes. */
 function askUnit(world: World, place: Place): Promise<Answer> | undefined {
-  const isOurs = place.kind === "user-manager" && place.owner === world.uid && isService(place.unit);
+  const isOurs = place.kind === "user-manager" && place.owner === world.uid && place.unit !== "init.scope";
   if (place.kind !== "unit" && !isOurs) return undefined;
-  return ask(world, ["systemctl", ...(isOurs ? ["--user"] : []), "show", "--property=KillMode", place.unit]);
+  const properties = ["KillMode", "PartOf", "BindsTo", "RuntimeMaxUSec"].map((name) => `--property=${name}`);
+  return ask(world, ["systemctl", ...(isOurs ? ["--user"] : []), "show", ...properties, place.unit]);
 }
 
 /** From whatever service knows the user (LDAP, systemd-homed), where that can be asked. */

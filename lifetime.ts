@@ -92,6 +92,7 @@ function judgeUnit(place: Place & { kind: "unit" }, facts: Facts): Verdict {
     facts.removesIpc && facts.linger !== "yes" && facts.uid > maxSystemUid ? [warnings.removesIpc(facts)] : [];
   if (isKept(facts)) return verdictOf(place, "yes", isPerConnection(unit) ? `detached in ${unit}` : "detached", ipc);
   if (isPerConnection(unit)) return verdictOf(place, "no", `in ${unit}`, [warnings.endsWithConnection(facts)]);
+  if (isBound(unit, facts)) return judgeScope(place, unit, facts);
   if (!isService(unit) || loginServices.test(unit))
     return verdictOf(place, "yes", `detached in ${unit}; stopping that unit ends it`, ipc);
   return judgeService(place, unit, facts);
@@ -103,6 +104,17 @@ function judgeService(place: Place, unit: string, facts: Facts): Verdict {
   return facts.killMode === undefined
     ? verdictOf(place, "unknown", `in ${unit}`, found)
     : verdictOf(place, "until", `in ${unit}`, found, `until ${unit} ends`);
+}
+
+/** A scope ends when it is empty; but it may be part of what ends before, or be given a time. */
+function judgeScope(place: Place, unit: string, facts: Facts): Verdict {
+  const { to, afterUs } = facts.bound!;
+  const words = afterUs === undefined ? `until ${to} ends` : `until ${unit} is ${spanWords(afterUs)} old`;
+  return verdictOf(place, "until", `in ${unit}`, [warnings.endsWithUnit(facts, unit)], words);
+}
+
+function isBound(unit: string, { bound }: Facts): boolean {
+  return unit.endsWith(".scope") && bound?.unit === unit;
 }
 
 function isKept({ killMode }: Facts): boolean {
@@ -134,10 +146,10 @@ function judgeManager(place: Place & { kind: "user-manager" }, facts: Facts): Ve
     ? `in ${unit} under your user manager`
     : `under the user manager of ${facts.owner || `user ${place.owner}`}`;
   const linger = isOurs ? facts.linger : facts.ownerLinger || "unknown";
-  if (isService(unit) && !isKept(facts)) {
-    const service = judgeService(place, unit, facts);
+  if (isBound(unit, facts) || (isService(unit) && !isKept(facts))) {
+    const inUnit = isService(unit) ? judgeService(place, unit, facts) : judgeScope(place, unit, facts);
     const end = linger === "no" && facts.stopDelayUs !== "infinity" ? [warnings.endsAfterLogout(facts)] : [];
-    return { ...service, where, warnings: [...service.warnings, ...end] };
+    return { ...inUnit, where, warnings: [...inUnit.warnings, ...end] };
   }
   if (linger === "yes" || facts.stopDelayUs === "infinity")
     return verdictOf(place, "yes", where, warnings.lingering(facts));
@@ -257,12 +269,9 @@ export const warnings = {
   endsWithUnit: (facts: Facts, unit: string): Warning => ({
     name: "ends-with-unit",
     message:
-      `${unit} takes along all that it has started when it ends (${facts.killMode ? `KillMode=${facts.killMode}` : "its KillMode= could not be read"}), ` +
+      `${unit} takes along all that it has started when it ends (${whyUnitEnds(facts, unit)}), ` +
       (facts.linger === "yes" ? noScope(facts) : `and user ${facts.user} is not lingering`),
-    hint:
-      facts.linger === "yes" || facts.homed
-        ? `KillMode=process in the [Service] section of ${unit}`
-        : `${linger(facts)}; or KillMode=process in the [Service] section of ${unit}`,
+    hint: unitHint(facts, unit),
   }),
   endsWithJob: (job: string): Warning => ({
     name: "ends-with-job",
@@ -309,6 +318,19 @@ export const warnings = {
           },
         ],
 };
+
+function whyUnitEnds(facts: Facts, unit: string): string {
+  if (!isBound(unit, facts)) return facts.killMode ? `KillMode=${facts.killMode}` : "its KillMode= could not be read";
+  const { to, afterUs } = facts.bound!;
+  return afterUs === undefined ? `it is part of ${to}` : `RuntimeMaxSec= is ${spanWords(afterUs)}`;
+}
+
+function unitHint(facts: Facts, unit: string): string {
+  const other = isBound(unit, facts)
+    ? `start it outside of ${unit}`
+    : `KillMode=process in the [Service] section of ${unit}`;
+  return facts.linger === "yes" || facts.homed ? other : `${linger(facts)}; or ${other}`;
+}
 
 function killer({ place }: Facts): string {
   return place.kind === "elogind" ? "elogind" : "logind";

@@ -182,6 +182,8 @@ function worldOf(
   };
 }
 
+const unitProperties = "--property=KillMode --property=PartOf --property=BindsTo --property=RuntimeMaxUSec";
+
 const host252 = (kill: string, linger = "no"): Record<string, CommandResult> => ({
   [showPolicy]: policySaid(kill),
   [showUser(1000)]: userSaid("dev", linger),
@@ -219,7 +221,7 @@ probe("takes a name that is absent for unknown, and an empty value for empty", a
 probe(
   "asks side by side, by name, never by what the environment says; and for KillMode= of the unit it is in",
   async () => {
-    const show = `systemctl show --property=KillMode ${perConnection}`;
+    const show = `systemctl show ${unitProperties} ${perConnection}`;
     const world = worldOf(
       { ...host252("yes"), [show]: done("KillMode=process\n") },
       { "/proc/self/cgroup": `0::/system.slice/${perConnection}\n` },
@@ -287,16 +289,23 @@ probe("takes the owner's record for his session, and our own for our user manage
   assert.equal([killed, stopDelayUs], ["yes", 2_000_000]);
 });
 
-probe("asks the user manager for the KillMode= of a service of its own, and not for that of a scope", async () => {
+probe("asks the user manager for the KillMode= of a service of its own, and what a scope is bound to", async () => {
   const of = (unit: string) => ({
     "/proc/self/cgroup": `0::/user.slice/user-1000.slice/user@1000.service/app.slice/${unit}\n`,
   });
-  const show = "systemctl --user show --property=KillMode build.service";
+  const show = `systemctl --user show ${unitProperties} build.service`;
   const world = worldOf({ ...host252("no"), [show]: done("KillMode=mixed\n") }, of("build.service"));
   assert.is((await probeHost(world)).killMode, "mixed");
-  const other = worldOf(host252("no"), of("run-r1.scope"));
-  assert.is((await probeHost(other)).killMode, undefined);
-  assert.not.ok(other.asked.some((command) => command.startsWith("systemctl")));
+  const scopeSaid = async (said: string) => {
+    const answers = { ...host252("no"), [`systemctl --user show ${unitProperties} run-r1.scope`]: done(said) };
+    return probeHost(worldOf(answers, of("run-r1.scope")));
+  };
+  const free = await scopeSaid("KillMode=control-group\nPartOf=\nBindsTo=\nRuntimeMaxUSec=infinity\n");
+  assert.equal([free.killMode, free.bound], [undefined, undefined]);
+  const part = await scopeSaid("PartOf=graphical-session.target\nBindsTo=a.service\nRuntimeMaxUSec=infinity\n");
+  assert.equal(part.bound, { unit: "run-r1.scope", to: "graphical-session.target a.service" });
+  const timed = await scopeSaid("PartOf=\nBindsTo=\nRuntimeMaxUSec=1h 30min\n");
+  assert.equal(timed.bound, { unit: "run-r1.scope", to: "", afterUs: 5400e6 });
 });
 
 const maps: [string, string, string, boolean][] = [

@@ -7,7 +7,7 @@ import { chooseLaunch, describeVerdict, judgeEnd, judgePlace, readOomKills, swit
 import type { EndReason } from "../record.ts";
 
 const session: Place = { kind: "session", owner: 1000, unit: "session-3.scope" };
-const scope: Place = { kind: "user-manager", owner: 1000, unit: "run-r29.scope" };
+const scope: Place & { unit: string } = { kind: "user-manager", owner: 1000, unit: "run-r29.scope" };
 const perConnection = "sshd@7-10.0.0.1:22-10.0.0.2:5000.service";
 
 const factsOf = (changes: Partial<Facts> = {}): Facts => ({
@@ -250,6 +250,27 @@ const rows: [string, Partial<Facts>, "detach" | "scope", string, string[]][] = [
   [
     "elogind, not killed",
     { systemd: false, scope: "no", killed: "no", place: { kind: "elogind", unit: "session 3" } },
+    "detach",
+    "yes",
+    [],
+  ],
+  [
+    "a scope that is part of the desktop, linger",
+    { place: scope, linger: "yes", bound: { unit: scope.unit, to: "graphical-session.target" } },
+    "scope",
+    "yes",
+    [],
+  ],
+  [
+    "a scope that has a time, linger, no scope",
+    { place: scope, linger: "yes", scope: "no", bound: { unit: scope.unit, to: "", afterUs: 3600e6 } },
+    "detach",
+    "until run-r29.scope is 60 min old",
+    ["ends-with-unit"],
+  ],
+  [
+    "a scope, linger, where another one has a time",
+    { place: scope, linger: "yes", bound: { unit: "run-r28.scope", to: "", afterUs: 3600e6 } },
     "detach",
     "yes",
     [],

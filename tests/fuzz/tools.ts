@@ -36,7 +36,10 @@ const sayings: [command: string, stdout: string][] = [
     "Type=tty\nTTY=pts/1\nClass=user\nService=sshd\nLeader=90\nState=active\n",
   ],
   ["systemd-run --version", "systemd 252 (252.39-1~deb12u2)\n+PAM +AUDIT\n"],
-  ["systemctl", "LoadState=loaded\nActiveState=active\nKillMode=process\nType=oneshot\n"],
+  [
+    "systemctl",
+    "LoadState=loaded\nActiveState=active\nKillMode=process\nPartOf=a.target\nBindsTo=\nRuntimeMaxUSec=1h\n",
+  ],
 ];
 
 export async function checkTools(random: Random): Promise<void> {

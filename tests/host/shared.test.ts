@@ -10,7 +10,7 @@ import { builtFile, faultRow, frameOf, messagesIn, outcomeOf, request, runsAll, 
 import type { Host } from "./host.ts";
 import { requireHosts, until, withHost } from "./host.ts";
 
-requireHosts(4);
+requireHosts(5);
 
 const goneMs = 3000;
 
@@ -139,6 +139,34 @@ fault(
       );
       return "so; daemon, child, grandchild and orphan are alive 3 s after the last logout";
     }),
+);
+
+fault(
+  "the same where the user has no bus of its own (dbus-user-session), over which a running daemon is moved",
+  "it is not moved; the warning says why, and what mends it",
+  () =>
+    withHost(
+      {
+        killUserProcesses: true,
+        logind: ["UserStopDelaySec=1"],
+        pre: "rm $root/usr/lib/systemd/user/dbus.socket",
+      },
+      async (host) => {
+        await host.copy("dev", builtFile, "server");
+        const session = host.spawnSsh("dev", "./server --serve --lifetime detach; cat");
+        const first = await new Promise<string>((done) =>
+          session.stdout.once("data", (chunk: Buffer) => done(chunk.toString())),
+        );
+        const joined = await host.ssh("dev", "./server --serve --enable-linger");
+        assert.is(instanceIn(joined.stdout), instanceIn(first), joined.stderr);
+        assert.match(joined.stdout, /detached in the session; survives logout: no\)/);
+        assert.match(joined.stderr, /could not be moved: there is no "\/run\/user\/\d+\/bus".*ends-with-session\]/);
+        assert.match(joined.stderr, /hint: as an administrator: apt-get install dbus-user-session/);
+        session.kill("SIGKILL");
+        await until(() => host.processes("--launched").length === 0, "the daemon to be killed, as was said");
+        return "so";
+      },
+    ),
 );
 
 fault(

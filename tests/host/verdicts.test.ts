@@ -12,7 +12,7 @@ import type { Host, Result } from "./host.ts";
 import { requireHosts, until, withHost } from "./host.ts";
 import { checkWay, quick } from "./ways.ts";
 
-requireHosts(9);
+requireHosts(10);
 
 const serve = suite("--serve");
 const verdicts = sideBySide(serve, 4);
@@ -229,6 +229,31 @@ verdicts("in a service of the user manager ends with it, and says so; lingering,
       lives: true,
     });
   }),
+);
+
+verdicts(
+  "in a scope that is given a time ends with it, and says so; lingering, it takes one of its own and lives",
+  () =>
+    withHost(quick({ users: ["dev+linger", "ann+linger"] }), async (host) => {
+      const by = (user: string) => (_host: Host, command: string) =>
+        host.ssh(user, `systemd-run --user --scope --quiet -p RuntimeMaxSec=8 /bin/sh -c '${command}'`);
+      const after = () => new Promise<void>((done) => setTimeout(done, 8000));
+      await checkWay(host, {
+        run: by("dev"),
+        after,
+        says: /under your user manager; survives logout: yes\)/,
+        lives: true,
+      });
+      await checkWay(host, {
+        user: "ann",
+        run: by("ann"),
+        after,
+        args: "--lifetime detach",
+        says: /survives logout: until run-.*\.scope is 8 s old\)/,
+        warns: /RuntimeMaxSec= is 8 s\).*ends-with-unit\]\n.*start it outside of run-.*\.scope/,
+        lives: false,
+      });
+    }),
 );
 
 verdicts("in a mount namespace of a session, where systemd cannot be reached, does not know, and says so", async () => {
