@@ -88,6 +88,9 @@ held("lives where lingering is on, over the last logout and its daemon's death, 
       JSON.stringify(heldOf(host)),
     );
     await killDaemon(host);
+    const start = performance.now();
+    await until(() => host.processes("--launched").length === 1, "the daemon to be back, though nobody is there");
+    console.log(`\nFIGURES back ${Math.round(performance.now() - start)} ms after kill -9, with nobody logged in`);
     await sleep(loggedOutMs);
     assert.is(host.sessions("dev").filter(({ state }) => state !== "closing").length, 0);
     assert.ok(host.isAlive(pid), "the job lives");
