@@ -106,6 +106,7 @@ ${runCodes}`,
   --replace             put this version in the place of the one that runs
   --if-idle             replace it only where that ends no process
   --spool SIZE          how much output of a process is kept on disk; 0: none
+  --no-agent            processes get no link to the SSH agent of a client
   --log FILE            --json
 `,
   },
@@ -158,6 +159,7 @@ const options: Record<string, [modes: string, value?: string]> = {
   replace: ["serve"],
   log: ["serve", "a file"],
   spool: ["serve", "a size"],
+  "no-agent": ["serve"],
   launched: ["serve"],
   revive: ["serve"],
   "no-start": ["bridge"],

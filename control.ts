@@ -64,6 +64,8 @@ export interface StartOptions {
   tokenHashes: string[];
   /** Of one process's output on disk: see spool.ts. */
   spoolBytes?: number | undefined;
+  /** Processes get no link to an SSH agent. */
+  noAgent?: boolean | undefined;
   /** Of the daemon's record: when it was brought back by itself before. */
   returns?: number[];
   /** Told what an existing daemon's end will cost, before it. */
@@ -170,6 +172,7 @@ export async function reachOtherwise(
       ...healing,
       tokenHashes: record.tokenHashes,
       spoolBytes: record.spoolBytes,
+      noAgent: record.noAgent,
       places: { ...places, log: record.log },
     });
     if (started.how === "started") {
@@ -336,7 +339,7 @@ async function launch(options: StartOptions, world: World): Promise<Started | un
 }
 
 function handoverOf(
-  { places, tokenHashes, command, version, spoolBytes, returns }: StartOptions,
+  { places, tokenHashes, command, version, spoolBytes, noAgent, returns }: StartOptions,
   old?: DaemonRecord,
 ): Omit<Handover, "facts"> {
   return {
@@ -347,6 +350,7 @@ function handoverOf(
     over: Boolean(old),
     returns,
     spoolBytes: spoolBytes ?? old?.spoolBytes,
+    noAgent: noAgent || old?.noAgent,
     instance: randomBytes(16).toString("hex"),
     key: randomBytes(32).toString("hex"),
   };

@@ -1,25 +1,36 @@
 /**
  * What a child starts with: its environment, and a command and a working directory that can be waited for.
  *
- * What rots is looked after: PATH is the login shell's, read once; an SSH agent that is dead is left out; of the session that started the daemon,
- * and of its tokens, nothing is passed on. To spawn is to wait, with the whole event loop, for chdir(2) and execve(2): the mounts that these will
+ * What rots is looked after: PATH is the login shell's, read once; the SSH agent is a link that every bridge points to its own; of the session that
+ * started the daemon, and of its tokens, nothing is passed on. To spawn is to wait, with the whole event loop, for chdir(2) and execve(2): the mounts that these will
  * meet must answer.
  */
 
 import { Buffer } from "node:buffer";
 import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { constants } from "node:fs";
+import {
+  constants,
+  lstatSync,
+  readlinkSync,
+  realpathSync,
+  renameSync,
+  statSync,
+  symlinkSync,
+  unlinkSync,
+} from "node:fs";
 import { access, open, stat } from "node:fs/promises";
 import { userInfo } from "node:os";
+import { basename, dirname, join } from "node:path";
 import { tryConnect } from "./client.ts";
 import { cannot, capture, cleanText, errnoOf, Failure, osFailure, safely } from "./failure.ts";
 import { resolvePath } from "./files.ts";
 import type { Lanes } from "./lanes.ts";
 import { hasFarMounts, runInLane } from "./lanes.ts";
-import { now } from "./record.ts";
+import { namesIn, now } from "./record.ts";
 import { invalidParam } from "./rpc.ts";
 import type { Start } from "./running.ts";
+import { maxPathBytes } from "./socket.ts";
 
 /** One look at the SSH agent serves the spawns of so long: a forwarded one is on the user's machine. An agent that hangs is not dead. */
 const agentCheckMs = 5000;
@@ -43,6 +54,8 @@ export interface Environment {
   isRead: Promise<void> | undefined;
   /** Whether the SSH agent is dead, as it was asked last. */
   agentCheck: Promise<boolean> | undefined;
+  /** What children have for SSH_AUTH_SOCK, also while it leads nowhere; undefined: the daemon's own, as long as that lives. */
+  readonly agentLink: string | undefined;
 }
 
 export function createEnvironment(
@@ -50,9 +63,21 @@ export function createEnvironment(
   home: () => string,
   log: (line: string) => void,
   loginPathMs: number,
+  agentLink?: string,
 ): Environment {
   const closed = new AbortController();
-  return { daemon, home, log, loginPathMs, closed, loginPath: undefined, isRead: undefined, agentCheck: undefined };
+  if (agentLink !== undefined && agentOf(agentLink) === undefined) returnAgent(agentLink, daemon.SSH_AUTH_SOCK);
+  return {
+    daemon,
+    home,
+    log,
+    loginPathMs,
+    closed,
+    loginPath: undefined,
+    isRead: undefined,
+    agentCheck: undefined,
+    agentLink,
+  };
 }
 
 /**
@@ -71,7 +96,9 @@ export async function makeEnvironment(
     if (needsPath) await environment.isRead;
     if (environment.loginPath) made.PATH = environment.loginPath;
   }
-  if (made.SSH_AUTH_SOCK && (await isAgentDead(environment, made.SSH_AUTH_SOCK))) delete made.SSH_AUTH_SOCK;
+  if (environment.agentLink !== undefined && Buffer.byteLength(environment.agentLink) <= maxPathBytes)
+    made.SSH_AUTH_SOCK = environment.agentLink;
+  else if (made.SSH_AUTH_SOCK && (await isAgentDead(environment, made.SSH_AUTH_SOCK))) delete made.SSH_AUTH_SOCK;
   return { ...made, ...requested };
 }
 
@@ -234,4 +261,61 @@ async function isDeadSocket(path: string): Promise<boolean> {
   const outcome = await tryConnect(path, agentAnswerMs);
   if ("socket" in outcome) outcome.socket.destroy();
   return "error" in outcome && /^(ENOENT|ENOTDIR|ENOTSOCK|ECONNREFUSED)$/.test(errnoOf(outcome.error) || "");
+}
+
+// The link to the SSH agent of whoever is connected
+//
+//     rpc.sock.agent        the link that children have: to the agent of the newest connection that is left
+//     rpc.sock.agent.PID    of a bridge, --run or --attach that lives: to its own agent
+
+/**
+ * Points the link to the agent of this process.
+ *
+ * @returns Takes that back; undefined where this process has no agent that could be lent.
+ */
+export function lendAgent(link: string, agent: string | undefined): (() => void) | undefined {
+  if (agent === undefined || !isLendable(link, agent)) return undefined;
+  const ours = `${link}.${process.pid}`;
+  safely(() => pointTo(ours, agent));
+  safely(() => pointTo(link, agent));
+  return () => {
+    safely(() => unlinkSync(ours));
+    returnAgent(link);
+  };
+}
+
+/** Points the link to the newest agent that is left, and tidies away what the dead have left; leaves it as it is where there is none. */
+function returnAgent(link: string, own?: string): void {
+  const lent = namesIn(dirname(link))
+    .filter((name) => name.startsWith(`${basename(link)}.`) && /^\d+$/.test(name.slice(basename(link).length + 1)))
+    .map((name) => ({ path: join(dirname(link), name), pid: Number(name.slice(basename(link).length + 1)) }));
+  for (const { path } of lent.filter(({ pid }) => safely(() => process.kill(pid, 0)) !== true))
+    safely(() => unlinkSync(path));
+  const left = lent.flatMap(({ path }) => {
+    const agent = agentOf(path);
+    const since = safely(() => lstatSync(path).mtimeMs);
+    return agent === undefined || since === undefined || !isLendable(link, agent) ? [] : [{ agent, since }];
+  });
+  const newest = left.sort((a, b) => b.since - a.since)[0]?.agent ?? (own && isLendable(link, own) ? own : undefined);
+  if (newest !== undefined && newest !== agentOf(link)) safely(() => pointTo(link, newest));
+}
+
+function agentOf(link: string): string | undefined {
+  return safely(() => readlinkSync(link));
+}
+
+/** A socket of our user that is there, and neither the link itself nor below the run directory: it would lead to itself. */
+function isLendable(link: string, agent: string): boolean {
+  const stats = safely(() => statSync(agent));
+  const real = safely(() => realpathSync(agent));
+  const home = safely(() => realpathSync(dirname(link))) ?? dirname(link);
+  const isOurs = stats?.isSocket() === true && stats.uid === process.getuid!();
+  return isOurs && agent.startsWith("/") && agent !== link && real !== undefined && !real.startsWith(`${home}/`);
+}
+
+/** In one step: nobody finds it missing. */
+function pointTo(link: string, agent: string): void {
+  const between = `${link}.${randomBytes(6).toString("hex")}.new`;
+  symlinkSync(agent, between);
+  renameSync(between, link);
 }

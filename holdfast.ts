@@ -3,6 +3,7 @@
  */
 
 import { closeSync, readFileSync, writeSync } from "node:fs";
+import { constants } from "node:os";
 import { isatty } from "node:tty";
 import type { CommandLine } from "./arguments.ts";
 import { help, helpOf, parseArguments, sizeOf, usage } from "./arguments.ts";
@@ -11,6 +12,7 @@ import { call, print, printStatus } from "./call.ts";
 import type { Started, StartOptions } from "./control.ts";
 import { explainLoss, explainSilence, reachOtherwise, startHere, startServer, stopServer } from "./control.ts";
 import { pageOf, printDoctor } from "./doctor.ts";
+import { lendAgent } from "./environment.ts";
 import { cannot, cleanText, exitCodes, Failure, safely } from "./failure.ts";
 import type { JobsWorld } from "./jobs.ts";
 import { ask, attach, printList, printLogs, run as runJob, wait } from "./jobs.ts";
@@ -81,6 +83,7 @@ function jobs(places: Places, { mode, options, words, env = [] }: CommandLine): 
     warn,
   };
   const [word = "", ...more] = words;
+  if (mode === "run" || mode === "attach") lendOwnAgent(places);
   switch (mode) {
     case "run":
       return runJob(world, {
@@ -106,6 +109,16 @@ function jobs(places: Places, { mode, options, words, env = [] }: CommandLine): 
     default:
       return ask(world, "process.forget", { id: word });
   }
+}
+
+/** For as long as we live: what runs on here is to find the agent of whoever is connected. */
+function lendOwnAgent({ agent, record }: Places): void {
+  if (readRecord(record).record?.noAgent) return;
+  const takeBack = lendAgent(agent, process.env.SSH_AUTH_SOCK);
+  if (!takeBack) return;
+  process.on("exit", takeBack);
+  for (const signal of ["SIGHUP", "SIGTERM"] as const)
+    process.on(signal, () => process.listenerCount(signal) === 1 && process.exit(128 + constants.signals[signal])); // --run has its own
 }
 
 function linesOf(given: string | undefined): number | undefined {
@@ -136,6 +149,7 @@ async function serveHost(places: Places, options: CommandLine["options"]): Promi
     launch: launch === "foreground" ? "detach" : launch,
     enableLinger: options["enable-linger"] === true,
     replace: options.replace === true,
+    noAgent: options["no-agent"] === true,
     ifIdle: options["if-idle"] === true,
     spoolBytes: options.spool === undefined ? undefined : sizeOf(options.spool as string),
     command: daemonCommand(places),
@@ -242,6 +256,7 @@ function healingOf(places: Places) {
 
 async function bridge(places: Places, mayStart: boolean, asOwner: boolean): Promise<number> {
   const healing = healingOf(places);
+  lendOwnAgent(places);
   return runBridge({
     ...channelEnds(),
     socket: places.socket,

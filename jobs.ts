@@ -34,8 +34,9 @@ import { ancestors, areAlive } from "./program.ts";
 import { isEndedDaemon, ownerKey } from "./reach.ts";
 import { sizeWords } from "./reasons.ts";
 import type { Identity } from "./record.ts";
-import { sleep } from "./record.ts";
+import { readRecord, sleep } from "./record.ts";
 import type { Places } from "./socket.ts";
+import { maxPathBytes } from "./socket.ts";
 
 /** How long a daemon that lives may take to answer what needs no work. */
 const answerMs = 5000;
@@ -154,7 +155,7 @@ export async function run(world: JobsWorld, request: RunRequest): Promise<number
         command: request.command,
         args: request.args,
         cwd,
-        env,
+        env: { ...env, ...agentOf(world.places) },
         clearEnv: true,
         umask,
         stdin: request.isDetached ? "none" : "open",
@@ -207,6 +208,12 @@ function environmentOf(given: string[]): Record<string, string> {
     env[name] = value;
   }
   return env;
+}
+
+/** The link that the daemon's other processes have, too. */
+function agentOf({ agent, record }: Places): Record<string, string> {
+  const hasNone = readRecord(record).record?.noAgent || Buffer.byteLength(agent) > maxPathBytes;
+  return hasNone ? {} : { SSH_AUTH_SOCK: agent };
 }
 
 function resolveDirectory(given: string | undefined): string {

@@ -92,6 +92,8 @@ export interface ProcessWorld {
   keptPath?: string;
   /** Of one child's output on disk. */
   spoolBytes?: number | undefined;
+  /** What children have for SSH_AUTH_SOCK; undefined: the daemon's own, as long as it lives. */
+  agentLink?: string | undefined;
   /** In place of one made of these two. */
   room?: Room;
 }
@@ -161,7 +163,7 @@ export function createProcesses(world: ProcessWorld): Processes {
     env: world.env,
     limits,
     lanes,
-    environment: createEnvironment(world.env, home, world.log, limits.loginPathMs),
+    environment: createEnvironment(world.env, home, world.log, limits.loginPathMs, world.agentLink),
     room: world.room ?? roomOf(world, lanes),
     children: new Map(),
     starting: new Map(),

@@ -66,6 +66,8 @@ export interface DaemonRecord extends Identity {
   log: string;
   /** As it was given by --spool; undefined for the default. */
   spoolBytes?: number | undefined;
+  /** As --no-agent was given. */
+  noAgent?: boolean | undefined;
   /** Unix time in ms. */
   startedAt: number;
   /** What starts such a daemon again: runtime, its flags, and the script. */

@@ -123,6 +123,8 @@ export interface Handover {
   key: string;
   /** Of one process's output on disk; 64 MiB when it is left out. */
   spoolBytes?: number | undefined;
+  /** Processes get no link to an SSH agent. */
+  noAgent?: boolean | undefined;
 }
 
 export interface Daemon {
@@ -193,7 +195,7 @@ export async function startDaemon(handover: Handover, world = realWorld()): Prom
 
 /** Makes the value, and nothing else: it does not listen yet, and has no name. */
 export function createDaemon(handover: Handover, log: Log, world: World): Daemon {
-  const { places, facts, version, command, instance, key, spoolBytes } = handover;
+  const { places, facts, version, command, instance, key, spoolBytes, noAgent } = handover;
   const lanes = createLanes();
   const lifetime = describeVerdict(judgePlace(placeOf("self", world), facts));
   const maxOpenFiles = readLimit("Max open files", world);
@@ -218,7 +220,7 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
       key,
       tokenHashes: handover.tokenHashes.slice(-maxTokens),
       socket: { path: places.socket, bound: "", dev: 0, ino: 0 },
-      ...{ log: places.log, spoolBytes, ...(handover.returns && { returns: handover.returns }) },
+      ...{ log: places.log, spoolBytes, noAgent, ...(handover.returns && { returns: handover.returns }) },
       startedAt: Date.now(),
       command,
       lifetime,
@@ -232,6 +234,7 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
     connections: createConnections((body, caller) => handleBody(rpc, body, caller), log, maxOpenFiles),
     processes: createProcesses({
       ...{ env: childEnvironment(process.env), log, lanes, instance, keptPath: places.held, spoolBytes },
+      agentLink: noAgent ? undefined : places.agent,
       onAllExited: () => endWhenRetired(daemon),
     }),
     lanes,

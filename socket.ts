@@ -63,6 +63,8 @@ export interface Places {
   claim: string;
   token: string;
   log: string;
+  /** A link to the SSH agent of whoever is connected, for processes that outlive connections: environment.ts. */
+  agent: string;
   /** A directory of what is kept of processes: adoption.ts. */
   held: string;
   /** The directory of the five above. */
@@ -137,6 +139,7 @@ export function placesOf(options: { socket?: string | undefined; log?: string | 
     held: `${base}.held`,
     claim: `${base}.claim`,
     token: `${base}.token`,
+    agent: `${base}.agent`,
     log:
       options.log !== undefined
         ? resolve(options.log)

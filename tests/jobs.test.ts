@@ -3,13 +3,15 @@
 
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { existsSync, readlinkSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { basename, join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { lastLines } from "../jobs.ts";
 import type { Outcome, Site } from "./daemon.ts";
-import { builtFile, lanesOf, outcomeOf, sideBySide, sleep, until, withDirectory } from "./daemon.ts";
+import { builtFile, filesIn, lanesOf, outcomeOf, sideBySide, sleep, until, withDirectory } from "./daemon.ts";
 
 const lanes = lanesOf(2);
 
@@ -408,6 +410,50 @@ backs("send the signal that is named, by any of its names", () =>
       assert.is(outcome.code, code, `${name}: ${outcome.stderr}`);
     }
     assert.match((await shell(site, "hf --kill k NOPE")).stderr, /"signal"/);
+  }),
+);
+
+backs("lend the processes the SSH agent of the newest connection that is left", () =>
+  withDirectory(async (site) => {
+    const servers = ["one", "two"].map((name) =>
+      createServer().listen(join(tmpdir(), `${basename(site.directory)}-${name}`)),
+    );
+    const lent = servers.map((server) => String(server.address()));
+    const with_ = (at: number) => `SSH_AUTH_SOCK='${lent[at]}'`;
+    try {
+      const looks = (line: string) => shell(site, line).then(({ stdout }) => stdout.toString());
+      assert.is(
+        await looks(`${with_(0)} hf --run sh -c 'echo $SSH_AUTH_SOCK; readlink $SSH_AUTH_SOCK'`),
+        `${site.socket}.agent\n${lent[0]}\n`,
+      );
+      const leads = (to: number) => () => existsSync(site.socket) && readlinkSync(`${site.socket}.agent`) === lent[to];
+      const first = spawn("bash", ["-c", shellLine(site, `${with_(0)} hf --run --id c cat`)], { env: site.env });
+      await until(
+        "the first lends its own",
+        () => existsSync(`${site.socket}.record`) && site.log().includes('Started "c"') && leads(0)(),
+        15_000,
+      );
+      const second = spawn("bash", ["-c", shellLine(site, `${with_(1)} hf --bridge`)], { env: site.env });
+      await until("the second lends its own", leads(1), 15_000);
+      second.stdin.end();
+      await until("the first's is back", leads(0), 15_000);
+      first.stdin.end();
+      await until(
+        "nothing is left of them",
+        () => filesIn(site.directory).every((name) => !/\.agent\./.test(name)),
+        15_000,
+      );
+      // never to itself
+      await looks(`SSH_AUTH_SOCK='${site.socket}.agent' hf --run true; SSH_AUTH_SOCK='${site.socket}' hf --run true`);
+      assert.is(readlinkSync(`${site.socket}.agent`), lent[0]);
+      await looks("hf --stop --now");
+      assert.is(
+        await looks(`hf --serve --no-agent >/dev/null 2>&1; ${with_(1)} hf --run sh -c 'echo $SSH_AUTH_SOCK'`),
+        `${lent[1]}\n`,
+      );
+    } finally {
+      for (const server of servers) server.close();
+    }
   }),
 );
 
