@@ -282,6 +282,7 @@ ends(
     for (const signal of ["SIGUSR1", "SIGUSR2", "SIGALRM", "SIGPIPE", "SIGXFSZ", "SIGHUP", "SIGCONT"] as const)
       takeSignal(daemon, signal);
     assert.equal([daemon.phase, log.filter((line) => line.includes("Received SIG")).length], ["serving", 7]);
+    assert.equal([...daemon.signals.keys()], ["SIGHUP", "SIGCONT"], "what may belong to an end");
     daemon.signals.clear();
     takeSignal(daemon, "SIGINT");
     takeSignal(daemon, "SIGINT");

@@ -768,126 +768,122 @@ function atTerminal(site: Site, args: string[], env: NodeJS.ProcessEnv = {}): Pr
   });
 }
 
+type Shown = [what: string, args: string[], words: RegExp];
+
+/** Of a run directory where nothing has run, in this order; then of one where a daemon serves processes of wild names. */
+const shownBefore = (run: string): Shown[] => [
+  ["--status of none", ["--status"], /Cannot reach a daemon.*u001b/],
+  ["--bridge of none", ["--bridge", "--no-start"], /Cannot reach a daemon.*u009b/],
+  ["--serve, no token", ["--serve", "--token-file", join(run, "none")], /Cannot read the token file.*u202e/],
+  ["--serve, no such lifetime", ["--serve", "--lifetime", wild], /--lifetime is "\\u001b/],
+  ["an unknown option", ["--serve", `--x=${wild}`], /"--x=\\u001b.*is not an option/],
+  ["--serve", ["--serve"], /listening on .*u001b.*\r\nholdfast: its token is in .*u001b/s],
+  ["--serve --json", ["--serve", "--json"], /^\{"socket":.*u009b/],
+];
+const shownMeanwhile = (run: string): Shown[] => {
+  const call = (what: string, method: string, params: object, words: RegExp): Shown => [
+    `--call of ${what}`,
+    ["--call", method, JSON.stringify(params)],
+    words,
+  ];
+  return [
+    ["--status", ["--status"], /processes +2 running.*u001b/s],
+    ["--status --json", ["--status", "--json"], /u202e/],
+    ["--doctor", ["--doctor"], /directory .*u001b/s],
+    ["--doctor --json", ["--doctor", "--json"], /"name":"directory".*u009b/],
+    ["--call process.list", ["--call", "process.list"], /^\{"processes":.*u009b/],
+    ["--call of no method", ["--call", `process.${wild}`], /Unknown method: process\.\\u001b/],
+    call("no file", "files.read", { path: `/dev/null/${wild}`, offset: -1 }, /Cannot use parameter/),
+    call("a directory", "files.read", { path: run }, /Cannot read ".*u001b/),
+    call("no process", "process.reattach", { id: `x${wild}` }, /no process has the id/),
+    call("no command", "process.spawn", { id: "d", command: `/${wild}` }, /Cannot start/),
+    ["--stop --if-idle", ["--stop", "--if-idle"], /Cannot stop: 2 processes/],
+    // a process's own output is data, and passes as it is
+    call(
+      "output",
+      "process.spawn",
+      { id: "raw", command: "/usr/bin/printf", args: ["\\033[31mred"] },
+      /^\x1b\[31mred$/,
+    ),
+    ["--stop", ["--stop", "--now"], /^stopped 2/],
+  ];
+};
+
+async function expectShown(site: Site, run: string, rows: Shown[]): Promise<void> {
+  for (const [what, args, words] of rows) {
+    const all = [...args, "--socket", join(run, "rpc.sock")];
+    const text = (await atTerminal(site, all, { HOME: homeOf(site) })).stdout.toString();
+    assert.match(text, words, what);
+    if (what === "--call of output") continue;
+    assert.not.match(text, acting, `${what}: ${JSON.stringify(text)}`);
+    const isForged = text.split("\r\n").some((line) => line.startsWith("holdfast: forged"));
+    assert.not.ok(isForged, `${what}: a line is not its own`);
+  }
+}
+
+/** With a start-up file that says what is wild. */
+function homeOf({ directory }: Site): string {
+  const home = join(directory, `h${wild.slice(0, 20)}`);
+  mkdirSync(home, { recursive: true });
+  writeFileSync(join(home, ".bashrc"), `printf '${wild.replaceAll("\n", "\\n")}'\n`);
+  return home;
+}
+
+/** Starts two processes, and asks for what there is not. */
+async function askWildly(socket: string): Promise<void> {
+  const token = readFileSync(`${socket}.token`, "utf8").trim();
+  const connection = connect(socket);
+  const answers: Buffer[] = [];
+  connection.on("data", (chunk) => answers.push(chunk));
+  const requests = [
+    request("process.spawn", { id: wild, command: "/bin/sleep", args: ["60"] }, token, "spawned"),
+    request("process.spawn", { id: "b", command: "/bin/sh", args: ["-c", "sleep 60", wild] }, token),
+    request(wild, {}, token),
+    request("process.spawn", { id: `c${wild}`, command: `/bin/${wild}` }, token),
+    request("server.ping", {}, wild),
+    request("server.ping", {}, token, "last"),
+  ];
+  connection.write(Buffer.concat(requests.map(frameOf)));
+  const isAnswered = (id: string): boolean => Buffer.concat(answers).includes(`"${id}"`);
+  await until("all is answered", () => isAnswered("last") && isAnswered("spawned"), answerMs);
+  connection.destroy();
+}
+
+/** Its lines are its own. */
+function checkLog(log: string): void {
+  assert.match(log, /Started "\\u001b/);
+  assert.not.match(log, acting);
+  const isOwn = (line: string): boolean =>
+    line === "" || /^\d{4}-\d\d-\d\dT[\d:.]+Z (Remote server|\[(Server|Process)\]) /.test(line);
+  assert.ok(log.split("\n").every(isOwn), log);
+}
+
 shown(
   "gets no control character of a path, an id, a command, a host or a start-up file from any mode, nor does the log",
   () =>
     withDirectory(async (site) => {
-      const home = join(site.directory, `h${wild.slice(0, 20)}`);
       const run = join(site.directory, wild);
-      mkdirSync(home);
+      const recordPath = join(run, "rpc.sock.record");
       mkdirSync(run, { mode: 0o700 });
-      writeFileSync(join(home, ".bashrc"), `printf '${wild.replaceAll("\n", "\\n")}'\n`);
-      const socket = join(run, "rpc.sock");
-      const env = { HOME: home };
-      const expect = async (
-        what: string,
-        args: string[],
-        words: RegExp,
-        more: NodeJS.ProcessEnv = {},
-      ): Promise<void> => {
-        const text = (await atTerminal(site, args, { ...env, ...more })).stdout.toString();
-        assert.match(text, words, what);
-        assert.not.match(text, acting, `${what}: ${JSON.stringify(text)}`);
-        assert.ok(
-          text.split("\r\n").every((line) => !line.startsWith("holdfast: forged")),
-          `${what}: a line is not its own`,
-        );
-      };
-      const at = ["--socket", socket];
-      await expect("--status of none", ["--status", ...at], /Cannot reach a daemon.*u001b/);
-      await expect("--bridge of none", ["--bridge", "--no-start", ...at], /Cannot reach a daemon.*u009b/, {
-        HOME: home,
-      });
-      await expect(
-        "--serve, no token",
-        ["--serve", ...at, "--token-file", join(run, "none")],
-        /Cannot read the token file.*u202e/,
-      );
-      await expect("--serve, no such lifetime", ["--serve", ...at, "--lifetime", wild], /--lifetime is "\\u001b/);
-      await expect("an unknown option", ["--serve", `--x=${wild}`], /"--x=\\u001b.*is not an option/);
-      await expect("--serve", ["--serve", ...at], /listening on .*u001b.*\r\nholdfast: its token is in .*u001b/s);
-      await expect("--serve --json", ["--serve", "--json", ...at], /^\{"socket":.*u009b/);
-      const token = readFileSync(`${socket}.token`, "utf8").trim();
-      const record = JSON.parse(readFileSync(`${socket}.record`, "utf8"));
-      const connection = connect(socket);
-      const answers: Buffer[] = [];
-      connection.on("data", (chunk) => answers.push(chunk));
-      connection.write(
-        Buffer.concat([
-          frameOf(request("process.spawn", { id: wild, command: "/bin/sleep", args: ["60"] }, token, "spawned")),
-          frameOf(request("process.spawn", { id: "b", command: "/bin/sh", args: ["-c", "sleep 60", wild] }, token)),
-          frameOf(request(wild, {}, token)),
-          frameOf(request("process.spawn", { id: `c${wild}`, command: `/bin/${wild}` }, token)),
-          frameOf(request("server.ping", {}, wild)),
-          frameOf(request("server.ping", {}, token, "last")),
-        ]),
-      );
-      await until(
-        "all is answered",
-        () => /"last"/.test(Buffer.concat(answers).toString()) && /"spawned"/.test(Buffer.concat(answers).toString()),
-        answerMs,
-      );
-      connection.destroy();
-      await expect("--status", ["--status", ...at], /processes +2 running.*u001b/s);
-      await expect("--status --json", ["--status", "--json", ...at], /u202e/);
-      await expect("--doctor", ["--doctor", ...at], /directory .*u001b/s);
-      await expect("--doctor --json", ["--doctor", "--json", ...at], /"name":"directory".*u009b/);
-      await expect("--call process.list", ["--call", "process.list", ...at], /^\{"processes":.*u009b/);
-      await expect("--call of no method", ["--call", `process.${wild}`, ...at], /Unknown method: process\.\\u001b/);
-      await expect(
-        "--call of no file",
-        ["--call", "files.read", JSON.stringify({ path: `/dev/null/${wild}`, offset: -1 }), ...at],
-        /Cannot use parameter/,
-      );
-      await expect(
-        "--call of a directory",
-        ["--call", "files.read", JSON.stringify({ path: run }), ...at],
-        /Cannot read ".*u001b/,
-      );
-      await expect(
-        "--call of no process",
-        ["--call", "process.reattach", JSON.stringify({ id: `x${wild}` }), ...at],
-        /no process has the id/,
-      );
-      await expect(
-        "--call of no command",
-        ["--call", "process.spawn", JSON.stringify({ id: "d", command: `/${wild}` }), ...at],
-        /Cannot start/,
-      );
-      await expect("--stop --if-idle", ["--stop", "--if-idle", ...at], /Cannot stop: 2 processes/);
-      // a process's own output is data, and passes as it is
-      const raw = await atTerminal(
-        site,
-        [
-          "--call",
-          "process.spawn",
-          JSON.stringify({ id: "raw", command: "/usr/bin/printf", args: ["\\033[31mred"] }),
-          ...at,
-        ],
-        env,
-      );
-      assert.is(raw.stdout.toString(), "\x1b[31mred");
-      await expect("--stop", ["--stop", "--now", ...at], /^stopped 2/);
-      // the log's lines are its own; the record's text is another host's, or what a daemon noted at its end
-      const log = readFileSync(join(run, "remote-server.log"), "utf8");
-      assert.match(log, /Started "\\u001b/);
-      assert.not.match(log, acting);
-      assert.ok(
-        log
-          .split("\n")
-          .every((line) => line === "" || /^\d{4}-\d\d-\d\dT[\d:.]+Z (Remote server|\[(Server|Process)\]) /.test(line)),
-        log,
-      );
+      await expectShown(site, run, shownBefore(run));
+      const record = JSON.parse(readFileSync(recordPath, "utf8"));
+      await askWildly(join(run, "rpc.sock"));
+      await expectShown(site, run, shownMeanwhile(run));
+      checkLog(readFileSync(join(run, "remote-server.log"), "utf8"));
+      // the record's text is another host's, or what a daemon noted at its end
       for (const change of [
         { host: wild },
         { ended: { at: 1, reason: "terminated", detail: wild } },
         { ended: { at: 1, reason: "crashed", detail: wild }, log: wild },
       ]) {
-        writeFileSync(`${socket}.record`, JSON.stringify({ ...record, pid: 4_194_304, ...change }), { mode: 0o600 });
-        for (const mode of ["--status", "--doctor"])
-          await expect(`${mode} of ${Object.keys(change)[0]}`, [mode, ...at], /evil/);
+        writeFileSync(recordPath, JSON.stringify({ ...record, pid: 4_194_304, ...change }), { mode: 0o600 });
+        const what = Object.keys(change)[0];
+        await expectShown(site, run, [
+          [`--status of ${what}`, ["--status"], /evil/],
+          [`--doctor of ${what}`, ["--doctor"], /evil/],
+        ]);
       }
-      unlinkSync(`${socket}.record`);
+      unlinkSync(recordPath);
       assert.not.ok(isAlive(record.pid));
     }),
 );
