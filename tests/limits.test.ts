@@ -1,4 +1,4 @@
-// time limit: 120 s; long
+// time limit: 200 s; long
 /**
  * What happens when the host runs short: of descriptors, processes, threads, disk, memory, inotify; when its clock jumps; when a file system hangs.
  *
@@ -30,9 +30,11 @@ import {
   builtFile,
   eventually,
   faultRow,
+  frameOf,
   isAlive,
   isRoot,
   openSocket,
+  request,
   sideBySide,
   sleep,
   statOf,
@@ -404,6 +406,79 @@ asRoot(
 
 // Memory
 
+const rssMiB = (pid: number): number =>
+  Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, "latin1"))![1]) >> 10;
+
+limit(
+  "20 clients that send all but the end of a frame of 16 MB",
+  "they are held up to 64 MiB together, the oldest is told; given back as they close",
+  (site) =>
+    withWires(site, async (open) => {
+      const { pid } = await serveBy(site, []);
+      const wire = open();
+      await wire.request("server.ping");
+      const idle = rssMiB(pid);
+      const halves: Socket[] = [];
+      const answers: string[] = [];
+      for (let i = 0; i < 20; i++) {
+        const socket = connect(site.socket).on("error", () => {});
+        socket.on("data", (chunk) => {
+          answers[i] = `${answers[i] ?? ""}${chunk}`;
+        });
+        halves.push(socket);
+        socket.write(frameOf(request("server.authenticate", { token: site.token })));
+        await eventually(() => answers[i]?.includes("authenticated"), "it is known");
+        const half = Buffer.alloc(15_900_000, " ");
+        half.writeUInt32BE(16_000_000);
+        await new Promise((done) => socket.write(half, done));
+      }
+      await eventually(() => answers.filter((text) => text.includes("ENOMEM")).length >= 16, "16 are told");
+      const most = rssMiB(pid);
+      const pingMs = await pingDuring(wire, () => sleep(300));
+      for (const socket of halves) socket.destroy();
+      await eventually(async () => (await wire.request("server.status")).connections === 1, "they have closed");
+      const after = rssMiB(pid);
+      assert.ok(most - idle < 180, `${most - idle} MiB over it`);
+      assert.ok(after - idle < 90, `${after - idle} MiB are kept`);
+      return `so; ${most - idle} MiB over an idle daemon, ${after - idle} MiB when they have closed; ping at most ${pingMs} ms`;
+    }),
+);
+
+limit(
+  "bodies of 16 MB that take long to read: of objects, of arrays in each other, of a thousand requests",
+  "others are answered meanwhile",
+  (site) =>
+    withWires(site, async (open) => {
+      await serveBy(site, []);
+      const wire = open();
+      await wire.request("server.ping");
+      const fill = (unit: string): string => unit.repeat(Math.floor(16_000_000 / unit.length));
+      const head = '{"jsonrpc":"2.0","id":9,"method":"server.ping","params":{"a":';
+      const bodies = [
+        `${head}[${fill("{},")}0]}}`,
+        `${head}${fill("[]").replaceAll("][", "[")}`,
+        `${head}${fill("[").slice(8_000_000)}${fill("]").slice(8_000_000)}}}`,
+        JSON.stringify(Array.from({ length: 1000 }, (_, id) => request("server.status", {}, undefined, id))),
+      ];
+      const dear = connect(site.socket).on("error", () => {});
+      dear.write(frameOf(request("server.authenticate", { token: site.token })));
+      await new Promise((done) => dear.once("data", done));
+      dear.resume();
+      const pingMs = await pingDuring(wire, async () => {
+        for (const body of bodies) {
+          const header = Buffer.alloc(4);
+          header.writeUInt32BE(Buffer.byteLength(body));
+          for (let i = 0; i < 3; i++)
+            await new Promise((done) => dear.write(Buffer.concat([header, Buffer.from(body)]), done));
+        }
+        await sleep(1000);
+      });
+      dear.destroy();
+      assert.ok(pingMs < 1000, `a ping took ${pingMs} ms`); // 4000 and more, were they read
+      return `so; ping at most ${pingMs} ms`;
+    }),
+);
+
 limit(
   "`node --max-old-space-size=64`, and clients that ask for as much as they can",
   "it answers pings, and each request; what is held is bounded",
@@ -493,7 +568,7 @@ async function writeLarge(wire: Wire, path: string, count: number): Promise<void
 
 /** How many messages are not held any more, once each process has said so much. */
 async function droppedOf(wire: Wire, bytes: number): Promise<number> {
-  for (const end = performance.now() + 20_000; ; await sleep(100)) {
+  for (const end = performance.now() + 60_000; ; await sleep(100)) {
     const { processes } = await wire.request("process.list");
     const { processes: summary } = await wire.request("server.status");
     if (summary.every((one: any) => one.id === "deaf" || one.bytes >= bytes))
