@@ -660,7 +660,7 @@ for (const name of ["listens", "has nobody behind it", "is a file", "does not ex
         spawnSync(process.execPath, ["-e", listenAndDie, path]);
         assert.ok(existsSync(path));
       }
-      const echo = "echo ${SSH_AUTH_SOCK-none}";
+      const echo = "printenv SSH_AUTH_SOCK || echo none";
       await call("spawn", sh("a", echo));
       await call("spawn", sh("b", echo, { env: { SSH_AUTH_SOCK: "/mine" } }));
       await exited(peer, "a");

@@ -88,25 +88,43 @@ function numberedLines(first: number, count: number): Buffer {
   return lines;
 }
 
+/** A process says 100 MiB, and ends, while no connection exists. */
+async function sayUnheard(daemon: TestDaemon): Promise<void> {
+  const go = join(daemon.directory, "go");
+  const first = openBridge(daemon);
+  const script = `echo ready; while ! [ -e "$1" ]; do sleep 0.02; done; exec seq ${firstLine} ${firstLine + lineCount - 1}`;
+  const { pid } = await first.wire.request("process.spawn", {
+    id: "lines",
+    command: "/bin/sh",
+    args: ["-c", script, "sh", go],
+  });
+  const ready = await first.wire.message(({ stream }) => stream === "stdout");
+  assert.equal([ready.seq, Buffer.from(ready.data, "base64").toString()], [1, "ready\n"]);
+  await closeBridge(first.bridge);
+  const count = (words: string) => daemon.log().split(words).length;
+  await eventually(() => count("New connection from") === count("Connection closed"), "no connection exists");
+  writeFileSync(go, "");
+  await eventually(() => !isAlive(pid), "the process has ended", 60_000);
+  assert.is(count("New connection from"), count("Connection closed"), "nobody has connected meanwhile");
+}
+
+/** What is held is the end of the output, and as much as may be; what is before it fits into the messages that were dropped. */
+function assertEndOf(all: Buffer, held: Buffer, dropped: number): void {
+  assert.ok(
+    held.length <= replayBytes && held.length > replayBytes - replayBytes / 8, // the oldest goes by segments
+    `${held.length} bytes are held, of ${replayBytes}`,
+  );
+  assertBytes(held, all.subarray(all.length - held.length), "what is held is the end of the output");
+  assert.ok(
+    dropped * messageBytes >= all.length - held.length,
+    `${dropped} messages cannot have had ${all.length - held.length} bytes`,
+  );
+  assert.ok(dropped < all.length - held.length, "no message is empty");
+}
+
 test("100 MiB are written while no connection exists: what is held is replayed once, in order, and firstSeq names what was dropped", () =>
   withSmallSpools(async (daemon) => {
-    const go = join(daemon.directory, "go");
-    const first = openBridge(daemon);
-    const script = `echo ready; while ! [ -e "$1" ]; do sleep 0.02; done; exec seq ${firstLine} ${firstLine + lineCount - 1}`;
-    const { pid } = await first.wire.request("process.spawn", {
-      id: "lines",
-      command: "/bin/sh",
-      args: ["-c", script, "sh", go],
-    });
-    const ready = await first.wire.message(({ stream }) => stream === "stdout");
-    assert.equal([ready.seq, Buffer.from(ready.data, "base64").toString()], [1, "ready\n"]);
-    await closeBridge(first.bridge);
-    const count = (words: string) => daemon.log().split(words).length;
-    await eventually(() => count("New connection from") === count("Connection closed"), "no connection exists");
-    writeFileSync(go, "");
-    await eventually(() => !isAlive(pid), "the process has ended", 60_000);
-    assert.is(count("New connection from"), count("Connection closed"), "nobody has connected meanwhile");
-
+    await sayUnheard(daemon);
     const { bridge, wire } = openBridge(daemon);
     const found = await wire.request("process.reattach", { id: "lines", fromSeq: 1 });
     await wire.message(isExit("lines"));
@@ -130,22 +148,13 @@ test("100 MiB are written while no connection exists: what is held is replayed o
       exitCode: 0,
     });
     const held = bytesOf(wire.messages, "lines");
-    assert.ok(
-      held.length <= replayBytes && held.length > replayBytes - replayBytes / 8, // the oldest goes by segments
-      `${held.length} bytes are held, of ${replayBytes}`,
-    );
     const all = numberedLines(firstLine, lineCount);
-    assertBytes(held, all.subarray(all.length - held.length), "what is held is the end of the output");
     for (const { data, seq } of wire.messages)
       if (data !== undefined)
         assert.ok(Buffer.byteLength(data, "base64") <= messageBytes, `message ${seq} is too large`);
     // messages 1 ("ready") to firstSeq - 1 are gone, and with them exactly the bytes before what is held
     const dropped = found.firstSeq - 1 - 1;
-    assert.ok(
-      dropped * messageBytes >= all.length - held.length,
-      `${dropped} messages cannot have had ${all.length - held.length} bytes`,
-    );
-    assert.ok(dropped < all.length - held.length, "no message is empty");
+    assertEndOf(all, held, dropped);
 
     // the same again from the middle, and from the end
     wire.messages.length = 0;
@@ -202,119 +211,149 @@ function takeUp(wire: Wire, id: string, ledger: Ledger): Promise<any> {
   });
 }
 
+/** Two processes of one client: one gives back what it is given, one says more than is held, whenever it is told to. */
+interface Torture {
+  daemon: TestDaemon;
+  random: () => number;
+  echo: Ledger;
+  burst: Ledger;
+  /** 51.5 MiB: as much as there is time for. */
+  sent: Buffer;
+  sentBytes: number;
+  bursts: number;
+  burstInput: string;
+  /** Rounds in which bytes were on their way as the bridge was killed. */
+  inTheMiddle: number;
+}
+
+/** 20.6 MiB: more than is held. */
+const burstLines = 2_400_000;
+
+const newLedger = (): Ledger => ({ lastSeq: 0, seen: [], gaps: [], exit: undefined });
+
+async function startTorture(daemon: TestDaemon, received: string): Promise<Torture> {
+  const first = openBridge(daemon);
+  await first.wire.request("process.spawn", { id: "echo", command: "tee", args: [received] });
+  await first.wire.request("process.spawn", {
+    id: "burst",
+    command: "/bin/sh",
+    args: ["-c", "while read from to; do seq $from $to; done"],
+  });
+  await closeBridge(first.bridge);
+  return {
+    ...{ daemon, random: createFractions(20_261_122), echo: newLedger(), burst: newLedger() },
+    ...{ sent: numberedLines(firstLine, 6_000_000), sentBytes: 0, bursts: 0, burstInput: "", inTheMiddle: 0 },
+  };
+}
+
+/** A bridge, attached to both, and killed; one in five before it is attached for sure, the others from then on. */
+async function killBridge(torture: Torture, round: number): Promise<void> {
+  const { daemon, random, echo, burst } = torture;
+  const { bridge, wire } = openBridge(daemon);
+  readInto(wire, { echo, burst });
+  let isOpen = true;
+  const dead = new Promise<void>((done) => bridge.once("close", () => done()));
+  void dead.then(() => {
+    isOpen = false;
+  });
+  const early = round % 5 === 0;
+  if (early) setTimeout(() => bridge.kill("SIGKILL"), random() * 120);
+  const found = await Promise.all([takeUp(wire, "echo", echo), takeUp(wire, "burst", burst)]).catch(() => undefined);
+  if (found !== undefined) {
+    const [{ stdinApplied }, { stdinApplied: burstApplied }] = found;
+    assert.ok(stdinApplied <= torture.sentBytes, "no more is applied than was sent");
+    if (round % 10 === 1) orderBurst(torture);
+    wire.request("process.stdin", burstParams(torture, burstApplied)).catch(() => {});
+    if (!early) setTimeout(() => bridge.kill("SIGKILL"), random() * 80);
+    await sendPieces(torture, wire, stdinApplied, () => isOpen);
+  }
+  await dead;
+  if (found !== undefined && seenBytes(echo) < torture.sentBytes) torture.inTheMiddle++;
+}
+
+function orderBurst(torture: Torture): void {
+  const from = firstLine + torture.bursts * burstLines;
+  torture.bursts++;
+  torture.burstInput += `${from} ${from + burstLines - 1}\n`;
+}
+
+function burstParams({ burstInput }: Torture, offset: number): { id: string; offset: number; data: string } {
+  return { id: "burst", offset, data: Buffer.from(burstInput).subarray(offset).toString("base64") };
+}
+
+/** From what is applied, in pieces of any size, until the bridge is killed. */
+async function sendPieces(torture: Torture, wire: Wire, applied: number, isOpen: () => boolean): Promise<void> {
+  const { sent, echo, random } = torture;
+  for (let offset = applied; isOpen() && offset < sent.length; await sleep(1)) {
+    if (torture.sentBytes - seenBytes(echo) > replayBytes / 2) continue; // what is echoed must not be dropped
+    const piece = sent.subarray(offset, offset + 1 + Math.floor(random() * 40_000));
+    wire.request("process.stdin", { id: "echo", offset, data: piece.toString("base64") }).catch(() => {});
+    offset += piece.length;
+    torture.sentBytes = Math.max(torture.sentBytes, offset);
+  }
+}
+
+/** The rest of both stdins, over a bridge that nobody kills; and both ends. */
+async function endTorture(torture: Torture): Promise<void> {
+  const { daemon, echo, burst, sent, sentBytes } = torture;
+  const { bridge, wire } = openBridge(daemon);
+  readInto(wire, { echo, burst });
+  const { stdinApplied } = await takeUp(wire, "echo", echo);
+  const { stdinApplied: burstApplied } = await takeUp(wire, "burst", burst);
+  for (let offset = stdinApplied; offset < sentBytes; offset += 1 << 20) {
+    const data = sent.subarray(offset, Math.min(sentBytes, offset + (1 << 20))).toString("base64");
+    await wire.request("process.stdin", { id: "echo", offset, data });
+  }
+  await wire.request("process.stdin", { id: "echo", end: true });
+  await wire.request("process.stdin", { ...burstParams(torture, burstApplied), end: true });
+  await eventually(() => echo.exit !== undefined && burst.exit !== undefined, "both have ended", 20_000);
+  await closeBridge(bridge);
+}
+
+/** Of the bursts there are gaps: between them each piece is where it belongs, and a gap's bytes fit into the messages that it names. */
+function assertPieces({ burst, bursts }: Torture): void {
+  const all = numberedLines(firstLine, bursts * burstLines);
+  const seen = Buffer.concat(burst.seen);
+  assert.ok(burst.gaps.length > 0, "no burst was interrupted: nothing was tested");
+  let place = 0;
+  let from = 0;
+  for (const { afterBytes, messages } of [...burst.gaps, { afterBytes: seen.length, messages: 0 }]) {
+    const piece = seen.subarray(from, afterBytes);
+    assertBytes(piece, all.subarray(place, place + piece.length), `the piece at ${from}`);
+    place += piece.length;
+    from = afterBytes;
+    if (messages === 0) continue;
+    const at = placeOf(seen, from);
+    assert.ok(
+      at > place && at - place <= messages * messageBytes,
+      `${messages} messages are named, ${at - place} bytes are missing`,
+    );
+    place = at;
+  }
+  assert.is(place, all.length, "the end of the output is there");
+}
+
+/** Where some bytes of numbered lines belong, by the first whole line in them. */
+function placeOf(seen: Buffer, from: number): number {
+  const next = seen.subarray(from, from + 9 + 8);
+  const line =
+    /\n(\d{8})\n/.exec(`\n${next.toString("latin1")}`) ?? /(\d{8})\n/.exec(seen.toString("latin1", from, from + 40))!;
+  const before = line.index + line[0].indexOf(line[1]!) - (line[0].startsWith("\n") ? 1 : 0);
+  return (Number(line[1]) - firstLine) * 9 - before;
+}
+
 test("a bridge is killed 100 times, in the middle of output and of stdin: each byte arrives once, or is in a gap that is named", () =>
   withSmallSpools(async (daemon) => {
-    const random = createFractions(20_261_122);
     const received = join(daemon.directory, "received");
-    const sent = numberedLines(firstLine, 6_000_000); // 51.5 MiB: as much as there is time for
-    let sentBytes = 0;
-    const echo: Ledger = { lastSeq: 0, seen: [], gaps: [], exit: undefined };
-    const burst: Ledger = { lastSeq: 0, seen: [], gaps: [], exit: undefined };
-    const burstLines = 2_400_000; // 20.6 MiB: more than is held
-    let bursts = 0;
-    let burstInput = "";
-    let inTheMiddle = 0;
-    const echoedBytes = () => seenBytes(echo);
-
-    const first = openBridge(daemon);
-    await first.wire.request("process.spawn", { id: "echo", command: "tee", args: [received] });
-    await first.wire.request("process.spawn", {
-      id: "burst",
-      command: "/bin/sh",
-      args: ["-c", "while read from to; do seq $from $to; done"],
-    });
-    await closeBridge(first.bridge);
-
-    for (let round = 1; round <= 100; round++) {
-      const { bridge, wire } = openBridge(daemon);
-      readInto(wire, { echo, burst });
-      const dead = new Promise<void>((done) => bridge.once("close", () => done()));
-      let isOpen = true;
-      void dead.then(() => (isOpen = false));
-      // one in five before it is attached for sure, the others from then on
-      const early = round % 5 === 0;
-      if (early) setTimeout(() => bridge.kill("SIGKILL"), random() * 120);
-      const found = await Promise.all([takeUp(wire, "echo", echo), takeUp(wire, "burst", burst)]).catch(
-        () => undefined,
-      );
-      if (found !== undefined) {
-        const [{ stdinApplied }, { stdinApplied: burstApplied }] = found;
-        assert.ok(stdinApplied <= sentBytes, "no more is applied than was sent");
-        if (round % 10 === 1) {
-          burstInput += `${firstLine + bursts * burstLines} ${firstLine + ++bursts * burstLines - 1}\n`;
-        }
-        wire
-          .request("process.stdin", {
-            id: "burst",
-            offset: burstApplied,
-            data: Buffer.from(burstInput).subarray(burstApplied).toString("base64"),
-          })
-          .catch(() => {});
-        if (!early) setTimeout(() => bridge.kill("SIGKILL"), random() * 80);
-        // from what is applied, in pieces of any size, until it is killed
-        for (let offset = stdinApplied; isOpen && offset < sent.length; await sleep(1)) {
-          if (sentBytes - echoedBytes() > replayBytes / 2) continue; // what is echoed must not be dropped
-          const piece = sent.subarray(offset, offset + 1 + Math.floor(random() * 40_000));
-          wire.request("process.stdin", { id: "echo", offset, data: piece.toString("base64") }).catch(() => {});
-          offset += piece.length;
-          sentBytes = Math.max(sentBytes, offset);
-        }
-      }
-      await dead;
-      if (found !== undefined && echoedBytes() < sentBytes) inTheMiddle++;
-    }
-
-    const { bridge, wire } = openBridge(daemon);
-    readInto(wire, { echo, burst });
-    const { stdinApplied } = await takeUp(wire, "echo", echo);
-    const { stdinApplied: burstApplied } = await takeUp(wire, "burst", burst);
-    for (let offset = stdinApplied; offset < sentBytes; offset += 1 << 20) {
-      await wire.request("process.stdin", {
-        id: "echo",
-        offset,
-        data: sent.subarray(offset, Math.min(sentBytes, offset + (1 << 20))).toString("base64"),
-      });
-    }
-    await wire.request("process.stdin", { id: "echo", end: true });
-    await wire.request("process.stdin", {
-      id: "burst",
-      offset: burstApplied,
-      data: Buffer.from(burstInput).subarray(burstApplied).toString("base64"),
-      end: true,
-    });
-    await eventually(() => echo.exit !== undefined && burst.exit !== undefined, "both have ended", 20_000);
-    await closeBridge(bridge);
-
+    const torture = await startTorture(daemon, received);
+    for (let round = 1; round <= 100; round++) await killBridge(torture, round);
+    await endTorture(torture);
+    const { echo, burst, sent, sentBytes, bursts, inTheMiddle } = torture;
     assert.equal([echo.wrong, burst.wrong], [undefined, undefined]);
     assertBytes(readFileSync(received), sent.subarray(0, sentBytes), "what the child has received");
     assert.equal(echo.gaps, []);
     assertBytes(Buffer.concat(echo.seen), sent.subarray(0, sentBytes), "what the client has seen of it");
-    // of the bursts there are gaps: between them each piece is where it belongs, and a gap's bytes fit into the messages that it names
-    const all = numberedLines(firstLine, bursts * burstLines);
-    const seen = Buffer.concat(burst.seen);
-    assert.ok(burst.gaps.length > 0, "no burst was interrupted: nothing was tested");
-    let place = 0;
-    let from = 0;
-    for (const { afterBytes, messages } of [...burst.gaps, { afterBytes: seen.length, messages: 0 }]) {
-      const piece = seen.subarray(from, afterBytes);
-      assertBytes(piece, all.subarray(place, place + piece.length), `the piece at ${from}`);
-      place += piece.length;
-      from = afterBytes;
-      if (messages === 0) continue;
-      const next = seen.subarray(from, from + 9 + 8); // finds its place by the first whole line
-      const line =
-        /\n(\d{8})\n/.exec(`\n${next.toString("latin1")}`) ??
-        /(\d{8})\n/.exec(seen.toString("latin1", from, from + 40))!;
-      const at =
-        (Number(line[1]) - firstLine) * 9 -
-        (line.index + line[0].indexOf(line[1]!) - (line[0].startsWith("\n") ? 1 : 0));
-      assert.ok(
-        at > place && at - place <= messages * messageBytes,
-        `${messages} messages are named, ${at - place} bytes are missing`,
-      );
-      place = at;
-    }
-    assert.is(place, all.length, "the end of the output is there");
+    assertPieces(torture);
     assert.ok(inTheMiddle >= 60, `only ${inTheMiddle} of 100 were killed in the middle`);
     console.log(
       `100 bridges killed: ${sentBytes} bytes of stdin, ${inTheMiddle} times with bytes on their way, ${burst.gaps.length} gaps named of ${bursts} bursts`,
@@ -488,7 +527,7 @@ hardTest("ids may be any text that is not empty", () =>
       "-1",
       "null",
       "%s",
-      "${x}",
+      "\u0024{x}",
       "\u00e4",
       "a\u0308",
       "日本語",
@@ -543,127 +582,147 @@ function createLineClient({ socket, token }: TestDaemon) {
   return { connection, lines, wait, call };
 }
 
+type LineClient = ReturnType<typeof createLineClient>;
+
+const base64 = (text: string): string => Buffer.from(text).toString("base64");
+
+async function callServer({ call }: LineClient): Promise<void> {
+  assert.equal(await call("server.ping"), { pong: true });
+  const capabilities = await call("server.capabilities");
+  assert.match(capabilities.instanceId, /^[0-9a-f]{32}$/);
+  assert.equal(
+    [typeof capabilities.version, typeof capabilities.startedAt, typeof capabilities.lifetime],
+    ["string", "number", "object"],
+  );
+  for (const name of [
+    "server.ping",
+    "process.spawn",
+    "process.stdin",
+    "process.kill",
+    "process.killAndWait",
+    "process.reattach",
+    "process.list",
+    "files.stat",
+    "files.list",
+    "files.read",
+    "files.write",
+    "files.validate",
+  ])
+    assert.ok(capabilities.methods.includes(name), name);
+}
+
+async function callProcess({ lines, wait, call }: LineClient): Promise<void> {
+  const spawned = await call("process.spawn", {
+    id: "uuid-1",
+    command: "/bin/sh",
+    args: ["-c", 'echo "$GREETING from $PWD"; echo oops >&2; cat'],
+    cwd: "/tmp",
+    env: { GREETING: "hello" },
+  });
+  assert.equal(spawned, { success: true, pid: spawned.pid });
+  assert.ok(isAlive(spawned.pid));
+  const isOutput = (seq: number) => (line: any) => line.processId === "uuid-1" && line.seq === seq;
+  const said = [await wait(isOutput(1)), await wait(isOutput(2))].sort((one, other) =>
+    one.stream < other.stream ? 1 : -1,
+  );
+  assert.equal(
+    said.map(({ seq, ...line }) => line),
+    [
+      { type: "stream", processId: "uuid-1", stream: "stdout", data: base64("hello from /tmp\n") },
+      { type: "stream", processId: "uuid-1", stream: "stderr", data: base64("oops\n") },
+    ],
+  );
+  assert.equal(await call("process.stdin", { id: "uuid-1", data: base64("one "), offset: 0 }), {
+    success: true,
+    applied: 4,
+  });
+  assert.equal(await call("process.stdin", { id: "uuid-1", data: base64("one two "), offset: 0 }), {
+    success: true,
+    applied: 8,
+  });
+  assert.equal(await call("process.stdin", { id: "uuid-1", data: base64("two "), offset: 4 }), {
+    success: true,
+    applied: 8,
+    duplicate: true,
+  });
+  const gap = await call("process.stdin", { id: "uuid-1", data: base64("x"), offset: 9 });
+  assert.equal([gap.code, gap.data.applied], [-32003, 8]);
+  const {
+    processes: [listed],
+  } = await call("process.list");
+  assert.equal(
+    [listed.id, listed.command, listed.pid, listed.cwd, listed.running],
+    ["uuid-1", "/bin/sh", spawned.pid, "/tmp", true],
+  );
+  assert.equal(await call("process.stdin", { id: "uuid-1", data: base64("three"), end: true }), {
+    success: true,
+    applied: 13,
+  });
+  await endProcess({ lines, wait, call });
+}
+
+async function endProcess({ lines, wait, call }: Omit<LineClient, "connection">): Promise<void> {
+  const exit = await wait((line) => line.stream === "exit");
+  assert.equal(exit, {
+    type: "stream",
+    processId: "uuid-1",
+    stream: "exit",
+    seq: lines.filter(({ type }) => type === "stream").length,
+    exitCode: 0,
+  });
+  assert.is(bytesOf(lines, "uuid-1").toString(), "hello from /tmp\none two three");
+  assert.equal(await call("process.reattach", { id: "uuid-1", fromSeq: 0 }), {
+    found: true,
+    running: false,
+    firstSeq: 1,
+    lastSeq: exit.seq,
+    stdinApplied: 13,
+    exitCode: 0,
+  });
+  await wait((line) => lines.filter(({ stream }) => stream === "exit").length === 2 && line.stream === "exit");
+  assert.is(lines.filter(({ type }) => type === "stream").length, 2 * exit.seq, "the replay is what was sent first");
+}
+
+async function callKill({ wait, call }: LineClient): Promise<void> {
+  await call("process.spawn", { id: "uuid-2", command: "sleep", args: ["100"] });
+  assert.equal(await call("process.kill", { id: "uuid-2", signal: "SIGINT" }), { success: true });
+  const { seq: _, ...killed } = await wait((line) => line.processId === "uuid-2" && line.stream === "exit");
+  assert.equal(killed, {
+    type: "stream",
+    processId: "uuid-2",
+    stream: "exit",
+    exitCode: 130,
+    signal: "SIGINT",
+    killedBy: "client",
+  });
+  await call("process.spawn", { id: "uuid-3", command: "sleep", args: ["100"] });
+  assert.equal(await call("process.killAndWait", { id: "uuid-3", timeoutMs: 5000 }), { found: true, died: true });
+}
+
+async function callFiles({ call }: LineClient, directory: string): Promise<void> {
+  const path = join(directory, "file.txt");
+  assert.equal(await call("files.write", { path, content: "text\n", mode: 0o640 }), { written: 5 });
+  const { mtimeMs, ...stat } = await call("files.stat", { path });
+  assert.equal([stat, typeof mtimeMs], [{ exists: true, isDir: false, size: 5, mode: "-rw-r-----" }, "number"]);
+  const read = await call("files.read", { path });
+  assert.equal([read.content, read.exists], ["text\n", true]);
+  assert.ok(
+    (await call("files.list", { path: directory })).entries.some(
+      (entry: any) => entry.name === "file.txt" && entry.path === path && entry.isDir === false,
+    ),
+  );
+  assert.equal(await call("files.validate", { path: directory }), { valid: true, isDir: true });
+  assert.equal((await call("files.read", { path: directory })).code, -32603);
+}
+
 existingTest("a client of lines and string ids does all of process.* and files.* with the names of wire.md", () =>
   withDaemon(async (daemon) => {
-    const { connection, lines, wait, call } = createLineClient(daemon);
-    const base64 = (text: string) => Buffer.from(text).toString("base64");
-    const path = join(daemon.directory, "file.txt");
-    assert.equal(await call("server.ping"), { pong: true });
-    const capabilities = await call("server.capabilities");
-    assert.match(capabilities.instanceId, /^[0-9a-f]{32}$/);
-    assert.equal(
-      [typeof capabilities.version, typeof capabilities.startedAt, typeof capabilities.lifetime],
-      ["string", "number", "object"],
-    );
-    for (const name of [
-      "server.ping",
-      "process.spawn",
-      "process.stdin",
-      "process.kill",
-      "process.killAndWait",
-      "process.reattach",
-      "process.list",
-      "files.stat",
-      "files.list",
-      "files.read",
-      "files.write",
-      "files.validate",
-    ])
-      assert.ok(capabilities.methods.includes(name), name);
-
-    const spawned = await call("process.spawn", {
-      id: "uuid-1",
-      command: "/bin/sh",
-      args: ["-c", 'echo "$GREETING from $PWD"; echo oops >&2; cat'],
-      cwd: "/tmp",
-      env: { GREETING: "hello" },
-    });
-    assert.equal(spawned, { success: true, pid: spawned.pid });
-    assert.ok(isAlive(spawned.pid));
-    const isOutput = (seq: number) => (line: any) => line.processId === "uuid-1" && line.seq === seq;
-    const said = [await wait(isOutput(1)), await wait(isOutput(2))].sort((one, other) =>
-      one.stream < other.stream ? 1 : -1,
-    );
-    assert.equal(
-      said.map(({ seq, ...line }) => line),
-      [
-        { type: "stream", processId: "uuid-1", stream: "stdout", data: base64("hello from /tmp\n") },
-        { type: "stream", processId: "uuid-1", stream: "stderr", data: base64("oops\n") },
-      ],
-    );
-    assert.equal(await call("process.stdin", { id: "uuid-1", data: base64("one "), offset: 0 }), {
-      success: true,
-      applied: 4,
-    });
-    assert.equal(await call("process.stdin", { id: "uuid-1", data: base64("one two "), offset: 0 }), {
-      success: true,
-      applied: 8,
-    });
-    assert.equal(await call("process.stdin", { id: "uuid-1", data: base64("two "), offset: 4 }), {
-      success: true,
-      applied: 8,
-      duplicate: true,
-    });
-    const gap = await call("process.stdin", { id: "uuid-1", data: base64("x"), offset: 9 });
-    assert.equal([gap.code, gap.data.applied], [-32003, 8]);
-    const {
-      processes: [listed],
-    } = await call("process.list");
-    assert.equal(
-      [listed.id, listed.command, listed.pid, listed.cwd, listed.running],
-      ["uuid-1", "/bin/sh", spawned.pid, "/tmp", true],
-    );
-    assert.equal(await call("process.stdin", { id: "uuid-1", data: base64("three"), end: true }), {
-      success: true,
-      applied: 13,
-    });
-    const exit = await wait((line) => line.stream === "exit");
-    assert.equal(exit, {
-      type: "stream",
-      processId: "uuid-1",
-      stream: "exit",
-      seq: lines.filter(({ type }) => type === "stream").length,
-      exitCode: 0,
-    });
-    assert.is(bytesOf(lines, "uuid-1").toString(), "hello from /tmp\none two three");
-    assert.equal(await call("process.reattach", { id: "uuid-1", fromSeq: 0 }), {
-      found: true,
-      running: false,
-      firstSeq: 1,
-      lastSeq: exit.seq,
-      stdinApplied: 13,
-      exitCode: 0,
-    });
-    await wait((line) => lines.filter(({ stream }) => stream === "exit").length === 2 && line.stream === "exit");
-    assert.is(lines.filter(({ type }) => type === "stream").length, 2 * exit.seq, "the replay is what was sent first");
-
-    await call("process.spawn", { id: "uuid-2", command: "sleep", args: ["100"] });
-    assert.equal(await call("process.kill", { id: "uuid-2", signal: "SIGINT" }), { success: true });
-    const { seq: _, ...killed } = await wait((line) => line.processId === "uuid-2" && line.stream === "exit");
-    assert.equal(killed, {
-      type: "stream",
-      processId: "uuid-2",
-      stream: "exit",
-      exitCode: 130,
-      signal: "SIGINT",
-      killedBy: "client",
-    });
-    await call("process.spawn", { id: "uuid-3", command: "sleep", args: ["100"] });
-    assert.equal(await call("process.killAndWait", { id: "uuid-3", timeoutMs: 5000 }), { found: true, died: true });
-
-    assert.equal(await call("files.write", { path, content: "text\n", mode: 0o640 }), { written: 5 });
-    const { mtimeMs, ...stat } = await call("files.stat", { path });
-    assert.equal([stat, typeof mtimeMs], [{ exists: true, isDir: false, size: 5, mode: "-rw-r-----" }, "number"]);
-    const read = await call("files.read", { path });
-    assert.equal([read.content, read.exists], ["text\n", true]);
-    assert.ok(
-      (await call("files.list", { path: daemon.directory })).entries.some(
-        (entry: any) => entry.name === "file.txt" && entry.path === path && entry.isDir === false,
-      ),
-    );
-    assert.equal(await call("files.validate", { path: daemon.directory }), { valid: true, isDir: true });
-    assert.equal((await call("files.read", { path: daemon.directory })).code, -32603);
-    connection.destroy();
+    const client = createLineClient(daemon);
+    await callServer(client);
+    await callProcess(client);
+    await callKill(client);
+    await callFiles(client, daemon.directory);
+    client.connection.destroy();
   }),
 );
 
@@ -1047,7 +1106,9 @@ flood(
     for (let attempt = 1; ; attempt++) {
       let measured!: Measured;
       await withDaemon((control) =>
-        withDaemon(async (daemon) => void (measured = await measureFlood(daemon, control))),
+        withDaemon(async (daemon) => {
+          measured = await measureFlood(daemon, control);
+        }),
       );
       const { idleKiB, peakKiB, bridgeKiB, busyMs, allMs, controlMs } = measured;
       const [busy, all, idle] = [busyMs, allMs, controlMs].map((values) => percentile(values, 0.99)) as [
