@@ -11,12 +11,12 @@ import { dirname } from "node:path";
 import { endLeft, forgetLeft } from "./adoption.ts";
 import type { ConnectFailure } from "./client.ts";
 import { connectClient, proveAnswering, tryConnect } from "./client.ts";
-import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, Failure, osFailure } from "./failure.ts";
-import type { Facts, World } from "./host.ts";
+import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, Failure, osFailure, safely } from "./failure.ts";
+import type { Facts, Place, World } from "./host.ts";
 import { placeOf, probeHost, realWorld } from "./host.ts";
-import { launchDaemon, moveRunning } from "./launch.ts";
-import type { Launch, Lifetime } from "./lifetime.ts";
-import { chooseLaunch, describeVerdict, judgePlace, switchLingerOn } from "./lifetime.ts";
+import { launchDaemon, moveRunning, moveWork } from "./launch.ts";
+import type { Launch, Lifetime, Verdict } from "./lifetime.ts";
+import { chooseLaunch, describeVerdict, judgePlace, judgeWork, switchLingerOn } from "./lifetime.ts";
 import type { Reached } from "./reach.ts";
 import {
   answerMs,
@@ -31,6 +31,7 @@ import {
 import { absenceFailure, explainAbsence, timeWords } from "./reasons.ts";
 import type { DaemonRecord, Identity } from "./record.ts";
 import {
+  argumentsOf,
   claimSoon,
   identify,
   isOtherHost,
@@ -294,7 +295,10 @@ async function joinReached({ client, record }: Reached, options: StartOptions, w
   // in another pid namespace its pid means somebody else
   const isHere = isAlive(record);
   const facts = await probeHost(world, isHere ? { pid: record.pid } : {});
-  if (isHere) await mend(record.pid, facts, options, world);
+  if (isHere) {
+    const { processes } = (await client.request("server.status", {}, record.key, answerMs)) as { processes: Work[] };
+    await mend([record.pid, ...holdersOf(processes, options.places)], facts, options, world);
+  }
   const { pid, instanceId, version, lifetime } = !answer || isHere ? await admit({ facts }) : answer;
   return { pid, instance: instanceId, lifetime, facts, how: answer?.revived ? "revived" : "joined", version };
 }
@@ -307,10 +311,11 @@ interface Admitted {
   lifetime: Lifetime;
 }
 
-async function mend(pid: number, facts: Facts, options: StartOptions, world: World): Promise<void> {
+/** @param pids The daemon's, and those of holders that are not its children. */
+async function mend([pid, ...holders]: number[], facts: Facts, options: StartOptions, world: World): Promise<void> {
   if (options.enableLinger) await switchLingerOn(facts, world);
   if (options.launch === "detach" || chooseLaunch(facts).launch !== "scope") return;
-  await moveRunning([pid, ...familyOf(childrenOf(pid))], facts, world);
+  await moveRunning([pid!, ...familyOf([...childrenOf(pid!), ...holders])], facts, world);
 }
 
 /** @returns Undefined when another daemon published before ours. */
@@ -356,6 +361,24 @@ function handoverOf(
   };
 }
 
+/** A process in server.status. */
+interface Work {
+  id: string;
+  pid: number;
+  running: boolean;
+}
+
+function placesOf(work: Work[], world: World): [id: string, place: Place][] {
+  return work.filter(({ running }) => running).map(({ id, pid }) => [id, placeOf(pid, world)]);
+}
+
+/** The holders of processes, by their arguments: the parent of what an earlier daemon has left without one may be anybody. */
+function holdersOf(work: Work[], { held }: Places): number[] {
+  const pids = new Set(work.map(({ pid }) => pid));
+  const isHolder = (pid: number) => safely(() => argumentsOf(pid).some((word) => word.startsWith(`${held}/`)));
+  return livingProcesses().flatMap(({ pid, parent }) => (pids.has(pid) && isHolder(parent) ? [parent] : []));
+}
+
 /** A real request over the socket, and the place where the process really is. */
 async function verify(
   places: Places,
@@ -365,13 +388,19 @@ async function verify(
 ): Promise<{ lifetime: Lifetime; version: string }> {
   const client = await connectClient(places.socket, answerMs);
   try {
-    const { instanceId, version } = (await client.request("server.status", {}, started.key, answerMs)) as {
+    const { instanceId, version, processes } = (await client.request("server.status", {}, started.key, answerMs)) as {
       instanceId: string;
       version: string;
+      processes: Work[];
     };
     if (instanceId !== started.instance)
       throw cannot(`verify the start: instance ${instanceId} answers, ${started.instance} was started`);
-    return { lifetime: describeVerdict(judgePlace(placeOf(started.pid, world), facts)), version };
+    const own = placeOf(started.pid, world);
+    const judge = (): Verdict => judgeWork(own, placesOf(processes, world), facts);
+    if (judge().survives === judgePlace(own, facts).survives) return { lifetime: describeVerdict(judge()), version };
+    await moveWork(() => familyOf(holdersOf(processes, places)), facts, world);
+    await client.request("server.admit", { key: started.key, facts }, started.key, answerMs);
+    return { lifetime: describeVerdict(judge()), version };
   } finally {
     client.close();
   }

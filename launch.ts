@@ -27,6 +27,7 @@ const scopeMs = 5000;
 const daemonStartMs = 20_000;
 /** A scope that a running daemon is moved into is there within a few ms. */
 const moveMs = 1000;
+const moveAttempts = 5;
 /** Between attempts, where the user manager of one who lingers is just starting: lingering that comes while it stops has it started again. */
 const retryMs = 50;
 
@@ -207,6 +208,16 @@ function said(log: string, from: number): string {
   const lines = plainText(text).split("\n");
   const own = lines.filter((line) => line !== "" && !/^\d{4}-\d\d-\d\dT/.test(line)); // not those of a daemon that is to be replaced
   return own.slice(0, 5).join("; ");
+}
+
+/**
+ * Moves processes of a daemon that is dead, to be where the new one is. What cannot be moved stays, and is named by the verdict.
+ *
+ * @param pids Asked for at each attempt: one that has just ended has all of them refused.
+ */
+export async function moveWork(pids: () => number[], facts: Facts, world: World): Promise<void> {
+  for (let attempt = 0; attempt < moveAttempts; attempt++)
+    if ((await moveIntoScope(pids(), facts, world)) === undefined) return;
 }
 
 /** Moves a running daemon that stays where it would be killed, with its processes, and notes in `facts` how that went. */

@@ -8,7 +8,7 @@
  */
 
 import { watch } from "node:fs";
-import { capture, durationWords, safely } from "./failure.ts";
+import { capture, cleanText, durationWords, safely } from "./failure.ts";
 import type { Facts, Place, World } from "./host.ts";
 import { isService, probeMs, refusalOf } from "./host.ts";
 import type { EndReason } from "./record.ts";
@@ -48,6 +48,23 @@ export function judgePlace(place: Place, facts: Facts): Verdict {
     words: "unknown",
     warnings: [...verdict.warnings, warnings.homeIsLocked(facts)],
   };
+}
+
+/**
+ * Judges a daemon with its work: it is as badly off as the worst of them, which is named.
+ *
+ * @param work Where its processes are, by their ids: a daemon that has died left them where it was, and the next one may be elsewhere.
+ */
+export function judgeWork(own: Place, work: [id: string, place: Place][], facts: Facts): Verdict {
+  const verdict = judgePlace(own, facts);
+  const isWorse = (one: Verdict, other: Verdict) => ranking.indexOf(one.survives) > ranking.indexOf(other.survives);
+  const left = work
+    .map(([id, place]) => ({ id, found: judgePlace(place, facts) }))
+    .filter(({ found }) => isWorse(found, verdict));
+  if (left.length === 0) return verdict;
+  const { survives, words, where } = left.map(({ found }) => found).reduce((a, b) => (isWorse(b, a) ? b : a));
+  const ids = left.map(({ id }) => id);
+  return { ...verdict, survives, words, warnings: [...verdict.warnings, warnings.workLeftBehind(ids, where)] };
 }
 
 function judgeKind(place: Place, facts: Facts): Verdict {
@@ -293,6 +310,13 @@ export const warnings = {
     name: "home-is-locked",
     message: `the home of ${facts.user} is systemd-homed's, which locks it at the last logout: what runs then may not find its files`,
     hint: "stay logged in; lingering does not unlock a home",
+  }),
+  workLeftBehind: (ids: string[], where: string): Warning => ({
+    name: "work-left-behind",
+    message:
+      `${ids.length === 1 ? "a process" : `${ids.length} processes`} of an earlier daemon (${cleanText(ids.slice(0, 5).join(", "), 100)}) could not be moved ` +
+      `to this one: ${where}`,
+    hint: "keep that session open until they have ended",
   }),
   removesIpc: (facts: Facts): Warning => ({
     name: "ipc-removed",

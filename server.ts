@@ -34,13 +34,13 @@ import {
 import { cannot, errorCodes, exitCodes, reasonOf, safely } from "./failure.ts";
 import { createFiles } from "./files.ts";
 import { maxBodyBytes, strangerBodyBytes } from "./frame.ts";
-import type { Facts, World } from "./host.ts";
+import type { Facts, Place, World } from "./host.ts";
 import { placeOf, readLimit, realWorld } from "./host.ts";
 import { holdersOf } from "./kept.ts";
 import type { Lanes } from "./lanes.ts";
 import { areHeld, createLanes } from "./lanes.ts";
 import type { Lifetime, Logouts } from "./lifetime.ts";
-import { describeVerdict, judgeEnd, judgePlace, readOomKills, watchLogouts } from "./lifetime.ts";
+import { describeVerdict, judgeEnd, judgePlace, judgeWork, readOomKills, watchLogouts } from "./lifetime.ts";
 import type { Log } from "./log.ts";
 import { createLog } from "./log.ts";
 import type { Processes } from "./processes.ts";
@@ -182,6 +182,7 @@ export async function startDaemon(handover: Handover, world = realWorld()): Prom
     throw error;
   }
   takeUp(daemon.processes);
+  record.lifetime = daemon.lifetime = judgeDaemon(daemon);
   daemon.phase = "serving";
   daemon.checkTimer = setInterval(() => void lookAfterNames(daemon), checkMs);
   if (record.startTime === "") watchNames(daemon);
@@ -197,7 +198,7 @@ export async function startDaemon(handover: Handover, world = realWorld()): Prom
 export function createDaemon(handover: Handover, log: Log, world: World): Daemon {
   const { places, facts, version, command, instance, key, spoolBytes, noAgent } = handover;
   const lanes = createLanes();
-  const lifetime = describeVerdict(judgePlace(placeOf("self", world), facts));
+  const lifetime = describeVerdict(judgePlace(placeOf("self", world), facts)); // until it has taken up what there is
   const maxOpenFiles = readLimit("Max open files", world);
   const methods = new Map<string, Method>();
   const rpc: Rpc = {
@@ -463,8 +464,7 @@ export async function admit(daemon: Daemon, params: Params): Promise<object> {
   if (hash !== undefined) admitToken(record, hash);
   if (params.facts !== undefined) {
     Object.assign(daemon.facts, params.facts);
-    daemon.lifetime = describeVerdict(judgePlace(placeOf("self", daemon.world), daemon.facts));
-    record.lifetime = daemon.lifetime;
+    record.lifetime = daemon.lifetime = judgeDaemon(daemon);
   }
   const revived = daemon.phase === "retired";
   if (revived) {
@@ -475,6 +475,13 @@ export async function admit(daemon: Daemon, params: Params): Promise<object> {
   }
   const { instance: instanceId, version, lifetime } = record;
   return { instanceId, pid: process.pid, version, revived, processes: liveCount(processes), lifetime };
+}
+
+/** By where it and its processes really are. */
+function judgeDaemon({ processes, facts, world }: Daemon): Lifetime {
+  const work = summarise(processes).processes.filter(({ running }) => running);
+  const places = work.map(({ id, pid }): [string, Place] => [id, placeOf(pid, world)]);
+  return describeVerdict(judgeWork(placeOf("self", world), places, facts));
 }
 
 function admitToken(record: DaemonRecord, hash: string): void {

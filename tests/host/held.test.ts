@@ -12,7 +12,7 @@ import { builtFile, createWire, sideBySide } from "../daemon.ts";
 import type { Host, HostProcess } from "./host.ts";
 import { requireHosts, until, withHost } from "./host.ts";
 
-requireHosts(2);
+requireHosts(3);
 
 const socket = ".run/rpc.sock";
 /** UserStopDelaySec= is 10 s: what ends with the user manager is gone by then. */
@@ -74,7 +74,7 @@ async function killDaemon(host: Host): Promise<void> {
 }
 
 const all = suite("Work on a host that kills at logout:");
-const held = sideBySide(all, 2);
+const held = sideBySide(all, 3);
 
 held("lives where lingering is on, over the last logout and its daemon's death, and nothing of it is missing", () =>
   withHost({ killUserProcesses: true, users: ["dev+linger"] }, async (host) => {
@@ -131,6 +131,34 @@ held(
         assert.match(said(), /as systemd stopped the user manager after the last logout/);
       });
     }),
+);
+
+held("is moved to where its next daemon is, out of a session that would take it along", () =>
+  withHost({ killUserProcesses: true, users: ["dev+linger"] }, async (host) => {
+    await install(host);
+    const session = host.spawnSsh("dev", `${serve} --lifetime detach; cat`);
+    const said = await new Promise((done) => session.stdout.once("data", (chunk) => done(String(chunk))));
+    assert.match(String(said), /none 0/);
+    await until(() => host.processes("--launched").length === 1, "its daemon");
+    const pid = await spawnJob(host);
+    assert.ok(
+      heldOf(host).every(({ cgroup }) => /\/session-/.test(cgroup)),
+      JSON.stringify(heldOf(host)),
+    );
+    await killDaemon(host);
+    const status = await withBridge(host, (wire) => wire.request("server.status"));
+    const isMoved = () => heldOf(host).every(({ cgroup }) => /\/user@\d+\.service\//.test(cgroup));
+    await until(isMoved, "its work to be where the daemon is");
+    assert.is(status.processes[0].pid, pid);
+    session.stdin.end();
+    await host.sleepUntilLoggedOut("dev");
+    await sleep(2000);
+    assert.ok(host.isAlive(pid), "the job lives");
+    await withBridge(host, async (wire) => {
+      assert.is((await wire.request("server.capabilities")).lifetime.words, "yes");
+      assert.is((await finishJob(wire)).exit.exitCode, 7);
+    });
+  }),
 );
 
 all.run();
