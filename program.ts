@@ -37,7 +37,8 @@ const library = typeof __library === "string" ? __library : undefined;
  */
 const sourceFile = (): string => {
   if (typeof __filename === "string") return __filename;
-  return import.meta.url ? fileURLToPath(import.meta.url) : resolve(process.argv[1] || ".");
+  const { url } = import.meta as { url?: string };
+  return url ? fileURLToPath(url) : resolve(process.argv[1] || ".");
 };
 
 /** Deno and Bun have some things that differ. */
