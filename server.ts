@@ -226,11 +226,7 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
       command,
       lifetime,
     },
-    places,
-    facts,
-    lifetime,
-    world,
-    log,
+    ...{ places, facts, lifetime, world, log },
     listener: undefined,
     connections: createConnections((body, caller) => handleBody(rpc, body, caller), log, maxOpenFiles),
     processes: createProcesses({
