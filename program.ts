@@ -37,7 +37,7 @@ const library = typeof __library === "string" ? __library : undefined;
  */
 const sourceFile = (): string => {
   if (typeof __filename === "string") return __filename;
-  const { url } = import.meta as { url?: string };
+  const url = (import.meta as { url?: string }).url;
   return url ? fileURLToPath(url) : resolve(process.argv[1] || ".");
 };
 
