@@ -533,8 +533,8 @@ async function writePiece(remote: Remote, piece: Buffer, end: boolean, signal?: 
 
 /** Whether a request failed for want of a line, and not of time. */
 export function isLoss(error: unknown): boolean {
-  const { code, reason } = error as Failure;
-  return code === errorCodes.noDaemon && reason !== "not-answering";
+  const { code, data } = error as Failure;
+  return code === errorCodes.noDaemon && !data.timedOut;
 }
 
 function finish(remote: Remote, { exitCode, signal, killedBy, reason, seq }: Message): void {

@@ -4,6 +4,7 @@
  * healed in between; then nothing is left, and nothing has grown. Before it, what it judges by.
  */
 
+import { spawnSync } from "node:child_process";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { runsAll } from "./daemon.ts";
@@ -119,3 +120,14 @@ long(
 );
 
 for (const one of [judges, long]) one.run();
+
+const library = suite("an application with the library, over lines that are cut");
+
+library("loses no byte, doubles none, waits for nothing for ever, and leaves no rejection to nobody", () => {
+  const minutes = String((process.env.CI === "true" || runsAll ? 60 : 15) / 60);
+  const args = ["tests/soak/run.mjs", "--only", "library", "--minutes", minutes, "--seed", String(seed)];
+  const { status, stdout, stderr } = spawnSync(process.execPath, args, { encoding: "utf8" });
+  console.log(`FIGURES ${stdout.trim().split("\n").pop()}`);
+  assert.is(status, 0, `${stdout}${stderr}`);
+});
+library.run();

@@ -1,4 +1,4 @@
-// time limit: 240 s
+// time limit: 500 s
 /** The examples that put holdfast on hosts, run as they stand in the repository, against a booted host. */
 
 import { spawn } from "node:child_process";
@@ -7,13 +7,13 @@ import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import type * as Api from "../../api.ts";
+import type * as Api from "../../index.ts";
 import type { Outcome } from "../daemon.ts";
 import { builtFile, outcomeOf } from "../daemon.ts";
 import type { Host } from "./host.ts";
-import { requireHosts, withHost } from "./host.ts";
+import { requireHosts, until, withHost } from "./host.ts";
 
-requireHosts(5);
+requireHosts(10);
 
 /** Runs a program of this machine in the host's network, where 127.0.0.1 is the host. */
 function within(
@@ -144,7 +144,7 @@ script("deploys to ten at once with xargs, and ten times at once to one", () => 
     assert.is(new Set(joined!.map(({ pid }) => pid)).size, 1, "one daemon");
     assert.is(host.processes("--launched").filter(({ uid }) => uid === host.uid("one")).length, 1);
     assert.is(joined!.filter(({ copied }) => copied).length, 1, "one copy");
-    assert.equal(readdirSync(host.file("/home/one/.holdfast")), [".holdfast.js.cache", "holdfast.js"]);
+    assert.equal(readdirSync(host.file("/home/one/.holdfast")), ["holdfast.js"]);
   });
 });
 
@@ -170,7 +170,81 @@ script("says what is wrong: no such host, no runtime on the host, no built file"
 );
 script.run();
 
-const embedded = suite("the API");
+/** The ssh command of the library, as a person would type it; within the host's network. */
+const sshTo = (host: Host, user: string): string[] => host.loginCommand(user);
+
+const embedded = suite("the library");
+
+embedded("deploys over ssh to ten users at once, and says which failed and why", () => {
+  const users = Array.from({ length: 9 }, (_, at) => `u${at}`);
+  return withHost({ users }, async (host) => {
+    const { deploy, HoldfastError } = createRequire("/")(builtFile) as typeof Api;
+    const results = await Promise.allSettled(
+      [...users, "nobody-here"].map((user) => deploy({ ssh: sshTo(host, user), program: builtFile })),
+    );
+    const failed = results.pop() as PromiseRejectedResult;
+    assert.ok(failed.reason instanceof HoldfastError);
+    assert.equal([failed.reason.reason, failed.reason.exitCode], ["login-refused", 255], failed.reason.message);
+    assert.match(failed.reason.message, /nobody-here@127\.0\.0\.1": it ended with exit code 255: .*Permission denied/);
+    for (const result of results) {
+      assert.is(result.status, "fulfilled", String((result as PromiseRejectedResult).reason));
+      const there = (result as PromiseFulfilledResult<Api.Deployment>).value;
+      assert.equal([there.copied, there.served.how], [true, "started"]);
+      await there.close();
+    }
+    const again = await deploy({ ssh: sshTo(host, "u0"), program: builtFile });
+    assert.equal([again.copied, again.served.how], [false, "joined"]);
+    assert.is((await again.run({ command: "id", args: ["-un"] })).stdout, "u0\n");
+    await again.close();
+  });
+});
+
+embedded("goes on where it was when the network is gone for a while, and with it the heartbeat's answers", () =>
+  withHost({ users: ["dev+linger"] }, async (host) => {
+    const { deploy } = createRequire("/")(builtFile) as typeof Api;
+    const there = await deploy({
+      ssh: sshTo(host, "dev"),
+      program: builtFile,
+      reconnect: { minDelayMs: 100, maxDelayMs: 1000 },
+      heartbeatMs: 1000,
+      timeoutMs: 5000,
+    });
+    const events: string[] = [];
+    there.on("lost", ({ reason }) => events.push(reason)).on("reconnected", () => events.push("again"));
+    const script = "for i in 1 2 3 4 5 6 7 8 9 10; do echo $i; sleep 0.5; done; exit 4";
+    const child = await there.spawn({ command: "/bin/sh", args: ["-c", script] });
+    let text = "";
+    const reading = (async () => {
+      for await (const { data } of child.output) text += Buffer.from(data).toString();
+    })();
+    await until(() => text.includes("2"), "the first lines");
+    await host.inside(["ip", "link", "set", "lo", "down"]);
+    await until(() => events.includes("not-answering"), "the loss is told", 30_000);
+    await host.inside(["ip", "link", "set", "lo", "up"]);
+    await reading;
+    assert.is(text, "1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n");
+    assert.equal(await child.exit, { exitCode: 4 });
+    assert.is(events.at(-1), "again");
+    await there.close();
+  }),
+);
+
+embedded("finds a node where an ssh command has none in PATH, and says where there is none at all", () =>
+  withHost({ users: ["dev", "bare"] }, async (host) => {
+    const { deploy } = createRequire("/")(builtFile) as typeof Api;
+    const node = (await host.root("command -v node")).stdout.trim();
+    await host.root(
+      `d=/home/dev/.nvm/versions/node/v22.0.0/bin; mkdir -p $d && cp -L ${node} $d/node && chmod -R a+rX /home/dev/.nvm`,
+    );
+    await host.root(`mount --bind /dev/null ${node}`);
+    const there = await deploy({ ssh: sshTo(host, "dev"), program: builtFile });
+    assert.is((await there.run({ command: "echo", args: ["found"] })).stdout, "found\n");
+    await there.close();
+    const error = await deploy({ ssh: sshTo(host, "bare"), program: builtFile }).catch((reason) => reason);
+    assert.equal([error.reason, error.exitCode], ["no-runtime", 127], error.message);
+    assert.match(error.hint, /put a node/);
+  }),
+);
 
 embedded("starts a process over ssh, loses the connection, and takes the process up again in the next session", () =>
   withHost({ users: ["dev+linger"], killUserProcesses: true }, async (host) => {
@@ -205,6 +279,66 @@ embedded("starts a process over ssh, loses the connection, and takes the process
   }),
 );
 embedded.run();
+
+const units = suite("examples/holdfast.service and cloud-init.yaml");
+
+units("a unit that fails is started again, and takes its work up", () =>
+  withHost({ users: ["dev+linger"] }, async (host) => {
+    const run = async (command: string): Promise<string> => {
+      const { code, stdout, stderr } = await host.ssh("dev", `export XDG_RUNTIME_DIR=/run/user/$(id -u); ${command}`);
+      assert.is(code, 0, `${command}: ${stdout}${stderr}`);
+      return stdout.trim();
+    };
+    await run("mkdir -p .holdfast .config/systemd/user");
+    await host.copy("dev", builtFile, ".holdfast/holdfast.js");
+    await host.copy("dev", "examples/holdfast.service", ".config/systemd/user/holdfast.service");
+    await run(
+      "chmod 0755 .holdfast/holdfast.js && systemctl --user daemon-reload && systemctl --user enable --now holdfast",
+    );
+    const answers = async (): Promise<boolean> =>
+      (await host.ssh("dev", ".holdfast/holdfast.js --call server.ping")).stdout.includes("pong");
+    await until(answers, "it answers");
+    const daemon = Number(await run("systemctl --user show holdfast -p MainPID --value"));
+    const { connect } = createRequire("/")(builtFile) as typeof Api;
+    const command = [...sshTo(host, "dev"), ".holdfast/holdfast.js --bridge --as-owner"];
+    const there = await connect({ command, reconnect: { minDelayMs: 200 } });
+    const child = await there.spawn({ command: "/bin/sh", args: ["-c", "echo one; read x; echo $x; exit 6"] });
+    const output = child.output[Symbol.asyncIterator]();
+    assert.is(Buffer.from((await output.next()).value!.data).toString(), "one\n");
+    await run(`kill -9 ${daemon}`);
+    await until(async () => Number(await run("systemctl --user show holdfast -p MainPID --value")) > 0, "it is back");
+    await child.write("two\n");
+    assert.is(Buffer.from((await output.next()).value!.data).toString(), "two\n");
+    assert.equal(await child.exit, { exitCode: 6 });
+    await there.close();
+    await run("systemctl --user stop holdfast");
+    assert.is(host.processes("--lifetime foreground").length, 0);
+  }),
+);
+
+units("cloud-init.yaml gives a user a daemon at boot", () =>
+  withHost({ users: ["dev"] }, async (host) => {
+    const read = `import json, yaml; print(json.dumps(yaml.safe_load(open("examples/cloud-init.yaml"))))`;
+    const parsed = await outcomeOf(spawn("python3", ["-c", read]), "", 20_000);
+    const data = JSON.parse(parsed.stdout.toString());
+    for (const { path, content } of data.write_files) writeFileSync(host.file(path), content);
+    const hash = readFileSync("dist/holdfast.js.sha256", "utf8").split(" ")[0]!;
+    for (const line of data.runcmd as string[]) {
+      // there is no network: what curl would fetch is put there
+      const isFetch = line.startsWith("curl ");
+      if (isFetch) writeFileSync(host.file("/usr/local/bin/holdfast"), readFileSync(builtFile));
+      const { code, stderr } = await host.root(isFetch ? "true" : line.replace("0".repeat(64), hash));
+      assert.is(code, 0, `${line}: ${stderr}`);
+    }
+    await until(
+      async () => (await host.ssh("dev", "holdfast --call server.ping")).stdout.includes("pong"),
+      "dev has a daemon",
+    );
+    const status = JSON.parse((await host.ssh("dev", "holdfast --status --json")).stdout);
+    assert.is(status.lifetime.survivesLogout, "yes", status.lifetime.words);
+  }),
+);
+units.run();
 
 const playbook = suite("examples/ansible.yml");
 

@@ -1,9 +1,11 @@
 /**
  * `npm run soak -- [--minutes 30] [--seed N] [--share 50] [--only NAME,…] [--program FILE] [--out DIR]`: see soak.ts. Progress as it goes, then a table
- * and an SVG. `--share` is in percent of one core, for daemon and clients together. Exit code 1 if anything was wrong.
+ * and an SVG. Beside it, in a process of its own, the library's: library.ts; `--only library` is that alone. `--share` is in percent of one core, for daemon and clients together. Exit code 1 if anything was wrong.
  * Ctrl-C ends it early, as the time would.
  */
 
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
@@ -32,10 +34,11 @@ if (!(minutes > 0 && Number.isSafeInteger(seed) && share > 0)) {
   process.exit(64);
 }
 
-const bundle = resolve(`node_modules/.cache/holdfast-soak-${process.pid}.mjs`);
+const bundles = resolve(`node_modules/.cache/holdfast-soak-${process.pid}`);
 await build({
-  entryPoints: ["tests/soak/soak.ts"],
-  outfile: bundle,
+  entryPoints: ["tests/soak/soak.ts", "tests/soak/library.ts"],
+  outdir: bundles,
+  outExtension: { ".js": ".mjs" },
   bundle: true,
   platform: "node",
   format: "esm",
@@ -43,8 +46,10 @@ await build({
   packages: "external",
   logLevel: "warning",
 });
-const { soak } = await import(pathToFileURL(bundle).href);
-rmSync(bundle);
+const library = ["", "library"].includes(options.only) ? soakLibrary() : Promise.resolve([0]);
+process.once("exit", () => rmSync(bundles, { recursive: true }));
+if (options.only === "library") process.exit((await library)[0] ?? 1);
+const { soak } = await import(pathToFileURL(join(bundles, "soak.mjs")).href);
 
 const stop = new AbortController();
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.once(signal, () => stop.abort());
@@ -68,4 +73,10 @@ console.log(
     ? "Nothing was wrong"
     : `${problems.length} wrong. Again with: npm run soak -- --minutes ${minutes} --seed ${seed} --share ${share}`,
 );
-process.exit(problems.length === 0 ? 0 : 1);
+const [libraryCode] = await library;
+process.exit(problems.length === 0 && libraryCode === 0 ? 0 : 1);
+
+function soakLibrary() {
+  const args = ["--expose-gc", join(bundles, "library.mjs"), String(minutes * 60), String(seed)];
+  return once(spawn(process.execPath, args, { stdio: "inherit" }), "exit");
+}
