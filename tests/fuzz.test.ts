@@ -6,6 +6,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { argumentsTarget } from "./fuzz/arguments.ts";
 import { frameTarget } from "./fuzz/frame.ts";
+import { keptTarget } from "./fuzz/kept.ts";
 import { liveTarget } from "./fuzz/live.ts";
 import { createRandom } from "./fuzz/random.ts";
 import { claimTarget, recordTarget, stopTarget, tokenTarget } from "./fuzz/record.ts";
@@ -16,13 +17,14 @@ import { toolsTarget } from "./fuzz/tools.ts";
 
 const runs: [Target, cases: number][] = [
   [frameTarget, 450_000],
-  [rpcTarget, 250_000],
+  [rpcTarget, 249_800],
   [argumentsTarget, 270_000],
   [toolsTarget, 10_000],
   [recordTarget, 7000],
   [claimTarget, 5000],
   [tokenTarget, 5500],
   [stopTarget, 500],
+  [keptTarget, 200],
   [liveTarget, 2000],
 ];
 

@@ -3,6 +3,7 @@
 import { parseArgs } from "node:util";
 import { argumentsTarget } from "./arguments.ts";
 import { frameTarget } from "./frame.ts";
+import { keptTarget } from "./kept.ts";
 import { liveTarget } from "./live.ts";
 import { claimTarget, recordTarget, stopTarget, tokenTarget } from "./record.ts";
 import { rpcTarget } from "./rpc.ts";
@@ -12,6 +13,7 @@ import { toolsTarget } from "./tools.ts";
 
 const targets: Target[] = [
   frameTarget,
+  keptTarget,
   rpcTarget,
   argumentsTarget,
   toolsTarget,
