@@ -86,7 +86,7 @@ function tryPackage(clone, tarball) {
   mkdirSync(project);
   writeFileSync(join(project, "package.json"), '{"type":"module"}');
   run(project, "npm", ["install", "--offline", "--no-audit", "--no-fund", join(clone, tarball)]);
-  const said = run(project, "npx", ["--no", "holdfast", "--version"]);
+  const said = run(project, "node_modules/.bin/holdfast", ["--version"]);
   if (!said.includes(version)) fail(`the package says that it is "${said.trim()}"`);
   const script = 'import { connect, serve } from "holdfast"; if (!connect || !serve) process.exit(1)';
   run(project, process.execPath, ["--input-type=module", "-e", script]);
