@@ -9,7 +9,7 @@
  */
 
 import { Buffer } from "node:buffer";
-import { lstatSync, mkdtempSync, rmdirSync, rmSync } from "node:fs";
+import { lstatSync, mkdtempSync, rmdirSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Child, Origin, Stdin } from "./children.ts";
@@ -35,6 +35,8 @@ const maxGapBytes = 2 * (64 << 10);
 const maxLostBytes = 2 * maxGapBytes;
 /** How often it is seen whether a child that nobody holds lives. */
 const orphanMs = 250;
+/** By then the daemon has answered whoever waited for it. */
+const sweepMs = 1000;
 /** How long another daemon, which is on its way out, is waited for, and how often it is looked at. */
 const ownerMs = 20_000;
 const ownerStepMs = 20;
@@ -43,21 +45,24 @@ const ownerStepMs = 20;
  * Takes up all there is, when the daemon that had it is dead, or has left it; while it has not, process.* waits for that.
  *
  * To be called before the first request is answered.
+ *
+ * @param afterMs When to end what was begun to be started, and is not known: that reads all of /proc.
  */
-export function takeUp(processes: Processes): void {
+export function takeUp(processes: Processes, afterMs = sweepMs): void {
   const { room } = processes;
-  if (room.path === undefined || !safely(() => lstatSync(room.path!)) || tryTakeUp(processes, room.path)) return;
-  const isOver = (): boolean => processes.isEnding || tryTakeUp(processes, room.path!);
+  if (room.path === undefined || !safely(() => lstatSync(room.path!)) || tryTakeUp(processes, room.path, afterMs))
+    return;
+  const isOver = (): boolean => processes.isEnding || tryTakeUp(processes, room.path!, afterMs);
   processes.waiting = soon(isOver, ownerMs, ownerStepMs).then(() => {
     processes.waiting = undefined;
   });
 }
 
 /** @returns Whether it is done, or cannot be: while another daemon has it, it is not. */
-function tryTakeUp(processes: Processes, path: string): boolean {
+function tryTakeUp(processes: Processes, path: string, afterMs: number): boolean {
   try {
     const isOurs = claimKept(processes, path);
-    if (isOurs) takeUpAll(processes, path);
+    if (isOurs) takeUpAll(processes, path, afterMs);
     return isOurs;
   } catch (error) {
     processes.log(`[Process] Cannot take up what is in "${path}": ${reasonOf(error)}`);
@@ -78,7 +83,7 @@ export async function endLeft(
   if (!safely(() => lstatSync(path))) return 0;
   const log = (): void => {};
   const processes = createProcesses({ env: {}, log, keptPath: path });
-  takeUp(processes);
+  takeUp(processes, 0);
   const count = liveCount(processes);
   if (ifIdle && count > 0) {
     for (const { running } of processes.children.values()) running?.leave?.();
@@ -134,7 +139,7 @@ export function keptWords({ takenUp, notHeld }: Pick<Summary, "takenUp" | "notHe
   return rows;
 }
 
-function takeUpAll(processes: Processes, path: string): void {
+function takeUpAll(processes: Processes, path: string, afterMs: number): void {
   const { takenUp, log } = processes;
   const { directories, problems } = keptDirectories(path);
   const found: { directory: string; about: KeptAbout }[] = [];
@@ -156,7 +161,8 @@ function takeUpAll(processes: Processes, path: string): void {
   found.sort((a, b) => a.about.startedAt - b.about.startedAt);
   const children: Child[] = [];
   tryEach(found, ({ directory, about }) => void children.push(takeUpOne(processes, directory, about)));
-  sweepHeld(begun);
+  if (afterMs === 0) sweepHeld(begun);
+  else setTimeout(sweepHeld, afterMs, begun).unref();
   const over = children.filter(({ isOver }) => isOver).sort((a, b) => a.endedAt! - b.endedAt!);
   for (const child of over) keep(processes, child);
   const instances = [...new Set(found.map(({ about }) => about.instance))];
@@ -180,7 +186,7 @@ function takeUpOne(processes: Processes, directory: string, about: KeptAbout): C
     spool,
     running: "running" in found ? found.running : undefined,
     outputBytes: mark?.outputBytes ?? 0,
-    ...restoreStdin(processes, directory, mark, "running" in found && about.holder !== undefined),
+    ...restoreStdin(processes, directory, mark, "running" in found ? about.holder : undefined),
   });
   processes.children.set(child.id, child);
   if (!about.holder) child.known = about.process;
@@ -208,22 +214,23 @@ function findChild(watch: Watch, directory: string, about: KeptAbout): Exclude<A
   return found;
 }
 
-/** What an earlier daemon had accepted of its stdin, and what it had not given to it. */
+/** What an earlier daemon had accepted of its stdin, and what it had not given to it. @param holder Of one that is held and runs. */
 function restoreStdin(
   processes: Processes,
   directory: string,
   found: Mark | undefined,
-  isHeld: boolean,
+  holder: object | undefined,
 ): Pick<Origin, "mark" | "stdin"> {
-  if (!isHeld || !found) {
-    const mark = isHeld ? createMark() : undefined;
+  if (!holder || !found) {
+    const mark = holder ? createMark() : undefined;
     return { mark, stdin: { state: "broken", applied: found?.applied ?? 0 } };
   }
-  const sent = found.delivered + found.intent;
+  const intent = found.intent > 0 && mayBeWritten(directory, holder as HolderRecord) ? found.intent : 0;
+  const sent = found.delivered + intent;
   const applied = Math.max(found.applied, sent);
   const bytes = readJournal(directory, sent, applied);
   const isLost = sent + bytes.length < applied;
-  const unsure = { from: found.intent > 0 ? found.delivered : sent + bytes.length, to: isLost ? applied : sent };
+  const unsure = { from: intent > 0 ? found.delivered : sent + bytes.length, to: isLost ? applied : sent };
   const stdin: Partial<Stdin> = {
     state: found.stdin,
     applied,
@@ -234,6 +241,13 @@ function restoreStdin(
   };
   processes.queuedBytes += bytes.length;
   return { mark: { ...found, delivered: applied - bytes.length, intent: 0, applied }, stdin };
+}
+
+/** The pipe was written to since the daemon meant to: else it was full, and has nothing of that. */
+function mayBeWritten(directory: string, { keeper }: HolderRecord): boolean {
+  const writtenAt = safely(() => statSync(`/proc/${keeper.pid}/fd/1`).mtimeMs) ?? Infinity;
+  const meantAt = safely(() => statSync(join(directory, "mark")).mtimeMs) ?? 0;
+  return writtenAt + clockMs >= meantAt;
 }
 
 /** It had ended before, and its exit was told: what a grandchild says goes on. */

@@ -546,7 +546,8 @@ export function listArguments(args: readonly string[]): string[] {
 }
 
 export function describeState({ isOver, exit, stdin }: Child): object {
-  return { stdinApplied: stdin.applied, ...(isOver ? exit : {}) };
+  const { applied, unsure } = stdin;
+  return { stdinApplied: applied, ...(unsure ? { stdinUnsure: unsure } : {}), ...(isOver ? exit : {}) };
 }
 
 /** To the next daemon: what was read is in the spool, and known to be. One with plain pipes cannot be left. */

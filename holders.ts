@@ -427,14 +427,13 @@ function openReader(path: string): number {
  */
 export function sweepHeld(directories: string[]): void {
   const processes = directories.length > 0 ? livingProcesses() : [];
-  for (const directory of directories) {
-    const holds = ({ pid }: { pid: number }) =>
-      safely(() => readlinkSync(`/proc/${pid}/fd/3`)) === join(directory, "out");
-    for (const holder of processes.filter(holds)) {
-      for (const { pid, group } of processes.filter(({ parent }) => parent === holder.pid))
-        safely(() => process.kill(group === pid ? -pid : pid, "SIGKILL")); // child and keeper
-      dismissHolder(directory, holder, undefined);
-    }
-    rmSync(directory, { recursive: true, force: true });
+  const byPath = new Map(directories.map((directory) => [join(directory, "out"), directory]));
+  for (const holder of processes) {
+    const directory = byPath.get(safely(() => readlinkSync(`/proc/${holder.pid}/fd/3`)) ?? "");
+    if (directory === undefined) continue;
+    for (const { pid, group } of processes.filter(({ parent }) => parent === holder.pid))
+      safely(() => process.kill(group === pid ? -pid : pid, "SIGKILL")); // child and keeper
+    dismissHolder(directory, holder, undefined);
   }
+  for (const directory of directories) rmSync(directory, { recursive: true, force: true });
 }

@@ -24,7 +24,7 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
-import { cannot, reasonOf, safely } from "./failure.ts";
+import { cannot, errnoOf, reasonOf, safely } from "./failure.ts";
 import type { Holders } from "./holders.ts";
 import { closeHolders, probeHolders } from "./holders.ts";
 import type { Claim, Identity } from "./record.ts";
@@ -193,8 +193,14 @@ export function readExit(directory: string): KeptExit | undefined {
 
 function readJson(directory: string, name: string): unknown {
   const path = join(directory, name);
-  if (!namesIn(directory).includes(name)) return undefined;
-  const value: unknown = safely(() => JSON.parse(readOwnFile(path, maxAboutBytes)));
+  let text: string;
+  try {
+    text = readOwnFile(path, maxAboutBytes);
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return undefined;
+    throw error;
+  }
+  const value: unknown = safely(() => JSON.parse(text));
   if (typeof value !== "object" || value === null) throw cannot(`read "${path}": it is damaged`);
   return value;
 }
