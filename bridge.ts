@@ -32,7 +32,7 @@ import {
 } from "./frame.ts";
 import { ancestors, areAlive, runtime } from "./program.ts";
 import { now } from "./record.ts";
-import { oversizeAnswer } from "./rpc.ts";
+import { answerTo, errorOf, oversizeAnswer } from "./rpc.ts";
 
 const connectMs = 5000;
 /** How long a daemon that owes something may say nothing at all before it is asked, over a connection of its own, whether it answers. */
@@ -78,8 +78,8 @@ export interface BridgeWorld {
   warn(failure: Failure): void;
   /** Asks the daemon over another connection; why it does not answer, when it does not. */
   explainSilence(): Promise<Failure | undefined>;
-  /** Why the daemon closed the connection, once it has. */
-  explainLoss(): Promise<Failure>;
+  /** Why the daemon of this instance closed the connection, once it has. */
+  explainLoss(instance: string | undefined): Promise<Failure>;
 }
 
 /** Takes a chunk that is good until it returns; with false, until resume(): then nothing more is read before that. */
@@ -500,11 +500,8 @@ function settleOwed({ owed }: Relay, body: Buffer): void {
 async function afterLoss(relay: Relay, link: Link, mayGoOn: boolean): Promise<number | undefined> {
   const { world } = relay;
   if (relay.inputHasEnded && relay.owed.size === 0 && link.error === undefined) return finish(relay, exitCodes.done);
-  const failure = await world.explainLoss();
-  const doubtful = new Failure(`${failure.message}; what was asked may have been carried out`, {
-    ...failure,
-    code: failure.code,
-  });
+  const failure = tokenHint(await world.explainLoss(link.instance), link);
+  const doubtful = new Failure(`${failure.message}; what was asked may have been carried out`, failure);
   if (!link.held || !mayGoOn || !(world.isDead() || world.instance() !== link.instance)) {
     if (isBetweenFrames(link.answers)) answerOwed(relay, doubtful);
     if (isBetweenFrames(link.answers) && !relay.inputHasEnded) sayLost(relay, failure);
@@ -516,6 +513,15 @@ async function afterLoss(relay: Relay, link: Link, mayGoOn: boolean): Promise<nu
   relay.unread = unread;
   for (const body of read) answer(relay, body, doubtful);
   return undefined;
+}
+
+/** A client that has said nothing is closed after a minute: perhaps it has no token, and waits. */
+function tokenHint(failure: Failure, { heldBytes }: Link): Failure {
+  if (failure.data.reason !== "closed" || heldBytes > 0) return failure;
+  const hint =
+    "a client authenticates within 60 s, with the token that --serve has named; --bridge --as-owner needs none";
+  const isSilent = failure.data.reason === "closed" && heldBytes === 0;
+  return isSilent ? new Failure(failure.message, { ...failure, hint }) : failure;
 }
 
 function sayLost(relay: Relay, { message, hint, data }: Failure): void {
@@ -537,7 +543,6 @@ function answerOwed(relay: Relay, failure: Failure): boolean {
   return owed.length > 0;
 }
 
-/** Returns whether there was anything to answer. */
 function answer(relay: Relay, body: Buffer, failure: Failure): boolean {
   const found = answerTo(body, failure);
   if (found) say(relay, found);
@@ -582,22 +587,6 @@ function answerWith(relay: Relay, failure: Failure, unanswered: Buffer | undefin
     if (input.stream.readableEnded) endInput();
     else input.stream.on("end", endInput);
   });
-}
-
-/** One error, or an array of them for a batch; undefined where only notifications came. What cannot be read is answered with id null. */
-function answerTo(body: Buffer, failure: Failure): unknown {
-  const answersTo = (request: unknown): unknown[] => {
-    if (typeof request !== "object" || request === null) return [errorOf(null, failure)];
-    return "id" in request ? [errorOf(request.id, failure)] : [];
-  };
-  const requests = safely((): unknown => JSON.parse(body.toString("utf8")));
-  if (!Array.isArray(requests) || requests.length === 0) return answersTo(Array.isArray(requests) ? null : requests)[0];
-  const answers = requests.flatMap(answersTo);
-  return answers.length === 0 ? undefined : answers;
-}
-
-function errorOf(id: unknown, { code, message, data, hint }: Failure): unknown {
-  return { jsonrpc: "2.0", id, error: { code, message, data: { ...data, hint } } };
 }
 
 /** Ends stdout when all of it is written: a slow line is waited for, as long as our ancestors live. */

@@ -205,8 +205,13 @@ export async function explainSilence(places: Places): Promise<Failure | undefine
 }
 
 /** Says why a connection that was there has ended: from what the daemon could still note, as soon as it is known. */
-export async function explainLoss(places: Places): Promise<Failure> {
+export async function explainLoss(places: Places, instance?: string): Promise<Failure> {
   const { record } = readRecord(places.record);
+  if (record && instance !== undefined && record.instance !== instance && !record.ended)
+    return new Failure(
+      `The daemon was replaced by another one (pid ${record.pid}, started ${timeWords(record.startedAt)}), which has its processes`,
+      { code: errorCodes.noDaemon, data: { reason: "replaced" }, hint: "connect again" },
+    );
   if (record && !record.ended && !record.stoppingAt && !(await isGoneWithin(record, 500))) {
     return new Failure(
       `The daemon (pid ${record.pid}, started ${timeWords(record.startedAt)}) closed the connection: see its log "${record.log}"`,

@@ -266,7 +266,7 @@ async function bridge(places: Places, mayStart: boolean, asOwner: boolean): Prom
     warn: fail,
     reachOtherwise: (outcome) => reachOtherwise(places, outcome, mayStart ? healing : undefined),
     explainSilence: () => explainSilence(places),
-    explainLoss: () => explainLoss(places),
+    explainLoss: (instance) => explainLoss(places, instance),
   });
 }
 

@@ -8,7 +8,7 @@
  */
 
 import { Buffer } from "node:buffer";
-import { cannot, errnoOf, errorCodes, Failure, reasonOf } from "./failure.ts";
+import { cannot, errnoOf, errorCodes, Failure, reasonOf, safely } from "./failure.ts";
 import { lengthOf, maxBodyBytes } from "./frame.ts";
 
 /** Requests in one batch. They run side by side, so this bounds what one frame can set going. */
@@ -258,6 +258,22 @@ export function oversizeAnswer(oversizeBytes: number, limitBytes: number): strin
           : undefined,
     }),
   );
+}
+
+/** One error, or an array of them for a batch; undefined where only notifications came. What cannot be read is answered with id null. */
+export function answerTo(body: Buffer, failure: Failure): unknown {
+  const answersTo = (request: unknown): unknown[] => {
+    if (typeof request !== "object" || request === null) return [errorOf(null, failure)];
+    return "id" in request ? [errorOf(request.id, failure)] : [];
+  };
+  const requests = safely((): unknown => JSON.parse(body.toString("utf8")));
+  if (!Array.isArray(requests) || requests.length === 0) return answersTo(Array.isArray(requests) ? null : requests)[0];
+  const answers = requests.flatMap(answersTo);
+  return answers.length === 0 ? undefined : answers;
+}
+
+export function errorOf(id: unknown, { code, message, data, hint }: Failure): unknown {
+  return { jsonrpc: "2.0", id, error: { code, message, data: { ...data, hint } } };
 }
 
 // What a method may ask of its params. Each helper reads one of them, and says in a -32602 Failure what is wrong with which.

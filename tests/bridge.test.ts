@@ -1,4 +1,4 @@
-// time limit: 240 s; long
+// time limit: 300 s; long
 /** --bridge of the built file: bytes in, bytes out, and how it ends; what it says when there is no daemon, and when it starts one. */
 
 import { spawn, spawnSync } from "node:child_process";
@@ -394,6 +394,39 @@ for (const framing of ["native", "lines"] as const) {
     }),
   );
 }
+
+ended("when another daemon takes its place: with that word, and an answer to whatever has none", () =>
+  withDirectory(async (site) => {
+    await site.serve();
+    const { spawn: begin, end } = slow("a", 30_000);
+    const bridge = site.bridge();
+    bridge.send({ ...begin, auth: site.token });
+    while ((await bridge.next()).stream !== "stdout");
+    bridge.send({ ...end, auth: site.token });
+    assert.equal(await bridge.ask("server.ping", {}, site.token), pong(1));
+    await site.serve(["--replace"]);
+    const { id, error } = await bridge.next(20_000);
+    assert.equal([id, error.code, error.data.reason], ["a's end", -32010, "replaced"], error.message);
+    const lost = await bridge.next();
+    assert.equal([lost.event, lost.reason], ["lost", "replaced"]);
+    await bridge.exit;
+  }),
+);
+
+ended("when a client says nothing for too long, with a hint where the token is", () =>
+  withDirectory(async (site) => {
+    const quick = builtWith(site.directory, { strangerMs: 500 });
+    await site.serve([], { file: quick });
+    const bridge = site.bridge();
+    const lost = await bridge.next(20_000);
+    assert.equal([lost.event, lost.reason], ["lost", "closed"]);
+    assert.match(
+      lost.hint,
+      /authenticates within 60 s, with the token that --serve has named; --bridge --as-owner needs none$/,
+    );
+    assert.is((await bridge.exit).code, 1);
+  }),
+);
 
 const absent = suite("--bridge without a daemon");
 const alone = sideBySide(absent, lanes);

@@ -1,4 +1,4 @@
-// time limit: 240 s
+// time limit: 300 s
 /** --run and what comes back to it, of the built file: exit codes, streams, signals, lost lines, and a daemon that dies under them. */
 
 import { spawn } from "node:child_process";
@@ -269,6 +269,24 @@ runs("goes on over a daemon that dies under it: output by seq, stdin by offset",
     assert.is(await new Promise((done) => second.once("close", done)), 0, words);
     assert.is(text, "line 1\nline 2\nline 3\nline 4\nline 5\nline 6\n");
     assert.match(words, /started it again/);
+  }),
+);
+
+runs("goes on over a --replace under it", () =>
+  withDirectory(async (site) => {
+    await site.serve();
+    const line = "for i in 1 2 3 4 5 6; do echo line $i; sleep 0.5; done | hf --run --id q cat";
+    const child = spawn("bash", ["-c", shellLine(site, line)], { env: site.env });
+    let text = "";
+    let words = "";
+    child.stdout.on("data", (chunk: Buffer) => (text += chunk));
+    child.stderr.on("data", (chunk: Buffer) => (words += chunk));
+    const closed = new Promise((done) => child.once("close", done));
+    await until("its first line", () => text.includes("line 2"), 10_000);
+    const held = (await shell(site, "hf --call server.capabilities")).stdout.includes('"held"');
+    if (held) await site.serve(["--replace"]);
+    assert.is(await closed, 0, words);
+    assert.is(text, "line 1\nline 2\nline 3\nline 4\nline 5\nline 6\n");
   }),
 );
 
