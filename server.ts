@@ -202,9 +202,8 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
   const maxOpenFiles = readLimit("Max open files", world);
   const methods = new Map<string, Method>();
   const rpc: Rpc = {
-    methods,
+    ...{ methods, tokenHint: tokenHint(places) },
     isToken: (token) => isToken(daemon.record, token),
-    tokenHint: tokenHint(places),
     isTurnOver: () => isTurnOver(daemon.connections),
     onUnauthorized: (caller) => noteRefusal(daemon, caller),
     onFailure: ({ data, cause, message }) =>
@@ -248,9 +247,9 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
     ended,
     finish,
   };
-  for (const [name, method] of [...serverMethods(daemon), ...processMethods(daemon.processes)])
+  const files = createFiles(() => homeDirectory(), lanes);
+  for (const [name, method] of [...serverMethods(daemon), ...processMethods(daemon.processes), ...files])
     methods.set(name, method);
-  for (const [name, method] of createFiles(() => homeDirectory(), lanes)) methods.set(name, method);
   return daemon;
 }
 
