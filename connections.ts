@@ -22,8 +22,9 @@ import { encodeError, oversizeAnswer } from "./rpc.ts";
 /** Connections that have not shown a good token: so many, so long. The oldest makes room for a new one. */
 export const maxStrangers = 64;
 const strangerMs = 60_000;
-/** Refusals and errors that such a connection gets, some 600, before it is closed: each costs more to make than to provoke. */
+/** Answers that such a connection gets, and requests of it that are refused, answered or not, before it is closed: each costs more to make than to provoke. */
 const strangerAnswerBytes = 64 << 10;
+const strangerRefusals = 25_000;
 /** A connection that has this much unread is not read from until it has read. */
 const maxUnsentBytes = 16 << 20;
 /** Requests of one connection under way at once; more wait in its socket. */
@@ -287,7 +288,7 @@ function isWaiting({ waiting, undecoded }: Connection): boolean {
 
 /** A stranger that has had its share of refusals. */
 function isTiresome({ caller, answeredBytes }: Connection): boolean {
-  return !caller.known && answeredBytes > strangerAnswerBytes;
+  return !caller.known && (answeredBytes > strangerAnswerBytes || (caller.refusals ?? 0) > strangerRefusals);
 }
 
 /** Says whether others are to have their turn: what they have sent is read between two of them. */

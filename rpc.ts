@@ -52,6 +52,8 @@ export interface Caller {
   authenticated: boolean;
   /** A good token was seen at least once: the limits for strangers are off. */
   known: boolean;
+  /** Requests that were refused for want of a good token, batched ones and notifications too. */
+  refusals?: number;
   /** Set while not all methods of a batch have been called: what comes after it waits for that. */
   calling?: Promise<void> | undefined;
 }
@@ -230,6 +232,7 @@ function checkAuth(rpc: Rpc, { auth, method }: Request, caller: Caller): void {
   const isMissing = auth === undefined || auth === null;
   if (typeof auth === "string" && rpc.isToken(auth)) caller.known = true;
   else if (method !== authenticateMethod && !(isMissing && caller.authenticated)) {
+    caller.refusals = (caller.refusals ?? 0) + 1;
     rpc.onUnauthorized?.(caller);
     throw unauthorized(rpc.tokenHint);
   }

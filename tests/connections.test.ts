@@ -223,6 +223,22 @@ strangers("are closed after 64 KiB of answers, who has shown a token is not", as
   }
 });
 
+strangers("are closed after 25000 refusals that need no answer, who has shown a token is not", async () => {
+  for (const isKnown of [false, true]) {
+    const { connections } = create();
+    connections.handle = (body, caller) => {
+      if (String(body) === '"token"') caller.known = true;
+      else caller.refusals = (caller.refusals ?? 0) + 13_000;
+      return undefined;
+    };
+    const client = clientOf(connections);
+    if (isKnown) client.send(frameOf("token"));
+    for (let i = 0; i < 3; i++) client.send(frameOf("a"));
+    await settled();
+    assert.is(client.socket.writableEnded, !isKnown);
+  }
+});
+
 strangers.run();
 
 const flow = suite("a connection");
