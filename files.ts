@@ -18,6 +18,7 @@ import { cannot, errnoOf, Failure, osFailure, reasonOf } from "./failure.ts";
 import { maxBodyBytes } from "./frame.ts";
 import type { Lanes } from "./lanes.ts";
 import { createLanes, runInLane } from "./lanes.ts";
+import { runtime } from "./program.ts";
 import type { Method, Methods, Params } from "./rpc.ts";
 import {
   booleanParam,
@@ -206,8 +207,9 @@ async function listDirectory(path: BytePath, includeHidden: boolean, lanes: Lane
   const doing = `list "${wordsOf(path)}"`;
   let bytes = 0;
   await during(doing, async () => {
-    // the types know no bytes here; a runtime that does not either gives text
-    const options = { bufferSize: listStep, encoding: "buffer" as BufferEncoding };
+    // the types know no bytes here, nor does Bun; Deno gives text all the same
+    const encoding = (runtime === "bun" ? "utf8" : "buffer") as BufferEncoding;
+    const options = { bufferSize: listStep, encoding };
     for await (const entry of await opendir(onDisk(path), options)) {
       const name = bytesOf(entry.name as string | Buffer);
       if (name.startsWith(".") && !includeHidden) continue;
