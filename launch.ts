@@ -14,7 +14,7 @@ import { closeSync, fstatSync, openSync, readFileSync } from "node:fs";
 import type { Socket } from "node:net";
 import { basename } from "node:path";
 import { cannot, capture, Failure, reasonOf, safely } from "./failure.ts";
-import type { Facts, World } from "./host.ts";
+import type { Facts, Place, World } from "./host.ts";
 import { noteScope, placeOf, plainText, probeMs, readLimit, refusalOf } from "./host.ts";
 import type { Launch } from "./lifetime.ts";
 import { chooseLaunch } from "./lifetime.ts";
@@ -25,8 +25,8 @@ import { argumentsOf, namesIn, now, openLog, readText, sleep, soon } from "./rec
 const scopeMs = 5000;
 /** For a runtime that is slow to start, once it runs. */
 const daemonStartMs = 20_000;
-/** A scope that a running daemon is moved into is there within a few ms. */
-const moveMs = 1000;
+/** A scope that a running daemon and its processes are moved into is there within a few ms; on a busy host it takes longer. */
+const moveMs = 3000;
 const moveAttempts = 5;
 /** Between attempts, where the user manager of one who lingers is just starting: lingering that comes while it stops has it started again. */
 const retryMs = 50;
@@ -258,6 +258,8 @@ async function moveIntoScope(pids: number[], facts: Facts, world: World): Promis
   ];
   const problem = refusalOf(command, await world.run(command, probeMs));
   if (problem) return problem;
-  const hasMoved = await soon(() => (placeOf(pid, world) as { unit?: string }).unit === name, moveMs, 2);
+  // one after the other; what has ended meanwhile has no place
+  const isThere = (place: Place): boolean => place.kind === "unknown" || ("unit" in place && place.unit === name);
+  const hasMoved = await soon(() => pids.every((each) => isThere(placeOf(each, world))), moveMs, 2);
   return hasMoved ? undefined : "the user manager took the call, but the daemon has not moved";
 }

@@ -10,7 +10,7 @@ import { builtFile, faultRow, frameOf, messagesIn, outcomeOf, request, runsAll, 
 import type { Host } from "./host.ts";
 import { requireHosts, until, withHost } from "./host.ts";
 
-requireHosts(5);
+requireHosts(7);
 
 const goneMs = 3000;
 
@@ -140,6 +140,42 @@ fault(
       return "so; daemon, child, grandchild and orphan are alive 3 s after the last logout";
     }),
 );
+
+for (const [what, end] of [
+  ["is killed, and a `--serve --enable-linger` from another session takes up its processes", "kill"],
+  ["gives way to a `--serve --replace --enable-linger` from another session", "replace"],
+] as const) {
+  fault(
+    `a daemon in a session that is about to end ${what}`,
+    "the new one is in a scope, and what it has taken up is moved there: all of it outlives both sessions",
+    () =>
+      withHost({ killUserProcesses: true, logind: ["UserStopDelaySec=1"] }, async (host) => {
+        await host.copy("dev", builtFile, "server");
+        await host.ssh("dev", "umask 077; echo t > t");
+        const session = host.spawnSsh("dev", "./server --serve --lifetime detach --token-file t; cat");
+        const first = await new Promise<string>((done) =>
+          session.stdout.once("data", (chunk: Buffer) => done(chunk.toString())),
+        );
+        await ask(host, "process.spawn", { id: "a", command: "sleep", args: ["1234"] }, "t");
+        const [work] = host.processes(/^sleep 1234$/);
+        if (end === "kill") {
+          process.kill(host.processes("--launched")[0]!.pid, "SIGKILL");
+          await until(() => host.processes("--launched").length === 0, "the daemon to be gone");
+        }
+        const how = end === "kill" ? "" : "--replace";
+        const started = await host.ssh("dev", `./server --serve --enable-linger --token-file t ${how}`);
+        assert.is.not(instanceIn(started.stdout), instanceIn(first), started.stderr);
+        assert.match(started.stdout, /under your user manager; survives logout: yes\)/, started.stderr);
+        session.kill("SIGKILL");
+        await host.sleepUntilLoggedOut("dev");
+        await new Promise((done) => setTimeout(done, goneMs));
+        assert.equal([host.processes("--launched").length, host.processes(/^sleep 1234$/)[0]?.pid], [1, work!.pid]);
+        const [listed] = (await ask(host, "process.list", {}, "t")).processes;
+        assert.equal([listed.id, "exitCode" in listed], ["a", false], JSON.stringify(listed));
+        return "so";
+      }),
+  );
+}
 
 fault(
   "the same where the user has no bus of its own (dbus-user-session), over which a running daemon is moved",
