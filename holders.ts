@@ -392,7 +392,10 @@ export function adoptHeld({ watch }: Pick<Holders, "watch">, directory: string, 
 function isHolderRecord(value: unknown): value is HolderRecord {
   const { bootId, pidNamespace, out, ...processes } = Object(value) as HolderRecord;
   const isKnown = (known: Known) =>
-    Number.isSafeInteger(Object(known).pid) && known.pid > 1 && /^\d+$/.test(known.startTime);
+    Number.isSafeInteger(Object(known).pid) &&
+    known.pid > 1 &&
+    typeof known.startTime === "string" &&
+    /^\d+$/.test(known.startTime);
   return (
     typeof bootId === "string" &&
     typeof pidNamespace === "string" &&

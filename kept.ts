@@ -175,7 +175,7 @@ export function readAbout(directory: string): KeptAbout | undefined {
   if (value === undefined) return undefined;
   if (value.format !== format)
     throw cannot(
-      `take up "${directory}": its format is ${String(value.format).slice(0, 20)}, this version knows ${format}`,
+      `take up "${directory}": its format is ${JSON.stringify(value.format)?.slice(0, 20)}, this version knows ${format}`,
     );
   const { id, command, args, cwd, pid, startedAt, instance } = value;
   const texts = [id, command, cwd, instance, Object(value.process).host, ...(Array.isArray(args) ? args : [undefined])];

@@ -97,6 +97,11 @@ async function checkDamaged(random: Random, original: string, copy: string, pid:
   for (const problem of problems)
     demand(/^Cannot .+: .+$|it is left alone/.test(problem), "A problem is told otherwise", case_, problem);
   for (const child of processes.children.values()) call(processes, "reattach", { id: child.id, fromSeq: 0 }); // all that is held can be read
+  for (const [id, { mark, running }] of processes.children) {
+    if (mark) continue; // an about without a holder is that of a process with plain pipes, which would end with its daemon
+    running?.release();
+    processes.children.delete(id);
+  }
   await leaveAll(processes, { graceMs: 0 });
   demand(isAlive(pid), "The process that runs was ended", case_);
 }
