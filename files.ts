@@ -144,10 +144,12 @@ function wordsOf(path: BytePath): string {
   return isAscii(path) ? path : Buffer.from(path, "latin1").toString("utf8");
 }
 
-/** For node:fs. Text where that is possible: not every runtime takes bytes. */
+/** For node:fs. Text where that is possible. */
 function onDisk(path: BytePath): string | Buffer {
   const words = wordsOf(path);
-  return isLossy(path, words) ? Buffer.from(path, "latin1") : words;
+  if (!isLossy(path, words)) return words;
+  if (runtime !== "deno") return Buffer.from(path, "latin1");
+  throw cannot(`use "${words}": under Deno a path must be UTF-8`); // it would take another one, without a word
 }
 
 function isLossy(path: BytePath, words: string): boolean {
