@@ -33,7 +33,7 @@ export interface Verdict {
 /**
  * Judges whether a process in a place survives logout.
  *
- * The table is in README, "What survives where"; it was measured on systemd 247, 252, 257 and 262.
+ * The table is in docs/survival.md, "What survives where"; it was measured on systemd 247, 252, 257 and 262.
  */
 export function judgePlace(place: Place, facts: Facts): Verdict {
   const verdict = judgeKind(place, facts);
