@@ -13,7 +13,8 @@ export const argumentsTarget: Target = { name: "arguments", run: async (useCheck
 
 /** Each mode's options; the last one of --serve is only for the program itself. */
 const takes: Record<string, string> = {
-  serve: "socket token-file token-fd lifetime enable-linger require-survival replace log spool json launched",
+  serve:
+    "socket token-file token-fd lifetime enable-linger require-survival replace log spool json if-idle no-agent launched revive",
   bridge: "socket no-start as-owner",
   stop: "socket grace now if-idle json",
   status: "socket json",

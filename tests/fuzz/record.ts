@@ -190,7 +190,7 @@ function checkExplanation(
   );
   if (healable) {
     demand(
-      record !== undefined && !["stopped", "replaced", "terminated"].includes(record.ended?.reason as string),
+      record !== undefined && !["stopped", "terminated"].includes(record.ended?.reason as string),
       "One that was stopped on purpose is to be started again",
       text,
     );
