@@ -8,7 +8,7 @@
  */
 
 import type { Client, Command, Message } from "./client.ts";
-import { connectClient, createClient, explainCommand, runCommand } from "./client.ts";
+import { connectClient, createClient, explainCommand, runCommand, withSignal } from "./client.ts";
 import { startServer } from "./control.ts";
 import { callBack, cannot, errorCodes, Failure } from "./failure.ts";
 import type {
@@ -42,7 +42,6 @@ import {
   spawnProcess,
   takeMessage,
   takeUp,
-  withSignal,
 } from "./remote.ts";
 import { hashToken, makeRunDirectory, ownToken, placesOf } from "./socket.ts";
 

@@ -502,3 +502,14 @@ export function diagnose({ code, error }: Outcome, stderr: string): { reason?: R
   if (code === 126) return { reason: "not-executable", hint: "run it by its shell: sh holdfast.js, or chmod +x it" };
   return { reason: "command-failed" };
 }
+
+/** What a promise comes to, unless it is given up before. */
+export function withSignal<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  if (!signal) return promise;
+  return new Promise<T>((resolve, reject) => {
+    const abort = (): void => reject(signal.reason);
+    if (signal.aborted) abort();
+    signal.addEventListener("abort", abort, { once: true });
+    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", abort));
+  });
+}

@@ -12,11 +12,10 @@
 import { readFileSync } from "node:fs";
 import { connect } from "./api.ts";
 import type { Command, Outcome } from "./client.ts";
-import { diagnose, outcomeWords, runCommand } from "./client.ts";
+import { diagnose, outcomeWords, runCommand, withSignal } from "./client.ts";
 import { cannot, capture, cleanText, errorCodes, type Failure, osFailure, safely } from "./failure.ts";
 import type { CallOptions, Deployment, DeployOptions, Served } from "./library.ts";
 import { besideFile } from "./program.ts";
-import { withSignal } from "./remote.ts";
 
 const deployMs = 120_000;
 /** What the host answers is one line, and what its start-up files say. */

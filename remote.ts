@@ -11,6 +11,7 @@
 import { randomBytes } from "node:crypto";
 import { Readable, Writable } from "node:stream";
 import type { Message } from "./client.ts";
+import { withSignal } from "./client.ts";
 import { callBack, cannot, errorCodes, Failure } from "./failure.ts";
 import type {
   CallOptions,
@@ -34,7 +35,9 @@ const overflowBytes = 16 << 20;
 const messageBytes = 200;
 /** A stdin request carries this much, before base64. */
 const stdinChunkBytes = 256 << 10;
-const stdinRetryMs = 20;
+const retryMs = 20;
+/** A start that was refused is looked after again, at most so often: what is refused for good is not asked for ever. */
+const maxStarts = 20;
 /** What run() collects. */
 const maxRunBytes = 16 << 20;
 
@@ -156,28 +159,44 @@ export function randomId(): string {
   return randomBytes(8).toString("hex");
 }
 
-/** A line that is lost before the answer has come leaves open whether the process was started: the id tells. */
+/**
+ * A line that is lost before the answer has come leaves open whether the process was started: the id tells. Or it is started in the very moment, by what
+ * the old line still had; then a second start is refused.
+ */
 async function startProcess(remote: Remote, params: object): Promise<void> {
-  const { wire, id, options } = remote;
-  for (;;) {
+  const { wire, id } = remote;
+  for (let attempt = 1; ; attempt++) {
     try {
-      const start = { ...(id === "" ? {} : { id }), ...params, ...flagsOf(options) };
-      await wire.request("process.spawn", start, {}, (answer) => {
-        const { pid, id: given = id } = answer as { pid?: number; id?: string };
-        Object.assign(remote, { pid, id: given });
-        wire.route(remote);
-      });
+      if (attempt === 1 || !(await isThere(remote))) await requestStart(remote, params);
       return;
     } catch (error) {
-      if (!isLoss(error) || !wire.mayReturn || id === "") throw error;
+      const isRefused = (error as Failure).code === errorCodes.invalidParams && attempt > 1 && attempt < maxStarts;
+      const isLost = isLoss(error) && wire.mayReturn && id !== "";
+      if (!isLost && !isRefused) throw error;
     }
     await wire.online();
-    const found = await takeUp(remote, wire.request).then(Boolean, (error: Failure) => {
-      if (error.reason !== "not-found" && !isLoss(error)) throw error;
-      return false;
-    });
-    if (found) return;
+    await sleep(retryMs);
   }
+}
+
+async function isThere(remote: Remote): Promise<boolean> {
+  try {
+    await takeUp(remote, remote.wire.request);
+    return true;
+  } catch (error) {
+    if ((error as Failure).reason === "not-found") return false;
+    throw error;
+  }
+}
+
+async function requestStart(remote: Remote, params: object): Promise<void> {
+  const { wire, id, options } = remote;
+  const start = { ...(id === "" ? {} : { id }), ...params, ...flagsOf(options) };
+  await wire.request("process.spawn", start, {}, (answer) => {
+    const { pid, id: given = id } = answer as { pid?: number; id?: string };
+    Object.assign(remote, { pid, id: given });
+    wire.route(remote);
+  });
 }
 
 export async function reattachProcess(wire: Wire, id: string, options: ReattachOptions): Promise<Remote> {
@@ -522,7 +541,7 @@ async function writePiece(remote: Remote, piece: Buffer, end: boolean, signal?: 
       return;
     } catch (error) {
       const { code } = error as Failure;
-      if (code === errorCodes.stdinFull) await sleep(stdinRetryMs);
+      if (code === errorCodes.stdinFull) await sleep(retryMs);
       else if (isLoss(error) && wire.mayReturn && offset !== undefined) await wire.online();
       else throw error;
     }
@@ -575,14 +594,4 @@ function limitLife(remote: Remote, { signal, timeoutMs = 0 }: CallOptions): void
     signal?.removeEventListener("abort", onAbort);
   };
   remote.exit.then(done, done);
-}
-
-export function withSignal<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
-  if (!signal) return promise;
-  return new Promise<T>((resolve, reject) => {
-    const abort = (): void => reject(signal.reason);
-    if (signal.aborted) abort();
-    signal.addEventListener("abort", abort, { once: true });
-    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", abort));
-  });
 }

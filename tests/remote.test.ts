@@ -206,7 +206,7 @@ const cut = suite("with reconnect, a line that is cut");
 
 const quick = { minDelayMs: 20, maxDelayMs: 100 };
 
-/** Cuts the line again and again while `use` goes on. */
+/** Cuts the line again and again while `use` goes on, each time that it has been there for so long. */
 function withCuts(
   use: (there: Connection, daemon: TestDaemon, cuts: () => number) => Promise<void>,
   everyMs: number,
@@ -216,15 +216,22 @@ function withCuts(
     const there = await connect({ command, token: daemon.token, reconnect: quick });
     let lost = 0;
     let found = 0;
-    there.on("lost", () => lost++).on("reconnected", ({ sameDaemon }) => (found += sameDaemon ? 1 : 1000));
-    const timer = setInterval(cutLine, everyMs);
+    let isOver = false;
+    let timer = setTimeout(cutLine, everyMs);
+    there
+      .on("lost", () => lost++)
+      .on("reconnected", ({ sameDaemon }) => {
+        found += sameDaemon ? 1 : 1000;
+        if (!isOver) timer = setTimeout(cutLine, everyMs);
+      });
     try {
       await use(there, daemon, () => lost);
-      clearInterval(timer);
+      isOver = true;
+      clearTimeout(timer);
       await eventually(() => found === lost, `as often found as lost: ${found} of ${lost}`);
       assert.ok(lost >= 2, `${lost} cuts`);
     } finally {
-      clearInterval(timer);
+      clearTimeout(timer);
       await there.close();
     }
   });

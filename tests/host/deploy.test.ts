@@ -60,7 +60,7 @@ const script = suite("examples/deploy.sh");
 script(
   "copies, starts, shakes hands and says so in one JSON line; with bash, fish and tcsh as the login shell, and a talkative one",
   () =>
-    withHost({ users: ["bash", "fish", "tcsh", "loud"], killUserProcesses: true }, async (host) => {
+    withHost({ users: ["bash", "fish+linger", "tcsh+linger", "loud"], killUserProcesses: true }, async (host) => {
       for (const shell of ["fish", "tcsh"]) {
         if (!existsSync(`/usr/bin/${shell}`)) throw new Error(`The host needs the package ${shell}`);
         assert.is((await host.root(`usermod -s /usr/bin/${shell} ${shell}`)).code, 0);
@@ -111,7 +111,7 @@ script(
       // and with work to do it stays
       const started = await host.ssh(
         "tcsh",
-        `sh .holdfast/holdfast.js --call process.spawn '{"id":"work","command":"/bin/sh","args":["-c","echo up; exec >&- 2>&-; sleep 1000"]}' >& /dev/null & sleep 2`,
+        `sh .holdfast/holdfast.js --call process.spawn '{"id":"work","command":"/bin/sh","args":["-c","echo up; exec >&- 2>&-; sleep 1000"]}' >& /dev/null & sh -c "until sh .holdfast/holdfast.js --call process.list | grep -q sleep; do sleep 0.2; done"`,
       );
       assert.is(started.code, 0, started.stderr);
       const kept = JSON.parse((await deploy(host, "tcsh", env)).stdout.toString());
