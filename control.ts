@@ -55,7 +55,6 @@ const movedMs = 1000;
 
 /** How long one with processes takes to retire its name. */
 const retireMs = 2000;
-
 /** From SIGTERM to SIGKILL, for a daemon that does not answer. */
 const termMs = 3000;
 
