@@ -1,4 +1,4 @@
-// time limit: 240 s
+// time limit: 240 s; long
 /**
  * Work that outlives its daemon, from outside: a process floods, one prints a line each 10 ms, one echoes what it is sent; and their daemon is
  * killed, or replaced, at any moment. `npm run test:faults` does the full number of rounds.
@@ -6,12 +6,24 @@
  * Each of the three says numbered records of 16 bytes: so each byte has its place, and what is missing or twice is seen.
  */
 
+import { spawn } from "node:child_process";
 import { existsSync, lstatSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { TestDaemon, Wire } from "./daemon.ts";
-import { eventually, holdfast, isAlive, openBridge, runsAll, sleep, statOf, withDaemon } from "./daemon.ts";
+import {
+  builtFile,
+  eventually,
+  holdfast,
+  isAlive,
+  openBridge,
+  outcomeOf,
+  runsAll,
+  sleep,
+  statOf,
+  withDaemon,
+} from "./daemon.ts";
 
 const rounds = (all: number, few: number): number => (runsAll ? all : few);
 const recordBytes = 16;
@@ -539,5 +551,27 @@ killed("leaves what it has put into the background alone", async (daemon, client
   process.kill(pid, "SIGKILL");
   next.close();
 });
+
+matrix("goes on under it when the one that is to replace it cannot start", () =>
+  withDaemon(async (daemon) => {
+    const client = joinAs(daemon);
+    const pid = await client.spawn("a", "while read -r line; do echo $line; done");
+    const { instanceId } = await client.wire.request("server.capabilities");
+    // it starts, and ends before it has said a word; and it cannot even be run
+    for (const options of [
+      "--import=data:text/javascript,process.argv.includes('--launched')&&process.exit(3)",
+      "--no-such-option",
+    ]) {
+      const start = ["--serve", "--replace", "--socket", daemon.socket, "--token-file", daemon.tokenFile];
+      const { code, stderr } = await outcomeOf(spawn(process.execPath, [options, builtFile, ...start]));
+      assert.ok(code !== 0, stderr);
+    }
+    assert.is((await client.wire.request("server.capabilities")).instanceId, instanceId);
+    await client.wire.request("process.stdin", { id: "a", data: Buffer.from("on\n").toString("base64") });
+    await eventually(() => client.text("a") === "on\n", "it answers");
+    assert.ok(isAlive(pid));
+    client.close();
+  }),
+);
 
 matrix.run();
