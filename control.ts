@@ -50,9 +50,6 @@ import { isSame, makeRunDirectory } from "./socket.ts";
 /** How long a start waits for another one under way. Longer than the slowest start, with a wedged user manager. */
 const startMs = 15_000;
 
-/** For the processes of a dead daemon to be where they were moved to, once the first of them is. */
-const movedMs = 1000;
-
 /** How long one with processes takes to retire its name. */
 const retireMs = 2000;
 /** From SIGTERM to SIGKILL, for a daemon that does not answer. */
@@ -406,7 +403,6 @@ async function verify(
     const judge = (): Verdict => judgeWork(own, placesOf(processes, world), facts);
     if (judge().survives === judgePlace(own, facts).survives) return { lifetime: describeVerdict(judge()), version };
     await moveWork(() => familyOf(holdersOf(processes, places)), facts, world);
-    await soon(() => judge().survives === judgePlace(own, facts).survives, movedMs); // one after the other
     await client.request("server.admit", { key: started.key, facts }, started.key, answerMs);
     return { lifetime: describeVerdict(judge()), version };
   } finally {

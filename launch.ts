@@ -27,7 +27,6 @@ const scopeMs = 5000;
 const daemonStartMs = 20_000;
 /** A scope that a running daemon and its processes are moved into is there within a few ms; on a busy host it takes longer. */
 const moveMs = 3000;
-const moveAttempts = 5;
 /** Between attempts, where the user manager of one who lingers is just starting: lingering that comes while it stops has it started again. */
 const retryMs = 50;
 
@@ -216,8 +215,8 @@ function said(log: string, from: number): string {
  * @param pids Asked for at each attempt: one that has just ended has all of them refused.
  */
 export async function moveWork(pids: () => number[], facts: Facts, world: World): Promise<void> {
-  for (let attempt = 0; attempt < moveAttempts; attempt++)
-    if ((await moveIntoScope(pids(), facts, world)) === undefined) return;
+  for (const deadline = now() + probeMs; ; await sleep(retryMs))
+    if ((await moveIntoScope(pids(), facts, world)) === undefined || now() > deadline) return;
 }
 
 /** Moves a running daemon that stays where it would be killed, with its processes, and notes in `facts` how that went. */
