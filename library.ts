@@ -222,7 +222,7 @@ export interface Connection {
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-/** How the output of a process is taken. All may be used at once; each gets all that comes after it was set. */
+/** How the output of a process is taken. Several ways may be used at once: those that are begun in one turn get the same. */
 export interface OutputOptions {
   /** Called for each piece of output, in order, before `exit` resolves. Nothing waits for what it returns: use `output` for that. */
   onOutput?: (output: Output) => void;

@@ -451,6 +451,8 @@ async function* iterate(remote: Remote): AsyncGenerator<Output, void, undefined>
     },
   };
   remote.sinks.add(sink);
+  remote.full.add(sink); // until whoever else takes the output is there, too
+  await new Promise(setImmediate);
   try {
     for (;;) {
       resume(remote, sink);
