@@ -4,6 +4,7 @@
 import { spawn } from "node:child_process";
 import {
   chmodSync,
+  chownSync,
   existsSync,
   linkSync,
   lstatSync,
@@ -130,7 +131,7 @@ const refusals: Refusal[] = [
   },
   {
     what: "the token is empty",
-    prepare: ({ directory }) => writeFileSync(join(directory, "t"), "\n"),
+    prepare: ({ directory }) => writeFileSync(join(directory, "t"), "\n", { mode: 0o600 }),
     args: withToken("t"),
     code: 77,
     words: /Cannot read the token file ".*\/t": it is empty/,
@@ -227,7 +228,7 @@ for (const { what, prepare, args, nobody, code, words } of refusals) {
   refuses(`says at once that ${what}, with exit code ${code}, and leaves nothing`, () =>
     withDirectory(
       async (site) => {
-        if (nobody) chmodSync(site.tokenFile, 0o644);
+        if (nobody) chownSync(site.tokenFile, 65534, 65534);
         const undo = await prepare?.(site);
         try {
           const before = snapshot(site.directory);
@@ -623,14 +624,14 @@ serves("--lifetime foreground serves in this process until it is stopped", () =>
 
 serves("whose socket is deleted publishes it again, and is reached by --bridge, --call and --serve even before", () =>
   withDirectory(async (site) => {
-    const { pid, instance } = await site.serve([], { file: builtWith(site.directory, { checkMs: 2000 }) });
+    const { pid, instance } = await site.serve([], { file: builtWith(site.directory, { checkMs: 8000 }) });
     unlinkSync(site.socket);
     const bridge = site.bridge();
     assert.equal((await bridge.ask("server.ping", {}, site.token)).result, { pong: true });
     bridge.child.stdin.end();
     assert.is((await bridge.exit).code, 0);
     assert.not.ok(existsSync(site.socket), "the bridge went by the other name");
-    await until("it is published again", () => existsSync(site.socket), 4000);
+    await until("it is published again", () => existsSync(site.socket), 20_000);
     assert.equal((await (await site.dial()).ask("server.capabilities", {}, site.token)).result.instanceId, instance);
     assert.match(site.log(), /was deleted: published again/);
 
@@ -640,7 +641,7 @@ serves("whose socket is deleted publishes it again, and is reached by --bridge, 
 
     for (const name of filesIn(site.directory))
       if (lstatSync(join(site.directory, name)).isSocket()) rmSync(join(site.directory, name)); // the bound one too
-    await until("it is bound and published again", () => existsSync(site.socket), 4000);
+    await until("it is bound and published again", () => existsSync(site.socket), 20_000);
     assert.equal((await (await site.dial()).ask("server.capabilities", {}, site.token)).result.instanceId, instance);
   }),
 );
