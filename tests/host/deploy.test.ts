@@ -60,64 +60,67 @@ const script = suite("examples/deploy.sh");
 script(
   "copies, starts, shakes hands and says so in one JSON line; with bash, fish and tcsh as the login shell, and a talkative one",
   () =>
-    withHost({ users: ["bash", "fish+linger", "tcsh+linger", "loud"], killUserProcesses: true }, async (host) => {
-      for (const shell of ["fish", "tcsh"]) {
-        if (!existsSync(`/usr/bin/${shell}`)) throw new Error(`The host needs the package ${shell}`);
-        assert.is((await host.root(`usermod -s /usr/bin/${shell} ${shell}`)).code, 0);
-      }
-      assert.is(
-        (
-          await host.root(
-            "echo 'echo Welcome to the host' | tee /home/loud/.bashrc >/home/fish/.hushlogin; chown loud /home/loud/.bashrc",
-          )
-        ).code,
-        0,
-      );
-      await Promise.all(
-        ["bash", "fish", "tcsh", "loud"].map(async (user) => {
-          const first = await deploy(host, user);
-          assert.is(first.code, 0, `${user}: ${first.stderr}`);
-          assert.match(first.stdout.toString(), /^\{.*\}\n$/);
-          const started = JSON.parse(first.stdout.toString());
-          assert.equal(
-            [started.host, started.copied, started.how, started.lifetime.survivesLogout],
-            [`${user}@127.0.0.1`, true, "started", "until"],
-            user,
-          );
-          assert.is(
-            readFileSync(host.file(`/home/${user}/.holdfast/holdfast.js`), "utf8"),
-            readFileSync(builtFile, "utf8"),
-          );
+    withHost(
+      { users: ["bash", "fish", "tcsh", "loud"], killUserProcesses: true, logind: ["UserStopDelaySec=300"] },
+      async (host) => {
+        for (const shell of ["fish", "tcsh"]) {
+          if (!existsSync(`/usr/bin/${shell}`)) throw new Error(`The host needs the package ${shell}`);
+          assert.is((await host.root(`usermod -s /usr/bin/${shell} ${shell}`)).code, 0);
+        }
+        assert.is(
+          (
+            await host.root(
+              "echo 'echo Welcome to the host' | tee /home/loud/.bashrc >/home/fish/.hushlogin; chown loud /home/loud/.bashrc",
+            )
+          ).code,
+          0,
+        );
+        await Promise.all(
+          ["bash", "fish", "tcsh", "loud"].map(async (user) => {
+            const first = await deploy(host, user);
+            assert.is(first.code, 0, `${user}: ${first.stderr}`);
+            assert.match(first.stdout.toString(), /^\{.*\}\n$/);
+            const started = JSON.parse(first.stdout.toString());
+            assert.equal(
+              [started.host, started.copied, started.how, started.lifetime.survivesLogout],
+              [`${user}@127.0.0.1`, true, "started", "until"],
+              user,
+            );
+            assert.is(
+              readFileSync(host.file(`/home/${user}/.holdfast/holdfast.js`), "utf8"),
+              readFileSync(builtFile, "utf8"),
+            );
 
-          // again: nothing is copied, nothing started
-          const again = JSON.parse((await deploy(host, user)).stdout.toString());
-          assert.equal(
-            [again.copied, again.how, again.instance, again.pid],
-            [false, "joined", started.instance, started.pid],
-            user,
-          );
-        }),
-      );
+            // again: nothing is copied, nothing started
+            const again = JSON.parse((await deploy(host, user)).stdout.toString());
+            assert.equal(
+              [again.copied, again.how, again.instance, again.pid],
+              [false, "joined", started.instance, started.pid],
+              user,
+            );
+          }),
+        );
 
-      // a new version: the idle daemon makes room
-      const env = { HOLDFAST_FILE: otherBuild(host) };
-      const before = JSON.parse((await deploy(host, "fish")).stdout.toString());
-      const updated = JSON.parse((await deploy(host, "fish", env)).stdout.toString());
-      assert.equal(
-        [updated.copied, updated.how, /^99\./.test(updated.version), updated.instance === before.instance],
-        [true, "started", true, false],
-      );
+        // a new version: the idle daemon makes room
+        const env = { HOLDFAST_FILE: otherBuild(host) };
+        const before = JSON.parse((await deploy(host, "fish")).stdout.toString());
+        const updated = JSON.parse((await deploy(host, "fish", env)).stdout.toString());
+        assert.equal(
+          [updated.copied, updated.how, /^99\./.test(updated.version), updated.instance === before.instance],
+          [true, "started", true, false],
+        );
 
-      // and with work to do it stays
-      const started = await host.ssh(
-        "tcsh",
-        `sh .holdfast/holdfast.js --call process.spawn '{"id":"work","command":"/bin/sh","args":["-c","echo up; exec >&- 2>&-; sleep 1000"]}' >& /dev/null & sh -c "until sh .holdfast/holdfast.js --call process.list | grep -q sleep; do sleep 0.2; done"`,
-      );
-      assert.is(started.code, 0, started.stderr);
-      const kept = JSON.parse((await deploy(host, "tcsh", env)).stdout.toString());
-      assert.equal([kept.copied, kept.how, /^99\./.test(kept.version)], [true, "joined", false]);
-      assert.is(host.processes("sleep 1000").filter(({ uid }) => uid === host.uid("tcsh")).length > 0, true);
-    }),
+        // and with work to do it stays
+        const started = await host.ssh(
+          "tcsh",
+          `sh .holdfast/holdfast.js --call process.spawn '{"id":"work","command":"/bin/sh","args":["-c","echo up; exec >&- 2>&-; sleep 1000"]}' >& /dev/null & sh -c "until sh .holdfast/holdfast.js --call process.list | grep -q sleep; do sleep 0.2; done"`,
+        );
+        assert.is(started.code, 0, started.stderr);
+        const kept = JSON.parse((await deploy(host, "tcsh", env)).stdout.toString());
+        assert.equal([kept.copied, kept.how, /^99\./.test(kept.version)], [true, "joined", false]);
+        assert.is(host.processes("sleep 1000").filter(({ uid }) => uid === host.uid("tcsh")).length > 0, true);
+      },
+    ),
 );
 
 script("deploys to ten at once with xargs, and ten times at once to one", () => {
