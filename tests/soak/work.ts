@@ -431,25 +431,30 @@ async function giveSome(worker: Worker, line: Line, id: string, given: Buffer, f
 
 /** Two readers of one process: the second takes it from the first, which is told, and stays. */
 async function takeOver(worker: Worker): Promise<void> {
-  await withLine(worker, (first) =>
-    withLine(worker, async (second) => {
-      const track = await start(worker, first, "cat", []);
-      await track.takeUp(second);
-      const words: any[] = [];
-      first.onStream(track.id, (message) => words.push(message));
-      const taken = await second.request("process.reattach", { id: track.id, fromSeq: 0 });
-      same(taken, { found: true, running: true, firstSeq: 1, lastSeq: 0, stdinApplied: 0 }, "process.reattach");
-      same(await first.request("server.ping"), { pong: true }, "the first reader's ping");
-      await first.request("process.reattach", { id: track.id, fromSeq: 0 });
-      await second.until("the word that it was taken over", () => track.detachedBy !== undefined);
-      same(
-        await first.request("process.killAndWait", { id: track.id, signal: "SIGKILL" }),
-        { found: true, died: true },
-        "killAndWait",
-      );
-      await first.until("its exit", () => words.at(-1)?.stream === "exit");
-    }),
-  );
+  const native = { framing: "native" } as const; // who speaks lines is not told, but closed
+  const play = (first: Line): Promise<void> =>
+    withLine(
+      worker,
+      async (second) => {
+        const track = await start(worker, first, "cat", []);
+        await track.takeUp(second);
+        const words: any[] = [];
+        first.onStream(track.id, (message) => words.push(message));
+        const taken = await second.request("process.reattach", { id: track.id, fromSeq: 0 });
+        same(taken, { found: true, running: true, firstSeq: 1, lastSeq: 0, stdinApplied: 0 }, "process.reattach");
+        same(await first.request("server.ping"), { pong: true }, "the first reader's ping");
+        await first.request("process.reattach", { id: track.id, fromSeq: 0 });
+        await second.until("the word that it was taken over", () => track.detachedBy !== undefined);
+        same(
+          await first.request("process.killAndWait", { id: track.id, signal: "SIGKILL" }),
+          { found: true, died: true },
+          "killAndWait",
+        );
+        await first.until("its exit", () => words.at(-1)?.stream === "exit");
+      },
+      native,
+    );
+  await withLine(worker, play, native);
 }
 
 async function files(worker: Worker): Promise<void> {
