@@ -13,8 +13,8 @@ import { lstatSync, mkdtempSync, rmdirSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Child, Origin, Stdin } from "./children.ts";
-import { createChild, exitFrom, finish, groupMembers, leaveChild, pumpStdin, shorten } from "./children.ts";
-import { cannot, exitCodes, reasonOf, safely } from "./failure.ts";
+import { createChild, exitFrom, finish, groupMembers, leaveChild, pumpStdin } from "./children.ts";
+import { cannot, exitCodes, reasonOf, safely, shorten } from "./failure.ts";
 import type { Adopted } from "./holders.ts";
 import { adoptHeld, closeHolders, probeHolders, sweepHeld } from "./holders.ts";
 import type { KeptAbout, KeptExit, Mark } from "./kept.ts";
@@ -115,7 +115,7 @@ export function forgetLeft(path: string): void {
 export async function leaveAll(processes: Processes, { graceMs }: { graceMs: number }): Promise<number> {
   await startNoMore(processes);
   const children = [...processes.children.values()];
-  for (const child of children) if (child.mark) leaveChild(child);
+  for (const child of children) if (child.mark) leaveChild(processes, child);
   return endThese(processes, [...children.filter(({ mark }) => !mark), ...processes.forgotten], graceMs);
 }
 

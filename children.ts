@@ -12,12 +12,12 @@
 import { Buffer } from "node:buffer";
 import { readFileSync, writeFileSync } from "node:fs";
 import { constants as osConstants } from "node:os";
-import { cannot, cleanText, errnoOf, osFailure, safely } from "./failure.ts";
+import { cannot, errnoOf, osFailure, safely, shorten } from "./failure.ts";
 import type { About, Exit, Mark } from "./kept.ts";
 import { appendJournal, clearJournal, writeExit, writeMark } from "./kept.ts";
 import type { Source } from "./readers.ts";
 import { deliver, mayFlow } from "./readers.ts";
-import type { Identity } from "./record.ts";
+import type { Identity, LivingProcess } from "./record.ts";
 import { livenessOf, livingProcesses, now, soon } from "./record.ts";
 import type { Params } from "./rpc.ts";
 import { booleanParam, invalidParam, limitParam } from "./rpc.ts";
@@ -73,9 +73,22 @@ export interface Shared {
   readonly limits: typeof defaultLimits;
   /** Of all children: what waits for a stdin. */
   queuedBytes: number;
+  readonly ends: Ends;
   log(line: string): void;
   /** Its exit message is in the spool. */
   onOver(child: Child): void;
+}
+
+/** Children that have ended, and whose groups are yet to be looked at: ends that come in a burst share one look at /proc. */
+export interface Ends {
+  readonly waiting: Set<Child>;
+  /** Not before: now(). */
+  nextLookAt: number;
+  timer: NodeJS.Timeout | undefined;
+}
+
+export function createEnds(): Ends {
+  return { waiting: new Set(), nextLookAt: 0, timer: undefined };
 }
 
 export interface Stdin {
@@ -123,8 +136,8 @@ export interface Child extends Source {
   /** Who it is, when it is not under a holder of ours, nor our child: looked at before each signal. */
   known?: Identity;
   killed?: { by: "client" | "shutdown"; at: number };
-  /** Members of its group alive after it: "pid start-time"; and when all of them were looked for last, how long to wait until the next time. */
-  survivors: Set<string>;
+  /** Members of its group alive after it: "pid start-time", or undefined until they were looked for; and when all of them were looked for last, how long to wait until the next time. */
+  survivors: Set<string> | undefined;
   scannedAt: number;
   scanMs: number;
   /** Since when nobody reads it: now(); and what it has said in the present tenth of a second. */
@@ -419,7 +432,7 @@ export function haveEnded(children: Child[], withinMs: number): Promise<boolean>
 function seemsAlive(child: Child): boolean {
   if (!child.exit) return true;
   if (!hasGroup(child.about.pid)) return false;
-  if (now() - child.scannedAt < child.scanMs) return child.survivors.size > 0;
+  if (now() - child.scannedAt < child.scanMs) return child.survivors?.size !== 0;
   const isAlive = isGroupAlive(child);
   Object.assign(child, { scannedAt: now(), scanMs: Math.min(2 * child.scanMs, lastScanMs) });
   return isAlive;
@@ -428,16 +441,18 @@ function seemsAlive(child: Child): boolean {
 /** Says whether there is someone to signal, and that it is the child's group, not another that has its number by now. */
 export function isGroupAlive(child: Child): boolean {
   if (!child.exit) return true;
-  if (child.survivors.size === 0) return false;
+  const known = child.survivors;
+  if (known?.size === 0) return false;
   const members = groupMembers(child.about.pid);
-  child.survivors = new Set(members.some((member) => child.survivors.has(member)) ? members : []);
+  const isOurs = known === undefined || members.some((member) => known.has(member));
+  child.survivors = new Set(isOurs ? members : []);
   return child.survivors.size > 0;
 }
 
 /** Finds the living members of a process group: "pid start-time". Where there is no /proc (macOS), kill(2) alone tells that there are some. */
-export function groupMembers(group: number): string[] {
+export function groupMembers(group: number, living?: LivingProcess[]): string[] {
   if (!hasGroup(group)) return [];
-  const living = livingProcesses();
+  living ??= livingProcesses();
   if (living.length === 0) return ["unknown"];
   return living.filter((process) => process.group === group).map(({ pid, startTime }) => `${pid} ${startTime}`);
 }
@@ -457,13 +472,33 @@ function noteEnd(shared: Shared, child: Child, how: Ended): void {
   if (child.exit) return; // an earlier daemon knew
   child.exit = exitFrom(how);
   child.endedAt = Date.now();
-  child.survivors = new Set(groupMembers(child.about.pid));
-  if (child.isClosed) {
-    noteClosed(shared, child);
-    return;
+  child.survivors = undefined;
+  const { ends } = shared;
+  ends.waiting.add(child);
+  const waitMs = ends.nextLookAt - now();
+  if (waitMs <= 0) lookAtEnds(shared);
+  else ends.timer ??= setTimeout(lookAtEnds, waitMs, shared);
+}
+
+/** Until then the holder of an ended child is not told, so that its pid is nobody else's; and a look takes a fifth of the time at most. */
+function lookAtEnds(shared: Shared): void {
+  const { ends } = shared;
+  clearTimeout(ends.timer);
+  ends.timer = undefined;
+  const startedAt = now();
+  const ended = [...ends.waiting];
+  ends.waiting.clear();
+  const living = ended.some(({ about }) => hasGroup(about.pid)) ? livingProcesses() : undefined;
+  for (const child of ended) child.survivors ??= new Set(groupMembers(child.about.pid, living));
+  ends.nextLookAt = now() + 4 * (now() - startedAt);
+  for (const child of ended) {
+    if (child.isClosed) {
+      noteClosed(shared, child);
+      continue;
+    }
+    child.exitTimer = setTimeout(finish, shared.limits.exitGraceMs, shared, child);
+    setFlow(shared, child);
   }
-  child.exitTimer = setTimeout(finish, shared.limits.exitGraceMs, shared, child);
-  setFlow(shared, child);
 }
 
 export function exitFrom({ code, signal, unknown }: Ended): Exit {
@@ -493,6 +528,7 @@ export function finish(shared: Shared, child: Child): void {
 
 function noteClosed(shared: Shared, child: Child): void {
   child.isClosed = true;
+  if (shared.ends.waiting.has(child)) return; // lookAtEnds() comes back to it
   finish(shared, child);
   if (!child.isOver) return; // it has closed its output, and goes on
   release(child);
@@ -551,16 +587,12 @@ export function describeState({ isOver, exit, stdin }: Child): object {
 }
 
 /** To the next daemon: what was read is in the spool, and known to be. One with plain pipes cannot be left. */
-export function leaveChild(child: Child): void {
+export function leaveChild({ ends }: Shared, child: Child): void {
+  ends.waiting.delete(child); // the next one sees its end, too: its holder was not told
   clearTimeout(child.burst.timer);
   clearTimeout(child.exitTimer);
   clearTimeout(child.settleTimer);
   child.running?.leave?.();
   if (child.running?.leave) settle(child, settleMs);
   restSpool(child.spool);
-}
-
-/** A part of a client's own text, for the log and for errors. */
-export function shorten(text: string): string {
-  return cleanText(text, 100);
 }

@@ -179,3 +179,8 @@ function stepsBetween(a: string, b: string): number {
   }
   return last[b.length]!;
 }
+
+/** A part of a client's own text, for the log and for errors. */
+export function shorten(text: string): string {
+  return cleanText(text, 100);
+}

@@ -15,6 +15,7 @@ import type { Child, Shared } from "./children.ts";
 import {
   acceptStdin,
   createChild,
+  createEnds,
   defaultLimits,
   describeChild,
   describeState,
@@ -31,7 +32,6 @@ import {
   raiseOomScore,
   refuseClosedStdin,
   release,
-  shorten,
   signalGroup,
 } from "./children.ts";
 import type { Environment } from "./environment.ts";
@@ -43,7 +43,7 @@ import {
   requireAnswers,
   startFailure,
 } from "./environment.ts";
-import { cannot, errorCodes, Failure, reasonOf, safely } from "./failure.ts";
+import { cannot, errorCodes, Failure, reasonOf, safely, shorten } from "./failure.ts";
 import { decodeBase64 } from "./files.ts";
 import { droppedNames, startHeld, takeDirectory } from "./holders.ts";
 import type { Keeper } from "./kept.ts";
@@ -182,6 +182,7 @@ export function createProcesses(world: ProcessWorld): Processes {
     claim: undefined,
     waiting: undefined,
     queuedBytes: 0,
+    ends: createEnds(),
     log: world.log,
     onOver: (child) => {
       if (!child.isForgotten) keep(processes, child);
@@ -531,7 +532,7 @@ function forget({ children, ended, forgotten }: Processes, child: Child, by: str
   child.isForgotten = true;
   ended.delete(child);
   children.delete(child.id);
-  if (child.survivors.size > 0) forgotten.add(child);
+  if (child.survivors?.size !== 0) forgotten.add(child);
   for (const first of [...forgotten].slice(0, 2))
     if (forgotten.delete(first) && isGroupAlive(first)) forgotten.add(first); // looked at in turn
 }
