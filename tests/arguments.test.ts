@@ -274,10 +274,8 @@ run("is quiet where nobody reads on, and told of a full disk", async () => {
   const gone = await shell("holdfast --help | true");
   assert.equal([gone.code, gone.stderr], [0, ""]);
   const full = await shell("holdfast --version > /dev/full");
-  assert.equal(
-    [full.code, full.stderr],
-    [1, "holdfast: error: Cannot write the output: no space left on device (ENOSPC)\n"],
-  );
+  assert.is(full.code, 1);
+  assert.match(full.stderr, /^holdfast: error: Cannot write the output: no space left on device.*\(ENOSPC\)\n$/i); // Deno has its own words
 });
 
 for (const test of [parse, run]) test.run();

@@ -35,7 +35,7 @@ const kills = readOomKills();
 const absences: [string, Partial<DaemonRecord>, string, RegExp, RegExp, boolean][] = [
   ["a --stop", ended("stopped"), "stopped", /was stopped on purpose at/, /--serve --socket '[^']+'$/, false],
   ["a SIGTERM", ended("terminated", "SIGTERM: by a person"), "stopped", /was ended at .* by SIGTERM/, /--serve/, false],
-  ["another one", ended("replaced"), "replaced", /was replaced by another one/, /--serve/, false],
+  ["another one", ended("replaced"), "replaced", /was replaced by another one/, /--serve/, true],
   ["a logout", ended("killed-at-logout"), "killed-at-logout", /as the session ended/, /--enable-linger$/, true],
   [
     "a logout, without a user manager: lingering would not help",

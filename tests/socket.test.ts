@@ -94,6 +94,7 @@ places("keeps all beside the socket in a directory of our own, named after it", 
       token: at("rpc.sock.token"),
       log: at("remote-server.log"),
       held: at("rpc.sock.held"),
+      agent: at("rpc.sock.agent"),
     });
     assert.is(placesOf({ socket: at("v.sock") }).log, at("v.sock.log"));
     assert.is(placesOf({ socket: at("v.sock"), log: at("a.log") }).log, at("a.log"));
