@@ -163,10 +163,16 @@ export function livenessOf(identity: Identity | DaemonRecord, proc: Proc = realP
   const here = identify(process.pid, proc);
   if (isOtherHost(identity, proc))
     return { state: "unknown", why: `it runs on host "${identity.host}", this is "${here.host}"` };
-  if (identity.bootId === "" || here.bootId === "") return livenessByPid(identity.pid);
-  if (identity.bootId !== here.bootId) return dead("the host has been booted again since");
-  if (identity.pidNamespace !== here.pidNamespace)
-    return { state: "unknown", why: "it runs in another pid namespace (a container)" };
+  const isBootKnown = identity.bootId !== "" && here.bootId !== "";
+  if (isBootKnown && identity.bootId !== here.bootId) return dead("the host has been booted again since");
+  if (identity.pidNamespace !== here.pidNamespace) {
+    const isOther = identity.pidNamespace !== "" && here.pidNamespace !== "";
+    const why = isOther
+      ? "it runs in another pid namespace (a container)"
+      : "without /proc nothing tells which pid namespace it is of";
+    return { state: "unknown", why };
+  }
+  if (!isBootKnown) return livenessByPid(identity.pid);
   try {
     return livenessByStat(identity, proc);
   } catch (error) {

@@ -132,7 +132,6 @@ const fates: [what: string, proc: Parameters<typeof procOf>[0], state: string, i
   ["one before the last boot", { boot: "boot-2" }, "dead"],
   ["one in another pid namespace", { namespace: "pid:[2]" }, "unknown"],
   ["one in another pid namespace, before the last boot", { namespace: "pid:[2]", boot: "boot-2" }, "dead"],
-  ["one on a system without boot ids", { boot: "" }, "unknown"],
   ["one whose name has spaces", { command: "my own node" }, "alive"],
   ["one whose name has parentheses", { command: "a) S 1 (b" }, "alive"],
   ["one that is named like a zombie", { command: "x) Z 1 2 3 (" }, "alive"],
@@ -146,6 +145,28 @@ for (const [what, proc, state, isEnding] of fates) {
     const { host = "h", machineId = machine } = proc!;
     if (state === "alive") assert.equal(identify(77, procOf(proc)), { ...process77, host, machineId });
   });
+}
+
+const nobody = 2 ** 31 - 2;
+for (const [what, pid, theirs, ours, state] of [
+  ["a pid that somebody has", process.pid, "pid:[1]", "pid:[1]", "unknown"],
+  ["a pid that somebody has, on a system without namespaces", process.pid, "", "", "unknown"],
+  ["a pid that nobody has", nobody, "pid:[1]", "pid:[1]", "dead"],
+  ["a pid that nobody has, on a system without namespaces", nobody, "", "", "dead"],
+  ["a pid that nobody has here, in another pid namespace", nobody, "pid:[2]", "pid:[1]", "unknown"],
+  ["a pid that nobody has here, when it could not tell its namespace", nobody, "", "pid:[1]", "unknown"],
+  ["a pid that nobody has here, when we cannot tell ours", nobody, "pid:[1]", "", "unknown"],
+] as const) {
+  for (const [whose, bootId, boot] of [
+    ["in its record", "", "boot-1"],
+    ["here", "boot-1", ""],
+    ["anywhere", "", ""],
+  ] as const)
+    identity(`is "${state}" for ${what}, without a boot id ${whose}`, () => {
+      const found = livenessOf({ ...process77, pid, bootId, pidNamespace: theirs }, procOf({ boot, namespace: ours }));
+      assert.is(found.state, state);
+      assert.is(/another pid namespace/.test(found.why), theirs !== ours && theirs !== "" && ours !== "");
+    });
 }
 
 for (const [what, words, state] of [
