@@ -349,7 +349,7 @@ function serverMethods(daemon: Daemon): [string, Method][] {
     ["server.version", [], () => ({ version: daemon.record.version })],
     ["server.authenticate", ["token"], (params, caller) => authenticate(daemon, params, caller)],
     ["server.capabilities", [], () => holdersOf(daemon.processes).then(() => capabilitiesOf(daemon))],
-    ["server.status", [], () => statusOf(daemon)],
+    ["server.status", [], () => whenTakenUp(daemon, () => statusOf(daemon))],
     ["server.shutdown", ["ifIdle", "graceMs", "forget", "handOver"], (params) => shutdown(daemon, params)],
     ["server.admit", ["key", "tokenHash", "facts"], (params) => admit(daemon, params)],
   ];
@@ -404,6 +404,11 @@ function capabilitiesOf({ record, methods, lifetime, processes }: Daemon): Recor
     startedAt: record.startedAt,
     lifetime,
   };
+}
+
+/** What tells of processes waits for those that another daemon, on its way out, is yet to leave. */
+function whenTakenUp<T>({ processes }: Daemon, tell: () => T): T | Promise<T> {
+  return processes.waiting ? processes.waiting.then(tell) : tell();
 }
 
 function statusOf(daemon: Daemon): Record<string, unknown> {

@@ -132,6 +132,25 @@ tokens.run();
 const methods = suite("server.*");
 
 methods(
+  "tell of processes when those of the daemon before have been taken up, and of all else at once",
+  withDaemon(async (made) => {
+    let isTaken = false;
+    const { processes } = made.daemon;
+    processes.waiting = new Promise<void>((done) => {
+      setTimeout(() => {
+        isTaken = true;
+        processes.waiting = undefined;
+        done();
+      }, 50);
+    });
+    const status = call(made, "server.status").then(() => isTaken);
+    assert.equal((await call(made, "server.ping")).result, { pong: true });
+    assert.not.ok(isTaken);
+    assert.ok(await status);
+  }),
+);
+
+methods(
   "say what they are asked, and nothing of a secret",
   withDaemon(async (made) => {
     assert.equal((await call(made, "server.ping", { padding: "x" })).result, { pong: true });
