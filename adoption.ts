@@ -18,9 +18,18 @@ import { cannot, exitCodes, reasonOf, safely, shorten } from "./failure.ts";
 import type { Adopted } from "./holders.ts";
 import { adoptHeld, closeHolders, probeHolders, sweepHeld } from "./holders.ts";
 import type { KeptAbout, KeptExit, Mark } from "./kept.ts";
-import { claimKept, createMark, keptDirectories, readAbout, readExit, readJournal, readMark } from "./kept.ts";
+import {
+  claimKept,
+  createMark,
+  isForgotten,
+  keptDirectories,
+  readAbout,
+  readExit,
+  readJournal,
+  readMark,
+} from "./kept.ts";
 import type { Processes, Summary } from "./processes.ts";
-import { createProcesses, endAll, endThese, freeId, keep, liveCount, startNoMore } from "./processes.ts";
+import { createProcesses, endAll, endThese, forget, freeId, keep, liveCount, startNoMore } from "./processes.ts";
 import type { Identity } from "./record.ts";
 import { livenessOf, now, soon, tryClaim } from "./record.ts";
 import type { Ended, HolderRecord, Known, Running, Watch } from "./running.ts";
@@ -160,7 +169,11 @@ function takeUpAll(processes: Processes, path: string, afterMs: number): void {
   });
   found.sort((a, b) => a.about.startedAt - b.about.startedAt);
   const children: Child[] = [];
-  tryEach(found, ({ directory, about }) => void children.push(takeUpOne(processes, directory, about)));
+  tryEach(found, ({ directory, about }) => {
+    const child = takeUpOne(processes, directory, about);
+    if (isForgotten(directory)) forget(processes, child, "forgotten");
+    else children.push(child);
+  });
   if (afterMs === 0) sweepHeld(begun);
   else setTimeout(sweepHeld, afterMs, begun).unref();
   const over = children.filter(({ isOver }) => isOver).sort((a, b) => a.endedAt! - b.endedAt!);

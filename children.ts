@@ -23,7 +23,7 @@ import type { Params } from "./rpc.ts";
 import { booleanParam, invalidParam, limitParam } from "./rpc.ts";
 import type { Ended, Running } from "./running.ts";
 import type { Spool } from "./spool.ts";
-import { appendOutput, restSpool } from "./spool.ts";
+import { appendOutput, removeSpool, restSpool } from "./spool.ts";
 
 export const defaultLimits = {
   /** Accepted for one child's stdin, and not yet taken by it; and for all of them together. */
@@ -539,6 +539,7 @@ export function release(child: Child): void {
   clearTimeout(child.burst.timer);
   clearTimeout(child.exitTimer);
   clearTimeout(child.settleTimer);
+  if (child.isForgotten) removeSpool(child.spool); // before the holder goes on: it writes there
   child.running?.release();
   child.running = undefined;
   restSpool(child.spool);

@@ -5,6 +5,7 @@
  *     mark     64 bytes that are written in place, so that a full disk does not matter: how far its stdin is, and when its output was safe
  *     stdin    what of its stdin was accepted and did not fit into the pipe: a header, the offset of what follows, and the bytes
  *     exit     how it ended: once, by rename
+ *     forgotten   nobody can name it any more, but a grandchild has its pipes: the directory goes when these are at their ends
  *
  * What stdin takes at once is never written anywhere: it may be a password. `intent` is written before each write(2), `delivered` after it: of a
  * daemon that dies in between nobody can know whether the child has these bytes. They count as delivered, nothing is sent twice, and reattach says so.
@@ -183,6 +184,14 @@ export function readAbout(directory: string): KeptAbout | undefined {
   if (!isRight || id === "" || !Number.isFinite(startedAt))
     throw cannot(`take up "${directory}": its about is damaged`);
   return value;
+}
+
+export function writeForgotten(directory: string): void {
+  writeOwnFile(join(directory, "forgotten"), "");
+}
+
+export function isForgotten(directory: string): boolean {
+  return namesIn(directory).includes("forgotten");
 }
 
 export function readExit(directory: string): KeptExit | undefined {

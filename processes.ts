@@ -47,7 +47,7 @@ import { cannot, errorCodes, Failure, reasonOf, safely, shorten } from "./failur
 import { decodeBase64 } from "./files.ts";
 import { droppedNames, startHeld, takeDirectory } from "./holders.ts";
 import type { Keeper } from "./kept.ts";
-import { closeKept, createMark, format, holdersOf, writeAbout, writeMark } from "./kept.ts";
+import { closeKept, createMark, format, holdersOf, writeAbout, writeForgotten, writeMark } from "./kept.ts";
 import type { Lanes } from "./lanes.ts";
 import { createLanes, hasFarMounts } from "./lanes.ts";
 import type { Link } from "./readers.ts";
@@ -68,7 +68,7 @@ import type { Running, Start } from "./running.ts";
 import { createWatch, startWithPipes } from "./running.ts";
 import { homeDirectory } from "./socket.ts";
 import type { Room, Spool } from "./spool.ts";
-import { createRoom, createSpool, removeSpool } from "./spool.ts";
+import { createRoom, createSpool, emptySpool, removeSpool } from "./spool.ts";
 
 /** From the end of a group to the end of its pipes, which somebody in another group may hold. */
 const lastReadMs = 250;
@@ -108,7 +108,7 @@ export interface Processes extends Shared, Keeper {
   readonly links: Map<Peer, Link>;
   /** Children that have ended, in the order of their ends. */
   readonly ended: Set<Child>;
-  /** Children that nobody can name any more, whose groups may live on with grandchildren: endAll() ends those, too. */
+  /** Children that nobody can name any more, whose groups may live on with grandchildren, or whose pipes are held: endAll() ends those, too. */
   readonly forgotten: Set<Child>;
   readonly bornAt: number;
   readonly sweeper: NodeJS.Timeout;
@@ -526,15 +526,22 @@ function forgetEnded(processes: Processes, child: Child): object {
 }
 
 /** @param by Told to those who still read it. */
-function forget({ children, ended, forgotten }: Processes, child: Child, by: string): void {
+export function forget({ children, ended, forgotten }: Processes, child: Child, by: string): void {
   for (const reader of child.readers) detach(reader, by);
-  removeSpool(child.spool);
   child.isForgotten = true;
+  if (child.running?.holder) forgetHeld(child);
+  else removeSpool(child.spool);
   ended.delete(child);
   children.delete(child.id);
-  if (child.survivors?.size !== 0) forgotten.add(child);
+  if (child.running || child.survivors?.size !== 0) forgotten.add(child);
   for (const first of [...forgotten].slice(0, 2))
-    if (forgotten.delete(first) && isGroupAlive(first)) forgotten.add(first); // looked at in turn
+    if (forgotten.delete(first) && (first.running || isGroupAlive(first))) forgotten.add(first); // looked at in turn
+}
+
+/** While a grandchild has its pipes, the next daemon is to find its holder. */
+function forgetHeld({ spool }: Child): void {
+  safely(() => writeForgotten(spool.directory!));
+  emptySpool(spool);
 }
 
 function announceIdle(processes: Processes): void {

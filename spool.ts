@@ -291,10 +291,15 @@ export function restSpool(spool: Spool): void {
   spool.descriptor = undefined;
 }
 
-/** Leaves no trace of a child. */
-export function removeSpool(spool: Spool): void {
+/** Forgets all that a child has said. */
+export function emptySpool(spool: Spool): void {
   for (const segment of [...spool.segments]) dropSegment(spool, segment);
   spool.room.spools.delete(spool);
+}
+
+/** Leaves no trace of a child. */
+export function removeSpool(spool: Spool): void {
+  emptySpool(spool);
   if (spool.directory !== undefined) safely(() => rmSync(spool.directory!, { recursive: true, force: true }));
 }
 

@@ -94,6 +94,15 @@ function leaves(name: string, run: (left: Left) => Promise<void>, env: NodeJS.Pr
   );
 }
 
+/** Pids of the holders and keepers of a daemon, by what /proc says. */
+function holdersIn(held: string): number[] {
+  const isHolder = (pid: number): boolean =>
+    isAlive(pid) && readFileSync(`/proc/${pid}/cmdline`, "utf8").includes(`${held}/`);
+  return readdirSync("/proc")
+    .map(Number)
+    .filter((pid) => pid > 0 && isHolder(pid));
+}
+
 leaves("has its id, pid, seqs, stdin and exit code, and what it said before and since", async (left) => {
   const pid = await left.start("a", "echo before; read x; echo $x; read x; echo $x; exit 7");
   await eventually(async () => (await left.entry("a")).lastSeq === 1, "its first line");
@@ -287,6 +296,51 @@ leaves("is ended by --stop, with its holder and its FIFOs, and counted; its exit
   await left.serve();
   const ends = await Promise.all(["a", "b"].map(async (id) => (await left.entry(id)).signal));
   assert.equal(ends, ["SIGTERM", "SIGKILL"]);
+});
+for (const [what, words, isEnded] of [
+  ["its group", "", true],
+  ["another group", "setsid ", false],
+] as const)
+  leaves(`has no holder after --stop, forgotten while a grandchild in ${what} had its pipes`, async (left) => {
+    await left.start("a", `${words}sleep 100 & echo $!`);
+    await eventually(async () => (await left.entry("a")).lastSeq > 1, "its exit");
+    const grandchild = Number(await left.text("a"));
+    const holders = holdersIn(left.held);
+    assert.ok(isAlive(grandchild) && holders.length > 0);
+    await left.wire.request("process.forget", { id: "a" });
+    await left.wire.request("process.spawn", { id: "next", command: "true" });
+    assert.is(await left.stop("--now"), "stopped 0");
+    await eventually(() => !holders.some(isAlive), "its holder has ended");
+    assert.is(!isAlive(grandchild), isEnded);
+    if (!isEnded) process.kill(grandchild, "SIGKILL");
+  });
+leaves("stays forgotten, and has no holder when the grandchild that has its pipes has ended", async (left) => {
+  await left.start("a", "echo secret; sleep 100 & echo $! >&2");
+  await eventually(async () => (await left.entry("a")).lastSeq > 2, "its exit");
+  const grandchild = Number(await left.text("a", "stderr"));
+  const holders = holdersIn(left.held);
+  const directory = left.directoryOf("a");
+  await left.wire.request("process.forget", { id: "a" });
+  for (const name of readdirSync(directory)) {
+    const path = join(directory, name);
+    assert.not.ok(lstatSync(path).isFile() && name !== "about" && readFileSync(path).includes("secret"), name);
+  }
+  await left.kill();
+  await left.serve();
+  assert.equal((await left.wire.request("process.list")).processes, []);
+  assert.ok(isAlive(grandchild) && holders.some(isAlive));
+  process.kill(grandchild, "SIGKILL");
+  await eventually(() => !holders.some(isAlive) && !existsSync(directory), "its holder has ended");
+});
+leaves("has no holder when its grandchild has ended, forgotten before", async (left) => {
+  await left.start("a", "setsid sleep 100 & echo $!");
+  await eventually(async () => (await left.entry("a")).lastSeq > 1, "its exit");
+  const grandchild = Number(await left.text("a"));
+  const holders = holdersIn(left.held);
+  await left.wire.request("process.spawn", { id: "a", command: "true" });
+  assert.ok(holders.some(isAlive), "what has the pipes lives");
+  process.kill(grandchild, "SIGKILL");
+  await eventually(() => !holders.some(isAlive), "its holder has ended");
 });
 leaves("has an end that is not known, and its output, when the host was booted since", async (left) => {
   const pid = await left.start("a", "echo said; sleep 100");

@@ -1,7 +1,7 @@
 /** What tests of the built file have in common: its path, and the wire spoken by hand, so that frame.ts is not its own judge. */
 
 import type { ChildProcessWithoutNullStreams } from "node:child_process";
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import {
   chownSync,
@@ -127,11 +127,48 @@ export interface TestDaemon {
   log(): string;
 }
 
-/** Daemons that are not stopped yet. */
-const daemons = new Set<number>();
-process.on("exit", () => {
-  for (const pid of daemons) if (isAlive(pid)) process.kill(pid, "SIGKILL"); // when a test file crashes
-});
+/** Daemons that are not stopped yet: their sockets, and their pids, where they are known. */
+const daemons = new Map<string, number>();
+process.on("exit", endDaemons);
+process.once("SIGTERM", () => process.exit(143)); // what runs the tests has waited for long enough
+
+/** When a test file crashes, or a test fails: also those that it has started in the place of the first, and what they hold. */
+function endDaemons(): void {
+  for (const [socket, pid] of daemons) {
+    spawnSync(process.execPath, [builtFile, "--stop", "--now", "--socket", socket], { cwd: "/", timeout: 20_000 });
+    if (isAlive(pid)) process.kill(pid, "SIGKILL");
+    endHeld(`${socket}.held`);
+  }
+}
+
+/** Ends the children that nobody else ends, and their holders: found by their command lines, which say their directories. */
+export function endHeld(held: string): void {
+  const pids = readdirSync("/proc")
+    .map(Number)
+    .filter((pid) => pid > 0 && isAlive(pid));
+  const holders = pids.filter((pid) => commandLineOf(pid).includes(`${held}/`));
+  const isHeld = (pid: number): boolean => holders.includes(Number(statOf(pid)?.[1]));
+  for (const pid of [...pids.filter(isHeld), ...holders]) killGroupOf(pid);
+}
+
+function commandLineOf(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "utf8");
+  } catch {
+    return ""; // it has just ended
+  }
+}
+
+/** A child leads a group of its own; holder and keeper are in that of the holder. */
+function killGroupOf(pid: number): void {
+  for (const target of statOf(pid)?.[2] === String(pid) ? [-pid, pid] : [pid]) {
+    try {
+      process.kill(target, "SIGKILL");
+    } catch {
+      // it has just ended
+    }
+  }
+}
 
 /** Starts the built file, and stops it when the test is over. Its processes, its socket and its record's claim are gone then. */
 export async function withDaemon(
@@ -151,18 +188,19 @@ export async function withDaemon(
     );
     if (code !== 0) throw new Error(`--serve exited with ${code}: ${stderr}`);
     const { pid, log } = JSON.parse(stdout.toString());
-    daemons.add(pid);
+    daemons.set(socket, pid);
     await run({ directory, socket, token, tokenFile, pid, log: () => readFileSync(log, "utf8") });
     const stopped = await holdfast(["--stop", "--now", "--socket", socket]);
     if (stopped.code !== 0) throw new Error(`--stop exited with ${stopped.code}: ${stopped.stderr}`);
     await eventually(() => !isAlive(pid), `the daemon, pid ${pid}, has ended`);
-    daemons.delete(pid);
+    daemons.delete(socket);
     const left = readdirSync(directory).filter(
       (name) => lstatSync(join(directory, name)).isSocket() || name.endsWith(".lock"),
     );
     if (left.length > 0) throw new Error(`It left ${left.join(", ")}`);
   } finally {
     await holdfast(["--stop", "--now", "--socket", socket]);
+    endHeld(`${socket}.held`); // of holders that a test has killed, and what a daemon was made to leave alone
     rmSync(directory, { recursive: true, force: true });
   }
 }
@@ -361,10 +399,12 @@ export async function withDirectory(
   if (owner !== undefined && isRoot) chownSync(directory, owner, owner);
   const site = siteIn(directory);
   let problem: string | undefined;
+  daemons.set(site.socket, 0);
   try {
     await run(site);
   } finally {
     problem = await endAll(site);
+    daemons.delete(site.socket);
     rmSync(directory, { recursive: true, force: true });
   }
   if (problem !== undefined) throw new Error(problem);

@@ -497,23 +497,11 @@ killed("is taken up although others are damaged, of which nobody is signalled", 
   next.close();
   for (const id of ["about", "format", "stranger"]) safelyEnd(pids[ids.indexOf(id)]!);
   await sleep(0);
-  endHolders(daemon);
 });
 
 /** Ends what a test has made a daemon leave alone. */
 function safelyEnd(pid: number): void {
   if (isAlive(pid)) process.kill(-pid, "SIGKILL");
-}
-
-function endHolders({ socket }: TestDaemon): void {
-  for (const name of readdirSync("/proc").filter((it) => /^\d+$/.test(it) && Number(it) !== process.pid)) {
-    try {
-      const words = readFileSync(`/proc/${name}/cmdline`, "utf8");
-      if (words.includes(`${socket}.held/`) && statOf(name)?.[0] === "T") process.kill(Number(name), "SIGKILL");
-    } catch {
-      // it has just ended
-    }
-  }
 }
 
 killed("is found again, and so is the port that it listens on", async (daemon, client) => {

@@ -23,6 +23,8 @@ import { build } from "esbuild";
 const defaultLimitMs = 60_000;
 /** Limits are for a quiet machine; one whose processors are kept busy by something else may take so many times as long. Only a hang reaches them. */
 const patience = 3;
+/** For a file that has been told to end. */
+const endMs = 15_000;
 /** Below node_modules, where a bundle finds its external packages; by pid, so that two runs do not meet. */
 const bundles = `node_modules/.cache/holdfast-tests/${process.pid}`;
 /** Process groups of the files that are running, by their leader's pid. */
@@ -39,8 +41,8 @@ if (![undefined, "unit", "long", "host"].includes(options.only)) {
 }
 
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
-  process.once(signal, () => {
-    running.forEach(endGroup);
+  process.once(signal, async () => {
+    await Promise.all([...running].map(endFile));
     removeBundles();
     process.kill(process.pid, signal); // the listener is gone: now it ends us
   });
@@ -160,7 +162,7 @@ async function runFile(file) {
   let problem;
   const timer = setTimeout(() => {
     problem = `time limit of ${limitMs / 1000} s reached`;
-    endGroup(child.pid);
+    void endFile(child.pid);
   }, limitMs);
   const closed = new Promise((resolve) => child.once("close", () => resolve("none")));
   const [code, signal] = await new Promise((resolve) => child.once("exit", (...end) => resolve(end)));
@@ -223,6 +225,14 @@ function showProgress() {
 
 function clearProgress() {
   if (process.stdout.isTTY) process.stdout.write("\r\x1b[K");
+}
+
+/** Lets a file end its daemons, and what these hold: see tests/daemon.ts. */
+async function endFile(pid) {
+  if (running.has(pid)) process.kill(pid, "SIGTERM");
+  for (let waitedMs = 0; running.has(pid) && waitedMs < endMs; waitedMs += 50)
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  if (running.has(pid)) endGroup(pid);
 }
 
 /** Ends a file's process group. Hosts are not in it: they end by themselves when their stdin does. */

@@ -152,6 +152,7 @@ async function start(
   const id = worker.ids[worker.turn++ % worker.ids.length]!;
   let track: Track | undefined;
   line.onStream(id, () => {}); // of an earlier process of this name
+  await line.request("process.killAndWait", { id, signal: "SIGKILL" }); // one that has ended may have left a grandchild, which nobody can name later
   const begin = (): Promise<unknown> =>
     line.request(
       "process.spawn",
@@ -770,6 +771,7 @@ export async function tide(worker: Worker): Promise<void> {
 
 /** Gives each name of a worker to a process that says nothing: what the earlier ones said is forgotten, and what still runs is ended. */
 export async function tidy(worker: Worker): Promise<void> {
+  rmSync(join(worker.site.directory, "files", worker.name), { recursive: true, force: true }); // of an operation that was interrupted
   mkdirSync(join(worker.site.directory, "files"), { recursive: true });
   const line = await openLine(worker, { bridge: false, framing: "native" });
   for (let count = worker.ids.length; count > 0; count--) {
