@@ -181,6 +181,7 @@ export async function withDaemon(
   const tokenFile = join(directory, "token");
   const token = randomBytes(8).toString("hex");
   writeFileSync(tokenFile, `${token}\n`, { mode: 0o600 });
+  daemons.set(socket, 0); // it may be there before it has said its pid
   try {
     const { code, stdout, stderr } = await holdfast(
       ["--serve", "--json", "--socket", socket, "--token-file", tokenFile, ...args],
