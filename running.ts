@@ -215,11 +215,16 @@ export function openFifo(path: string, flags: number): number {
   throw new Error(`"${path}" is not a FIFO`);
 }
 
-/** Lets a holder end: it reaps its child, which has ended, and itself is reaped by whoever is its parent. */
+/**
+ * Lets a holder end: it reaps its child, which has ended, and itself is reaped by whoever is its parent.
+ *
+ * One that has said how its child ended has reaped it, and may be just about to stop again: a SIGCONT would come too early, and it would stand for
+ * ever. One that has not will look for the FIFOs before it stops, and they are gone by now.
+ */
 export function dismissHolder(directory: string, holder: Known, keeper: Known | undefined): void {
   for (const name of fifoNames) safely(() => unlinkSync(join(directory, name)));
   if (keeper && stateOf(keeper)) safely(() => process.kill(keeper.pid, "SIGKILL"));
-  if (stateOf(holder)) safely(() => process.kill(holder.pid, "SIGCONT"));
+  if (stateOf(holder)) safely(() => process.kill(holder.pid, saidEnd(directory) ? "SIGKILL" : "SIGCONT"));
 }
 
 /** @param stdin Our end of it. @param pipes Our ends of stdout and stderr, as far as there are any. */

@@ -38,6 +38,7 @@ import {
 } from "../holders.ts";
 import { soon } from "../record.ts";
 import type { Ended, HolderRecord, Running, Start } from "../running.ts";
+import { dismissHolder, knownOf } from "../running.ts";
 import { asNobody, isAlive, isRoot, statOf } from "./daemon.ts";
 
 type Shell = [name: string, words: string[]];
@@ -577,6 +578,21 @@ test("probeHolders() says why there are none", async () => {
     assert.match(await probe({ shell: [reaping] }), /^a holder that has stopped itself (is in state|reaps its child)/);
     assert.is(findTools({ PATH: "" }) instanceof Object, true, "the usual places are looked at");
   } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+});
+
+test("dismissHolder() ends one that has told its word, and is about to stop again", async () => {
+  const directory = mkdtempSync(join(tmpdir(), "holdfast-holders-"));
+  const script = 'echo 5 >"$0/code"; sleep 0.5; kill -STOP $$; sleep 60';
+  const holder = spawn("sh", ["-c", script, directory], { stdio: "ignore" });
+  try {
+    await until(() => existsSync(join(directory, "code")), "its word");
+    await until(() => readFileSync(join(directory, "code"), "utf8") === "5\n", "all of it");
+    dismissHolder(directory, knownOf(holder.pid!), undefined);
+    await until(() => holder.signalCode !== null, "its end");
+  } finally {
+    holder.kill("SIGKILL");
     rmSync(directory, { recursive: true, force: true });
   }
 });
