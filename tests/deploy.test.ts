@@ -1,6 +1,7 @@
 // time limit: 180 s
 /** deploy() on this machine: a command that runs what it is given in a home of its own, as ssh would. The same over ssh: host/deploy.test.ts. */
 
+import { spawnSync } from "node:child_process";
 import {
   copyFileSync,
   existsSync,
@@ -18,7 +19,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { deploy as deployFrom } from "../deploy.ts";
 import type { Deployment, DeployOptions, HoldfastError } from "../library.ts";
-import { builtFile, holdfast } from "./daemon.ts";
+import { builtFile, eventually, holdfast } from "./daemon.ts";
 
 interface Host {
   home: string;
@@ -35,9 +36,13 @@ async function withHost(use: (host: Host) => Promise<void>): Promise<void> {
   try {
     await use({ home, ssh, deploy });
   } finally {
-    const { stdout } = await holdfast(["--stop", "--now"], { env: { HOME: home, XDG_STATE_HOME: "" } });
+    // a start that was given up by its caller may come through later
+    await eventually(async () => {
+      const { stdout } = await holdfast(["--stop", "--now"], { env: { HOME: home, XDG_STATE_HOME: "" } });
+      assert.match(stdout.toString(), /^(stopped|none)/);
+      return spawnSync("pgrep", ["-f", home]).status === 1;
+    }, "the end of all that was started in this home");
     rmSync(home, { recursive: true, force: true });
-    assert.match(stdout.toString(), /^(stopped|none)/);
   }
 }
 
