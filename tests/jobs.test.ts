@@ -347,6 +347,7 @@ backs("pass stdin on from --attach, beside the one that started it", () =>
     const first = spawn("bash", ["-c", shellLine(site, "hf --run --id c cat")], { env: site.env });
     let said = "";
     first.stdout.on("data", (chunk: Buffer) => (said += chunk));
+    const ended = new Promise((done) => first.once("close", done));
     await until(
       "it runs",
       () => existsSync(join(site.directory, "remote-server.log")) && site.log().includes('Started "c"'),
@@ -354,7 +355,7 @@ backs("pass stdin on from --attach, beside the one that started it", () =>
     );
     const second = await shell(site, "(echo from the second; sleep 1) | hf --attach c");
     assert.equal([second.code, second.stdout.toString()], [0, "from the second\n"]);
-    assert.is(await new Promise((done) => first.once("close", done)), 0);
+    assert.is(await ended, 0);
     assert.is(said, "from the second\n");
   }),
 );
