@@ -40,7 +40,8 @@ function installPackage(): { tarball: string; project: string } {
   const copy = join(directory, "copy");
   mkdirSync(join(copy, "dist"), { recursive: true });
   for (const name of ["package.json", "LICENSE", "README.md"]) copyFileSync(name, join(copy, name));
-  for (const name of readdirSync("dist")) copyFileSync(join("dist", name), join(copy, "dist", name));
+  for (const name of readdirSync("dist").filter((name) => !name.startsWith(".")))
+    copyFileSync(join("dist", name), join(copy, "dist", name));
   const packed = run(["npm", "pack", "--json", "--ignore-scripts", "--pack-destination", directory], { cwd: copy });
   const tarball = join(directory, JSON.parse(packed)[0].filename);
   const project = join(directory, "project");
