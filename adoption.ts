@@ -13,7 +13,7 @@ import { lstatSync, mkdtempSync, rmdirSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Child, Origin, Stdin } from "./children.ts";
-import { createChild, exitFrom, finish, groupMembers, leaveChild, pumpStdin } from "./children.ts";
+import { createChild, exitFrom, finish, leaveChild, pumpStdin } from "./children.ts";
 import { cannot, exitCodes, reasonOf, safely, shorten } from "./failure.ts";
 import type { Adopted } from "./holders.ts";
 import { adoptHeld, closeHolders, probeHolders, sweepHeld } from "./holders.ts";
@@ -30,10 +30,11 @@ import {
 } from "./kept.ts";
 import type { Processes, Summary } from "./processes.ts";
 import { createProcesses, endAll, endThese, forget, freeId, keep, liveCount, startNoMore } from "./processes.ts";
+import { createTerminal, createTerminalMark } from "./pty.ts";
 import type { Identity } from "./record.ts";
 import { livenessOf, now, soon, tryClaim } from "./record.ts";
-import type { Ended, HolderRecord, Known, Running, Watch } from "./running.ts";
-import { statOf } from "./running.ts";
+import type { Ended, HolderRecord, Running, Watch } from "./running.ts";
+import { membersOf, statOf } from "./running.ts";
 import type { Spool } from "./spool.ts";
 import { appendOutput, loadSpool, restSpool, skipTo } from "./spool.ts";
 
@@ -194,12 +195,18 @@ function takeUpOne(processes: Processes, directory: string, about: KeptAbout): C
   const mark = readMark(directory);
   if (mark) skipTo(spool, mark.seqLimit);
   const kept = readExit(directory) ?? exitIn(spool);
+  const restored = restoreStdin(processes, directory, mark, "running" in found ? about.holder : undefined);
   const child = createChild(processes, {
     about: { ...about, id: freeId(processes, about.id) },
     spool,
     running: "running" in found ? found.running : undefined,
     outputBytes: mark?.outputBytes ?? 0,
-    ...restoreStdin(processes, directory, mark, "running" in found ? about.holder : undefined),
+    ...restored,
+    terminal: createTerminal(
+      about.holder,
+      restored.mark,
+      mark?.terminal ?? createTerminalMark({ rows: 24, columns: 80 }),
+    ),
   });
   processes.children.set(child.id, child);
   if (!about.holder) child.known = about.process;
@@ -269,13 +276,14 @@ function restoreEnd(child: Child, { exit, endedAt }: KeptExit, { holder }: KeptA
   child.stdin.state = "broken";
   child.spool.endedAt = now() - Math.max(0, Date.now() - endedAt);
   if (!child.spool.exit) appendOutput(child.spool, "exit", Buffer.from(JSON.stringify(exit)));
-  if (child.running && holder) child.survivors = survivorsOf((holder as HolderRecord).child);
+  if (child.running && holder) child.survivors = survivorsOf(holder as HolderRecord);
   if (!child.running) restSpool(child.spool);
 }
 
-/** As long as it is a zombie its group's number is nobody else's. */
-function survivorsOf({ pid, startTime }: Known): Set<string> {
-  return new Set(statOf(pid)?.[19] === startTime ? groupMembers(pid) : []);
+/** As long as it is a zombie its group's number is nobody else's. Of a terminal's session the leader may yet live. */
+function survivorsOf({ child, terminal }: HolderRecord): Set<string> {
+  const { pid, startTime } = terminal?.leader ?? child;
+  return new Set(statOf(pid)?.[19] === startTime ? membersOf(pid, terminal ? "session" : "group") : []);
 }
 
 /** Says how much may be missing: nothing, when its pipes were not read since all that was read was safe. */

@@ -15,6 +15,8 @@ import { constants as osConstants } from "node:os";
 import { cannot, errnoOf, osFailure, safely, shorten } from "./failure.ts";
 import type { About, Exit, Mark } from "./kept.ts";
 import { appendJournal, clearJournal, writeExit, writeMark } from "./kept.ts";
+import type { Terminal } from "./pty.ts";
+import { signalSession } from "./pty.ts";
 import type { Source } from "./readers.ts";
 import { deliver, mayFlow } from "./readers.ts";
 import type { Identity, LivingProcess } from "./record.ts";
@@ -22,6 +24,7 @@ import { livenessOf, livingProcesses, now, soon } from "./record.ts";
 import type { Params } from "./rpc.ts";
 import { booleanParam, invalidParam, limitParam } from "./rpc.ts";
 import type { Ended, Running } from "./running.ts";
+import { hasGroup, membersOf } from "./running.ts";
 import type { Spool } from "./spool.ts";
 import { appendOutput, removeSpool, restSpool } from "./spool.ts";
 
@@ -112,6 +115,7 @@ export interface Child extends Source {
   readonly rots: { path: string | null; home: string | null; sshAuthSock: string | null };
   /** What is kept on disk of it while it runs: of one that is held. */
   readonly mark: Mark | undefined;
+  readonly terminal: Terminal | undefined;
   readonly bornAt: number;
   readonly stdin: Stdin;
   /** Until its pipes are at their ends, which may be long after its own. */
@@ -152,18 +156,20 @@ export interface Origin {
   spool: Spool;
   running: Running | undefined;
   mark: Mark | undefined;
+  terminal?: Terminal | undefined;
   stdin?: Partial<Stdin>;
   outputBytes?: number;
 }
 
 /** Makes a child, and listens to it where it runs. */
 export function createChild(shared: Shared, origin: Origin): Child {
-  const { about, spool, running, mark } = origin;
+  const { about, spool, running, mark, terminal } = origin;
   const child: Child = {
     id: about.id,
     about,
     rots: origin.rots ?? { path: null, home: null, sshAuthSock: null },
     mark,
+    terminal,
     bornAt: now() - Math.max(0, Date.now() - about.startedAt),
     spool,
     readers: new Set(),
@@ -187,7 +193,7 @@ export function createChild(shared: Shared, origin: Origin): Child {
     burst: { since: 0, bytes: 0, timer: undefined },
   };
   running?.listen({
-    output: (stream, chunk) => hold(shared, child, stream, chunk),
+    output: (stream, chunk) => hold(shared, child, terminal ? "stdout" : stream, chunk),
     writable: () => pumpStdin(shared, child),
     stdinBroken: () => breakStdin(shared, child),
     ended: (how) => noteEnd(shared, child, how),
@@ -414,7 +420,8 @@ function signalParam(params: Params): NodeJS.Signals {
 export function signalGroup(child: Child, signal: NodeJS.Signals, by: "client" | "shutdown"): boolean {
   if (!isGroupAlive(child) || (child.known && livenessOf(child.known).state !== "alive")) return false;
   try {
-    process.kill(-child.about.pid, signal);
+    if (!child.terminal) process.kill(-child.about.pid, signal);
+    else if (!signalSession(child.terminal, signal, child.survivors)) return false;
   } catch (error) {
     if (errnoOf(error) === "ESRCH") return false;
     throw osFailure(`send ${signal} to process "${shorten(child.id)}"`, error);
@@ -431,7 +438,7 @@ export function haveEnded(children: Child[], withinMs: number): Promise<boolean>
 
 function seemsAlive(child: Child): boolean {
   if (!child.exit) return true;
-  if (!hasGroup(child.about.pid)) return false;
+  if (!child.terminal && !hasGroup(child.about.pid)) return false;
   if (now() - child.scannedAt < child.scanMs) return child.survivors?.size !== 0;
   const isAlive = isGroupAlive(child);
   Object.assign(child, { scannedAt: now(), scanMs: Math.min(2 * child.scanMs, lastScanMs) });
@@ -443,27 +450,15 @@ export function isGroupAlive(child: Child): boolean {
   if (!child.exit) return true;
   const known = child.survivors;
   if (known?.size === 0) return false;
-  const members = groupMembers(child.about.pid);
+  const members = survivorsOf(child);
   const isOurs = known === undefined || members.some((member) => known.has(member));
   child.survivors = new Set(isOurs ? members : []);
   return child.survivors.size > 0;
 }
 
-/** Finds the living members of a process group: "pid start-time". Where there is no /proc (macOS), kill(2) alone tells that there are some. */
-export function groupMembers(group: number, living?: LivingProcess[]): string[] {
-  if (!hasGroup(group)) return [];
-  living ??= livingProcesses();
-  if (living.length === 0) return ["unknown"];
-  return living.filter((process) => process.group === group).map(({ pid, startTime }) => `${pid} ${startTime}`);
-}
-
-/** One system call, where /proc is one for each process of the host. Zombies count. */
-function hasGroup(group: number): boolean {
-  try {
-    return process.kill(-group, 0);
-  } catch (error) {
-    return errnoOf(error) !== "ESRCH";
-  }
+/** Members of its group, or of the session of its terminal. */
+function survivorsOf({ about, terminal }: Child, living?: LivingProcess[]): string[] {
+  return membersOf(about.pid, terminal ? "session" : "group", living);
 }
 
 // Ending
@@ -488,8 +483,8 @@ function lookAtEnds(shared: Shared): void {
   const startedAt = now();
   const ended = [...ends.waiting];
   ends.waiting.clear();
-  const living = ended.some(({ about }) => hasGroup(about.pid)) ? livingProcesses() : undefined;
-  for (const child of ended) child.survivors ??= new Set(groupMembers(child.about.pid, living));
+  const living = ended.some(({ about, terminal }) => terminal || hasGroup(about.pid)) ? livingProcesses() : undefined;
+  for (const child of ended) child.survivors ??= new Set(survivorsOf(child, living));
   ends.nextLookAt = now() + 4 * (now() - startedAt);
   for (const child of ended) {
     if (child.isClosed) {
@@ -549,7 +544,7 @@ export function release(child: Child): void {
 
 /** @returns An entry of process.list. */
 export function describeChild(child: Child, take: (text: string) => string): object {
-  const { id, about, rots, isOver, spool, readers } = child;
+  const { id, about, rots, isOver, spool, readers, terminal } = child;
   const { command, pid, cwd, startedAt } = about;
   const attached = [...readers].find((reader) => !reader.share)?.link.peer.id ?? null;
   const { firstSeq, lastSeq } = spool;
@@ -567,6 +562,7 @@ export function describeChild(child: Child, take: (text: string) => string): obj
     attached,
     bytes: child.outputBytes,
     env: { ...rots, path: rots.path && take(rots.path) },
+    ...(terminal ? { terminal: { rows: terminal.kept.rows, columns: terminal.kept.columns } } : {}),
   };
 }
 

@@ -38,7 +38,7 @@ import { basename, join } from "node:path";
 import { promisify } from "node:util";
 import { reasonOf, safely } from "./failure.ts";
 import { identify, livingProcesses, randomName, readText, soon } from "./record.ts";
-import type { Ended, HolderRecord, Known, Running, Start, Watch } from "./running.ts";
+import type { Ended, HeldTerminal, HolderRecord, Known, Running, Start, Watch } from "./running.ts";
 import {
   createWatch,
   dismissHolder,
@@ -82,6 +82,8 @@ const executedMs = 2000;
 /** For a holder to say that it has started its child: of a shell that does something else altogether. */
 const startMs = 10_000;
 const trialMs = 5000;
+/** How often it is looked whether what is to make a terminal has ended instead. */
+const engineLookMs = 20;
 /** oom_score_adj: the kernel is to take the child that ate the memory, not the daemon. The raise of a child, and the most there is. */
 const oomRaise = 200;
 const oomMost = 1000;
@@ -142,13 +144,18 @@ export async function probeHolders(
   }
 }
 
+/** Finds a program as a shell does, and where it is usual: an absolute path. */
+export function findProgram(env: NodeJS.ProcessEnv, name: string): string | undefined {
+  const directories = [...(env.PATH || "").split(":"), "/usr/local/bin", "/usr/bin", "/bin"];
+  return directories
+    .filter((path) => path.startsWith("/"))
+    .map((path) => join(path, name))
+    .find((path) => existsSync(path));
+}
+
 /** Finds what holders are made of; or says what is missing. */
 export function findTools(env: NodeJS.ProcessEnv): HolderTools | string {
-  const directories = [...(env.PATH || "").split(":"), "/usr/local/bin", "/usr/bin", "/bin"].filter((path) =>
-    path.startsWith("/"),
-  );
-  const find = (name: string) => directories.map((path) => join(path, name)).find((path) => existsSync(path));
-  const [setsid, mkfifo, bash] = ["setsid", "mkfifo", "bash"].map(find);
+  const [setsid, mkfifo, bash] = ["setsid", "mkfifo", "bash"].map((name) => findProgram(env, name));
   if (!setsid || !mkfifo) return `there is no ${setsid ? "mkfifo" : "setsid"} in PATH`;
   const anyNameShell = bash ? [bash, "-p"] : undefined;
   const sh = safely(() => realpathSync("/bin/sh"));
@@ -228,6 +235,16 @@ export function droppedNames({ shell, anyNameShell }: HolderTools, env: NodeJS.P
   return anyNameShell || shell.includes("-p") ? [] : Object.keys(env).filter(isOddName);
 }
 
+/** The words before `-c` of a shell that hands on this environment, as far as there is one. */
+export function shellFor({ shell, anyNameShell }: HolderTools, env: NodeJS.ProcessEnv): string[] {
+  return (Object.keys(env).some(isOddName) && anyNameShell) || shell;
+}
+
+/** What a shell is to unset before it becomes a command. */
+export function addedNames(env: NodeJS.ProcessEnv): string {
+  return shellNames.filter((name) => env[name] === undefined).join(" ");
+}
+
 function isOddName(name: string): boolean {
   return !/^[A-Za-z_][A-Za-z0-9_]*$/.test(name);
 }
@@ -240,36 +257,64 @@ function isOddName(name: string): boolean {
  */
 export async function startHeld(holders: Holders, directory: string, start: Start): Promise<Running> {
   const pipes = openPipes(directory);
-  let handle: ChildProcess | undefined;
-  let keeper: Known | undefined;
+  const begun: Begun = { handle: undefined, keeper: undefined, child: undefined };
   try {
-    handle = await spawnHolder(holders, directory, start, pipes);
-    const [keeperPid, childPid] = await readStart(pipes.start, handle);
-    keeper = knownOf(keeperPid!);
-    const failed = readText(join(directory, "failed"));
-    if (failed !== undefined || !childPid) throw startError(failed, pipes.err);
-    const { dev, ino } = fstatSync(pipes.out);
-    const { bootId, pidNamespace } = identify();
-    const [child, holder] = [childPid, handle.pid!].map(knownOf) as [Known, Known];
-    const stdin = openFifo(`/proc/${keeper.pid}/fd/1`, constants.O_WRONLY);
-    const record = { bootId, pidNamespace, child, holder, keeper, out: { dev, ino } };
+    begun.handle = await spawnHolder(holders, directory, start, pipes);
+    const record = await readHolder(directory, start, begun, pipes);
+    const stdin = openFifo(`/proc/${record.keeper.pid}/fd/1`, constants.O_WRONLY);
     const running = runningHeld(holders.watch, directory, record, [pipes.out, pipes.err], stdin);
     if (start.hasNoStdin) running.endStdin();
     return running;
   } catch (error) {
-    for (const descriptor of [pipes.out, pipes.err, ...(handle ? [] : [pipes.start])]) closeSync(descriptor);
-    if (handle?.exitCode === null && handle.signalCode === null) {
-      const gone = new Promise((done) => handle!.once("exit", done));
-      if (keeper) dismissHolder(directory, knownOf(handle.pid!), keeper);
-      else safely(() => process.kill(-handle!.pid!, "SIGKILL")); // it has done what no shell does
-      await gone;
-    }
+    for (const descriptor of [pipes.out, pipes.err, ...(begun.handle ? [] : [pipes.start])]) closeSync(descriptor);
+    await giveUp(directory, begun);
     throw error;
   }
 }
 
+/** What there is of a child that is being started. */
+interface Begun {
+  handle: ChildProcess | undefined;
+  keeper: Known | undefined;
+  child: Known | undefined;
+}
+
+async function readHolder(directory: string, start: Start, begun: Begun, pipes: Pipes): Promise<HolderRecord> {
+  const { hasTerminal } = start;
+  const lines = await readStart(pipes.start, begun.handle!, hasTerminal ? join(directory, "start") : undefined);
+  const [keeper, child] = lines.slice(0, 2).map((line) => knownOf(Number(line))) as [Known, Known | undefined];
+  Object.assign(begun, { keeper, child });
+  const terminal = hasTerminal ? terminalOf(lines[2]) : undefined;
+  const failed = readText(join(directory, "failed"));
+  if (child && hasTerminal && (failed !== undefined || !terminal))
+    await soon(() => stateOf(child) === undefined, executedMs, 1); // it passes on what was said
+  if (failed !== undefined || !child || (hasTerminal && !terminal)) {
+    const words = wordsIn(pipes.err, pipes.out);
+    throw hasTerminal && !terminal ? new Error(`there is no terminal: ${words}`) : startError(failed, words);
+  }
+  const { dev, ino } = fstatSync(pipes.out);
+  const { bootId, pidNamespace } = identify();
+  const holder = knownOf(begun.handle!.pid!);
+  return { bootId, pidNamespace, child, holder, keeper, out: { dev, ino }, ...(terminal ? { terminal } : {}) };
+}
+
+async function giveUp(directory: string, { handle, keeper, child }: Begun): Promise<void> {
+  if (child && stateOf(child)) safely(() => process.kill(-child.pid, "SIGKILL")); // an engine that has made no terminal
+  if (!handle || handle.exitCode !== null || handle.signalCode !== null) return;
+  const gone = new Promise((done) => handle.once("exit", done));
+  if (keeper) dismissHolder(directory, knownOf(handle.pid!), keeper);
+  else safely(() => process.kill(-handle.pid!, "SIGKILL")); // it has done what no shell does
+  await gone;
+}
+
+interface Pipes {
+  out: number;
+  err: number;
+  start: number;
+}
+
 /** Opened before the child does: poll(2) tells the end of a FIFO only of writers that came after us. */
-function openPipes(directory: string): { out: number; err: number; start: number } {
+function openPipes(directory: string): Pipes {
   const opened: number[] = [];
   try {
     for (const name of fifoNames) opened.push(openFifo(join(directory, name), constants.O_RDONLY));
@@ -287,8 +332,8 @@ function spawnHolder(
   { command, args, cwd, env, umask, hasNoStdin }: Start,
   pipes: { out: number; err: number },
 ): Promise<ChildProcess> {
-  const shell = (Object.keys(env).some(isOddName) && tools.anyNameShell) || tools.shell;
-  const unset = shellNames.filter((name) => env[name] === undefined).join(" ");
+  const shell = shellFor(tools, env);
+  const unset = addedNames(env);
   const stdin = hasNoStdin ? "/dev/null" : "";
   const mode = umask === undefined ? "" : umask.toString(8).padStart(4, "0");
   const child = [tools.setsid, ...shell, "-c", childScript, directory, mode, unset, stdin, command, ...args];
@@ -303,40 +348,63 @@ function spawnHolder(
   });
 }
 
-/** Reads the pids of keeper and child, until the child's command is executed, or never will be. */
-function readStart(descriptor: number, handle: ChildProcess): Promise<number[]> {
+/**
+ * Reads the pids of keeper and child, until the child's command is executed, or never will be.
+ *
+ * @param path Of one in a terminal, whose leader comes between the two and its command, and opens it anew: it is held open until that has.
+ */
+function readStart(descriptor: number, handle: ChildProcess, path?: string): Promise<string[]> {
   return new Promise((resolve, reject) => {
+    let writer = path === undefined ? undefined : openFifo(path, constants.O_WRONLY);
     const socket = socketOf(descriptor);
     let text = "";
+    const release = () => {
+      if (writer !== undefined) closeSync(writer);
+      writer = undefined;
+    };
     const finish = () => {
-      clearTimeout(timer);
+      for (const each of timers) clearTimeout(each);
       handle.off("exit", finish);
+      release();
       socket.destroy();
-      const pids = text.split("\n").slice(0, -1).map(Number);
-      if (pids.length > 0) return resolve(pids);
+      const lines = text.split("\n").slice(0, -1);
+      if (lines.length > 0) return resolve(lines);
       // a shell that cannot fork ends
       const errno = handle.exitCode === null ? "ETIMEDOUT" : "EAGAIN";
       reject(
         Object.assign(new Error(`${errno}: its holder does not start it, spawn`), { code: errno, syscall: "spawn" }),
       );
     };
-    let timer = setTimeout(finish, startMs);
+    const timers = [setTimeout(finish, startMs)];
+    /** Whoever is to make the terminal may end before there is one. */
+    const look = () => {
+      const [, pid] = text.split("\n").slice(0, -1);
+      if (pid && writer !== undefined && !/^[^ZX]/.test(statOf(Number(pid))?.[0] ?? "")) release();
+    };
+    if (path !== undefined) timers.push(setInterval(look, engineLookMs));
     socket.on("data", (chunk: Buffer) => {
       text += chunk;
-      if (text.split("\n").length < 3) return;
-      clearTimeout(timer);
-      timer = setTimeout(finish, executedMs);
+      if (text.split("\n").length < (path === undefined ? 3 : 4)) return;
+      release();
+      timers.push(setTimeout(finish, executedMs));
     });
     socket.on("end", finish).on("error", finish);
     handle.once("exit", finish);
   });
 }
 
-/** Makes of a shell's exit code and words the error that execve(2) gave it. */
-function startError(code: string | undefined, stderr: number): Error {
+/** What has been said before a command was: by a shell, and what makes the terminal. */
+function wordsIn(...descriptors: number[]): string {
   const buffer = Buffer.alloc(4096);
-  const length = safely(() => readSync(stderr, buffer)) ?? 0;
-  const words = buffer.toString("utf8", 0, length).trim();
+  const words = (descriptor: number) => buffer.toString("utf8", 0, safely(() => readSync(descriptor, buffer)) ?? 0);
+  return descriptors
+    .map((descriptor) => words(descriptor))
+    .join("")
+    .trim();
+}
+
+/** Makes of a shell's exit code and words the error that execve(2) gave it. */
+function startError(code: string | undefined, words: string): Error {
   if (code === undefined) return new Error(`its holder cannot start it: ${words || "it ended"}`);
   const texts = {
     ENOEXEC: /format/i,
@@ -349,6 +417,13 @@ function startError(code: string | undefined, stderr: number): Error {
   const errno = code === "127\n" ? "ENOENT" : (found ?? "EACCES");
   const number = -osConstants.errno[errno as keyof typeof osConstants.errno];
   return Object.assign(new Error(`${errno}: ${words}`), { code: errno, errno: number, syscall: "execve" });
+}
+
+/** Its leader has said the name of the terminal, and what is in /proc/<pid>/stat of it. */
+function terminalOf(line: string | undefined): HeldTerminal | undefined {
+  const [, tty, pid, stat] = /^(\/dev\/\S+) (\d+) \(.*\) (.*)$/.exec(line ?? "") ?? [];
+  const startTime = stat?.split(" ")[19];
+  return startTime === undefined ? undefined : { tty: tty!, leader: { pid: Number(pid), startTime } };
 }
 
 /** What became of a child whose daemon is dead: it goes on, or has ended meanwhile; or it is not to be told, and left alone. */
@@ -377,6 +452,7 @@ export function adoptHeld({ watch }: Pick<Holders, "watch">, directory: string, 
   const isThere = stat?.[19] === child.startTime;
   if (isHeld && isThere && Number(stat![1]) !== holder.pid)
     return { problem: `process ${child.pid} is not its holder's child` };
+  if (isThere && isStrange(value)) return { problem: `process ${value.terminal!.leader.pid} is not in its terminal` };
   if (!isHeld && !isThere) return { ended: saidEnd(directory) ?? unknownEnd("it and its holder were killed") };
   const [stdout, stderr] = [3, 4].map((at) =>
     isHeld ? `/proc/${holder.pid}/fd/${at}` : join(directory, at === 3 ? "out" : "err"),
@@ -389,8 +465,16 @@ export function adoptHeld({ watch }: Pick<Holders, "watch">, directory: string, 
   return { running, readAtMs };
 }
 
+/** Of one whose engine lives, the leader of its session is that one's child, on its terminal. */
+function isStrange({ child, terminal }: HolderRecord): boolean {
+  const stat = terminal && stateOf(terminal.leader) && statOf(terminal.leader.pid);
+  return (
+    stat !== undefined && stat !== "" && (Number(stat[1]) !== child.pid || Number(stat[3]) !== terminal!.leader.pid)
+  );
+}
+
 function isHolderRecord(value: unknown): value is HolderRecord {
-  const { bootId, pidNamespace, out, ...processes } = Object(value) as HolderRecord;
+  const { bootId, pidNamespace, out, terminal, ...processes } = Object(value) as HolderRecord;
   const isKnown = (known: Known) =>
     Number.isSafeInteger(Object(known).pid) &&
     known.pid > 1 &&
@@ -400,6 +484,7 @@ function isHolderRecord(value: unknown): value is HolderRecord {
     typeof bootId === "string" &&
     typeof pidNamespace === "string" &&
     [processes.child, processes.holder, processes.keeper].every(isKnown) &&
+    (terminal === undefined || (isKnown(Object(terminal).leader) && /^\/dev\/pts\/\d+$/.test(String(terminal.tty)))) &&
     [Object(out).dev, Object(out).ino].every(Number.isSafeInteger)
   );
 }

@@ -2,7 +2,8 @@
  * What is kept of a child beside its output, so that the next daemon can take it up: files in the child's own directory, 0600.
  *
  *     about    what it is, and its holder: once, by rename, before the answer to process.spawn
- *     mark     64 bytes that are written in place, so that a full disk does not matter: how far its stdin is, and when its output was safe
+ *     mark     64 bytes, 96 with a terminal, that are written in place, so that a full disk does not matter: how far its stdin is, when its output was
+ *              safe, and what of its terminal is to be known
  *     stdin    what of its stdin was accepted and did not fit into the pipe: a header, the offset of what follows, and the bytes
  *     exit     how it ended: once, by rename
  *     forgotten   nobody can name it any more, but a grandchild has its pipes: the directory goes when these are at their ends
@@ -39,6 +40,7 @@ export const format = 1;
 /** Of `about` and of `exit`: a command with cut arguments has some 10 KiB. */
 const maxAboutBytes = 1 << 20;
 const markNumbers = 8;
+const terminalNumbers = 4;
 const headerBytes = 8;
 /** As much as a daemon accepts for one stdin, and more than it writes. */
 const maxJournalBytes = 64 << 20;
@@ -111,6 +113,18 @@ export interface Mark {
   seqLimit: number;
   /** Of output, ever. */
   outputBytes: number;
+  /** Of one that is in a terminal. */
+  terminal?: TerminalMark;
+}
+
+/** pty.ts. */
+export interface TerminalMark {
+  /** Last set. */
+  rows: number;
+  columns: number;
+  /** What its output had set, up to the message of a seq. */
+  modes: number;
+  seq: number;
 }
 
 /** Finds out, once, whether children can be held here. */
@@ -218,11 +232,14 @@ export function createMark(): Mark {
   return { applied: 0, delivered: 0, intent: 0, stdin: "open", settledAt: 0, seqLimit: 0, outputBytes: 0 };
 }
 
+type MarkNumbers = [number, number, number, number, number, number, number, number];
+
 /** In place: there is room for it on a full disk, and it is whole, whenever the daemon dies. */
 export function writeMark(directory: string, mark: Mark): void {
-  const { applied, delivered, intent, stdin, settledAt, seqLimit, outputBytes } = mark;
-  const bytes = Buffer.alloc(markNumbers * 8);
+  const { applied, delivered, intent, stdin, settledAt, seqLimit, outputBytes, terminal } = mark;
   const numbers = [format, applied, delivered, intent, states.indexOf(stdin), settledAt, seqLimit, outputBytes];
+  if (terminal) numbers.push(terminal.rows, terminal.columns, terminal.modes, terminal.seq);
+  const bytes = Buffer.alloc(numbers.length * 8);
   for (const [at, value] of numbers.entries()) bytes.writeDoubleBE(value, at * 8);
   safely(() =>
     withFile(join(directory, "mark"), constants.O_WRONLY | constants.O_CREAT, (file) =>
@@ -233,24 +250,20 @@ export function writeMark(directory: string, mark: Mark): void {
 
 /** @returns Undefined where there is none, or it is damaged. */
 export function readMark(directory: string): Mark | undefined {
-  const bytes = Buffer.alloc(markNumbers * 8);
+  const bytes = Buffer.alloc((markNumbers + terminalNumbers) * 8);
   const length = safely(() => withFile(join(directory, "mark"), constants.O_RDONLY, (file) => readSync(file, bytes)));
-  const numbers = Array.from({ length: markNumbers }, (_, at) => bytes.readDoubleBE(at * 8));
-  if (length !== bytes.length || !numbers.every((value) => value >= 0 && value <= Number.MAX_SAFE_INTEGER))
-    return undefined;
-  const [found, applied, delivered, intent, state, settledAt, seqLimit, outputBytes] = numbers as [
-    number,
-    number,
-    number,
-    number,
-    number,
-    number,
-    number,
-    number,
-  ];
+  const isWhole = length === bytes.length || length === markNumbers * 8;
+  const numbers = isWhole ? Array.from({ length: length / 8 }, (_, at) => bytes.readDoubleBE(at * 8)) : [];
+  if (!isWhole || !numbers.every((value) => value >= 0 && value <= Number.MAX_SAFE_INTEGER)) return undefined;
+  const [found, applied, delivered, intent, state, settledAt, seqLimit, outputBytes] = numbers as MarkNumbers;
   const stdin = states[state];
   if (found !== format || stdin === undefined) return undefined;
-  return { applied, delivered, intent, stdin, settledAt, seqLimit, outputBytes };
+  const [rows, columns, modes, seq] = numbers.slice(markNumbers);
+  const terminal = seq === undefined ? undefined : ({ rows, columns, modes, seq } as TerminalMark);
+  return {
+    ...{ applied, delivered, intent, stdin, settledAt, seqLimit, outputBytes },
+    ...(terminal ? { terminal } : {}),
+  };
 }
 
 /** Adds to what is accepted and not delivered. @param from The offset of the first byte, for a journal that is begun. */

@@ -9,6 +9,7 @@
  * readers.ts.
  */
 
+import { Buffer } from "node:buffer";
 import { realpathSync } from "node:fs";
 import { basename, dirname } from "node:path";
 import type { Child, Shared } from "./children.ts";
@@ -46,10 +47,20 @@ import {
 import { cannot, errorCodes, Failure, reasonOf, safely, shorten } from "./failure.ts";
 import { decodeBase64 } from "./files.ts";
 import { droppedNames, startHeld, takeDirectory } from "./holders.ts";
-import type { Keeper } from "./kept.ts";
 import { closeKept, createMark, format, holdersOf, writeAbout, writeForgotten, writeMark } from "./kept.ts";
 import type { Lanes } from "./lanes.ts";
 import { createLanes, hasFarMounts } from "./lanes.ts";
+import type { TerminalKeeper, TerminalRequest } from "./pty.ts";
+import {
+  createTerminal,
+  createTerminalMark,
+  describeTerminal,
+  engineOf,
+  resize,
+  setTerm,
+  terminalParam,
+  terminalStart,
+} from "./pty.ts";
 import type { Link } from "./readers.ts";
 import { attach, detach, linkOf, serve } from "./readers.ts";
 import { identify, now, sleep, soon } from "./record.ts";
@@ -77,6 +88,9 @@ const startingMs = 300;
 /** Of all texts together that process.list repeats. */
 const maxListedTexts = 8 << 20;
 const maxIdLength = 256;
+/** Ctrl-D: what a terminal has for an end. */
+const endOfTransmission = Buffer.from([4]);
+
 export interface ProcessWorld {
   /** The daemon's environment. */
   env: NodeJS.ProcessEnv;
@@ -98,7 +112,7 @@ export interface ProcessWorld {
   room?: Room;
 }
 
-export interface Processes extends Shared, Keeper {
+export interface Processes extends Shared, TerminalKeeper {
   readonly world: ProcessWorld;
   readonly lanes: Lanes;
   readonly environment: Environment;
@@ -141,6 +155,7 @@ interface Request {
   umask: number | undefined;
   hasNoStdin: boolean;
   lossless: boolean;
+  terminal: TerminalRequest | undefined;
 }
 
 /** One child, for server.status. */
@@ -181,6 +196,8 @@ export function createProcesses(world: ProcessWorld): Processes {
     takenUp: { running: 0, ended: 0, problems: [], instances: [] },
     claim: undefined,
     waiting: undefined,
+    engine: undefined,
+    hasTerminals: false,
     queuedBytes: 0,
     ends: createEnds(),
     log: world.log,
@@ -215,6 +232,7 @@ export function processMethods(processes: Processes): Methods {
       withChild(processes, ["id", "signal", "timeoutMs", "escalate"], killAndWait, { found: false, died: false }),
     ],
     ["process.reattach", withChild(processes, ["id", "fromSeq", "share", "lossless"], reattach, none)],
+    ["process.resize", withChild(processes, ["id", "rows", "columns", "redraw"], resize)],
     ["process.forget", withChild(processes, ["id"], forgetEnded)],
     ["process.list", (params) => listChildren(processes, params)],
   ];
@@ -241,9 +259,9 @@ export function summarise({ children, notHeld, takenUp }: Processes): Summary {
   return { processes, notHeld, takenUp };
 }
 
-/** What clients may rely on. "held": after holdersOf(). */
-export function featuresOf({ isHolding }: Processes): string[] {
-  return ["reattach", "stdin-offset", "share", ...(isHolding ? ["held"] : [])];
+/** What clients may rely on. "held" and "terminal": after engineOf(). */
+export function featuresOf({ isHolding, hasTerminals }: Processes): string[] {
+  return ["reattach", "stdin-offset", "share", ...(isHolding ? ["held"] : []), ...(hasTerminals ? ["terminal"] : [])];
 }
 
 /**
@@ -340,10 +358,8 @@ function readRequest(processes: Processes, params: Params): Request {
   const command = stringParam(params, "command");
   const stdin = optionalStringParam(params, "stdin") ?? "open";
   if (stdin !== "open" && stdin !== "none") throw invalidParam("stdin", stdin, '"open" or "none"');
-  if (params.terminal !== undefined && params.terminal !== null)
-    throw cannot(`start "${shorten(command)}" in a terminal: this daemon has none to give`, {
-      code: errorCodes.invalidParams,
-    });
+  const terminal = terminalParam(params, "terminal");
+  if (terminal && stdin === "none") throw invalidParam("stdin", stdin, '"open" for a process in a terminal');
   const request: Request = {
     id: params.id === undefined || params.id === null ? commandId(processes, command) : stringParam(params, "id"),
     command,
@@ -354,6 +370,7 @@ function readRequest(processes: Processes, params: Params): Request {
     umask: params.umask === undefined ? undefined : integerParam(params, "umask", { min: 0, max: 0o777 }),
     hasNoStdin: stdin === "none",
     lossless: booleanParam(params, "lossless", false),
+    terminal,
   };
   if (request.id.length > maxIdLength)
     throw invalidParam("id", request.id, `at most ${maxIdLength} characters, it has ${request.id.length}`);
@@ -377,7 +394,10 @@ export function freeId({ children, starting }: Processes, name: string): string 
 async function startChild(processes: Processes, request: Request): Promise<{ child: Child; dropped: string[] }> {
   const { environment, lanes } = processes;
   const { id, command, args, hasNoStdin, umask } = request;
-  const env = request.clearEnv ? request.env : await makeEnvironment(environment, request.env, !command.includes("/"));
+  const env = request.clearEnv
+    ? { ...request.env }
+    : await makeEnvironment(environment, request.env, !command.includes("/"));
+  if (request.terminal) setTerm(env, request.env, request.terminal);
   const cwd = await findDirectory(request.cwd, environment.home, lanes);
   const path = env.PATH || "";
   await requireAnswers(command, cwd, path, lanes);
@@ -386,12 +406,14 @@ async function startChild(processes: Processes, request: Request): Promise<{ chi
   const about = { id, command, args: listArguments(args), cwd, pid: running.pid, startedAt: Date.now() };
   const rots = { path: path || null, home: env.HOME || null, sshAuthSock: env.SSH_AUTH_SOCK || null };
   const mark = running.holder && createMark();
+  const terminal = request.terminal && createTerminal(running.holder, mark, createTerminalMark(request.terminal.size));
   const child = createChild(processes, {
     about,
     rots,
     spool,
     running,
     mark,
+    terminal,
     stdin: { state: hasNoStdin ? "ended" : "open" },
   });
   if (spool.directory !== undefined) keepAbout(processes, child, spool.directory, Object.keys(env));
@@ -402,25 +424,28 @@ async function startChild(processes: Processes, request: Request): Promise<{ chi
 /** Starts a child under a holder where that is possible, else with plain pipes. */
 async function start(
   processes: Processes,
-  { id }: Request,
+  { id, terminal }: Request,
   what: Start,
 ): Promise<{ running: Running; spool: Spool; dropped: string[] }> {
   const { room, log } = processes;
   const holders = await holdersOf(processes);
+  const engine = terminal && (await engineOf(processes));
+  if (typeof engine === "string")
+    throw cannot(`start "${shorten(what.command)}" in a terminal: ${engine}`, { hint: "see --doctor" });
   const directory =
     typeof holders === "string"
       ? undefined
       : await takeDirectory(holders).catch((error: unknown) => {
+          if (engine) throw error;
           log(`[Process] "${shorten(id)}" cannot be held: ${reasonOf(error)}`);
         });
   const spool = createSpool(room, shorten(id), directory || undefined);
   try {
-    if (typeof holders !== "string" && directory)
-      return {
-        running: await startHeld(holders, directory, what),
-        spool,
-        dropped: droppedNames(holders.tools, what.env),
-      };
+    if (typeof holders !== "string" && directory) {
+      const held = engine ? terminalStart(holders, engine, directory, what, terminal!.size) : what;
+      const running = await startHeld(holders, directory, held);
+      return { running, spool, dropped: droppedNames(holders.tools, what.env) };
+    }
     const running = await startWithPipes(what);
     raiseOomScore(running.pid);
     return { running, spool, dropped: [] };
@@ -455,11 +480,13 @@ function keepAbout(
 
 /** Takes the data before it returns: writes are applied in the order in which they arrive. */
 function writeStdin(processes: Processes, child: Child, params: Params): object {
-  const { stdin } = child;
-  const bytes = decodeBase64(optionalStringParam(params, "data") || "", "data");
+  const { stdin, terminal } = child;
+  const given = decodeBase64(optionalStringParam(params, "data") || "", "data");
   const max = Number.MAX_SAFE_INTEGER;
   const offset = integerParam(params, "offset", { min: 0, max, default: stdin.applied });
-  const isEnd = booleanParam(params, "end", false);
+  const ends = booleanParam(params, "end", false);
+  const isEnd = ends && !terminal;
+  const bytes = ends && terminal ? Buffer.concat([given, endOfTransmission]) : given;
   const data = { applied: stdin.applied };
   if (offset > stdin.applied)
     throw new Failure("stdin offset gap: offset ahead of applied bytes", { code: errorCodes.stdinGap, data });
@@ -494,7 +521,8 @@ function reattach(processes: Processes, child: Child, params: Params, { peer }: 
   if (!child.isDone || fromSeq < spool.lastSeq) attach(child, link, Math.max(fromSeq + 1, spool.firstSeq), manner);
   setImmediate(serve, link);
   const { firstSeq, lastSeq } = spool;
-  return { found: true, running: !child.isOver, firstSeq, lastSeq, ...describeState(child) };
+  const told = { ...describeState(child), ...describeTerminal(child) };
+  return { found: true, running: !child.isOver, firstSeq, lastSeq, ...told };
 }
 
 // Ended

@@ -13,7 +13,8 @@ import { Socket } from "node:net";
 import { constants as osConstants } from "node:os";
 import { join } from "node:path";
 import { capture, errnoOf, safely } from "./failure.ts";
-import { readText } from "./record.ts";
+import type { LivingProcess } from "./record.ts";
+import { livingProcesses, readText } from "./record.ts";
 
 /** At most so much is in node's hands for a stdin that is a pipe. */
 const pipeWriteBytes = 64 << 10;
@@ -35,6 +36,8 @@ export interface Start {
   /** Its stdin is at its end from the beginning. */
   hasNoStdin: boolean;
   umask?: number | undefined;
+  /** `command` is an engine that makes a terminal, whose leader says so (pty.ts). */
+  hasTerminal?: boolean;
 }
 
 /** How a process ended: one of the two is null. */
@@ -103,6 +106,15 @@ export interface HolderRecord {
   keeper: Known;
   /** Of the FIFO `out`: what the holder has as descriptor 3. */
   out: { dev: number; ino: number };
+  /** Where `child` is the engine of a terminal. */
+  terminal?: HeldTerminal;
+}
+
+export interface HeldTerminal {
+  /** The command itself, which leads the session of the terminal. */
+  leader: Known;
+  /** "/dev/pts/3". */
+  tty: string;
 }
 
 /** Held children whose ends are looked for, by one timer for all, and those whose holders are on their way out. */
@@ -247,7 +259,7 @@ export function runningHeld(
     },
   };
   return {
-    pid: held.record.child.pid,
+    pid: (record.terminal?.leader ?? record.child).pid,
     holder: held.record,
     pendingBytes: 0,
     listen: (events) => listenTo(held, events),
@@ -437,4 +449,21 @@ export function knownOf(pid: number): Known {
 export function stateOf({ pid, startTime }: Known): string | undefined {
   const stat = statOf(pid);
   return isEnded(stat) || stat![19] !== startTime ? undefined : stat![0];
+}
+
+/** Finds the living members of a process group, or of a session: "pid start-time". Where there is no /proc (macOS), kill(2) alone tells that there are some. */
+export function membersOf(leader: number, of: "group" | "session", living?: LivingProcess[]): string[] {
+  if (of === "group" && !hasGroup(leader)) return [];
+  living ??= livingProcesses();
+  if (living.length === 0) return ["unknown"];
+  return living.filter((process) => process[of] === leader).map(({ pid, startTime }) => `${pid} ${startTime}`);
+}
+
+/** One system call, where /proc is one for each process of the host. Zombies count. */
+export function hasGroup(group: number): boolean {
+  try {
+    return process.kill(-group, 0);
+  } catch (error) {
+    return errnoOf(error) !== "ESRCH";
+  }
 }

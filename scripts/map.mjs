@@ -17,15 +17,15 @@ export const layers = {
   modes: ["jobs", "call", "terminal", "doctor", "bridge", "deploy", "api", "remote"],
   "a daemon from outside": ["watchdog", "control", "reach", "launch", "reasons"],
   "the daemon": [
-    ...["server", "connections", "processes", "children", "adoption", "readers", "holders", "running"],
+    ...["server", "connections", "processes", "children", "adoption", "pty", "readers", "holders", "running"],
     ...["spool", "kept", "environment", "files", "lanes", "rpc", "log"],
   ],
   "both sides": ["lifetime", "host", "client"],
   ground: ["socket", "record", "program", "frame", "failure", "library"],
 };
 
-/** As many as there are: the next one takes the place of another. Thirty were meant; to stay within 600 lines each took nine more. */
-export const maxModules = 39;
+/** As many as there are: the next one takes the place of another. Thirty were meant; to stay within 600 lines each took nine more, terminals two. */
+export const maxModules = 41;
 export const maxLines = 600;
 export const maxFunctionLines = 60;
 
