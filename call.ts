@@ -1,4 +1,4 @@
-/** One request from the shell: --call, which streams a process that it starts or takes up again, and --status; and printing, with nothing lost. */
+/** One request from the shell: --call, which streams a process that it starts or takes up again, and --status; what --list shows; and printing, with nothing lost. */
 
 import { Buffer } from "node:buffer";
 import { createWriteStream, fstatSync, readFileSync, writeSync } from "node:fs";
@@ -148,7 +148,8 @@ export function print(fd: 1 | 2, output: string | Uint8Array): void {
  */
 export function openOutput(fd: 1 | 2): Writable {
   const stats = fstatSync(fd);
-  if (!stats.isFIFO() && !stats.isSocket()) return createWriteStream("", { fd });
+  // never closed: libuv aborts where one of its own pipes, which took this number then, is
+  if (!stats.isFIFO() && !stats.isSocket()) return createWriteStream("", { fd, autoClose: false });
   return new Socket({ fd, readable: false, writable: true });
 }
 
@@ -221,4 +222,33 @@ function statusWords(status: Status): string {
 
 function processWords({ pid, command, running, bytes, ageMs }: ChildSummary): string {
   return `${(running ? `pid ${pid}` : "ended").padEnd(12)} ${durationWords(ageMs).padEnd(8)} ${sizeWords(bytes).padStart(9)}  ${cleanText(command, 40)}`;
+}
+
+// --list
+
+/** A row of process.list. */
+export interface Listed {
+  id: string;
+  command: string;
+  args: string[];
+  pid: number;
+  running: boolean;
+  startedAt: number;
+  bytes: number;
+  exitCode?: number;
+  signal?: string;
+}
+
+export function listWords(processes: Listed[]): string {
+  const head = ["ID", "STATE", "PID", "AGE", "SIZE", "COMMAND"];
+  const rows = processes.map(({ id, command, args, pid, running, startedAt, bytes, ...exit }) => {
+    const state = running ? "running" : (exit.signal ?? `exit ${exit.exitCode}`);
+    const words = [command, ...args].map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : JSON.stringify(word)));
+    return [id, state, String(pid), durationWords(Date.now() - startedAt), sizeWords(bytes), words.join(" ")];
+  });
+  const table = [head, ...rows].map((row) => row.map((text) => cleanText(text)));
+  const widths = head.map((_, at) => Math.max(...table.map((row) => row[at]!.length)));
+  return table
+    .map((row) => `${row.map((text, at) => (at === 5 ? text : text.padEnd(widths[at]!))).join("  ")}\n`)
+    .join("");
 }

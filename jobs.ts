@@ -12,27 +12,16 @@ import type { Socket } from "node:net";
 import { constants } from "node:os";
 import type { Writable } from "node:stream";
 import { isatty } from "node:tty";
-import { openOutput, print } from "./call.ts";
+import type { Listed } from "./call.ts";
+import { listWords, openOutput, print } from "./call.ts";
 import type { Client, Message } from "./client.ts";
 import { createClient, refusedBy, tryConnect } from "./client.ts";
 import type { StartOptions } from "./control.ts";
 import { reachOtherwise, startServer } from "./control.ts";
-import {
-  cannot,
-  cleanText,
-  durationWords,
-  errnoOf,
-  errorCodes,
-  exitCodes,
-  Failure,
-  nearest,
-  osFailure,
-  safely,
-} from "./failure.ts";
+import { cannot, cleanText, errnoOf, errorCodes, exitCodes, Failure, nearest, osFailure, safely } from "./failure.ts";
 import type { Lifetime } from "./lifetime.ts";
 import { ancestors, areAlive } from "./program.ts";
 import { isEndedDaemon, ownerKey } from "./reach.ts";
-import { sizeWords } from "./reasons.ts";
 import type { Identity } from "./record.ts";
 import { readRecord, sleep } from "./record.ts";
 import type { Places } from "./socket.ts";
@@ -91,6 +80,8 @@ interface Job {
   socket: Socket;
   /** Of the last message that was printed. */
   lastSeq: number;
+  /** Of the last one that is wanted: what comes then is not printed. */
+  stopSeq: number;
   /** Bytes of stdin that the daemon has accepted of us. */
   applied: number;
   outputs: { stdout: Writable; stderr: Writable };
@@ -184,7 +175,8 @@ async function connectOrStart(world: JobsWorld, request: RunRequest): Promise<Co
     if (!(connected instanceof Failure)) return connected;
     if (connected.code !== errorCodes.noDaemon) throw connected;
   }
-  const { lifetime, how } = await startServer({ ...world.start, tokenHashes: world.tokenHashes() });
+  const progress = (line: string): unknown => isatty(2) && world.note(`${line} …`);
+  const { lifetime, how } = await startServer({ ...world.start, progress, tokenHashes: world.tokenHashes() });
   if (how === "started") for (const { message, hint } of lifetime.warnings) world.warn(message, hint);
   if (request.requiresSurvival && lifetime.survivesLogout !== "yes")
     throw new Failure(`Cannot run it so that it is sure to survive logout: ${lifetime.words}`, {
@@ -272,7 +264,8 @@ export function printLogs(world: JobsWorld, id: string, lines: number | undefine
     if (firstSeq > 1) world.note(`${firstSeq - 1} older messages are not held any more`);
     if (lines !== undefined) job.tail = createTail(lines, lastSeq);
     job.lastSeq = Math.max(0, firstSeq - 1);
-    if (!follows && running) void untilSeq(job, lastSeq).then(() => job.end(exitCodes.done));
+    if (!follows && running) job.stopSeq = lastSeq;
+    if (lastSeq === 0 && !follows) return exitCodes.done;
     await follow(job);
     return exitCodes.done;
   });
@@ -304,7 +297,14 @@ function createJob(
   const outputs = { stdout: openOutput(1), stderr: openOutput(2) };
   return {
     ...{ world, id, ...manner, ...connected, outputs, done, end },
-    ...{ lastSeq: 0, applied: 0, tail: undefined, reconnecting: undefined, hasEnded: false },
+    ...{
+      lastSeq: 0,
+      stopSeq: Number.POSITIVE_INFINITY,
+      applied: 0,
+      tail: undefined,
+      reconnecting: undefined,
+      hasEnded: false,
+    },
     ...{ chain: ancestors(), isHungUp: false },
   };
 }
@@ -338,10 +338,6 @@ async function unknownId(client: Client, id: string): Promise<Failure> {
 
 function createTail(lines: number, untilSeq: number): Tail {
   return { lines, untilSeq, pieces: [], count: 0 };
-}
-
-async function untilSeq(job: Job, seq: number): Promise<void> {
-  while (job.lastSeq < seq && !job.hasEnded) await sleep(10);
 }
 
 /** @returns Our exit code, when it has ended, or we have left it. */
@@ -406,12 +402,14 @@ function takeMessage(job: Job, message: Message): void {
     job.end(125);
     return;
   }
-  if (type !== "stream" || seq === undefined || seq <= job.lastSeq) return;
+  if (type !== "stream" || seq === undefined || seq <= job.lastSeq || job.lastSeq >= job.stopSeq) return;
+  if (job.tail && seq > job.tail.untilSeq) flushTail(job);
   job.lastSeq = seq;
   if (name === "stdout" || name === "stderr") write(job, name, Buffer.from(message.data as string, "base64"));
   else if (name === "gap") job.world.note(`at most ${message.maxBytes} bytes of its output were lost here`);
   else if (name === "exit") job.end(exitCodeOf(message as { exitCode?: number; signal?: string }));
   if (job.tail && seq >= job.tail.untilSeq) flushTail(job);
+  if (seq >= job.stopSeq) job.end(exitCodes.done);
 }
 
 function exitCodeOf({ exitCode, signal }: { exitCode?: number | null; signal?: string | null }): number {
@@ -441,7 +439,7 @@ function keepTail(tail: Tail, name: "stdout" | "stderr", bytes: Buffer): void {
 /** Prints the last lines, and then all that comes. */
 function flushTail(job: Job): void {
   const { tail } = job;
-  if (!tail || tail.lines === 0) return;
+  if (!tail) return;
   job.tail = undefined;
   for (const { stream: name, bytes } of lastLines(tail)) write(job, name, bytes);
 }
@@ -533,18 +531,6 @@ async function listProcesses(client: Client): Promise<Listed[]> {
 
 // --list, --kill, --forget
 
-interface Listed {
-  id: string;
-  command: string;
-  args: string[];
-  pid: number;
-  running: boolean;
-  startedAt: number;
-  bytes: number;
-  exitCode?: number;
-  signal?: string;
-}
-
 /** Empty where no daemon was ever started, or it was stopped. */
 export async function printList(world: JobsWorld, json: boolean): Promise<number> {
   const connected = await connect(world).catch((error: Failure) => error);
@@ -554,20 +540,6 @@ export async function printList(world: JobsWorld, json: boolean): Promise<number
   if (!(connected instanceof Failure)) connected.client.close();
   print(1, json ? `${cleanText(JSON.stringify({ processes }))}\n` : listWords(processes));
   return exitCodes.done;
-}
-
-function listWords(processes: Listed[]): string {
-  const head = ["ID", "STATE", "PID", "AGE", "SIZE", "COMMAND"];
-  const rows = processes.map(({ id, command, args, pid, running, startedAt, bytes, ...exit }) => {
-    const state = running ? "running" : (exit.signal ?? `exit ${exit.exitCode}`);
-    const words = [command, ...args].map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : JSON.stringify(word)));
-    return [id, state, String(pid), durationWords(Date.now() - startedAt), sizeWords(bytes), words.join(" ")];
-  });
-  const table = [head, ...rows].map((row) => row.map((text) => cleanText(text)));
-  const widths = head.map((_, at) => Math.max(...table.map((row) => row[at]!.length)));
-  return table
-    .map((row) => `${row.map((text, at) => (at === 5 ? text : text.padEnd(widths[at]!))).join("  ")}\n`)
-    .join("");
 }
 
 /** --kill and --forget: one request about a process. */

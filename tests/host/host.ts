@@ -311,7 +311,7 @@ function sightOf(machine: Machine, { inside }: Reach) {
 }
 
 /** What changes it, and ends it. */
-function changesOf({ script, clients, ended }: Machine, { root, inside }: Reach) {
+function changesOf({ init, script, clients, ended }: Machine, { root, inside }: Reach) {
   return {
     /** Makes a user, as those of `HostOptions.users`. */
     async addUser(name: string, { linger = false } = {}) {
@@ -325,6 +325,12 @@ function changesOf({ script, clients, ended }: Machine, { root, inside }: Reach)
       const show = "loginctl show-user -p KillUserProcesses --value";
       const wait = `for i in $(seq 100); do [ "$(${show})" = ${yesNo(yes)} ] && exit; sleep 0.02; done; exit 1`;
       await checked(root(`printf '[Login]\\nKillUserProcesses=${yesNo(yes)}\\n' >${file}; ${reload}; ${wait}`));
+    },
+
+    /** Cuts all its connections, with no word to either end, as a cable that is pulled; and lets them go on. */
+    async setNetwork(isUp: boolean) {
+      const words = ["busybox", "ip", "link", "set", "lo", isUp ? "up" : "down"];
+      await checked(run("nsenter", ["-t", String(init), "-n", ...words]));
     },
 
     /** Shuts the host down in order, as before a reboot, and waits for it. A process that ignores SIGTERM holds it up for 90 s. */

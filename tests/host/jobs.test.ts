@@ -1,79 +1,306 @@
 // time limit: 240 s
-/** --run and what comes back to it, over real ssh sessions that end in every way, on a host that kills at logout and on one that does not. */
+/** --run and what comes back to it, as people use them: over real ssh sessions that end in every way, on a host that kills at logout and on one that does not. */
 
+import { createHash } from "node:crypto";
+import { existsSync } from "node:fs";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { builtFile, sleep } from "../daemon.ts";
-import type { Host } from "./host.ts";
+import { builtFile, peerOf, runsAll, sleep } from "../daemon.ts";
+import type { Host, Result, RunOptions } from "./host.ts";
 import { requireHosts, until, withHost } from "./host.ts";
 
-requireHosts(2);
+requireHosts(6);
+
+type SshClient = ReturnType<Host["spawnSsh"]>;
+
+/** An ssh client that runs, and what it has said so far, in the bytes of a pipe. */
+interface Session {
+  child: SshClient;
+  said(): string;
+  closed: Promise<number | null>;
+}
+
+function openSession(host: Host, command: string, args: string[]): Session {
+  const child = host.spawnSsh("ann", command, args);
+  let said = "";
+  for (const stream of [child.stdout, child.stderr]) stream.on("data", (chunk: Buffer) => (said += chunk));
+  return {
+    child,
+    said: () => said.replaceAll("\r", ""),
+    closed: new Promise((done) => child.once("close", done)),
+  };
+}
+
+const bothHosts = (what: string, test: (host: Host) => Promise<void>): void => {
+  for (const killUserProcesses of [true, false])
+    jobs(`${what}, on a host that ${killUserProcesses ? "kills" : "does not kill"} at logout`, () =>
+      withHost({ killUserProcesses, users: ["ann+linger"] }, async (host) => {
+        await host.copy("ann", builtFile, "hf");
+        await test(host);
+      }),
+    );
+};
+
+const jobs = suite("--run over ssh");
+
+// lost lines
 
 /** Tells what is done to it: signals, lines of stdin, and its end. */
 const teller =
   'for s in INT TERM HUP QUIT; do trap "echo was told $s; exit 9" $s; done; echo up; while read -r line; do echo got $line; done; echo stdin ended; while :; do sleep 0.2; done';
 
-/** How a line is lost that --run hangs on. */
+/** What --run hangs on. */
 const lines: [id: string, args: string[], command: (run: string) => string][] = [
   ["plain", ["-T"], (run) => run],
   ["shell", ["-T"], (run) => `sh -c "cd /tmp && ${run.replaceAll('"', '\\"').replaceAll("$", "\\$")}; true"`],
   ["terminal", ["-tt"], (run) => run],
 ];
 
-async function runAndLose(host: Host, [id, args, command]: (typeof lines)[number]): Promise<void> {
-  const run = `/home/ann/hf --run --id ${id} -- bash -c '${teller.replaceAll("'", "'\\''")}'`;
-  const child = host.spawnSsh("ann", command(run), args);
-  let said = "";
-  child.stdout.on("data", (chunk: Buffer) => (said += chunk));
-  child.stderr.on("data", (chunk: Buffer) => (said += chunk));
-  await until(() => said.includes("up"), `${id} is up`, 30_000);
+async function openLine(host: Host, prefix: string, [id, args, command]: (typeof lines)[number]): Promise<Session> {
+  const run = `/home/ann/hf --run --id ${prefix}-${id} -- bash -c '${teller.replaceAll("'", "'\\''")}'`;
+  const session = openSession(host, command(run), args);
+  const { child, said } = session;
+  await until(() => said().includes("up"), `${id} is up`, 30_000);
   child.stdin.write("a line\n");
-  await until(() => said.includes("got a line"), `${id} has a line: ${said}`, 30_000);
-  child.kill("SIGKILL");
-  await new Promise((done) => child.once("close", done));
+  await until(() => said().includes("got a line"), `${id} has a line: ${said()}`, 30_000);
+  return session;
 }
 
 async function comeBack(host: Host, id: string): Promise<void> {
   const logs = await host.ssh("ann", `./hf --logs ${id}`);
-  assert.equal([logs.code, logs.stdout.replaceAll("\r", "")], [0, "up\ngot a line\n"], `${id}: ${logs.stderr}`);
+  assert.equal([logs.code, logs.stdout], [0, "up\ngot a line\n"], `${id}: ${logs.stderr}`);
   const both = await host.ssh(
     "ann",
     `(sleep 1; ./hf --kill ${id} INT) & ./hf --attach ${id} --no-stdin; echo $?; wait`,
   );
-  assert.match(both.stdout.replaceAll("\r", ""), /^up\ngot a line\nwas told INT\n9\n$/, `${id}: ${both.stderr}`);
+  assert.match(both.stdout, /^up\ngot a line\nwas told INT\n9\n$/, `${id}: ${both.stderr}`);
 }
 
-const jobs = suite("--run over ssh");
-for (const killUserProcesses of [true, false]) {
-  jobs(
-    `goes on where the line is lost, on a host that ${killUserProcesses ? "kills" : "does not kill"} at logout`,
-    () =>
-      withHost({ killUserProcesses, users: ["ann+linger"] }, async (host) => {
-        await host.copy("ann", builtFile, "hf");
-        const detached = await host.ssh("ann", "./hf --run --detach sh -c 'sleep 4; seq 5; exit 3'");
-        assert.equal([detached.code, detached.stdout], [0, "sh\n"], detached.stderr);
-        assert.match(detached.stderr, /survives logout: yes/);
-        for (const line of lines) await runAndLose(host, line);
-        await host.sleepUntilLoggedOut("ann");
-        await sleep(3000);
-        const waited = await host.ssh("ann", "./hf --wait sh; echo $?; ./hf --logs sh --lines 2");
-        assert.is(waited.stdout, "3\n4\n5\n", waited.stderr);
-        for (const [id] of lines) await comeBack(host, id);
-        // Ctrl-C at a terminal is the process's
-        const child = host.spawnSsh(
-          "ann",
-          "./hf --run --id c -- bash -c 'trap \"echo INT; exit 4\" INT; echo up; while :; do sleep 0.1; done'; echo code $?",
-          ["-tt"],
-        );
-        let said = "";
-        child.stdout.on("data", (chunk: Buffer) => (said += chunk));
-        await until(() => said.includes("up"), "it is up", 30_000);
-        child.stdin.write("\x03");
-        await until(() => said.includes("code 4"), `Ctrl-C: ${said}`, 30_000);
-        child.kill();
-        const list = await host.ssh("ann", "./hf --list; ./hf --stop --now");
-        assert.match(list.stdout, /\nplain +exit 9 /);
-      }),
-  );
+/** How the line ends that they hang on. Both ends of one that is silent hold it for open. */
+const losses: [what: string, lose: (host: Host, sessions: Session[]) => Promise<void>][] = [
+  [
+    "killed",
+    async (_host, sessions) => {
+      for (const { child } of sessions) child.kill("SIGKILL");
+      await Promise.all(sessions.map(({ closed }) => closed));
+    },
+  ],
+  [
+    "interrupted",
+    async (_host, sessions) => {
+      for (const { child } of sessions) child.kill("SIGINT");
+      await Promise.all(sessions.map(({ closed }) => closed));
+    },
+  ],
+  [
+    "silent",
+    async (host, sessions) => {
+      await host.inside(["sysctl", "-q", "-w", "net.ipv4.tcp_orphan_retries=1"]); // what the dead have not sent they never will
+      await host.setNetwork(false);
+      for (const { child } of sessions) child.kill("SIGKILL");
+      await sleep(2500);
+      await host.setNetwork(true);
+    },
+  ],
+];
+
+bothHosts("goes on where the line is lost", async (host) => {
+  for (const [what, lose] of losses) {
+    const sessions = await Promise.all(lines.map((line) => openLine(host, what, line)));
+    await lose(host, sessions);
+    if (what === "silent")
+      assert.ok(host.processes(/hf --run --id silent-/).length >= lines.length, "nobody has told them");
+    else await host.sleepUntilLoggedOut("ann");
+  }
+  await Promise.all(losses.flatMap(([what]) => lines.map(([id]) => comeBack(host, `${what}-${id}`))));
+  const list = await host.ssh("ann", "./hf --list; ./hf --stop --now");
+  assert.is(list.stdout.match(/^(killed|interrupted|silent)-\w+ +exit 9 /gm)?.length, 9, list.stdout);
+});
+
+bothHosts("holds all that was said while the line was silent", async (host) => {
+  const ticks = "i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo tick $i; sleep 0.05; done; exit 3";
+  const sessions = ["-T", "-tt"].map((arg) => openSession(host, `./hf --run -- sh -c '${ticks}'`, [arg]));
+  await until(() => sessions.every(({ said }) => said().includes("tick 10\n")), "they tick", 30_000);
+  await host.setNetwork(false);
+  await sleep(2000);
+  await host.setNetwork(true);
+  const all = Array.from({ length: 60 }, (_, at) => `tick ${at + 1}\n`).join("");
+  for (const { closed, said } of sessions) {
+    assert.is(await closed, 3, said());
+    assert.is(said().slice(said().indexOf("tick")), all);
+  }
+});
+
+// daily use
+
+/** What is done every day, with a terminal and without; `ssh` is one session, with all that it says in stdout. */
+interface Use {
+  host: Host;
+  /** Different in each use. */
+  id: string;
+  args: string[];
+  ssh(command: string, options?: RunOptions): Promise<Result>;
 }
+const uses: Record<string, (use: Use) => Promise<void>> = {
+  "start and go": async ({ ssh, id }) => {
+    const started = await ssh(`./hf --run --detach --id ${id} sh -c 'sleep 1; seq 5; exit 3'`);
+    assert.is(started.code, 0);
+    assert.match(started.stdout + started.stderr, new RegExp(`^${id}$`, "m"));
+    assert.match(started.stdout + started.stderr, /survives logout: yes/);
+    const waited = await ssh(`./hf --wait ${id}; echo $?; ./hf --logs ${id} --lines 2; ./hf --list`);
+    assert.match(waited.stdout, /^3\n4\n5\n/);
+    assert.match(waited.stdout, new RegExp(`^${id} +exit 3 .* sh -c "sleep 1; seq 5; exit 3"$`, "m"));
+  },
+
+  "two watchers of one, and one from now on": async ({ host, args, ssh, id }) => {
+    const ticks = `i=0; while [ ! -e ${id}.stop ]; do i=$((i+1)); echo tick $i; sleep 0.03; done; exit 2`;
+    await ssh(`./hf --run --detach --id ${id} sh -c '${ticks}'`);
+    const lastTick = async (): Promise<number> => Number((await ssh(`./hf --logs ${id} --lines 1`)).stdout.slice(5));
+    await until(async () => (await lastTick()) > 20, `${id} ticks`);
+    const seen = await lastTick();
+    const modes = [`--attach ${id}`, `--logs ${id} --follow`, `--logs ${id} --follow --lines 0`];
+    const sessions = modes.map((mode) => openSession(host, `./hf ${mode}`, args));
+    await until(() => sessions.every(({ said }) => said().split("tick").length > 5), `${id} is watched`);
+    await ssh(`touch ${id}.stop`);
+    assert.equal(await Promise.all(sessions.map(({ closed }) => closed)), [2, 0, 0]);
+    const texts = sessions.map(({ said }) => said());
+    const first = texts.map((text) => Number(/tick (\d+)/.exec(text)![1]));
+    const last = texts.map((text) => Number(/tick (\d+)\n$/.exec(text)![1]));
+    assert.equal([last[1], last[2], texts[1]], [last[0], last[0], ticksOf(1, last[0]!)]);
+    for (const [at, text] of texts.entries()) assert.is(text, ticksOf(first[at]!, last[0]!));
+    assert.ok(first[2]! > seen, `from now on: ${first[2]}, ${seen} were there`);
+  },
+
+  "kill one": async ({ ssh, id }) => {
+    const killed = await ssh(
+      `./hf --run --detach --id ${id} sleep 100 2>/dev/null; ./hf --kill ${id}; ./hf --wait ${id}`,
+    );
+    assert.equal([killed.code, killed.stdout], [143, `${id}\n`]);
+    assert.match((await ssh("./hf --list")).stdout, new RegExp(`^${id} +SIGTERM +.* sleep 100$`, "m"));
+  },
+
+  "one that a signal ends": async ({ ssh, id }) => {
+    assert.is((await ssh(`./hf --run --id ${id} sh -c 'kill -9 $$'`)).code, 137);
+    assert.match((await ssh("./hf --list")).stdout, new RegExp(`^${id} +SIGKILL `, "m"));
+  },
+
+  "a remote make in a script": async ({ ssh, id }) => {
+    const made = await ssh(`./hf --run --id ${id} --cwd project -- make -j4`);
+    assert.equal(
+      [made.code, made.stdout.match(/^made \d+$/gm)?.length, made.stdout.includes("linked 12")],
+      [0, 12, true],
+    );
+    const failed = await ssh(`./hf --run --id ${id} --cwd project -- make -j4 broken; echo $?`);
+    assert.match(failed.stdout + failed.stderr, /Error 7/);
+    assert.match(failed.stdout, /^2$/m);
+    const clean = await ssh(`set -e; ./hf --run --id ${id} --cwd project make -s clean; echo went on`);
+    assert.equal([clean.code, clean.stdout.endsWith("went on\n")], [0, true]);
+  },
+};
+
+const ticksOf = (from: number, to: number): string =>
+  Array.from({ length: to - from + 1 }, (_, at) => `tick ${from + at}\n`).join("");
+
+/** Twelve sources, each made into an object by a shell. */
+const makefile = `objects = $(patsubst %.c,%.o,$(wildcard *.c))
+program: $(objects)
+\t@cat $^ >$@; echo linked $$(wc -l <$@)
+%.o: %.c
+\t@sleep 0.05; cp $< $@; echo made $*
+broken:
+\t@exit 7
+clean:
+\trm -f *.o program
+`;
+
+/** A network of 1 MB/s. @returns The hash of what came. */
+async function readSlowly({ child }: Session): Promise<string> {
+  const hash = createHash("sha256");
+  for await (const chunk of child.stdout) {
+    hash.update(chunk);
+    await sleep(chunk.length / 1000);
+  }
+  return hash.digest("hex");
+}
+
+async function checkSlowReader(host: Host): Promise<void> {
+  const count = runsAll ? 12_500_000 : 1_400_000; // 100 MB, 10 MB
+  const session = openSession(host, `./hf --run --id slow -- seq ${count}`, ["-T"]);
+  const all = createHash("sha256");
+  for (let from = 1; from <= count; from += 100_000)
+    all.update(`${Array.from({ length: Math.min(100_000, count - from + 1) }, (_, at) => from + at).join("\n")}\n`);
+  assert.is(await readSlowly(session), all.digest("hex"));
+  assert.is(await session.closed, 0);
+}
+
+bothHosts("does what is done every day, with -t and without", async (host) => {
+  await host.ssh("ann", "mkdir project; cd project; for i in $(seq 12); do echo $i >$i.c; done; cat >Makefile", {
+    stdin: makefile,
+  });
+  const slow = checkSlowReader(host);
+  slow.catch(() => {}); // told below
+  for (const [kind, args] of [
+    ["pipe", ["-T"]],
+    ["terminal", ["-tt"]],
+  ] as const)
+    for (const [at, [what, use]] of Object.entries(uses).entries()) {
+      if (/make/.test(what) && !existsSync(host.file("/usr/bin/make"))) continue; // the roots of other suites
+      const ssh = async (command: string, options?: RunOptions): Promise<Result> => {
+        const result = await host.ssh("ann", command, { timeoutMs: 60_000, ...options, sshArgs: [...args] });
+        return { ...result, stdout: result.stdout.replaceAll("\r", "") };
+      };
+      await use({ host, args: [...args], ssh, id: `${kind}-${at}` }).catch((error: Error) => {
+        throw Object.assign(error, { message: `${what}, ${kind}: ${error.message}` });
+      });
+    }
+  // Ctrl-C at a terminal is the process's
+  const { child, said } = openSession(
+    host,
+    "./hf --run --id c -- bash -c 'trap \"echo INT; exit 4\" INT; echo up; while :; do sleep 0.1; done'; echo code $?",
+    ["-tt"],
+  );
+  await until(() => said().includes("up"), "it is up", 30_000);
+  child.stdin.write("\x03");
+  await until(() => said().includes("code 4"), `Ctrl-C: ${said()}`, 30_000);
+  child.kill();
+  const count = runsAll ? 100 : 25;
+  const many = await host.ssh(
+    "ann",
+    `seq ${count} | xargs -P 4 -I N ./hf --run --detach --id many-N sh -c 'echo N; exit 1' >/dev/null 2>&1; for i in $(seq ${count}); do ./hf --wait many-$i; echo $?; done | sort | uniq -c; ./hf --list`,
+    { timeoutMs: 120_000 },
+  );
+  assert.match(many.stdout, new RegExp(`^ *${count} 1\n`), many.stderr);
+  assert.is(many.stdout.match(/^many-\d+ +exit 1 /gm)?.length, count);
+  await slow;
+});
+
+// the bridge in a terminal
+
+/** As it comes out of the host's terminals once a bridge has set one raw. */
+async function untilRaw(host: Host): Promise<void> {
+  const isRaw = async (name: string): Promise<boolean> =>
+    (await host.inside(["stty", "-a", "-F", `/dev/pts/${name}`])).stdout.includes("-icanon");
+  await until(async () => {
+    const names = (await host.inside(["ls", "/dev/pts"])).stdout.match(/^\d+$/gm) ?? [];
+    return (await Promise.all(names.map(isRaw))).includes(true);
+  }, "a terminal that is raw");
+}
+
+bothHosts("has a bridge that passes bytes over a terminal as they are", async (host) => {
+  await host.ssh("ann", "./hf --serve");
+  for (const framing of ["lines", "native"] as const) {
+    const child = host.spawnSsh("ann", "./hf --bridge --as-owner; echo bridge: $?", ["-tt", "-e", "none"]);
+    const peer = peerOf(child.stdout, child.stdin, framing, "the bridge");
+    await untilRaw(host);
+    const bytes = Buffer.from(Array.from({ length: 60_000 }, (_, at) => (at * 7 + (at >> 8)) & 255));
+    const path = `/home/ann/${framing}`;
+    const written = await peer.ask("files.write", { path, content: bytes.toString("base64"), encoding: "base64" });
+    assert.equal(written.result, { written: bytes.length });
+    const read = await peer.ask("files.read", { path, encoding: "base64" });
+    assert.is(read.result.content, bytes.toString("base64"));
+    if (framing === "native") child.kill();
+    else child.stdin.write("\x04"); // typed
+    assert.is((await peer.ended).toString(), framing === "native" ? "" : "bridge: 0\r\n");
+  }
+});
 jobs.run();
