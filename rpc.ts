@@ -14,9 +14,11 @@ import { lengthOf, maxBodyBytes } from "./frame.ts";
 /** Requests in one batch. They run side by side, so this bounds what one frame can set going. */
 export const maxBatchLength = 1000;
 /** What JSON.parse takes its time for, some 1 us each: objects, arrays, and members of objects. A batch of 1000 starts has 20 000. */
-export const maxMembers = 65_536;
-/** Values of arrays: a twentieth of that each. The longest argument list of a process has 200 000. */
-export const maxItems = 524_288;
+export const maxMembers = 32_768;
+/** Values of arrays: a tenth of that each. The longest argument list of a process has 200 000. */
+export const maxItems = 262_144;
+/** Of a larger body so much is read at once, some 5 ms: others have their turn between. JSON.parse of all of it takes 10 ms, at most 40. Strangers send none. */
+export const pieceBytes = 1 << 20;
 /** Characters in an `id` that is a string. Every answer repeats it, also the one that says that another was too large. */
 export const maxIdLength = 256;
 
@@ -85,6 +87,8 @@ export interface Rpc {
   onFailure?(failure: Failure): void;
   /** Says that others are to have their turn before the next request of a batch. */
   isTurnOver?(): boolean;
+  /** Settled when no large body is being read any more: one after the other. */
+  reading?: Promise<unknown>;
 }
 
 type Id = string | number | null;
@@ -95,81 +99,123 @@ interface Room {
   bytes: number;
 }
 
-/** Has no state of its own: a body is decoded whole. */
+/** For a body that is decoded whole: it keeps nothing. */
 const utf8 = new TextDecoder("utf-8", { fatal: true });
+
+/** A body on its way to a message. */
+interface Reading {
+  readonly body: Uint8Array;
+  readonly decoder: typeof utf8;
+  /** What is read of it. */
+  text: string;
+  /** How far it is decoded, and counted: where an escape is cut, a byte further. */
+  at: number;
+  countedAt: number;
+  isInString: boolean;
+  members: number;
+  items: number;
+}
 
 /**
  * Carries out the request, notification or batch in one body.
  *
- * Every method in it has been called, in order, when this returns, but for what is left of a batch: see `calling` of its caller. A promise comes
- * back only for that, or if one of them returned one.
+ * Every method in it has been called, in order, when this returns, but for a large body, and for what is left of a batch: see `calling` of its
+ * caller. A promise comes back only for that, or if one of them returned one.
  *
  * @param body As it came in a frame, not yet checked in any way.
  * @returns The answer's JSON, at most maxBodyBytes, in pieces or as one; undefined when there is nothing to answer. Never throws or rejects
  * for what a peer sends.
  */
 export function handleBody(rpc: Rpc, body: Uint8Array, caller: Caller): Answer | Promise<Answer> {
-  if (isTooBranched(body)) {
-    const most = `at most ${maxMembers} objects, arrays and members and ${maxItems} values of arrays`;
-    return encodeError(null, invalidRequest(`it has more parts than can be read at once, ${most} are accepted`));
-  }
-  let text = "";
+  const isLarge = body.length > pieceBytes;
+  const decoder = isLarge ? new TextDecoder("utf-8", { fatal: true }) : utf8;
+  const reading: Reading = {
+    ...{ body, decoder, text: "", at: 0, countedAt: 0 },
+    ...{ isInString: false, members: 0, items: 0 },
+  };
+  if (isLarge) return handleLarge(rpc, reading, caller);
   let message: unknown;
   try {
-    text = utf8.decode(body);
-    message = JSON.parse(text);
+    readPiece(reading);
+    message = JSON.parse(reading.text);
   } catch (error) {
-    const isText = !(error instanceof TypeError);
-    const reason = body.length === 0 ? "the body is empty" : isText ? cut(reasonOf(error)) : "it is not UTF-8";
-    const hint = isText && isPart(text) ? 'send one object a line: {"jsonrpc":"2.0","id":1,"method":…}' : undefined;
-    return encodeError(null, new Failure("Parse error", { code: errorCodes.parse, data: { reason }, hint }));
+    return refuseBody(reading, error);
   }
-  return Array.isArray(message) ? handleBatch(rpc, message, caller) : handleRequest(rpc, message, caller);
+  return handleMessage(rpc, message, caller);
 }
 
-/**
- * Tells whether a body is made to take long: 16 MiB of a string are read within 20 ms, 16 MiB of empty objects within 4 s.
- *
- * What is not JSON is counted as if it were, and for JSON.parse to refuse.
- */
-function isTooBranched(body: Uint8Array): boolean {
-  if (body.length <= maxMembers) return false;
-  let members = 0;
-  let items = 0;
-  for (let at = 0; at < body.length; at++) {
-    const byte = body[at]!;
-    if (byte === quote) at = endOfString(body, at + 1);
-    else if (byte === comma) items++;
-    else if (byte === brace || byte === bracket || byte === colon) members++;
-    if (members > maxMembers || items > maxItems) return true;
-  }
-  return false;
+/** What comes after it waits until its methods have been called. */
+function handleLarge(rpc: Rpc, reading: Reading, caller: Caller): Promise<Answer> {
+  let answer: Answer | Promise<Answer>;
+  const calling = readPieces(rpc.reading, reading).then(
+    (message) => {
+      caller.calling = undefined;
+      answer = handleMessage(rpc, message, caller);
+    },
+    (error: unknown) => {
+      caller.calling = undefined;
+      answer = refuseBody(reading, error);
+    },
+  );
+  rpc.reading = caller.calling = calling;
+  return calling.then(() => answer);
+}
+
+async function readPieces(before: Promise<unknown> | undefined, reading: Reading): Promise<unknown> {
+  for (await before; reading.at < reading.body.length; await othersTurn()) readPiece(reading);
+  const message: unknown = JSON.parse(reading.text);
+  await othersTurn();
+  return message;
+}
+
+export function othersTurn(): Promise<void> {
+  return new Promise((done) => setImmediate(done));
+}
+
+/** @throws {Failure} It is made to take long. {TypeError} It is not UTF-8. */
+function readPiece(reading: Reading): void {
+  const { body, at, decoder } = reading;
+  const end = Math.min(at + pieceBytes, body.length);
+  if (body.length > maxMembers) countParts(reading, end);
+  reading.text += decoder.decode(body.subarray(at, end), { stream: end < body.length });
+  reading.at = end;
 }
 
 const [quote, comma, colon, bracket, backslash, brace] = [0x22, 0x2c, 0x3a, 0x5b, 0x5c, 0x7b];
-/** A string that goes on after so many bytes is searched for its end by indexOf(), which is quicker then. */
-const shortStringBytes = 64;
 
-/** @returns Where its closing quote is, or the length of the body where there is none. */
-function endOfString(body: Uint8Array, start: number): number {
-  for (let at = start; at < body.length; ) {
-    const soon = Math.min(at + shortStringBytes, body.length);
-    while (at < soon && body[at] !== quote) at += body[at] === backslash ? 2 : 1;
-    if (at < soon) return at;
-    const found = body.indexOf(quote, at);
-    if (found < 0) break;
-    let backslashes = 0;
-    while (found - backslashes > at && body[found - backslashes - 1] === backslash) backslashes++;
-    if (backslashes % 2 === 0) return found;
-    at = found + 1;
+/** 16 MiB of empty objects would take JSON.parse 4 s. What is not JSON is counted as if it were, and for JSON.parse to refuse. */
+function countParts(reading: Reading, end: number): void {
+  const { body } = reading;
+  let { countedAt: at, isInString, members, items } = reading;
+  for (; at < end; at++) {
+    const byte = body[at]!;
+    if (byte === quote) isInString = !isInString;
+    else if (isInString) at += byte === backslash ? 1 : 0;
+    else if (byte === comma) items++;
+    else if (byte === brace || byte === bracket || byte === colon) members++;
   }
-  return body.length;
+  Object.assign(reading, { countedAt: at, isInString, members, items });
+  if (members <= maxMembers && items <= maxItems) return;
+  const most = `at most ${maxMembers} objects, arrays and members and ${maxItems} values of arrays`;
+  throw invalidRequest(`it has more parts than can be read at once, ${most} are accepted`);
+}
+
+function refuseBody({ body, text }: Reading, error: unknown): Answer {
+  if (error instanceof Failure) return encodeError(null, error);
+  const isText = !(error instanceof TypeError);
+  const reason = body.length === 0 ? "the body is empty" : isText ? cut(reasonOf(error)) : "it is not UTF-8";
+  const hint = isText && isPart(text) ? 'send one object a line: {"jsonrpc":"2.0","id":1,"method":…}' : undefined;
+  return encodeError(null, new Failure("Parse error", { code: errorCodes.parse, data: { reason }, hint }));
 }
 
 /** What is not an object, or not a whole one: pretty-printed JSON comes in such lines. */
 function isPart(text: string): boolean {
   const trimmed = text.trim();
   return trimmed !== "" && !(/^[{[]/.test(trimmed) && /[}\]]$/.test(trimmed));
+}
+
+function handleMessage(rpc: Rpc, message: unknown, caller: Caller): Answer | Promise<Answer> {
+  return Array.isArray(message) ? handleBatch(rpc, message, caller) : handleRequest(rpc, message, caller);
 }
 
 function handleBatch(rpc: Rpc, batch: unknown[], caller: Caller): Answer | Promise<Answer> {
@@ -202,7 +248,7 @@ function callSome(rpc: Rpc, batch: unknown[], answers: unknown[], caller: Caller
 }
 
 async function callRest(rpc: Rpc, batch: unknown[], answers: unknown[], caller: Caller, room: Room): Promise<void> {
-  do await new Promise(setImmediate);
+  do await othersTurn();
   while (!callSome(rpc, batch, answers, caller, room));
 }
 
@@ -369,10 +415,14 @@ function memberOf(params: Params, name: string, absent?: unknown): unknown {
 }
 
 function joinAnswers(answers: Answer[]): Answer {
-  const given = answers
-    .filter((answer) => answer !== undefined)
-    .map((answer) => (typeof answer === "string" ? answer : String(Buffer.concat(answer!))));
-  return given.length === 0 ? undefined : `[${given.join(",")}]`;
+  const given = answers.filter((answer) => answer !== undefined);
+  if (given.length === 0) return undefined;
+  if (given.every((answer) => typeof answer === "string")) return `[${given.join(",")}]`;
+  const pieces = given.flatMap((answer, at) => [
+    Buffer.from(at === 0 ? "[" : ","),
+    ...(typeof answer === "string" ? [Buffer.from(answer)] : answer!),
+  ]);
+  return [...pieces, Buffer.from("]")];
 }
 
 function checkVersionAndId(request: Request): void {
