@@ -32,7 +32,7 @@ import type { Processes, Summary } from "./processes.ts";
 import { createProcesses, endAll, endThese, forget, freeId, keep, liveCount, startNoMore } from "./processes.ts";
 import { createTerminal, createTerminalMark } from "./pty.ts";
 import type { Identity } from "./record.ts";
-import { livenessOf, now, soon, tryClaim } from "./record.ts";
+import { livenessOf, now, readClaim, soon, tryClaim } from "./record.ts";
 import type { Ended, HolderRecord, Running, Watch } from "./running.ts";
 import { membersOf, statOf } from "./running.ts";
 import type { Spool } from "./spool.ts";
@@ -50,6 +50,8 @@ const sweepMs = 1000;
 /** How long another daemon, which is on its way out, is waited for, and how often it is looked at. */
 const ownerMs = 20_000;
 const ownerStepMs = 20;
+/** How often it is asked to leave, from then on. */
+const askMs = 1000;
 
 /**
  * Takes up all there is, when the daemon that had it is dead, or has left it; while it has not, process.* waits for that.
@@ -59,13 +61,21 @@ const ownerStepMs = 20;
  * @param afterMs When to end what was begun to be started, and is not known: that reads all of /proc.
  */
 export function takeUp(processes: Processes, afterMs = sweepMs): void {
-  const { room } = processes;
-  if (room.path === undefined || !safely(() => lstatSync(room.path!)) || tryTakeUp(processes, room.path, afterMs))
-    return;
-  const isOver = (): boolean => processes.isEnding || tryTakeUp(processes, room.path!, afterMs);
+  const { path } = processes.room;
+  if (path === undefined || !safely(() => lstatSync(path)) || tryTakeUp(processes, path, afterMs)) return;
+  let isDone = false;
+  const isOver = (): boolean => (isDone ||= processes.isEnding || tryTakeUp(processes, path, afterMs));
+  const asking = setInterval(() => (isOver() ? clearInterval(asking) : askOwner(path)), askMs).unref();
   processes.waiting = soon(isOver, ownerMs, ownerStepMs).then(() => {
     processes.waiting = undefined;
   });
+}
+
+/** Whoever was to tell the other daemon to leave may be gone: on SIGCONT it looks after its names, and finds them taken over. */
+function askOwner(path: string): void {
+  const owner = readClaim(join(path, "owner"));
+  if (typeof owner === "object" && livenessOf(owner).state === "alive")
+    safely(() => process.kill(owner.pid, "SIGCONT"));
 }
 
 /** @returns Whether it is done, or cannot be: while another daemon has it, it is not. */
@@ -124,9 +134,18 @@ export function forgetLeft(path: string): void {
  */
 export async function leaveAll(processes: Processes, { graceMs }: { graceMs: number }): Promise<number> {
   await startNoMore(processes);
-  const children = [...processes.children.values()];
+  const children = [...processes.children.values(), ...processes.forgotten];
   for (const child of children) if (child.mark) leaveChild(processes, child);
-  return endThese(processes, [...children.filter(({ mark }) => !mark), ...processes.forgotten], graceMs);
+  return endThese(
+    processes,
+    children.filter(({ mark }) => !mark),
+    graceMs,
+  );
+}
+
+/** Nothing that runs would end by leaveAll(). */
+export function canLeaveAll({ children }: Processes): boolean {
+  return [...children.values()].every(({ isOver, mark }) => isOver || mark);
 }
 
 /** Tries whether children can be held on this host: for --doctor. @returns Why not. */

@@ -10,7 +10,7 @@ import type { Socket } from "node:net";
 import { dirname } from "node:path";
 import { endLeft, forgetLeft } from "./adoption.ts";
 import type { ConnectFailure } from "./client.ts";
-import { connectClient, proveAnswering, tryConnect } from "./client.ts";
+import { connectClient, tryConnect } from "./client.ts";
 import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, Failure, osFailure, safely } from "./failure.ts";
 import type { Facts, Place, World } from "./host.ts";
 import { placeOf, probeHost, realWorld } from "./host.ts";
@@ -28,7 +28,7 @@ import {
   reachServer,
   recallServer,
 } from "./reach.ts";
-import { absenceFailure, explainAbsence, timeWords } from "./reasons.ts";
+import { absenceFailure, explainAbsence } from "./reasons.ts";
 import type { DaemonRecord, Identity } from "./record.ts";
 import {
   argumentsOf,
@@ -52,6 +52,8 @@ const startMs = 15_000;
 
 /** How long one with processes takes to retire its name. */
 const retireMs = 2000;
+/** For a supervisor to start its daemon again: systemd waits for 100 ms, or as RestartSec= says. */
+const supervisorMs = 3000;
 /** From SIGTERM to SIGKILL, for a daemon that does not answer. */
 const termMs = 3000;
 
@@ -67,7 +69,7 @@ export interface StartOptions {
   /** Processes get no link to an SSH agent. */
   noAgent?: boolean | undefined;
   /** Of the daemon's record: when it was brought back by itself before. */
-  returns?: number[];
+  returns?: number[] | undefined;
   /** Told what an existing daemon's end will cost, before it. */
   warn?(line: string): void;
   launch: "auto" | Launch;
@@ -125,20 +127,30 @@ export async function startHere(
   world = realWorld(),
 ): Promise<{ started: Started; ended: Promise<number> }> {
   const { places } = options;
-  const busyHere = async (): Promise<false> => {
+  const reachOld = async (): Promise<Reached | undefined> => {
     const reached = await reachServer(places);
-    reached?.client.close();
-    if (!reached) return false;
+    if (!reached || options.replace || reached.record.supervisor === "awaited") return reached;
+    reached.client.close();
     throw cannot(`start in the foreground: a daemon (pid ${reached.record.pid}) answers at "${places.socket}"`, {
       exit: exitCodes.busy,
-      hint: `end it with --stop, or ${elsewhere}`,
+      hint: `end it with --stop, take its place with --replace, or ${elsewhere}`,
     });
   };
-  return withClaim(options, busyHere, async () => {
-    await clearDead(places);
+  const isBusy = async (): Promise<false> => {
+    (await reachOld())?.client.close();
+    return false;
+  };
+  return withClaim(options, isBusy, async () => {
+    const old = await reachOld();
+    if (old) await warnOfReplaced(old, options);
+    else await clearDead(places);
     const facts = await probeHost(world);
     if (options.enableLinger) await switchLingerOn(facts, world);
-    const { record, lifetime, ended } = await startDaemon({ ...handoverOf(options), facts }, world);
+    const { record: dead } = readRecord(places.record);
+    const last = old?.record ?? (dead?.ended?.reason === "stopped" ? undefined : dead); // as a bridge goes on with its tokens
+    const handover: Handover = { ...handoverOf(options, last), over: Boolean(old), facts, supervisor: "runs" };
+    const { record, lifetime, ended } = await startDaemon(handover, world);
+    if (old) await endReplaced(old, places);
     const { pid, instance } = record;
     return { started: { pid, instance, lifetime, facts, how: "started", version: options.version }, ended };
   });
@@ -167,6 +179,8 @@ export async function reachOtherwise(
     if ("socket" in second) return second.socket;
   }
   if (!record || !explanation.healable || !healing) return absenceFailure(explanation);
+  const supervised = record.supervisor && (await awaitSupervisor(places));
+  if (supervised) return supervised;
   try {
     const started = await startServer({
       ...healing,
@@ -193,35 +207,13 @@ export async function reachOtherwise(
   return "socket" in healed ? healed.socket : absenceFailure(explainAbsence(places, healed));
 }
 
-/** Asks a daemon that has been silent whether it answers at all: any answer will do, a refusal too. A method may take its time. */
-export async function explainSilence(places: Places): Promise<Failure | undefined> {
-  try {
-    await proveAnswering(places.socket, answerMs);
-    return undefined;
-  } catch {
-    return absenceFailure(explainAbsence(places, { timedOut: true }));
+/** A daemon in the foreground is its supervisor's to start again. Where that takes long, another one stands in for it, and gives way when it comes. */
+async function awaitSupervisor({ socket }: Places): Promise<Socket | undefined> {
+  for (const deadline = now() + supervisorMs; now() < deadline; await sleep(50)) {
+    const outcome = await tryConnect(socket, answerMs);
+    if ("socket" in outcome) return outcome.socket;
   }
-}
-
-/** Says why a connection that was there has ended: from what the daemon could still note, as soon as it is known. */
-export async function explainLoss(places: Places, instance?: string): Promise<Failure> {
-  const { record } = readRecord(places.record);
-  if (record && instance !== undefined && record.instance !== instance && !record.ended)
-    return new Failure(
-      `The daemon was replaced by another one (pid ${record.pid}, started ${timeWords(record.startedAt)}), which has its processes`,
-      { code: errorCodes.noDaemon, data: { reason: "replaced" }, hint: "connect again" },
-    );
-  if (record && !record.ended && !record.stoppingAt && !(await isGoneWithin(record, 500))) {
-    return new Failure(
-      `The daemon (pid ${record.pid}, started ${timeWords(record.startedAt)}) closed the connection: see its log "${record.log}"`,
-      {
-        code: errorCodes.noDaemon,
-        data: { reason: "closed" },
-        hint: "connect again",
-      },
-    );
-  }
-  return absenceFailure(explainAbsence(places));
+  return undefined;
 }
 
 /** Runs `join` until it succeeds, or `start` with the start claimed. */
@@ -328,7 +320,9 @@ async function launch(options: StartOptions, world: World): Promise<Started | un
   const old = options.replace ? await reachServer(places) : undefined;
   if (old) await warnOfReplaced(old, options);
   else await clearDead(places);
-  const handover = handoverOf(options, old?.record);
+  const { record: last } = readRecord(places.record);
+  const isAwaited = last?.supervisor && last.ended?.reason !== "stopped";
+  const handover = { ...handoverOf(options, old?.record), ...(isAwaited && { supervisor: "awaited" as const }) };
   const facts = await probeHost(world);
   if (options.enableLinger) {
     options.progress("asking for lingering");
@@ -342,6 +336,7 @@ async function launch(options: StartOptions, world: World): Promise<Started | un
     return { ...started, ...verified, facts, how: "started" };
   } catch (error) {
     old?.client.close();
+    if (old) (await recallServer(places).catch(() => undefined))?.client.close(); // it is to have its name again
     if (error instanceof Failure && error.exit === exitCodes.busy) return undefined;
     throw error;
   }

@@ -3,9 +3,9 @@
 import { readlinkSync, statSync } from "node:fs";
 import { basename, dirname } from "node:path";
 import type { Client } from "./client.ts";
-import { connectClient, createClient, tryConnect } from "./client.ts";
+import { connectClient, createClient, proveAnswering, tryConnect } from "./client.ts";
 import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, Failure, osFailure, reasonOf, safely } from "./failure.ts";
-import { absenceFailure, explainAbsence } from "./reasons.ts";
+import { absenceFailure, explainAbsence, timeWords } from "./reasons.ts";
 import type { DaemonRecord, FoundRecord, Identity } from "./record.ts";
 import {
   argumentsOf,
@@ -246,6 +246,37 @@ export async function connectOwned(places: Places, tokenFile?: string): Promise<
     exit: exitCodes.noPermission,
     hint: "give a token with --token-file",
   });
+}
+
+/** Asks a daemon that has been silent whether it answers at all: any answer will do, a refusal too. A method may take its time. */
+export async function explainSilence(places: Places): Promise<Failure | undefined> {
+  try {
+    await proveAnswering(places.socket, answerMs);
+    return undefined;
+  } catch {
+    return absenceFailure(explainAbsence(places, { timedOut: true }));
+  }
+}
+
+/** Says why a connection that was there has ended: from what the daemon could still note, as soon as it is known. */
+export async function explainLoss(places: Places, instance?: string): Promise<Failure> {
+  const { record } = readRecord(places.record);
+  if (record && instance !== undefined && record.instance !== instance && !record.ended)
+    return new Failure(
+      `The daemon was replaced by another one (pid ${record.pid}, started ${timeWords(record.startedAt)}), which has its processes`,
+      { code: errorCodes.noDaemon, data: { reason: "replaced" }, hint: "connect again" },
+    );
+  if (record && !record.ended && !record.stoppingAt && !(await isGoneWithin(record, 500))) {
+    return new Failure(
+      `The daemon (pid ${record.pid}, started ${timeWords(record.startedAt)}) closed the connection: see its log "${record.log}"`,
+      {
+        code: errorCodes.noDaemon,
+        data: { reason: "closed" },
+        hint: "connect again",
+      },
+    );
+  }
+  return absenceFailure(explainAbsence(places));
 }
 
 export function isAlive(identity: Identity): boolean {

@@ -68,6 +68,8 @@ export interface DaemonRecord extends Identity {
   spoolBytes?: number | undefined;
   /** As --no-agent was given. */
   noAgent?: boolean | undefined;
+  /** A supervisor runs it (--lifetime foreground); or is to, and it stands in until that comes. */
+  supervisor?: "runs" | "awaited" | undefined;
   /** Unix time in ms. */
   startedAt: number;
   /** What starts such a daemon again: runtime, its flags, and the script. */
@@ -77,7 +79,7 @@ export interface DaemonRecord extends Identity {
   /** How often the kernel had killed a process for want of memory, when the daemon looked last: see reasons.ts. */
   oomKills?: number | undefined;
   /** When, in the minute before it was started, such a daemon had died and was brought back by itself: unix ms. See watchdog.ts. */
-  returns?: number[];
+  returns?: number[] | undefined;
   /** Set while it is stopping with processes alive: the time, in unix ms, at which they will be ended. */
   stoppingAt?: number;
   /** Set as it ends. */
@@ -531,7 +533,7 @@ export async function claimSoon(path: string, waitMs: number): Promise<Claim | u
 type ClaimHolder = Identity & { id: string };
 
 /** @returns "empty" for a file whose bytes were lost with the power: no claim ever is. */
-function readClaim(path: string): ClaimHolder | "absent" | "empty" | undefined {
+export function readClaim(path: string): ClaimHolder | "absent" | "empty" | undefined {
   try {
     const text = readOwnFile(path, 4096);
     if (text === "") return "empty";

@@ -20,7 +20,7 @@ import { lutimesSync, readdirSync, stat as statSoon, watch } from "node:fs";
 import type { Server } from "node:net";
 import { createServer } from "node:net";
 import { dirname } from "node:path";
-import { leaveAll, takeUp } from "./adoption.ts";
+import { canLeaveAll, leaveAll, takeUp } from "./adoption.ts";
 import { proveAnswering } from "./client.ts";
 import type { Connections } from "./connections.ts";
 import {
@@ -106,25 +106,24 @@ const strayedSignals: NodeJS.Signals[] = [
   "SIGXFSZ",
 ];
 
-/** What the launcher hands over. Tokens only as hashes: the daemon never knows them. */
-export interface Handover {
+/** What of the record the launcher knows: instance and key are made by it, and verify the start. Tokens only as hashes: the daemon never knows them. */
+type Given =
+  | "tokenHashes"
+  | "command"
+  | "version"
+  | "instance"
+  | "key"
+  | "returns"
+  | "spoolBytes"
+  | "noAgent"
+  | "supervisor";
+
+/** What the launcher hands over. */
+export interface Handover extends Pick<DaemonRecord, Given> {
   places: Places;
-  tokenHashes: string[];
   facts: Facts;
-  /** What starts such a daemon again. */
-  command: string[];
-  version: string;
-  /** Of the record. */
-  returns?: number[] | undefined;
   /** Takes the public name over from the daemon that has it. */
   over: boolean;
-  /** Of the record. Made by the launcher, which verifies the start by them. */
-  instance: string;
-  key: string;
-  /** Of one process's output on disk; 64 MiB when it is left out. */
-  spoolBytes?: number | undefined;
-  /** Processes get no link to an SSH agent. */
-  noAgent?: boolean | undefined;
 }
 
 export interface Daemon {
@@ -196,7 +195,7 @@ export async function startDaemon(handover: Handover, world = realWorld()): Prom
 
 /** Makes the value, and nothing else: it does not listen yet, and has no name. */
 export function createDaemon(handover: Handover, log: Log, world: World): Daemon {
-  const { places, facts, version, command, instance, key, spoolBytes, noAgent } = handover;
+  const { places, facts, instance, spoolBytes, noAgent } = handover;
   const lanes = createLanes();
   const lifetime = describeVerdict(judgePlace(placeOf("self", world), facts)); // until it has taken up what there is
   const maxOpenFiles = readLimit("Max open files", world);
@@ -215,15 +214,11 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
     phase: "starting",
     record: {
       ...identify(),
-      version,
-      instance,
-      key,
+      ...{ version: handover.version, instance, key: handover.key, command: handover.command },
       tokenHashes: handover.tokenHashes.slice(-maxTokens),
       socket: { path: places.socket, bound: "", dev: 0, ino: 0 },
-      ...{ log: places.log, spoolBytes, noAgent, ...(handover.returns && { returns: handover.returns }) },
-      startedAt: Date.now(),
-      command,
-      lifetime,
+      ...{ log: places.log, spoolBytes, noAgent, returns: handover.returns, supervisor: handover.supervisor },
+      ...{ startedAt: Date.now(), lifetime },
     },
     ...{ places, facts, lifetime, world, log },
     listener: undefined,
@@ -296,8 +291,10 @@ async function mendNames(daemon: Daemon): Promise<string | undefined> {
   makeRunDirectory(dirname(places.socket));
   makeRunDirectory(places.directory);
   const next = successorOf(places, record);
-  if (next && !isSame(places.socket, record.socket) && livenessOf(next).state !== "dead") {
-    if (liveCount(processes) === 0) void endDaemon(daemon, "replaced", `by instance ${next.instance}`, killAfterMs);
+  const state = next && livenessOf(next).state;
+  if (next && state !== "dead" && !isSame(places.socket, record.socket)) {
+    const leaves = liveCount(processes) === 0 || (state === "alive" && canLeaveAll(processes)); // its caller may be gone, who was to say so
+    if (leaves) void endDaemon(daemon, "replaced", `by instance ${next.instance}`, killAfterMs);
     return `belongs to instance ${next.instance} now`;
   }
   if (!isSame(places.socket, record.socket) && !isSame(record.socket.bound, record.socket)) await listen(daemon);

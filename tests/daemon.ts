@@ -566,8 +566,13 @@ export interface Bridge extends Peer {
   exit: Promise<{ code: number | null; signal: NodeJS.Signals | null; stderr: string }>;
 }
 
-function bridgeOf(args: string[], env: NodeJS.ProcessEnv, framing: "native" | "lines"): Bridge {
-  const child = spawn(process.execPath, [builtFile, ...args], { env, cwd: "/" });
+export function bridgeOf(
+  args: string[],
+  env: NodeJS.ProcessEnv,
+  framing: "native" | "lines",
+  file = builtFile,
+): Bridge {
+  const child = spawn(process.execPath, [file, ...args], { env, cwd: "/" });
   let stderr = "";
   child.stderr.on("data", (chunk: Buffer) => (stderr += chunk));
   const exit = new Promise<Awaited<Bridge["exit"]>>((done) =>

@@ -11,13 +11,15 @@ import { existsSync, lstatSync, readdirSync, readFileSync, rmSync, writeFileSync
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import type { TestDaemon, Wire } from "./daemon.ts";
+import type { Outcome, TestDaemon, Wire } from "./daemon.ts";
 import {
   builtFile,
+  builtWith,
   eventually,
   holdfast,
   isAlive,
   openBridge,
+  openSocket,
   outcomeOf,
   runsAll,
   sleep,
@@ -132,7 +134,7 @@ interface Three {
   close(): void;
 }
 
-async function withThree(run: (three: Three) => Promise<void>): Promise<void> {
+async function withThree(run: (three: Three) => Promise<void>, env: NodeJS.ProcessEnv = {}): Promise<void> {
   await withDaemon(async (daemon) => {
     const { wire, bridge } = openBridge(daemon);
     const start = async (id: string, command: string, args: string[] = []) => {
@@ -165,7 +167,7 @@ async function withThree(run: (three: Three) => Promise<void>): Promise<void> {
     };
     await run(three);
     three.close();
-  });
+  }, env);
 }
 
 /** Goes on with each of them where it was. */
@@ -563,3 +565,169 @@ matrix("goes on under it when the one that is to replace it cannot start", () =>
 );
 
 matrix.run();
+
+const replaced = suite("Three processes, when what is to replace their daemon");
+
+/** What befalls the new version, and where: once, so that what is started after it is well. */
+interface Failure {
+  where: string;
+  /** Run by node before the new version, in the process that is to be the daemon; the words at hand are those of `prelude`. */
+  script: string;
+  /** Which daemon is there then: the one that was; that or the next; the new one; or another, which the watchdog has started. */
+  becomes: "old" | "either" | "new" | "third";
+  /** In the --serve, not in the daemon that it starts. */
+  inCaller?: true;
+}
+
+/** In the order of --replace: control.ts, server.ts, adoption.ts. */
+const failures: Failure[] = [
+  {
+    where: "cannot be executed",
+    script: 'process.execPath = "/nowhere/node"; mark();',
+    becomes: "old",
+    inCaller: true,
+  },
+  { where: "ends at once", script: "if (mark()) process.exit(3);", becomes: "old" },
+  { where: "hangs before it says a word", script: "while (mark()) for (;;);", becomes: "old" },
+  { where: "is killed before it listens", script: 'before(net.Server.prototype, "listen", die);', becomes: "old" },
+  {
+    where: "is killed before it has answered itself",
+    script: 'before(net.Socket.prototype, "connect", die);',
+    becomes: "old",
+  },
+  {
+    where: "finds no room for its record",
+    script: 'before(fs, "renameSync", fail, (_, to) => to === record);',
+    becomes: "old",
+  },
+  {
+    where: "is killed with a record, but no name",
+    script: 'before(fs, "renameSync", die, (_, to) => to === socket);',
+    becomes: "either",
+  },
+  {
+    where: "is killed before it has said so",
+    script: 'after(fs, "renameSync", die, (_, to) => to === socket);',
+    becomes: "either",
+  },
+  {
+    where: "is killed once it has said so",
+    script: 'after(fs, "writeSync", die, (to) => to === 4);',
+    becomes: "third",
+  },
+  {
+    where: "is killed when the old one has gone",
+    script: 'after(fs, "linkSync", die, (_, to) => to === owner);',
+    becomes: "third",
+  },
+  {
+    where: "is killed as it takes up the second process",
+    script: 'let count = 0; before(fs, "openSync", die, (path) => /held.*about$/.test(path) && ++count === 2);',
+    becomes: "third",
+  },
+  {
+    where: "is killed when it has taken all up",
+    script: 'after(fs, "writeSync", die, (_, text) => /Taken up/.test(text));',
+    becomes: "third",
+  },
+  {
+    where: "loses its caller with its name",
+    script: 'after(fs, "renameSync", orphan, (_, to) => to === socket);',
+    becomes: "new",
+  },
+  {
+    where: "loses its caller once it has said so",
+    script: 'after(fs, "writeSync", orphan, (to) => to === 4);',
+    becomes: "new",
+  },
+];
+
+const watched = { HOLDFAST_WATCHDOG: "on" };
+
+const prelude = (socket: string, marked: string): string => `
+import fs from "node:fs";
+import net from "node:net";
+const [socket, record, owner] = ["", ".record", ".held/owner"].map((end) => ${JSON.stringify(socket)} + end);
+const { closeSync, openSync } = fs;
+const mark = () => { try { closeSync(openSync(${JSON.stringify(marked)}, "wx")); return true; } catch { return false; } };
+const die = () => mark() && process.kill(process.pid, "SIGKILL");
+const orphan = () => mark() && process.kill(process.ppid, "SIGKILL");
+const fail = () => { if (mark()) throw Object.assign(new Error("ENOSPC: no space left on device"), { code: "ENOSPC" }); };
+const wrap = (object, name, run) => { const own = object[name]; object[name] = function (...args) { return run(() => own.apply(this, args), args); }; };
+const before = (object, name, act, fits = () => true) => wrap(object, name, (call, args) => { if (fits(...args)) act(); return call(); });
+const after = (object, name, act, fits) => wrap(object, name, (call, args) => { const result = call(); if (fits(...args)) act(); return result; });
+`;
+
+/** @returns Which daemon answers at the socket; nobody is started for it. */
+async function instanceAt(daemon: TestDaemon): Promise<string | undefined> {
+  const { connection, wire } = openSocket(daemon);
+  connection.on("error", () => {});
+  const found = await wire.request("server.capabilities").catch(() => undefined);
+  connection.destroy();
+  return found?.instanceId;
+}
+
+/** One round: all three go on, and a daemon answers though nobody has started one. */
+async function failToReplace({ daemon, open, streams, writer }: Three, failure: Failure): Promise<void> {
+  const { where, becomes } = failure;
+  const wire = await open();
+  writer.isStopped = false;
+  const writing = writeOn(wire, writer);
+  const { instanceId } = await wire.request("server.capabilities");
+  const { code, stderr } = await replaceBy(daemon, failure);
+  assert.is.not(code, 0, `${where}: ${stderr}`);
+  if (becomes === "old") assert.is((await wire.request("server.capabilities")).instanceId, instanceId, where);
+  await eventually(() => instanceAt(daemon), `${where}: a daemon that answers`, 30_000);
+  if (becomes === "third" || becomes === "new") assert.is.not(await instanceAt(daemon), instanceId, where);
+  writer.isStopped = true;
+  await open();
+  await writing;
+  const problems = streams.flatMap(({ id, problems }) => problems.map((problem) => `${where}, ${id}: ${problem}`));
+  assert.equal(problems, []);
+}
+
+let markCount = 0;
+
+async function replaceBy({ directory, socket, tokenFile }: TestDaemon, failure: Failure): Promise<Outcome> {
+  const { where, script, inCaller } = failure;
+  const loaded = join(directory, "failure.mjs");
+  const marked = join(directory, `marked-${++markCount}`); // another one each time: who was started well has the script yet
+  const isThere = `${inCaller ? "!" : ""}process.argv.includes("--launched")`;
+  writeFileSync(loaded, `${prelude(socket, marked)}if (${isThere}) { ${script} }\n`);
+  const file = where.startsWith("hangs") ? builtWith(directory, { daemonStartMs: 2000 }) : builtFile;
+  const args = [`--import=${loaded}`, file, "--serve", "--replace", "--socket", socket, "--token-file", tokenFile];
+  const outcome = await outcomeOf(spawn(process.execPath, args, { env: { ...process.env, ...watched } }), "", 60_000);
+  assert.ok(existsSync(marked), `${where}: it never came to that: ${outcome.stderr}`);
+  return outcome;
+}
+
+/** One that was killed as it was listening and had no record yet leaves the name that it was bound to: nothing proves whose it was. */
+function removeNameless({ directory, socket }: TestDaemon): void {
+  const { socket: named } = JSON.parse(readFileSync(`${socket}.record`, "utf8"));
+  for (const name of readdirSync(directory).filter((name) => /^\.\w+$/.test(name))) {
+    const path = join(directory, name);
+    if (path !== named.bound && lstatSync(path).isSocket()) rmSync(path);
+  }
+}
+
+function failing(name: string, isOf: (failure: Failure) => boolean): void {
+  replaced(name, () =>
+    withThree(async (three) => {
+      for (let round = 0; round < rounds(20, 1); round++)
+        for (const failure of failures.filter(isOf)) await failToReplace(three, failure);
+      await assertEchoed(three);
+      three.close();
+      removeNameless(three.daemon);
+    }, watched),
+  );
+}
+
+failing("cannot start, go on under it", ({ becomes }) => becomes === "old");
+failing("dies when it has a record, go on under the one or the other", ({ becomes }) => becomes === "either");
+failing(
+  "dies when the old one is told to leave, go on: the watchdog brings it back",
+  ({ becomes }) => becomes === "third",
+);
+failing("loses who has started it, go on under it", ({ becomes }) => becomes === "new");
+
+replaced.run();

@@ -1,12 +1,14 @@
 // time limit: 120 s
 /** A daemon that dies comes back by itself, though nobody connects; at most so often, and not when it was meant to end. */
 
-import { appendFileSync, copyFileSync, readFileSync } from "node:fs";
+import type { ChildProcess } from "node:child_process";
+import { spawn } from "node:child_process";
+import { appendFileSync, copyFileSync, existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import type { Site } from "./daemon.ts";
-import { builtFile, isAlive, sideBySide, sleep, until, withDirectory } from "./daemon.ts";
+import type { Bridge, Site } from "./daemon.ts";
+import { bridgeOf, builtFile, builtWith, isAlive, request, sideBySide, sleep, until, withDirectory } from "./daemon.ts";
 
 const on = { HOLDFAST_WATCHDOG: "on" };
 const all = suite("A daemon");
@@ -85,7 +87,78 @@ test("is not started again from a file that is another one by then", () =>
     await until("nobody is left", () => site.processes().length === 0);
   }));
 
-test("in the foreground is left to its supervisor, and one that is not to be watched to itself", () =>
+/** A supervisor: runs a daemon in the foreground, again and again, until it is told to end. @returns The exit codes that it has seen. */
+function supervise(
+  site: Site,
+  pauseMs: number,
+  file: string,
+): { codes: (number | null)[]; pid(): number; end(): void } {
+  const args = [file, "--serve", "--lifetime", "foreground", "--socket", site.socket, "--token-file", site.tokenFile];
+  const codes: (number | null)[] = [];
+  let isOver = false;
+  let child: ChildProcess;
+  const start = (): void => {
+    child = spawn(process.execPath, args, { env: { ...site.env, ...on }, stdio: "ignore" });
+    child.once("exit", (code) => {
+      codes.push(code);
+      if (!isOver) setTimeout(() => isOver || start(), pauseMs);
+    });
+  };
+  start();
+  const end = (): void => {
+    isOver = true;
+    child.kill("SIGTERM");
+  };
+  return { codes, pid: () => child.pid!, end };
+}
+
+/** A supervised daemon with a process is killed, and a bridge comes before the supervisor does. */
+async function killSupervised(site: Site, pauseMs: number, run: (bridge: Bridge, found: Supervised) => Promise<void>) {
+  const file = builtWith(site.directory, { supervisorMs: 5000 });
+  const supervisor = supervise(site, pauseMs, file);
+  await until("it listens", () => existsSync(site.socket), 20_000);
+  assert.equal(watchers(site), [], "nobody else watches over it");
+  const client = await site.dial();
+  const { result } = await client.ask("process.spawn", { id: "a", command: "sleep", args: ["1000"] }, site.token);
+  process.kill(site.record().pid, "SIGKILL");
+  await client.ended;
+  const bridge = bridgeOf(["--bridge", "--socket", site.socket], { ...site.env, ...on }, "native", file);
+  await run(bridge, { supervisor, work: result.pid });
+  assert.is(site.record().pid, supervisor.pid());
+  assert.equal(supervisor.codes.slice(1), [], "none of its starts was in vain");
+  const { processes } = (await (await site.dial()).ask("process.list", {}, site.token)).result;
+  assert.equal([processes[0].id, processes[0].pid, processes[0].running], ["a", result.pid, true]);
+  bridge.child.kill();
+  supervisor.end();
+  await until("all is over", () => site.processes().length === 0);
+}
+
+interface Supervised {
+  supervisor: ReturnType<typeof supervise>;
+  /** The pid of its process. */
+  work: number;
+}
+
+test("in the foreground is its supervisor's to start again: a bridge that comes first waits for it", () =>
+  withDirectory((site) =>
+    killSupervised(site, 1000, async (bridge, { supervisor }) => {
+      assert.is((await bridge.ask("server.status", {}, site.token)).result.pid, supervisor.pid());
+    }),
+  ));
+
+test("in the foreground whose supervisor takes its time is stood in for, until that comes", () =>
+  withDirectory((site) =>
+    killSupervised(site, 9000, async (bridge, { supervisor, work }) => {
+      bridge.send(request("server.status", {}, site.token));
+      const { pid, processes } = (await bridge.next(20_000)).result;
+      assert.ok(pid !== supervisor.pid() && isAlive(pid), "another one answers");
+      assert.is(processes[0].pid, work);
+      await until("the supervisor has its own again", () => site.record().pid === supervisor.pid(), 20_000);
+      await until("the other one has left", () => !isAlive(pid));
+    }),
+  ));
+
+test("that is not to be watched over is left to itself", () =>
   withDirectory(async (site) => {
     const { pid } = await site.serve([]);
     assert.equal(watchers(site), []);

@@ -12,7 +12,7 @@ import { builtFile, createWire, sideBySide } from "../daemon.ts";
 import type { Host, HostProcess } from "./host.ts";
 import { requireHosts, until, withHost } from "./host.ts";
 
-requireHosts(3);
+requireHosts(4);
 
 const socket = ".run/rpc.sock";
 /** UserStopDelaySec= is 10 s: what ends with the user manager is gone by then. */
@@ -158,6 +158,51 @@ held("is moved to where its next daemon is, out of a session that would take it 
       assert.is((await wire.request("server.capabilities")).lifetime.words, "yes");
       assert.is((await finishJob(wire)).exit.exitCode, 7);
     });
+  }),
+);
+
+const pidOf = (host: Host): Promise<number> =>
+  withBridge(host, async (wire) => (await wire.request("server.status")).pid);
+
+held("under a systemd unit is left to that: a bridge that comes first waits for it, or gives way to it", () =>
+  withHost({ killUserProcesses: true, users: ["dev+linger"] }, async (host) => {
+    await install(host);
+    const run = async (command: string): Promise<string> => {
+      const { code, stdout, stderr } = await host.ssh("dev", `export XDG_RUNTIME_DIR=/run/user/$(id -u); ${command}`);
+      assert.is(code, 0, `${command}: ${stdout}${stderr}`);
+      return stdout;
+    };
+    const unit = ".config/systemd/user/holdfast.service";
+    const restarting = (seconds: number) =>
+      run(`sed -i 's/^RestartSec=.*/RestartSec=${seconds}/' ${unit}; systemctl --user daemon-reload`);
+    const show = (name: string) => run(`systemctl --user show holdfast -p ${name} --value`).then((text) => text.trim());
+    await run("chmod 755 server; mkdir -p .config/systemd/user");
+    await host.copy("dev", "examples/holdfast.service", unit);
+    const command = `%h/server --serve --lifetime foreground --socket %h/${socket} --token-file %h/token`;
+    await run(`sed -i 's|^ExecStart=.*|ExecStart=${command}|' ${unit}`);
+    await restarting(1);
+    await run("systemctl --user start holdfast");
+    await until(async () => (await run("ls .run")).includes("rpc.sock"), "it listens");
+    const job = await spawnJob(host);
+    for (const [round, seconds] of [1, 1, 8].entries()) {
+      await restarting(seconds);
+      const [daemon] = host.processes("--lifetime foreground");
+      process.kill(daemon!.pid, "SIGKILL");
+      const answered = await pidOf(host);
+      if (seconds === 1) assert.is(String(answered), await show("MainPID"), "the unit's own has answered");
+      else assert.not.ok(host.processes("--lifetime foreground").some(({ inside }) => inside === answered));
+      await until(async () => String(await pidOf(host)) === (await show("MainPID")), "the unit's own", 30_000);
+      assert.equal([await show("ActiveState"), await show("NRestarts")], ["active", String(round + 1)]);
+      await until(() => host.processes("--launched").length === 0, "no other to be left");
+      assert.ok(host.isAlive(job), "the job lives");
+    }
+    await withBridge(host, async (wire) => {
+      const { lines, exit } = await finishJob(wire);
+      assert.is(lines.pop(), "read now");
+      assert.is(exit.exitCode, 7);
+    });
+    await run("systemctl --user stop holdfast");
+    await until(() => heldOf(host).length === 0, "all to be gone");
   }),
 );
 
