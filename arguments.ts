@@ -45,7 +45,9 @@ const modes: Record<string, Mode> = {
     help: `--run [OPTION…] [--] COMMAND [ARG…]: start a process that outlives this line
 
   --id ID               its name; by default the command's, then NAME-2, …
-  --detach              do not follow it: print its id. It has no stdin
+  --detach, -d          do not follow it: print its id. It has no stdin
+  --terminal, -t        give it a terminal: yours, by ssh -t; Ctrl-\\ leaves it
+  --detach-key KEY      what leaves it instead: ctrl-a, …; or none
   --cwd DIRECTORY       where it starts; by default here
   --env NAME=VALUE      into its environment, which is ours; any number of them
   --enable-linger       switch lingering on: it survives logout on more hosts
@@ -56,7 +58,7 @@ Starts the daemon where none runs. Our options end at the first word that is
 none, or at --. stdin, stdout and stderr are the process's; Ctrl-C and TERM are
 sent to it. When the line is lost it goes on: --attach ID comes back.
 
-  ssh host node holdfast.js --run -- make -j4
+  ssh -t host node holdfast.js --run -t bash
   ssh host "node holdfast.js --run -- sh -c 'a && b'"
 
 ${runCodes}`,
@@ -66,9 +68,12 @@ ${runCodes}`,
     help: `--attach ID [OPTION…]: come back to a process: its last lines, then what comes
 
   --no-stdin            do not pass stdin on
+  --detach-key KEY      what leaves its terminal: ctrl-a, …; by default ctrl-\\
   --socket PATH
 
-Others that read it go on. What is typed is the process's, Ctrl-C, too.
+Others that read it go on. What is typed is the process's, Ctrl-C, too. One with
+a terminal is drawn again on yours, in its size: ssh -t. Ctrl-\\ leaves it, and
+typed twice is one of its own.
 
 ${runCodes}`,
   },
@@ -169,6 +174,8 @@ const options: Record<string, [modes: string, value?: string]> = {
   "if-idle": ["serve stop"],
   id: ["run", "an id"],
   detach: ["run"],
+  terminal: ["run"],
+  "detach-key": ["run attach", "a key"],
   cwd: ["run", "a directory"],
   env: ["run", "NAME=VALUE"],
   "no-stdin": ["attach"],
@@ -177,7 +184,15 @@ const options: Record<string, [modes: string, value?: string]> = {
   json: ["serve stop status doctor version list"],
 };
 /** Short names, as everywhere. */
-const aliases: Record<string, string> = { h: "help", v: "version" };
+const aliases: Record<string, string> = {
+  ...{ h: "help", v: "version" },
+  ...{ t: "terminal", it: "terminal", ti: "terminal", d: "detach", e: "env", f: "follow", n: "lines" }, // docker's
+};
+/** What others call it: their names are near to none of ours. */
+const otherNames: Record<string, string> = {
+  ...{ tty: "terminal", pty: "terminal", name: "id", unit: "id", workdir: "cwd", "working-directory": "cwd", w: "cwd" },
+  ...{ setenv: "env", tail: "lines", ps: "list", ls: "list", exec: "run", start: "run", rm: "forget", i: "terminal" },
+};
 const isMode = (name: string): boolean => Object.hasOwn(modes, name);
 
 export interface CommandLine {
@@ -281,7 +296,7 @@ function checkWords(mode: string, words: string[]): void {
 }
 
 function nearestOption(name: string): string | undefined {
-  const found = nearest(name.toLowerCase(), [...Object.keys(options), ...Object.keys(modes)]);
+  const found = Object.hasOwn(otherNames, name) ? otherNames[name] : nearest(name.toLowerCase(), [...Object.keys(options), ...Object.keys(modes)]);
   return found && `did you mean --${found}? See --help`;
 }
 

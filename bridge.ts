@@ -9,7 +9,6 @@
  * whatever else has no answer by then gets one here. Never silence.
  */
 
-import { spawnSync } from "node:child_process";
 import { fstatSync } from "node:fs";
 import type { ConnectOpts, OnReadOpts, SocketConstructorOpts } from "node:net";
 import { Socket } from "node:net";
@@ -33,6 +32,7 @@ import {
 import { ancestors, areAlive, runtime } from "./program.ts";
 import { now } from "./record.ts";
 import { answerTo, errorOf, oversizeAnswer } from "./rpc.ts";
+import { setRaw } from "./terminal.ts";
 
 const connectMs = 5000;
 /** How long a daemon that owes something may say nothing at all before it is asked, over a connection of its own, whether it answers. */
@@ -152,7 +152,8 @@ export function channelEnds(): { input: Source; output: Writable } {
 
 function openInput(): Source {
   if (isatty(0)) {
-    makeRaw();
+    // it (ssh -tt) would echo what comes with its token, cut a line at 4095 bytes, and turn newlines of a frame into two bytes
+    setRaw("relay over a terminal", "connect without one: ssh -T, RequestTTY no");
     return { ...sourceOf(process.stdin), isTerminal: true };
   }
   const stats = fstatSync(0);
@@ -166,23 +167,6 @@ function openInput(): Source {
     onread: intake.onread,
   }; // the types of Node 20 lack it
   return sourceOf(new Socket(options), intake);
-}
-
-/**
- * A terminal (ssh -tt) would echo what comes with its token, cut a line at 4095 bytes, and turn newlines of a frame into two bytes. By stty(1): the raw
- * mode of node's own goes on doing the last of these.
- */
-function makeRaw(): void {
-  const stty = (...words: string[]) =>
-    spawnSync("stty", words, { stdio: ["inherit", "pipe", "pipe"], encoding: "utf8" });
-  const before = stty("-g");
-  const { error, status, stderr } = before.status === 0 ? stty("raw", "-echo") : before;
-  if (error || status !== 0) {
-    throw cannot(`relay over a terminal: it cannot be set raw by stty(1): ${error ? error.message : stderr.trim()}`, {
-      hint: "connect without one: ssh -T, RequestTTY no",
-    });
-  }
-  process.on("exit", () => stty(before.stdout.trim()));
 }
 
 function createIntake(): Intake {

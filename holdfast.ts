@@ -24,6 +24,7 @@ import type { Handover } from "./server.ts";
 import { startDaemon } from "./server.ts";
 import type { Places } from "./socket.ts";
 import { hashToken, makeRunDirectory, ownToken, placesOf, readToken } from "./socket.ts";
+import { defaultKey, detachKeyOf } from "./terminal.ts";
 import type { Watchdog } from "./watchdog.ts";
 import { revive, startWatchdog } from "./watchdog.ts";
 
@@ -93,11 +94,13 @@ function jobs(places: Places, { mode, options, words, env = [] }: CommandLine): 
         cwd: text(options, "cwd"),
         env,
         isDetached: options.detach === true,
+        hasTerminal: options.terminal === true,
+        detachKey: keyOf(options),
         startsAlways: options["enable-linger"] === true || options["require-survival"] === true,
         requiresSurvival: options["require-survival"] === true,
       });
     case "attach":
-      return attach(world, word, options["no-stdin"] === undefined);
+      return attach(world, word, options["no-stdin"] === undefined, keyOf(options));
     case "logs":
       return printLogs(world, word, linesOf(text(options, "lines")), options.follow === true);
     case "wait":
@@ -120,6 +123,8 @@ function lendOwnAgent({ agent, record }: Places): void {
   for (const signal of ["SIGHUP", "SIGTERM"] as const)
     process.on(signal, () => process.listenerCount(signal) === 1 && process.exit(128 + constants.signals[signal])); // --run has its own
 }
+
+const keyOf = (options: CommandLine["options"]) => detachKeyOf(text(options, "detach-key") ?? defaultKey);
 
 function linesOf(given: string | undefined): number | undefined {
   if (given === undefined) return undefined;

@@ -26,6 +26,21 @@ import type { Identity } from "./record.ts";
 import { readRecord, sleep } from "./record.ts";
 import type { Places } from "./socket.ts";
 import { maxPathBytes } from "./socket.ts";
+import type { DetachKey, Screen, ScreenWorld, Size, Tail } from "./terminal.ts";
+import {
+  besideScreen,
+  closeScreen,
+  createTail,
+  hasTerminal,
+  keepTail,
+  lastLines,
+  noteModes,
+  openScreen,
+  ownSize,
+  redrawOn,
+  replayOf,
+  requireTerminal,
+} from "./terminal.ts";
 
 /** How long a daemon that lives may take to answer what needs no work. */
 const answerMs = 5000;
@@ -52,6 +67,9 @@ export interface RunRequest {
   /** NAME=VALUE, or NAME of our own. */
   env: string[];
   isDetached: boolean;
+  hasTerminal: boolean;
+  /** What leaves its terminal. */
+  detachKey: DetachKey | undefined;
   /** Also where a daemon runs: its verdict is measured again, and lingering switched on. */
   startsAlways: boolean;
   requiresSurvival: boolean;
@@ -93,18 +111,13 @@ interface Job {
   /** The connection that is being made in place of a lost one. */
   reconnecting: Promise<void> | undefined;
   hasEnded: boolean;
+  /** Our terminal, where it is the process's. */
+  screen: Screen | undefined;
+  /** What is said when that is ours again. */
+  farewell: string | undefined;
   /** Ours at the start: what the line hangs on. */
   chain: Identity[];
   isHungUp: boolean;
-}
-
-interface Tail {
-  lines: number;
-  /** Where it has caught up. */
-  untilSeq: number;
-  pieces: { stream: "stdout" | "stderr"; bytes: Buffer }[];
-  /** Newlines in them. */
-  count: number;
 }
 
 interface Connected {
@@ -131,30 +144,27 @@ async function connect({ places, start }: JobsWorld): Promise<Connected> {
 /** --run: starts a process, and follows it. */
 export async function run(world: JobsWorld, request: RunRequest): Promise<number> {
   return withRunCodes(async () => {
-    const env = environmentOf(request.env);
-    const cwd = resolveDirectory(request.cwd);
+    if (request.hasTerminal && !request.isDetached)
+      requireTerminal(
+        `run "${request.command}" in a terminal`,
+        "ssh -t HOST …; or start it and go: --detach --terminal",
+      );
+    const how = spawnParams(world, request);
     const connected = await connectOrStart(world, request);
     const { client } = connected;
     try {
       const before =
         request.id === undefined ? [] : (await listProcesses(client)).filter(({ id }) => id === request.id);
       const job = createJob(world, connected, request.id ?? "", { isShared: false, isLossless: true });
-      const umask = process.umask(0o77);
-      process.umask(umask);
-      const answer = (await client.request("process.spawn", {
-        ...(request.id === undefined ? {} : { id: request.id }),
-        command: request.command,
-        args: request.args,
-        cwd,
-        env: { ...env, ...agentOf(world.places) },
-        clearEnv: true,
-        umask,
-        stdin: request.isDetached ? "none" : "open",
-        lossless: !request.isDetached,
-      })) as { id?: string; pid: number; droppedEnv?: string[] };
+      const answer = (await client.request("process.spawn", how)) as {
+        id?: string;
+        pid: number;
+        droppedEnv?: string[];
+      };
       job.id = answer.id ?? request.id!;
       if (before.length > 0) world.note(`the process "${job.id}" that had ended is replaced, with its output`);
       if (answer.droppedEnv) world.note(`not passed on, no shell takes such names: ${answer.droppedEnv.join(", ")}`);
+      if (request.hasTerminal && !request.isDetached) takeScreen(job, { key: request.detachKey, isWatching: false });
       if (!request.isDetached) return await follow(job, { hasInput: true, passes: true, isNew: true });
       const { lifetime } = (await client.request("server.capabilities", {})) as { lifetime: Lifetime };
       world.note(`"${job.id}" (pid ${answer.pid}) runs; survives logout: ${lifetime.words}`);
@@ -166,6 +176,20 @@ export async function run(world: JobsWorld, request: RunRequest): Promise<number
       client.close();
     }
   });
+}
+
+function spawnParams({ places }: JobsWorld, request: RunRequest): object {
+  const { id, command, args, isDetached, hasTerminal } = request;
+  const umask = process.umask(0o77);
+  process.umask(umask);
+  return {
+    ...(id === undefined ? {} : { id }),
+    ...{ command, args, cwd: resolveDirectory(request.cwd), umask, clearEnv: true },
+    env: { ...environmentOf(request.env), ...agentOf(places) },
+    stdin: isDetached && !hasTerminal ? "none" : "open",
+    lossless: !isDetached,
+    ...(hasTerminal ? { terminal: { ...ownSize(), term: process.env.TERM || undefined } } : {}),
+  };
 }
 
 /** Starts the daemon where none runs, as --serve does, with its warnings. */
@@ -235,12 +259,17 @@ async function withRunCodes(action: () => Promise<number>): Promise<number> {
   }
 }
 
-/** --attach: the last lines, then what comes, with stdin. */
-export function attach(world: JobsWorld, id: string, hasInput: boolean): Promise<number> {
+/** --attach: the last lines, or the screen drawn again; then what comes, with stdin. */
+export function attach(world: JobsWorld, id: string, hasInput: boolean, key: DetachKey | undefined): Promise<number> {
   return withRunCodes(() =>
     withJob(world, id, { isShared: true, isLossless: true }, async (job) => {
-      const { lastSeq } = await takeUp(job, -attachMessages);
+      const { lastSeq, terminal, running } = await takeUp(job, -attachMessages);
       job.tail = createTail(attachLines, lastSeq);
+      if (terminal && running && (hasInput || hasTerminal())) {
+        requireTerminal(`attach to "${id}" in its terminal`, `ssh -t HOST …; or read it: --attach ${id} --no-stdin`);
+        job.tail = createTail(terminal.alternate ? 0 : Number.POSITIVE_INFINITY, lastSeq);
+        takeScreen(job, { key, isWatching: !hasInput }, terminal);
+      }
       return follow(job, { hasInput, passes: true });
     }),
   );
@@ -271,6 +300,28 @@ export function printLogs(world: JobsWorld, id: string, lines: number | undefine
   });
 }
 
+/** Our terminal becomes the process's; with one that it has had before, drawn again. */
+function takeScreen(job: Job, manner: Pick<ScreenWorld, "key" | "isWatching">, before?: TerminalState): void {
+  const { world, id, tail } = job;
+  const leaving = manner.key ? `${manner.key.name} leaves it` : "nothing leaves it";
+  if (isatty(2)) world.note(`${leaving}, and it goes on, as when the line is lost: --attach ${id}`);
+  const say = { note: besideScreen(() => job.screen, world.note), warn: besideScreen(() => job.screen, world.warn) };
+  job.world = { ...world, ...say, start: { ...world.start, progress: say.note } };
+  job.screen = openScreen({
+    ...manner,
+    type: (bytes) => writeInput(job, bytes),
+    resize: (size, redraw) => void job.client.request("process.resize", { id, ...size, redraw }).catch(() => undefined), // it has just ended
+    leave: () => leave(job, "left", exitCodes.done),
+    lose: () => leave(job),
+  });
+  if (!tail || !before) return;
+  tail.shown = () => {
+    write(job, "stdout", Buffer.from(before.modes, "latin1"));
+    redrawOn(job.screen!, before);
+  };
+  if (tail.untilSeq === 0) flushTail(job);
+}
+
 async function withJob(
   world: JobsWorld,
   id: string,
@@ -297,16 +348,16 @@ function createJob(
   const outputs = { stdout: openOutput(1), stderr: openOutput(2) };
   return {
     ...{ world, id, ...manner, ...connected, outputs, done, end },
-    ...{
-      lastSeq: 0,
-      stopSeq: Number.POSITIVE_INFINITY,
-      applied: 0,
-      tail: undefined,
-      reconnecting: undefined,
-      hasEnded: false,
-    },
+    ...{ lastSeq: 0, stopSeq: Number.POSITIVE_INFINITY, applied: 0, tail: undefined, hasEnded: false },
+    ...{ screen: undefined, farewell: undefined, reconnecting: undefined },
     ...{ chain: ancestors(), isHungUp: false },
   };
+}
+
+interface TerminalState extends Size {
+  /** What sets what its program has set. */
+  modes: string;
+  alternate: boolean;
 }
 
 interface TakenUp {
@@ -315,6 +366,7 @@ interface TakenUp {
   firstSeq: number;
   lastSeq: number;
   stdinApplied: number;
+  terminal?: TerminalState;
 }
 
 /** @throws {Failure} There is no such process: exit code 1, naming the nearest. */
@@ -336,10 +388,6 @@ async function unknownId(client: Client, id: string): Promise<Failure> {
   });
 }
 
-function createTail(lines: number, untilSeq: number): Tail {
-  return { lines, untilSeq, pieces: [], count: 0 };
-}
-
 /** @returns Our exit code, when it has ended, or we have left it. */
 async function follow(
   job: Job,
@@ -356,14 +404,17 @@ async function follow(
   setInterval(() => areAlive(job.chain) || leave(job), ancestorsMs).unref();
   if (passes) passSignals(job);
   listen(job);
-  if (isNew && isatty(2)) world.note(`"${job.id}" runs; if the line is lost it goes on: --attach ${job.id}`);
-  if (hasInput) void passInput(job);
+  if (isNew && isatty(2) && !job.screen)
+    world.note(`"${job.id}" runs; if the line is lost it goes on: --attach ${job.id}`);
+  if (hasInput && !job.screen) void passInput(job);
   const code = await job.done;
   job.hasEnded = true;
   flushTail(job);
   await Promise.all(
     Object.values(outputs).map((output) => new Promise((done) => (output.errored ? done(0) : output.write("", done)))),
   );
+  if (job.screen) closeScreen(job.screen, job.farewell !== undefined);
+  if (job.farewell !== undefined) safely(() => job.world.note(job.farewell!));
   return code;
 }
 
@@ -383,7 +434,7 @@ function listen(job: Job): void {
 async function reconnect(job: Job): Promise<void> {
   await sleep(0);
   Object.assign(job, await connect(job.world));
-  const { firstSeq, lastSeq, stdinApplied } = await takeUp(job, job.lastSeq);
+  const { firstSeq, lastSeq, stdinApplied, terminal } = await takeUp(job, job.lastSeq);
   const missed = Math.min(firstSeq, lastSeq + 1) - job.lastSeq - 1;
   if (missed > 0) job.world.note(`${missed} messages are not held any more`);
   if (!job.isShared && stdinApplied < job.applied)
@@ -391,6 +442,7 @@ async function reconnect(job: Job): Promise<void> {
   job.applied = job.isShared ? job.applied : stdinApplied;
   job.reconnecting = undefined;
   listen(job);
+  if (job.screen) redrawOn(job.screen, terminal);
 }
 
 function takeMessage(job: Job, message: Message): void {
@@ -406,6 +458,7 @@ function takeMessage(job: Job, message: Message): void {
   if (job.tail && seq > job.tail.untilSeq) flushTail(job);
   job.lastSeq = seq;
   if (name === "stdout" || name === "stderr") write(job, name, Buffer.from(message.data as string, "base64"));
+  else if (name === "gap" && job.screen) redrawOn(job.screen);
   else if (name === "gap") job.world.note(`at most ${message.maxBytes} bytes of its output were lost here`);
   else if (name === "exit") job.end(exitCodeOf(message as { exitCode?: number; signal?: string }));
   if (job.tail && seq >= job.tail.untilSeq) flushTail(job);
@@ -421,19 +474,10 @@ function exitCodeOf({ exitCode, signal }: { exitCode?: number | null; signal?: s
 function write(job: Job, name: "stdout" | "stderr", bytes: Buffer): void {
   const { tail, outputs, socket } = job;
   if (tail) keepTail(tail, name, bytes);
+  else if (job.screen) noteModes(job.screen.modes, bytes);
   if (tail || outputs[name].write(bytes)) return;
   socket.pause();
   outputs[name].once("drain", () => job.socket.resume());
-}
-
-function keepTail(tail: Tail, name: "stdout" | "stderr", bytes: Buffer): void {
-  if (tail.lines === 0) return;
-  tail.pieces.push({ stream: name, bytes });
-  tail.count += newlinesIn(bytes);
-  for (let first = tail.pieces[0]!; tail.count - newlinesIn(first.bytes) > tail.lines; first = tail.pieces[0]!) {
-    tail.count -= newlinesIn(first.bytes);
-    tail.pieces.shift();
-  }
 }
 
 /** Prints the last lines, and then all that comes. */
@@ -441,25 +485,9 @@ function flushTail(job: Job): void {
   const { tail } = job;
   if (!tail) return;
   job.tail = undefined;
-  for (const { stream: name, bytes } of lastLines(tail)) write(job, name, bytes);
-}
-
-/** Cuts pieces to so many lines, counted from the end; a last one without its newline is one, too. */
-export function lastLines({ lines, pieces }: Pick<Tail, "lines" | "pieces">): Tail["pieces"] {
-  let wanted = lines;
-  if (pieces.at(-1)?.bytes.at(-1) === 0x0a) wanted++;
-  for (let i = pieces.length - 1; i >= 0; i--) {
-    const { stream: name, bytes } = pieces[i]!;
-    for (let at = bytes.lastIndexOf(0x0a); at >= 0; at = at === 0 ? -1 : bytes.lastIndexOf(0x0a, at - 1))
-      if (--wanted === 0) return [{ stream: name, bytes: bytes.subarray(at + 1) }, ...pieces.slice(i + 1)];
-  }
-  return pieces;
-}
-
-function newlinesIn(bytes: Buffer): number {
-  let count = 0;
-  for (let at = bytes.indexOf(0x0a); at >= 0; at = bytes.indexOf(0x0a, at + 1)) count++;
-  return count;
+  if (job.screen) write(job, "stdout", replayOf(Buffer.concat(tail.pieces.map(({ bytes }) => bytes))));
+  else for (const { stream: name, bytes } of lastLines(tail)) write(job, name, bytes);
+  tail.shown?.();
 }
 
 // stdin, signals, and the line
@@ -502,10 +530,12 @@ async function writeInput(job: Job, bytes: Buffer, end = false): Promise<void> {
   }
 }
 
-/** INT, QUIT and a TERM that is none of a lost line are the process's. */
+/** INT, QUIT and a TERM that is none of a lost line are the process's; where our terminal is its own, keys are that send it signals. */
 function passSignals(job: Job): void {
   const send = (signal: string): void =>
-    void job.client.request("process.kill", { id: job.id, signal }).catch(() => undefined);
+    job.screen
+      ? leave(job, "left")
+      : void job.client.request("process.kill", { id: job.id, signal }).catch(() => undefined);
   process.on("SIGINT", () => send("SIGINT"));
   process.on("SIGQUIT", () => send("SIGQUIT"));
   process.on("SIGTERM", async () => ((await isLineLost(job)) ? leave(job) : send("SIGTERM")));
@@ -520,9 +550,11 @@ async function isLineLost(job: Job): Promise<boolean> {
   return job.isHungUp || !areAlive(job.chain);
 }
 
-function leave(job: Job): void {
-  safely(() => job.world.note(`the line is lost, "${job.id}" goes on: --attach ${job.id}`));
-  job.end(125);
+function leave(job: Job, why = "the line is lost", code = 125): void {
+  const words = `${why}, "${job.id}" goes on: --attach ${job.id}`;
+  if (job.screen) job.farewell ??= words;
+  else safely(() => job.world.note(words));
+  job.end(code);
 }
 
 async function listProcesses(client: Client): Promise<Listed[]> {

@@ -67,6 +67,12 @@ const good: [line: string[], mode: string, options: object, words?: string[]][] 
   [["--run", "--id", "a", "--detach", "--", "--odd", "--id"], "run", { id: "a", detach: true }, ["--odd", "--id"]],
   [["--socket", "/s", "--run", "ls"], "run", { socket: "/s" }, ["ls"]],
   [["--run", "--cwd=/d", "-5"], "run", { cwd: "/d" }, ["-5"]],
+  [["--run", "-t", "bash"], "run", { terminal: true }, ["bash"]],
+  [["--run", "-it", "bash", "-t"], "run", { terminal: true }, ["bash", "-t"]],
+  [["--run", "-d", "-e", "A=1", "--terminal", "top"], "run", { detach: true, env: "A=1", terminal: true }, ["top"]],
+  [["--run", "--terminal", "--detach-key", "ctrl-a", "vi"], "run", { terminal: true, "detach-key": "ctrl-a" }, ["vi"]],
+  [["--attach", "a", "--detach-key=^A"], "attach", { "detach-key": "^A" }, ["a"]],
+  [["--logs", "a", "-f", "-n", "5"], "logs", { follow: true, lines: "5" }, ["a"]],
   [["--attach", "a", "--no-stdin"], "attach", { "no-stdin": true }, ["a"]],
   [["--logs", "--follow", "a", "--lines", "5"], "logs", { follow: true, lines: "5" }, ["a"]],
   [["--wait", "a"], "wait", {}, ["a"]],
@@ -88,7 +94,7 @@ for (const [line, mode, options, words = []] of good) {
   const single = line.map((word) => word.replace(/^--/, "-"));
   for (const args of mode === "run" ? [line] : [line, single]) {
     parse(`reads ${args.join(" ").replaceAll("\n", "\\n")}`, () =>
-      assert.equal(parseArguments(args), { mode, options, words }),
+      assert.equal(parseArguments(args), { mode, options, words, ...("env" in options ? { env: [options.env] } : {}) }),
     );
   }
 }
@@ -185,6 +191,13 @@ const misspelt: [args: string[], near: string | undefined][] = [
   [["--bridge", "--asowner"], "--as-owner"],
   [["--serve", "--enable-lingering"], "--enable-linger"],
   [["--serve", "--Socket"], "--socket"],
+  [["--run", "--tty", "bash"], "--terminal"],
+  [["--run", "-i", "bash"], "--terminal"],
+  [["--run", "--name", "x", "bash"], "--id"],
+  [["--run", "--working-directory=/", "bash"], "--cwd"],
+  [["--run", "--detach-keys", "ctrl-a", "bash"], "--detach-key"],
+  [["--logs", "a", "--tail", "5"], "--lines"],
+  [["--ps"], "--list"],
   [["--frobnicate"], undefined],
   [["--serve", "--x"], undefined],
 ];

@@ -9,7 +9,7 @@ import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { lastLines } from "../jobs.ts";
+import { lastLines } from "../terminal.ts";
 import type { Outcome, Site } from "./daemon.ts";
 import { builtFile, filesIn, lanesOf, outcomeOf, sideBySide, sleep, until, withDirectory } from "./daemon.ts";
 
