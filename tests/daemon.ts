@@ -182,6 +182,7 @@ export async function withDaemon(
   const token = randomBytes(8).toString("hex");
   writeFileSync(tokenFile, `${token}\n`, { mode: 0o600 });
   daemons.set(socket, 0); // it may be there before it has said its pid
+  let isStopped = false;
   try {
     const { code, stdout, stderr } = await holdfast(
       ["--serve", "--json", "--socket", socket, "--token-file", tokenFile, ...args],
@@ -195,12 +196,13 @@ export async function withDaemon(
     if (stopped.code !== 0) throw new Error(`--stop exited with ${stopped.code}: ${stopped.stderr}`);
     await eventually(() => !isAlive(pid), `the daemon, pid ${pid}, has ended`);
     daemons.delete(socket);
+    isStopped = true;
     const left = readdirSync(directory).filter(
       (name) => lstatSync(join(directory, name)).isSocket() || name.endsWith(".lock"),
     );
     if (left.length > 0) throw new Error(`It left ${left.join(", ")}`);
   } finally {
-    await holdfast(["--stop", "--now", "--socket", socket]);
+    if (!isStopped) await holdfast(["--stop", "--now", "--socket", socket]);
     endHeld(`${socket}.held`); // of holders that a test has killed, and what a daemon was made to leave alone
     rmSync(directory, { recursive: true, force: true });
   }

@@ -2,25 +2,27 @@
  * Runs the tests: `node tests/run.mjs [--only unit|long|host] [--suite trixie] [--all] [part of a file name …]`
  *
  * Each `tests/*.test.ts` (unit: modules and the daemon; long, by its first line: rounds, faults, runtimes) and `tests/host/*.test.ts` (over ssh, on booted hosts) is bundled and
- * run in a process group of its own, with a time limit: 60 s, or what a first line `// time limit: 240 s` or `// time limit: 240 s; long` says. Unit files
- * run two at a time, and beside them the host files, one by one, and two at a time when the others are done. One whose first line ends in
- * `; beside the others` mostly waits, and runs from the beginning, in addition. `--suite` boots the hosts from a Debian suite instead of this machine's files.
+ * run in a process group of its own, with a time limit: 60 s, or what a first line `// time limit: 240 s` or `// time limit: 240 s; long` says. Four files
+ * run at a time, those with the longest limits first: two of them on hosts, as long as there are such. Most wait as long as they work. One whose first line
+ * ends in `; beside the others` hardly works, and runs from the beginning, in addition. `--suite` boots the hosts from a Debian suite instead of this machine's files.
  *
  * A file passes when it exits with 0 and its summary has passed = total > 0 (uvu exits with 0 when a hook throws and when a
  * test throws a non-error), and runs each suite it makes. Tests that cannot run here are counted, never silent: by uvu's
  * `test.skip`, or by a line `SKIP <count> <why>`. With CI=true a skipped test is a failed one.
  * With `--all` tests do all their rounds, in ten times the time, and the rows of the fault table are printed, as by `npm run test:faults`.
  * What a file prints after `FIGURES ` is shown; of a file that failed, all of its output and the command that repeats it. On a terminal a line
- * tells how far it is. The last line is `N passed, N failed, N skipped`. Exit code 1 if any failed, or none passed.
+ * tells how far it is. The last line is `N passed, N failed, N skipped`, and the one before says how long it took, and how busy the machine was meanwhile.
+ * Exit code 1 if any failed, or none passed.
  */
 
 import { spawn, spawnSync } from "node:child_process";
 import { existsSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { cpus } from "node:os";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { build } from "esbuild";
 
-const defaultLimitMs = 60_000;
+const defaultLimitS = 60;
 /** Limits are for a quiet machine; one whose processors are kept busy by something else may take so many times as long. Only a hang reaches them. */
 const patience = 3;
 /** For a file that has been told to end. */
@@ -62,18 +64,19 @@ const totals = { passed: 0, failed: 0, skipped: 0 };
 const current = new Set();
 const fileCount = units.length + hosts.length;
 const startedAt = Date.now();
+const processorsBefore = processorTimes();
 let endedCount = 0;
 const clock = setInterval(showProgress, 1000).unref();
 process.once("exit", removeBundles);
 const beside = inTurn(units.filter(isBeside));
 const others = units.filter((file) => !isBeside(file));
-const two = Promise.all([inTurn(others), inTurn(others)]);
-await Promise.all([inTurn(hosts), two.then(() => inTurn(hosts))]);
-await beside;
+const thenOf = (first, second) => inTurn(first).then(() => inTurn(second));
+await Promise.all([beside, inTurn(others), thenOf(others, hosts), thenOf(hosts, others), thenOf(hosts, others)]);
 if (options.all && table.length > 0)
   console.log(["| done to it | promised | happened |", "| --- | --- | --- |", ...table, ""].join("\n"));
 clearInterval(clock);
 clearProgress();
+console.log(describeTime());
 console.log(`${totals.passed} passed, ${totals.failed} failed, ${totals.skipped} skipped`);
 process.exitCode = totals.failed > 0 || totals.passed === 0 ? 1 : 0;
 
@@ -87,13 +90,18 @@ function findTests(directory) {
   return files
     .map((name) => `${directory}/${name}`)
     .filter(wanted)
-    .sort();
+    .sort((a, b) => limitOf(b) - limitOf(a) || (a < b ? -1 : 1)); // a long one last would keep one processor busy alone
 }
 
 /** The first line of a file, which says how it is to be run. */
 function firstLineOf(file) {
   const source = readFileSync(file, "utf8");
   return source.slice(0, source.indexOf("\n"));
+}
+
+/** In seconds, on a quiet machine. */
+function limitOf(file) {
+  return Number(/^\/\/ time limit: (\d+) s\b/.exec(firstLineOf(file))?.[1] ?? defaultLimitS);
 }
 
 function isLong(file) {
@@ -140,10 +148,7 @@ async function runFile(file) {
       ms: Date.now() - start,
     };
   }
-  const limitMs =
-    patience *
-    Number(/^\/\/ time limit: (\d+) s\b/.exec(firstLineOf(file))?.[1] ?? defaultLimitMs / 1000) *
-    (options.all ? 10_000 : 1000);
+  const limitMs = patience * limitOf(file) * (options.all ? 10_000 : 1000);
   // certificates beside its own take each start of node three times its time, and only the installation of the runtimes may need them
   const { FORCE_COLOR, NODE_TEST_CONTEXT, NODE_EXTRA_CA_CERTS, ...env } = process.env;
   const child = spawn(process.execPath, ["--enable-source-maps", bundle], {
@@ -212,6 +217,20 @@ function report(file, { passed, failed, skipped, problem, why, output, ms }) {
 function commandOf(file) {
   const flags = [options.suite && `--suite ${options.suite}`, options.all && "--all"].filter(Boolean);
   return ["node build.mjs --quiet && node tests/run.mjs", ...flags, file].join(" ");
+}
+
+/** Of all processors since the machine was booted, in milliseconds. */
+function processorTimes() {
+  const times = cpus().map(({ times: { user, nice, sys, irq, idle } }) => [user + nice + sys + irq, idle]);
+  return times.reduce(([busy, idle], [more, rest]) => [busy + more, idle + rest], [0, 0]);
+}
+
+function describeTime() {
+  const seconds = Math.round((Date.now() - startedAt) / 1000);
+  const [busy, idle] = processorTimes().map((now, at) => now - processorsBefore[at]);
+  const share = Math.round((100 * busy) / (busy + idle || 1));
+  const time = `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+  return `${fileCount} files in ${time} minutes; ${cpus().length} processors, ${share} % busy`;
 }
 
 function showProgress() {

@@ -8,7 +8,7 @@
 import { readdirSync, readlinkSync } from "node:fs";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { builtFile, frameOf, messagesIn, outcomeOf, request, sideBySide } from "../daemon.ts";
+import { builtFile, frameOf, messagesIn, outcomeOf, request, runsAll, sideBySide } from "../daemon.ts";
 import type { Host } from "./host.ts";
 import { maskedManager, requireHosts, until, withHost } from "./host.ts";
 import { checkWay, quick } from "./ways.ts";
@@ -323,9 +323,10 @@ places("obeys --lifetime and --require-survival, and says what it means", () =>
 );
 
 const bridges = suite("--bridge");
+const clientRounds = runsAll ? 20 : 3; // of ten
 
 bridges(
-  "ends with its channel: 200 ssh clients killed with -9 leave no process, and the daemon's descriptors as before",
+  `ends with its channel: ${clientRounds * 10} ssh clients killed with -9 leave no process, and the daemon's descriptors as before`,
   () =>
     withHost(quick({ killUserProcesses: false }), async (host) => {
       await host.copy("dev", builtFile, "server");
@@ -334,7 +335,7 @@ bridges(
       const [daemon] = host.processes("--launched --socket");
       const descriptors = () => readdirSync(`/proc/${daemon!.pid}/fd`).length;
       const before = descriptors();
-      for (let round = 0; round < 20; round++) {
+      for (let round = 0; round < clientRounds; round++) {
         const clients = Array.from({ length: 10 }, () => host.spawnSsh("dev", "./server --bridge"));
         await Promise.all(
           clients.map(

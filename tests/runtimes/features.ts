@@ -71,7 +71,12 @@ interface Bench {
     options?: { script?: string; stdin?: string | Buffer; flag?: string; env?: NodeJS.ProcessEnv },
   ): Promise<Outcome>;
   serve(options?: { script?: string; stdin?: Buffer; flag?: string }): Promise<any>;
-  wire(token?: string): Promise<{ wire: Wire; close(): Promise<void> }>;
+  wire(token?: string): Promise<OpenWire>;
+}
+
+interface OpenWire {
+  wire: Wire;
+  close(): Promise<void>;
 }
 
 /** Each of them resolves when all is as it should be, to a word for the table if that is not "ok". */
@@ -340,6 +345,8 @@ async function withBench(
   writeFileSync(tokenFile, "t\n", { mode: 0o600 });
   const { FORCE_COLOR, ...env } = process.env;
   const daemons = new Set<number>();
+  const stop = (): Promise<Outcome> => bench.run(["--stop", "--now", "--socket", socket]);
+  let isStopped = false;
   const bench: Bench = {
     directory,
     socket,
@@ -372,27 +379,12 @@ async function withBench(
       daemons.add(started.pid);
       return started;
     },
-    wire: async (token = "t") => {
-      const bridge = spawn(
-        runtime.command[0]!,
-        [...runtime.command.slice(1), program, "--bridge", "--socket", socket],
-        { cwd: "/", env: { ...env, HOME: directory } },
-      );
-      bridge.stderr.resume();
-      const wire = createWire(bridge.stdout, bridge.stdin, token);
-      return {
-        wire,
-        close: () =>
-          new Promise((done) => {
-            bridge.once("close", () => done());
-            bridge.stdin.end();
-          }),
-      };
-    },
+    wire: async (token = "t") =>
+      openWire([...runtime.command, program, "--bridge", "--socket", socket], { ...env, HOME: directory }, token),
   };
   try {
     const word = await body(bench);
-    await bench.run(["--stop", "--now", "--socket", socket]);
+    isStopped = (await stop()).code === 0;
     for (const pid of daemons) await eventually(() => !isAlive(pid), `daemon ${pid} has ended`);
     const left = readdirSync(directory).filter(
       (name) => name === "s" || name.endsWith(".lock") || name.endsWith(".claim"),
@@ -400,10 +392,23 @@ async function withBench(
     if (left.length > 0) throw new Error(`it left ${left.join(", ")}`);
     return word;
   } finally {
-    await bench.run(["--stop", "--now", "--socket", socket]);
+    if (!isStopped) await stop();
     for (const pid of daemons) if (isAlive(pid)) process.kill(pid, "SIGKILL");
     rmSync(directory, { recursive: true, force: true });
   }
+}
+
+function openWire([file, ...args]: string[], env: NodeJS.ProcessEnv, token: string): OpenWire {
+  const bridge = spawn(file!, args, { cwd: "/", env });
+  bridge.stderr.resume();
+  return {
+    wire: createWire(bridge.stdout, bridge.stdin, token),
+    close: () =>
+      new Promise((done) => {
+        bridge.once("close", () => done());
+        bridge.stdin.end();
+      }),
+  };
 }
 
 function same(found: unknown, expected: unknown, what = "it"): void {
