@@ -102,16 +102,17 @@ export async function makeEnvironment(
   return { ...made, ...requested };
 }
 
-/** No path, argument or variable can have a NUL in it: what comes after would be lost. */
+/** No path, argument or variable can have a NUL in it: what comes after would be lost. Half a surrogate pair would become U+FFFD. */
 export function refuseNul({
   command,
   args,
   env,
 }: Pick<Start, "command" | "args"> & { env: Record<string, string> }): void {
-  if (command.includes("\0")) throw invalidParam("command", command, "without NUL");
-  if (args.some((text) => text.includes("\0"))) throw invalidParam("args", args, "without NUL");
-  if (Object.entries(env).some(([name, value]) => !/^[^=\0]+$/.test(name) || value.includes("\0")))
-    throw invalidParam("env", env, "names without =, and no NUL");
+  const lossy = /[\0\p{Cs}]/u;
+  if (lossy.test(command)) throw invalidParam("command", command, "without NUL and half characters");
+  if (args.some((text) => lossy.test(text))) throw invalidParam("args", args, "without NUL and half characters");
+  if (Object.entries(env).some(([name, value]) => /^$|=/.test(name) || lossy.test(name + value)))
+    throw invalidParam("env", env, "names without =, and no NUL and half characters");
 }
 
 /** Finds where a child starts: in `cwd`, or at home, or in / where there is no home. */

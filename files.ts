@@ -17,7 +17,7 @@ import { basename, dirname, join } from "node:path";
 import { cannot, errnoOf, Failure, osFailure, reasonOf } from "./failure.ts";
 import { maxBodyBytes } from "./frame.ts";
 import type { Lanes } from "./lanes.ts";
-import { createLanes, runInLane } from "./lanes.ts";
+import { createLanes, maxLinks, runInLane } from "./lanes.ts";
 import { runtime } from "./program.ts";
 import type { Method, Methods, Params } from "./rpc.ts";
 import {
@@ -39,26 +39,11 @@ const defaultReadBytes = 262_144;
 const readStepBytes = 1 << 16;
 /** A window of UTF-8 that is smaller may hold no whole character, and a client that pages would stand still. */
 const minTextBytes = 4;
-/** As many links as the kernel follows (path_resolution(7)). */
-const maxLinks = 40;
 /** Entries that are read, sorted or encoded at once, some 0.5 ms: between two such steps others have their turn. */
 const listStep = 128;
 
 /** Where no file can be made beside the old one, or take its place: an unwritable or sticky directory, a mount point, /proc and /sys. */
-const inPlaceErrnos = new Set([
-  "EACCES",
-  "EPERM",
-  "EROFS",
-  "EBUSY",
-  "EXDEV",
-  "ENOENT",
-  "EINVAL",
-  "ENOTSUP",
-  "EOPNOTSUPP",
-]);
-
-/** cp(1) takes 1 ms. */
-const copyMs = 10_000;
+const inPlaceErrnos = new Set("EACCES EPERM EROFS EBUSY EXDEV ENOENT EINVAL ENOTSUP EOPNOTSUPP".split(" "));
 
 /** Opens without waiting for the other end of a FIFO, and without taking a terminal. */
 const carefully = constants.O_NONBLOCK | constants.O_NOCTTY;
@@ -366,13 +351,13 @@ function tooLarge(path: string, size: string, maxBytes: number): Failure {
  */
 async function writeFile(path: BytePath, params: Params): Promise<object> {
   const content = stringParam(params, "content", { empty: true });
-  const bytes = encodingParam(params) === "base64" ? decodeBase64(content, "content") : Buffer.from(content);
+  const bytes = encodingParam(params) === "base64" ? decodeBase64(content, "content") : encodeText(content);
   const mode = modeParam(params);
   const createDirs = booleanParam(params, "createDirs", false);
   const doing = `write "${wordsOf(path)}"`;
   return during(doing, async () => {
     if (path.endsWith("/")) throw notRegularFile("a directory", doing, "EISDIR");
-    if (createDirs) await mkdir(onDisk(dirname(path)), { recursive: true });
+    if (createDirs) await makeParents(path);
     const { target, old } = await followLinks(path);
     const written = bytes.length;
     if (!old) {
@@ -384,6 +369,25 @@ async function writeFile(path: BytePath, params: Params): Promise<object> {
     if (old.nlink === 1 && (await replaceFile(target, bytes, mode, old))) return { written };
     await overwriteFile(target, bytes, mode, old, doing);
     return { written, inPlace: true };
+  });
+}
+
+/** Refuses half a character, which would become U+FFFD without a word. That is looked for first: it takes no time. */
+function encodeText(content: string): Buffer {
+  const bytes = Buffer.from(content);
+  if (bytes.includes("\ufffd") && /\p{Cs}/u.test(content))
+    throw invalidParam("content", content, "text without half characters");
+  return bytes;
+}
+
+/** Not by mkdir's own `recursive`: see makeDirectories() of socket.ts. */
+async function makeParents(path: BytePath): Promise<void> {
+  const parent = dirname(path);
+  const isThere = () => unlessAbsent(stat(onDisk(parent)));
+  if (await isThere()) return;
+  await makeParents(parent);
+  await mkdir(onDisk(parent)).catch(async (error: unknown) => {
+    if (!(await isThere())) throw error; // else another was quicker
   });
 }
 
@@ -473,11 +477,11 @@ async function makeEqual(handle: FileHandle, temporary: BytePath, target: BytePa
   return made.uid === old.uid && made.gid === old.gid && ((made.mode ^ old.mode) & 0o7777) === 0;
 }
 
-/** By the cp(1) of GNU; another one refuses the option. */
+/** By the cp(1) of GNU, which takes 1 ms; another one refuses the option. */
 function copyAttributes(from: string, to: string): Promise<boolean> {
   const args = ["--attributes-only", "--preserve=mode,ownership,xattr", "--", from, to];
   return new Promise((done) => {
-    execFile("cp", args, { timeout: copyMs }, (error) => done(error === null));
+    execFile("cp", args, { timeout: 10_000 }, (error) => done(error === null));
   });
 }
 
@@ -494,14 +498,29 @@ async function overwriteFile(
     const { dev, ino } = await handle.stat();
     if (dev !== old.dev || ino !== old.ino) throw cannot(`${doing}: it has become another file meanwhile`);
     if (mode !== undefined) await handle.chmod(mode);
-    for (let at = 0; at < bytes.length; ) at += (await handle.write(bytes, at, bytes.length - at, null)).bytesWritten;
-    await unlessImpossible(handle.truncate(bytes.length));
+    await writeInto(handle, bytes, old.size);
     const { mode: left } = await handle.stat();
     if (mode === undefined && left !== old.mode) await handle.chmod(old.mode & 0o7777).catch(() => {}); // set-uid, if it is ours to give
     await unlessImpossible(handle.sync());
   } finally {
     await handle.close();
   }
+}
+
+/** What needs more room than there was comes first: where the disk is full, the old content stays. */
+async function writeInto(handle: FileHandle, bytes: Buffer, oldBytes: number): Promise<void> {
+  const write = async (at: number, end: number): Promise<void> => {
+    // those of /proc have no length, and take no position
+    while (at < end) at += (await handle.write(bytes, at, end - at, oldBytes === 0 ? null : at)).bytesWritten;
+  };
+  try {
+    await write(oldBytes, bytes.length);
+  } catch (error) {
+    await unlessImpossible(handle.truncate(oldBytes));
+    throw error;
+  }
+  await write(0, Math.min(bytes.length, oldBytes));
+  await unlessImpossible(handle.truncate(bytes.length));
 }
 
 /** Files of /proc and /sys have no length and no disk. */

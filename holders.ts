@@ -52,6 +52,7 @@ import {
   statOf,
   unknownEnd,
 } from "./running.ts";
+import { makeDirectories } from "./socket.ts";
 
 /** What holders are made of on this host. Absolute paths: the child's PATH may be any. */
 export interface HolderTools {
@@ -133,7 +134,7 @@ export async function probeHolders(
     return `${process.versions.deno ? "Deno" : "Bun"} cannot read the FIFOs that it opens`; // "EEXIST", and for ever
   if (typeof tools === "string") return tools;
   try {
-    mkdirSync(path, { recursive: true, mode: 0o700 });
+    makeDirectories(path);
     const holders: Holders = {
       ...{ path, tools, ready: [], making: undefined, watch },
     };
@@ -204,15 +205,20 @@ async function tryHolder(holders: Holders, env: NodeJS.ProcessEnv): Promise<stri
 
 /** Takes a directory with FIFOs, for one child. */
 export async function takeDirectory(holders: Holders): Promise<string> {
-  while (holders.ready.length === 0) await makeDirectories(holders);
-  const taken = holders.ready.pop()!;
-  if (holders.ready.length < readyLeft) void makeDirectories(holders).catch(() => {}); // told when there is none left
+  let taken = holders.ready.pop();
+  while (!taken || !existsSync(join(taken, "start"))) {
+    // somebody may have tidied up here
+    if (!taken) await makeReady(holders);
+    taken = holders.ready.pop();
+  }
+  if (holders.ready.length < readyLeft) void makeReady(holders).catch(() => {}); // told when there is none left
   return taken;
 }
 
-function makeDirectories(holders: Holders): Promise<void> {
+function makeReady(holders: Holders): Promise<void> {
   const make = async () => {
     const made = Array.from({ length: readyCount }, () => join(holders.path, randomName(12)));
+    makeDirectories(holders.path);
     for (const directory of made) mkdirSync(directory, { mode: 0o700 });
     const fifos = made.flatMap((directory) => fifoNames.map((name) => join(directory, name)));
     await promisify(execFile)(holders.tools.mkfifo, ["-m", "600", ...fifos]);

@@ -18,7 +18,6 @@ import {
   constants,
   fstatSync,
   lstatSync,
-  mkdirSync,
   openSync,
   readSync,
   rmdirSync,
@@ -33,6 +32,7 @@ import type { Claim, Identity } from "./record.ts";
 import { kindOf, namesIn, readOwnFile, tryClaim, writeOwnFile } from "./record.ts";
 
 import type { Watch } from "./running.ts";
+import { makeDirectories } from "./socket.ts";
 import type { Room } from "./spool.ts";
 
 /** Of these files and of the segments beside them. What has another number is left alone. */
@@ -156,7 +156,7 @@ async function findHolders(keeper: Keeper): Promise<Holders | string> {
  * @throws {Failure} It is not a directory of ours.
  */
 export function claimKept(keeper: Keeper, path: string): boolean {
-  mkdirSync(path, { recursive: true, mode: 0o700 });
+  makeDirectories(path);
   const stats = lstatSync(path);
   const isOurs = stats.isDirectory() && stats.uid === process.getuid!() && (stats.mode & 0o077) === 0;
   if (!isOurs)

@@ -23,7 +23,7 @@ const askMs = 4000;
 /** A new mount is seen within this time. */
 const mountsMs = 1000;
 /** As many links as the kernel follows (path_resolution(7)). */
-const maxLinks = 40;
+export const maxLinks = 40;
 /** A connection that has this much unread is not read for. */
 const maxUnsentBytes = 16 << 20;
 

@@ -18,6 +18,7 @@ import {
   chmodSync,
   closeSync,
   constants,
+  existsSync,
   fstatSync,
   linkSync,
   lstatSync,
@@ -162,7 +163,7 @@ function isShared(directory: string): boolean {
  */
 export function makeRunDirectory(directory: string): void {
   try {
-    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    makeDirectories(directory);
     const stats = statSync(directory);
     if (!stats.isDirectory()) throw new Error(`there is ${kindOf(stats)}, a directory is needed`);
     if (directory === safely(() => defaultDirectory())) chmodSync(directory, 0o700);
@@ -171,6 +172,22 @@ export function makeRunDirectory(directory: string): void {
       exit: exitCodes.cannotCreate,
       hint: `${elsewhere}, in a directory that you may write to`,
     });
+  }
+}
+
+/**
+ * Makes a directory, 0700, and those above it that are missing. What is there already is left as it is, whatever it is.
+ *
+ * Not by the `recursive` of node's mkdir(): below /proc, where nothing can be made, that goes round for ever; and of a disk that is read-only or full it
+ * says that there is no such file.
+ */
+export function makeDirectories(path: string): void {
+  if (existsSync(path)) return;
+  if (dirname(path) !== path) makeDirectories(dirname(path));
+  try {
+    mkdirSync(path, { mode: 0o700 });
+  } catch (error) {
+    if (!existsSync(path)) throw error; // else another was quicker
   }
 }
 

@@ -29,6 +29,7 @@ import {
 import { join } from "node:path";
 import { cannot, reasonOf, safely } from "./failure.ts";
 import { kindOf, namesIn, now, randomName } from "./record.ts";
+import { makeDirectories } from "./socket.ts";
 
 /** Raw bytes in one message. */
 export const messageBytes = 32 << 10;
@@ -152,7 +153,7 @@ export function createSpool(room: Room, name: string, made?: string): Spool {
   if (made !== undefined) return enterRoom(room, name, made);
   if (path === undefined) return enterRoom(room, name, undefined);
   try {
-    mkdirSync(path, { recursive: true, mode: 0o700 });
+    makeDirectories(path);
     const directory = join(path, randomName(12));
     mkdirSync(directory, { mode: 0o700 });
     return enterRoom(room, name, directory);

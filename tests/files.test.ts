@@ -642,6 +642,7 @@ for (const params of [
   { encoding: "base64", content: "A" },
   { encoding: "hex" },
   { createDirs: 1 },
+  { content: "half \ud83d" },
 ]) {
   write(`refuses ${JSON.stringify(params)}, and writes nothing`, () =>
     withDirectory(async (directory, call) => {
@@ -657,6 +658,12 @@ write("makes directories only when told to", () =>
     assert.equal(failure.data, { errno: "ENOENT" });
     await call("write", { path: "a/b/f", content: "x", createDirs: true });
     assert.is(readFileSync(join(directory, "a/b/f"), "utf8"), "x");
+  }),
+);
+(existsSync("/proc/self") ? write : write.skip)("refuses at once to make directories where there can be none", () =>
+  withDirectory(async (_, call) => {
+    const failure = await failureOf(call("write", { path: "/proc/no/such/f", content: "x", createDirs: true }));
+    assert.is(failure.message, 'Cannot write "/proc/no/such/f": no such file or directory (ENOENT)');
   }),
 );
 for (const [path, errno] of [
@@ -765,6 +772,17 @@ const canMount = isRoot && spawnSync("unshare", ["--mount", "true"]).status === 
       const failure = await failureOf(call("write", { path: "f", content: "x".repeat(1 << 20) }));
       assert.is(failure.message, `Cannot write "${directory}/f": no space left on device (ENOSPC)`);
       assert.equal([namesIn(directory), readFileSync(join(directory, "f"), "utf8")], [["f"], "old"]);
+    } finally {
+      execFileSync("umount", [directory]);
+    }
+  }),
+);
+(canMount ? write : write.skip)("says of directories that they cannot be made on a read-only file system", () =>
+  withDirectory(async (directory, call) => {
+    execFileSync("mount", ["-t", "tmpfs", "-o", "ro", "none", directory]);
+    try {
+      const failure = await failureOf(call("write", { path: "a/b/f", content: "x", createDirs: true }));
+      assert.is(failure.message, `Cannot write "${directory}/a/b/f": read-only file system (EROFS)`);
     } finally {
       execFileSync("umount", [directory]);
     }
@@ -913,6 +931,20 @@ equal("under each of its names", () =>
     linkSync(path, other);
     assert.equal(await call("write", { path, content: "new" }), { written: 3, inPlace: true });
     assert.is(readFileSync(other, "utf8"), "new");
+  }),
+);
+(canMount ? equal : equal.skip)("and its content, where there is no room for the new one", () =>
+  withDirectory(async (directory, call) => {
+    execFileSync("mount", ["-t", "tmpfs", "-o", "size=64k", "none", directory]);
+    try {
+      writeFileSync(join(directory, "f"), "old");
+      linkSync(join(directory, "f"), join(directory, "other"));
+      const failure = await failureOf(call("write", { path: "f", content: "x".repeat(1 << 20) }));
+      assert.is(failure.message, `Cannot write "${directory}/f": no space left on device (ENOSPC)`);
+      assert.is(readFileSync(join(directory, "other"), "utf8"), "old");
+    } finally {
+      execFileSync("umount", [directory]);
+    }
   }),
 );
 (canMount ? equal : equal.skip)("where it is a mount point", () =>

@@ -559,6 +559,16 @@ test("sweepHeld() ends what a dead daemon had begun to start", () =>
     assert.equal([directory, unused].filter(existsSync), []);
   }));
 
+test("takeDirectory() gives one that is there, though somebody has removed those made ahead, or all", () =>
+  withHolders(tools.shell, async (holders) => {
+    for (const gone of [holders.ready.slice(1), [holders.path]]) {
+      for (const path of gone) rmSync(path, { recursive: true });
+      const directory = await takeDirectory(holders);
+      assert.is(existsSync(join(directory, "start")), true);
+      await until(() => holders.making === undefined, "those made ahead are there");
+    }
+  }));
+
 test("probeHolders() says why there are none", async () => {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-probe-"));
   try {

@@ -377,6 +377,8 @@ for (const params of [
   { command: undefined },
   { command: "" },
   { command: "a\0b" },
+  { args: ["half \ud83d"] },
+  { env: { HALF: "\ud83d" } },
   { args: "x" },
   { args: [1] },
   { args: ["\0"] },

@@ -145,13 +145,24 @@ places("are made 0700, with the directories above, whatever the umask", () =>
       process.umask(umask);
     }
     writeFileSync(join(directory, "file"), "");
-    for (const path of ["file", "file/below"]) {
+    for (const [path, why] of [
+      ["file", /: there is a regular file, a directory is needed$/],
+      ["file/below", /\(ENOTDIR\)$/],
+      ["file/further/below", /\(ENOTDIR\)$/],
+      ["n".repeat(300), /\(ENAMETOOLONG\)$/],
+    ] as const) {
       const { exit, message } = await failureOf(() => makeRunDirectory(join(directory, path)));
       assert.is(exit, 73);
-      assert.match(message, new RegExp(`^Cannot make the run directory ".*/${path}": \\w+ .*\\(E\\w+\\)$`));
+      assert.match(message, why);
     }
   }),
 );
+(existsSync("/proc/self") ? places : places.skip)("are refused at once where nothing can be made", async () => {
+  for (const path of ["/proc/no", "/proc/no/such/place"]) {
+    const { exit, message } = await failureOf(() => makeRunDirectory(path));
+    assert.equal([exit, message], [73, `Cannot make the run directory "${path}": no such file or directory (ENOENT)`]);
+  }
+});
 
 const names = suite("retireName()");
 
