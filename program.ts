@@ -68,21 +68,23 @@ async function closeDebugger(): Promise<void> {
 }
 
 /** A word of node's that has a debugger attached, as it stands among others in NODE_OPTIONS. */
-const debugWords = /(^|\s)--(inspect|debug)(-port\s+\S+|\S*)/g;
+const debugWords = /(^|\s)"?--(inspect|debug)(-port"?\s+\S+|\S*)/g;
 
-/** The environment for a daemon of ours: what has node debugged is meant for other programs. Its processes get it again: childEnvironment(). */
+/** The environment for a daemon of ours: what has it debugged is meant for other programs. Its processes get it again: childEnvironment(). */
 export function daemonEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
-  const { NODE_OPTIONS: options } = env;
+  const { NODE_OPTIONS: options, BUN_INSPECT: inspect, ...others } = env;
   const ours = options?.replace(debugWords, "").trim();
-  return options === undefined || options === ours
-    ? env
-    : { ...env, NODE_OPTIONS: ours, HOLDFAST_NODE_OPTIONS: options };
+  if (inspect !== undefined) others.HOLDFAST_BUN_INSPECT = inspect;
+  if (options !== ours) others.HOLDFAST_NODE_OPTIONS = options;
+  return ours === undefined ? others : { ...others, NODE_OPTIONS: ours };
 }
 
 /** The environment that the daemon was started from. */
 export function childEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
-  const { HOLDFAST_NODE_OPTIONS: options, ...others } = env;
-  return options === undefined ? env : { ...others, NODE_OPTIONS: options };
+  const { HOLDFAST_NODE_OPTIONS: options, HOLDFAST_BUN_INSPECT: inspect, ...others } = env;
+  if (options !== undefined) others.NODE_OPTIONS = options;
+  if (inspect !== undefined) others.BUN_INSPECT = inspect;
+  return others;
 }
 
 /** What --version --json tells. */
@@ -117,13 +119,16 @@ function defaultFlags(): string[] {
   return { node: [], deno: ["run", "--allow-all"], bun: [] }[runtime];
 }
 
-/** What stands between runtime and script. Deno does not tell it, and Bun takes a "-" for a flag: there the kernel is asked. */
+/** Those of this process that a daemon is to have, too: nobody debugs that. */
 function ownFlags(): string[] {
-  if (runtime === "node") {
-    const isOther = (flag: string, at: number, flags: string[]): boolean =>
-      !/^--(input-type|inspect|debug)/.test(flag) && !/^--(inspect|debug)-port$/.test(flags[at - 1] ?? "");
-    return process.execArgv.filter(isOther);
-  }
+  const isOther = (flag: string, at: number, flags: string[]): boolean =>
+    !/^--(input-type|inspect|debug)/.test(flag) && !/^--(inspect|debug)-port$/.test(flags[at - 1] ?? "");
+  return runtimeFlags().filter(isOther);
+}
+
+/** What stands between runtime and script. Deno does not tell it, and Bun takes a "-" for a flag: there the kernel is asked. */
+function runtimeFlags(): string[] {
+  if (runtime === "node") return process.execArgv;
   const words = (readText("/proc/self/cmdline") || "").split("\0").slice(0, -1);
   const scriptAt = words.length - process.argv.slice(2).length - 1;
   return scriptAt > 0 ? words.slice(1, scriptAt) : defaultFlags();

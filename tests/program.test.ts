@@ -4,6 +4,7 @@ import { copyFileSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } fro
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { childEnvironment, daemonEnvironment } from "../program.ts";
 import { builtFile, withDirectory } from "./daemon.ts";
 
 const command = suite("daemonCommand()");
@@ -45,3 +46,28 @@ command("of an import is the file that was imported, without the flags of the im
 });
 
 command.run();
+
+const debugged = suite("daemonEnvironment()");
+
+for (const [given, ours] of [
+  [{}, {}],
+  [{ NODE_OPTIONS: "--no-warnings" }, { NODE_OPTIONS: "--no-warnings" }],
+  [{ NODE_OPTIONS: "--inspect" }, { NODE_OPTIONS: "" }],
+  [{ NODE_OPTIONS: "--a --inspect=0:1 --b" }, { NODE_OPTIONS: "--a --b" }],
+  [{ NODE_OPTIONS: '"--inspect=0:1" --b' }, { NODE_OPTIONS: "--b" }],
+  [{ NODE_OPTIONS: "--inspect-port 0 --inspect_brk --b" }, { NODE_OPTIONS: "--b" }],
+  [{ BUN_INSPECT: "localhost:0" }, {}],
+] as const) {
+  debugged(`of ${JSON.stringify(given)} has no debugger in it, and the processes get it back`, () => {
+    const env = daemonEnvironment({ A: "1", ...given });
+    const seen = Object.fromEntries(Object.entries(env).filter(([name]) => !name.startsWith("HOLDFAST_")));
+    assert.equal(seen, { A: "1", ...ours });
+    assert.equal(childEnvironment(env), { A: "1", ...given });
+    assert.equal(
+      childEnvironment(daemonEnvironment(env)),
+      { A: "1", ...given },
+      "of a daemon that is started again, too",
+    );
+  });
+}
+debugged.run();
