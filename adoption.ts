@@ -30,7 +30,8 @@ import {
 } from "./kept.ts";
 import type { Processes, Summary } from "./processes.ts";
 import { createProcesses, endAll, endThese, forget, freeId, keep, liveCount, startNoMore } from "./processes.ts";
-import { createTerminal, createTerminalMark } from "./pty.ts";
+import type { Engine } from "./pty.ts";
+import { adoptTerminal, probeEngines } from "./pty.ts";
 import type { Identity } from "./record.ts";
 import { livenessOf, now, readClaim, soon, tryClaim } from "./record.ts";
 import type { Ended, HolderRecord, Running, Watch } from "./running.ts";
@@ -148,14 +149,15 @@ export function canLeaveAll({ children }: Processes): boolean {
   return [...children.values()].every(({ isOver, mark }) => isOver || mark);
 }
 
-/** Tries whether children can be held on this host: for --doctor. @returns Why not. */
-export async function tryHolding(env: NodeJS.ProcessEnv): Promise<string | undefined> {
+/** Tries whether children can be held on this host, and be in a terminal: for --doctor. @returns Why not; and what makes it, or why nothing does. */
+export async function tryHolding(env: NodeJS.ProcessEnv): Promise<{ notHeld?: string; engine: Engine | string }> {
   const path = safely(() => mkdtempSync(join(tmpdir(), "holdfast-doctor-")));
-  if (path === undefined) return `nothing can be written in "${tmpdir()}"`;
-  const found = await probeHolders(path, env);
-  if (typeof found !== "string") await closeHolders(found);
-  safely(() => rmSync(path, { recursive: true, force: true }));
-  return typeof found === "string" ? found : undefined;
+  const found = path === undefined ? `nothing can be written in "${tmpdir()}"` : await probeHolders(path, env);
+  const isHeld = typeof found !== "string";
+  const engine = isHeld ? await probeEngines(found, env) : "a process in a terminal has to outlive the daemon";
+  if (isHeld) await closeHolders(found);
+  if (path !== undefined) safely(() => rmSync(path, { recursive: true, force: true }));
+  return isHeld ? { engine } : { notHeld: found, engine };
 }
 
 /** Rows of --status. */
@@ -221,11 +223,7 @@ function takeUpOne(processes: Processes, directory: string, about: KeptAbout): C
     running: "running" in found ? found.running : undefined,
     outputBytes: mark?.outputBytes ?? 0,
     ...restored,
-    terminal: createTerminal(
-      about.holder,
-      restored.mark,
-      mark?.terminal ?? createTerminalMark({ rows: 24, columns: 80 }),
-    ),
+    terminal: adoptTerminal(about.holder, restored.mark, mark?.terminal, spool),
   });
   processes.children.set(child.id, child);
   if (!about.holder) child.known = about.process;

@@ -16,7 +16,7 @@ import { cannot, errnoOf, osFailure, safely, shorten } from "./failure.ts";
 import type { About, Exit, Mark } from "./kept.ts";
 import { appendJournal, clearJournal, writeExit, writeMark } from "./kept.ts";
 import type { Terminal } from "./pty.ts";
-import { signalSession } from "./pty.ts";
+import { noteOutput, signalSession } from "./pty.ts";
 import type { Source } from "./readers.ts";
 import { deliver, mayFlow } from "./readers.ts";
 import type { Identity, LivingProcess } from "./record.ts";
@@ -220,6 +220,8 @@ function hold(shared: Shared, child: Child, stream: "stdout" | "stderr", chunk: 
   noteBurst(shared, child, chunk.length);
   const messages = appendOutput(child.spool, stream, chunk);
   setSeqsAside(child);
+  if (child.terminal && noteOutput(child.terminal, chunk, child.spool.lastSeq) && child.mark)
+    writeMark(child.spool.directory!, child.mark);
   settleSoon(child);
   deliver(child, messages);
   setFlow(shared, child); // each time: node itself resumes the pipes of a child that has ended

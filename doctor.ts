@@ -88,7 +88,7 @@ function findingWords({ state, name, evidence, remedy, administrator }: Finding)
 
 /** Measures what --serve would, and what it and its users depend on. Changes nothing; bounded in time. */
 async function examineHost(places: Places, world: World): Promise<Finding[]> {
-  const [facts, mayLinger, noise, daemon, overQuota, notHeld] = await Promise.all([
+  const [facts, mayLinger, noise, daemon, overQuota, { notHeld, engine }] = await Promise.all([
     probeHost(world, { tryScope: true }),
     askMayLinger(world),
     listenToShell(world),
@@ -114,6 +114,9 @@ async function examineHost(places: Places, world: World): Promise<Finding[]> {
     notHeld === undefined
       ? finding("ok", "processes", "outlive the daemon: the next one takes them up")
       : finding("warning", "processes", `end with the daemon: ${notHeld}`),
+    typeof engine === "string"
+      ? finding("warning", "terminals", `cannot be given to processes: ${engine}`)
+      : finding("ok", "terminals", `are made by ${engine.path}`),
     noise,
   ];
 }

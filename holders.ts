@@ -287,7 +287,8 @@ interface Begun {
 
 async function readHolder(directory: string, start: Start, begun: Begun, pipes: Pipes): Promise<HolderRecord> {
   const { hasTerminal } = start;
-  const lines = await readStart(pipes.start, begun.handle!, hasTerminal ? join(directory, "start") : undefined);
+  const path = hasTerminal ? join(directory, "start") : undefined;
+  const lines = await readStart(pipes.start, begun.handle!, start.startMs ?? startMs, path);
   const [keeper, child] = lines.slice(0, 2).map((line) => knownOf(Number(line))) as [Known, Known | undefined];
   Object.assign(begun, { keeper, child });
   const terminal = hasTerminal ? terminalOf(lines[2]) : undefined;
@@ -296,7 +297,9 @@ async function readHolder(directory: string, start: Start, begun: Begun, pipes: 
     await soon(() => stateOf(child) === undefined, executedMs, 1); // it passes on what was said
   if (failed !== undefined || !child || (hasTerminal && !terminal)) {
     const words = wordsIn(pipes.err, pipes.out);
-    throw hasTerminal && !terminal ? new Error(`there is no terminal: ${words}`) : startError(failed, words);
+    throw hasTerminal && !terminal
+      ? new Error(`there is no terminal${words && `: ${words}`}`)
+      : startError(failed, words);
   }
   const { dev, ino } = fstatSync(pipes.out);
   const { bootId, pidNamespace } = identify();
@@ -359,7 +362,7 @@ function spawnHolder(
  *
  * @param path Of one in a terminal, whose leader comes between the two and its command, and opens it anew: it is held open until that has.
  */
-function readStart(descriptor: number, handle: ChildProcess, path?: string): Promise<string[]> {
+function readStart(descriptor: number, handle: ChildProcess, withinMs: number, path?: string): Promise<string[]> {
   return new Promise((resolve, reject) => {
     let writer = path === undefined ? undefined : openFifo(path, constants.O_WRONLY);
     const socket = socketOf(descriptor);
@@ -381,7 +384,7 @@ function readStart(descriptor: number, handle: ChildProcess, path?: string): Pro
         Object.assign(new Error(`${errno}: its holder does not start it, spawn`), { code: errno, syscall: "spawn" }),
       );
     };
-    const timers = [setTimeout(finish, startMs)];
+    const timers = [setTimeout(finish, withinMs)];
     /** Whoever is to make the terminal may end before there is one. */
     const look = () => {
       const [, pid] = text.split("\n").slice(0, -1);
@@ -525,8 +528,13 @@ export function sweepHeld(directories: string[]): void {
   for (const holder of processes) {
     const directory = byPath.get(safely(() => readlinkSync(`/proc/${holder.pid}/fd/3`)) ?? "");
     if (directory === undefined) continue;
-    for (const { pid, group } of processes.filter(({ parent }) => parent === holder.pid))
+    for (const { pid, group } of processes.filter(({ parent }) => parent === holder.pid)) {
+      const leaders = processes.filter((process) => process.parent === pid && process.session === process.pid); // in its terminal
+      for (const { session } of leaders)
+        for (const member of processes.filter((process) => process.session === session))
+          safely(() => process.kill(member.pid, "SIGKILL"));
       safely(() => process.kill(group === pid ? -pid : pid, "SIGKILL")); // child and keeper
+    }
     dismissHolder(directory, holder, undefined);
   }
   for (const directory of directories) rmSync(directory, { recursive: true, force: true });

@@ -287,6 +287,7 @@ export async function endThese(processes: Processes, children: Child[], graceMs:
   const groups = children.filter(isGroupAlive);
   const alive = groups.filter(({ exit }) => !exit).length;
   for (const child of groups) safely(() => signalGroup(child, "SIGTERM", "shutdown")); // EPERM: a set-uid program
+  for (const child of groups) if (child.terminal) safely(() => signalGroup(child, "SIGHUP", "shutdown")); // a person's shell ignores TERM
   if (!(await haveEnded(groups, graceMs))) {
     for (const child of groups) safely(() => signalGroup(child, "SIGKILL", "shutdown"));
     await haveEnded(groups, killWaitMs);

@@ -23,6 +23,8 @@ import type { Params } from "./rpc.ts";
 import { booleanParam, integerParam, invalidParam, isObject, knownParams, optionalStringParam } from "./rpc.ts";
 import type { Ended, HolderRecord, Known, Running, Start } from "./running.ts";
 import { stateOf, statOf } from "./running.ts";
+import type { Spool } from "./spool.ts";
+import { placeAt, readMessages } from "./spool.ts";
 
 /** What makes a terminal. */
 export interface Engine {
@@ -57,11 +59,18 @@ export interface Terminal {
   readonly engine: Known;
   /** What the next daemon is to know of it: with the mark of the child. */
   readonly kept: TerminalMark;
+  readonly modes: Modes;
+  /** What the mark on disk has at least. */
+  writtenSeq: number;
   /** Sizes are set one after the other. */
   resizing: Promise<void>;
 }
 
 const maxSize = 65_535;
+/** Of a terminal whose mark is damaged. */
+const usualSize = { rows: 24, columns: 80 };
+/** After so many messages, of 32 KiB at most, what a terminal's output has set is noted, though it is not quiet. */
+const markEvery = 128;
 /** An engine has so long to show that it works. */
 const trialMs = 3000;
 /** What is typed in a trial, read and not: more than a pty and a pipe take together. */
@@ -159,6 +168,7 @@ async function startTrial(
     cwd: "/",
     env: { PATH: env.PATH, TERM: "dumb" },
     hasNoStdin: false,
+    startMs: trialMs,
   };
   const running = await startHeld(holders, directory, terminalStart(holders, engine, directory, start, size));
   const trial: Trial = { running, said: "", how: undefined, isClosed: false, typed: 0, typedAt: 0 };
@@ -313,18 +323,148 @@ export function createTerminal(
   const { terminal, child } = Object(holder) as HolderRecord;
   if (!terminal) return undefined;
   if (mark) mark.terminal = kept;
-  return { ...terminal, engine: child, kept, resizing: Promise.resolve() };
+  const modes = { bits: kept.modes, state: "text", text: "" } as const;
+  return { ...terminal, engine: child, kept, modes: { ...modes }, writtenSeq: kept.seq, resizing: Promise.resolve() };
 }
 
 export function createTerminalMark({ rows, columns }: Size): TerminalMark {
   return { rows, columns, modes: 0, seq: 0 };
 }
 
+/**
+ * Takes up what an earlier daemon has known of a terminal, and what it has spooled since it noted that.
+ *
+ * @param mark Of the child, as it goes on. @param found As it was found; what is damaged in it is not believed.
+ */
+export function adoptTerminal(
+  holder: object | undefined,
+  mark: Mark | undefined,
+  found: TerminalMark | undefined,
+  spool: Spool,
+): Terminal | undefined {
+  const isSize = (value: number): boolean => Number.isInteger(value) && value >= 1 && value <= maxSize;
+  const isRight = found && isSize(found.rows) && isSize(found.columns) && found.modes <= allModes;
+  const kept = isRight && Number.isInteger(found.modes) ? { ...found } : createTerminalMark(usualSize);
+  const terminal = createTerminal(holder, mark, kept);
+  if (!terminal) return undefined;
+  const from = Math.max(kept.seq + 1, spool.firstSeq, spool.lastSeq + 1 - 2 * markEvery);
+  const place = placeAt(spool, from, false);
+  for (let messages = readMessages(spool, place); messages.length > 0; messages = readMessages(spool, place))
+    for (const { seq, stream, data } of messages)
+      if (stream === "stdout" || stream === "stderr") noteOutput(terminal, data, seq);
+  spool.places.delete(place);
+  return terminal;
+}
+
 /** As process.reattach answers it. */
 export function describeTerminal({ terminal }: { terminal: Terminal | undefined }): object {
   if (!terminal) return {};
   const { rows, columns } = terminal.kept;
-  return { terminal: { rows, columns, modes: "", alternate: false } };
+  const { bits } = terminal.modes;
+  return { terminal: { rows, columns, modes: modesText(bits), alternate: (bits & alternateBits) !== 0 } };
+}
+
+/**
+ * Follows what its output sets.
+ *
+ * @param seq Of the message that ends with it.
+ * @returns Whether the mark is to be written: what is not noted in it the next daemon reads in the spool, but not all of that.
+ */
+export function noteOutput(terminal: Terminal, chunk: Buffer, seq: number): boolean {
+  const { modes, kept, writtenSeq } = terminal;
+  trackModes(modes, chunk);
+  if (modes.state !== "text") return false; // it is read from before this sequence on
+  Object.assign(kept, { modes: modes.bits, seq });
+  if (seq - writtenSeq < markEvery) return false;
+  terminal.writtenSeq = seq;
+  return true;
+}
+
+// What its output sets
+
+/** How far a sequence is; and which modes are not what they are at first. */
+export interface Modes {
+  bits: number;
+  state: "text" | "escape" | "control" | "string";
+  /** Of the sequence, so far. */
+  text: string;
+}
+
+/** The alternate screen is one, whichever of these has shown it: two bits; then the keypad's, then one for each mode. */
+const alternates = [47, 1047, 1049];
+const alternateBits = 3;
+const keypadBit = 4;
+/** DEC private modes, in the order in which they are set again. Those that are set at first are told when they are reset. */
+const modeNumbers = [1, 7, 25, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 2004];
+const setAtFirst = [7, 25];
+const bitOf = (at: number): number => 8 << at;
+const allModes = bitOf(modeNumbers.length) - 1;
+/** DECSTR leaves the screens, the mouse and pasting as they are. */
+const softResetBits = keypadBit | bitOf(modeNumbers.indexOf(1)) | bitOf(modeNumbers.indexOf(25));
+const maxSequence = 256;
+const [bell, cancel, substitute, escapeByte] = [0x07, 0x18, 0x1a, 0x1b];
+
+/** Reads output, cut anywhere. */
+export function trackModes(modes: Modes, chunk: Buffer): void {
+  for (let at = 0; at < chunk.length; at++) {
+    if (modes.state === "text") at = chunk.indexOf(escapeByte, at);
+    if (at === -1) return;
+    trackByte(modes, chunk[at]!);
+  }
+}
+
+function trackByte(modes: Modes, byte: number): void {
+  const { state, text } = modes;
+  const letter = String.fromCharCode(byte);
+  if (byte === escapeByte) Object.assign(modes, { state: "escape", text: "" });
+  else if (byte === cancel || byte === substitute) modes.state = "text";
+  else if (state === "string") {
+    if (byte === bell && text === "]") modes.state = "text";
+  } else if (byte < 0x20)
+    return; // carried out by itself, in the middle of the sequence
+  else if (state === "escape") trackEscape(modes, letter);
+  else if (byte >= 0x40) {
+    if (byte < 0x7f) setModes(modes, text, letter);
+    if (byte !== 0x7f) modes.state = "text";
+  } else if (text.length < maxSequence) modes.text += letter;
+}
+
+function trackEscape(modes: Modes, letter: string): void {
+  if (modes.text === "" && letter === "[") modes.state = "control";
+  else if (modes.text === "" && "]P_^X".includes(letter)) Object.assign(modes, { state: "string", text: letter });
+  else if (letter < "0")
+    modes.text += letter; // of a character set: one more follows
+  else {
+    modes.state = "text";
+    if (modes.text !== "") return;
+    if (letter === "=") modes.bits |= keypadBit;
+    if (letter === ">") modes.bits &= ~keypadBit;
+    if (letter === "c") modes.bits = 0;
+  }
+}
+
+function setModes(modes: Modes, text: string, letter: string): void {
+  if (text === "!" && letter === "p") modes.bits &= ~softResetBits;
+  if (!/^\?[\d;]+$/.test(text) || !/[hl]/.test(letter)) return;
+  const isSet = letter === "h";
+  for (const number of text.slice(1).split(";").map(Number)) {
+    const at = modeNumbers.indexOf(number);
+    if (alternates.includes(number))
+      modes.bits = (modes.bits & ~alternateBits) | (isSet ? alternates.indexOf(number) + 1 : 0);
+    else if (at !== -1 && isSet !== setAtFirst.includes(number)) modes.bits |= bitOf(at);
+    else if (at !== -1) modes.bits &= ~bitOf(at);
+  }
+}
+
+/** What sets them in a terminal that is as at first. */
+export function modesText(bits: number): string {
+  const alternate = alternates[(bits & alternateBits) - 1];
+  const others = modeNumbers.filter((_, at) => bits & bitOf(at));
+  return [
+    alternate === undefined ? "" : `\x1b[?${alternate}h`,
+    ...others.map((number) => `\x1b[?${number}${setAtFirst.includes(number) ? "l" : "h"}`),
+    bits & keypadBit ? "\x1b=" : "",
+  ].join("");
 }
 
 // Its size

@@ -23,6 +23,9 @@ const lookMs = 250;
 const looksAtOnce = 64;
 /** A stdin that is full is tried again after at most so long: of a FIFO node can tell that there is room only by writing to it. */
 const maxWriteWaitMs = 32;
+/** The engine of a terminal takes what its command does not read, without an end: after each 64 KiB its memory is looked at, as long as it has more it is given no more. */
+const typedBytes = 64 << 10;
+const engineBytes = 32 << 20;
 /** What a holder's directory has beside files. */
 export const fifoNames = ["out", "err", "start"];
 
@@ -38,6 +41,8 @@ export interface Start {
   umask?: number | undefined;
   /** `command` is an engine that makes a terminal, whose leader says so (pty.ts). */
   hasTerminal?: boolean;
+  /** It may take so long to say that it has started: a trial. */
+  startMs?: number;
 }
 
 /** How a process ended: one of the two is null. */
@@ -141,6 +146,8 @@ interface Held {
   hasEnded: boolean;
   /** The holder was continued, to say what we may not read. */
   isTold: boolean;
+  /** Given to the engine of a terminal since its memory was looked at. */
+  typed: number;
   /** Until the next attempt to write, or the next look, after a fruitless one. */
   writeWaitMs: number;
   lookWaitMs: number;
@@ -254,6 +261,7 @@ export function runningHeld(
       openPipes: pipes.filter((pipe) => pipe !== undefined).length,
       hasEnded: false,
       isTold,
+      typed: 0,
       writeWaitMs: 0,
       lookWaitMs: 0,
     },
@@ -322,7 +330,8 @@ function writeStdin(held: Held, bytes: Uint8Array): number {
   let taken = 0;
   try {
     if (held.stdin === undefined) throw Object.assign(new Error("EPIPE: broken pipe, write"), { code: "EPIPE" });
-    taken = writeSync(held.stdin, bytes);
+    if (!isEngineFull(held)) taken = writeSync(held.stdin, bytes);
+    held.typed += taken;
   } catch (error) {
     if (errnoOf(error) !== "EAGAIN") throw error;
   }
@@ -330,6 +339,15 @@ function writeStdin(held: Held, bytes: Uint8Array): number {
   held.writeWaitMs = taken > 0 ? 1 : Math.min(held.writeWaitMs * 2 || 1, maxWriteWaitMs);
   setTimeout(() => held.events?.writable(), held.writeWaitMs);
   return taken;
+}
+
+function isEngineFull(held: Held): boolean {
+  const { terminal, child } = held.record;
+  if (!terminal || held.typed < typedBytes) return false;
+  const kilobytes = capture(/^VmRSS:\s+(\d+) kB$/m, readText(`/proc/${child.pid}/status`));
+  if (Number(kilobytes ?? 0) * 1024 > engineBytes) return true;
+  held.typed = 0;
+  return false;
 }
 
 function endStdin(held: Held): void {

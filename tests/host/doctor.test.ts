@@ -91,6 +91,7 @@ hosts("finds nothing wrong with a healthy host", () =>
         `ok socket ${directory}/rpc.sock: ${directory.length + 9} of at most 107 bytes`,
         "ok daemon none has been started yet",
         "ok processes outlive the daemon: the next one takes them up",
+        "ok terminals are made by /usr/bin/script",
         "ok shell /bin/bash says nothing of its own before a command",
       ],
     );
