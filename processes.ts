@@ -198,6 +198,7 @@ export function createProcesses(world: ProcessWorld): Processes {
     waiting: undefined,
     engine: undefined,
     hasTerminals: false,
+    triedAt: Number.POSITIVE_INFINITY,
     queuedBytes: 0,
     ends: createEnds(),
     log: world.log,

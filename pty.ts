@@ -48,8 +48,9 @@ export interface TerminalRequest {
 export interface TerminalKeeper extends Keeper {
   /** What makes them, or why nothing does: found out when it is first asked for. */
   engine: Promise<Engine | string> | undefined;
-  /** It was found out that they can be made. */
+  /** It was found out that they can be made; and when: now(). */
   hasTerminals: boolean;
+  triedAt: number;
 }
 
 /** The terminal of one child. */
@@ -72,7 +73,10 @@ const usualSize = { rows: 24, columns: 80 };
 /** After so many messages, of 32 KiB at most, what a terminal's output has set is noted, though it is not quiet. */
 const markEvery = 128;
 /** An engine has so long to show that it works. */
-const trialMs = 3000;
+const trialMs = 5000;
+const engineWaitMs = 2000;
+/** A busy machine may have been too slow for a good one: where none was found, they are tried again, not sooner than after this. */
+const retryMs = 60_000;
 /** What is typed in a trial, read and not: more than a pty and a pipe take together. */
 const pasteBytes = 64 << 10;
 const floodBytes = 200_000;
@@ -100,11 +104,21 @@ export function engineOf(keeper: TerminalKeeper): Promise<Engine | string> {
     const holders = await holdersOf(keeper);
     const found = typeof holders === "string" ? holders : await probeEngines(holders, keeper.env);
     keeper.hasTerminals = typeof found !== "string";
+    keeper.triedAt = now();
     keeper.log(`[Process] ${typeof found === "string" ? `No terminals: ${found}` : `Terminals are by ${found.path}`}`);
     return found;
   };
+  if (!keeper.hasTerminals && now() - keeper.triedAt > retryMs) keeper.engine = undefined;
   keeper.engine ??= find().catch(reasonOf);
   return keeper.engine;
+}
+
+/** For who asks what this daemon can do: on a host where one is tried that stops for ever, nobody waits for the end of that. */
+export async function engineSoon(keeper: TerminalKeeper): Promise<void> {
+  let isKnown = false;
+  void engineOf(keeper).then(() => (isKnown = true));
+  await holdersOf(keeper);
+  await soon(() => isKnown, engineWaitMs, 5);
 }
 
 /** The engines of this host that may be tried, best first. */
@@ -385,7 +399,7 @@ export function noteOutput(terminal: Terminal, chunk: Buffer, seq: number): bool
 /** How far a sequence is; and which modes are not what they are at first. */
 export interface Modes {
   bits: number;
-  state: "text" | "escape" | "control" | "string";
+  state: "text" | "escape" | "control";
   /** Of the sequence, so far. */
   text: string;
 }
@@ -402,9 +416,9 @@ const allModes = bitOf(modeNumbers.length) - 1;
 /** DECSTR leaves the screens, the mouse and pasting as they are. */
 const softResetBits = keypadBit | bitOf(modeNumbers.indexOf(1)) | bitOf(modeNumbers.indexOf(25));
 const maxSequence = 256;
-const [bell, cancel, substitute, escapeByte] = [0x07, 0x18, 0x1a, 0x1b];
+const [cancel, substitute, escapeByte] = [0x18, 0x1a, 0x1b];
 
-/** Reads output, cut anywhere. */
+/** Reads output, cut anywhere. What is in a title, or another string, is as text: an escape that does not end it begins a sequence there, too. */
 export function trackModes(modes: Modes, chunk: Buffer): void {
   for (let at = 0; at < chunk.length; at++) {
     if (modes.state === "text") at = chunk.indexOf(escapeByte, at);
@@ -418,9 +432,7 @@ function trackByte(modes: Modes, byte: number): void {
   const letter = String.fromCharCode(byte);
   if (byte === escapeByte) Object.assign(modes, { state: "escape", text: "" });
   else if (byte === cancel || byte === substitute) modes.state = "text";
-  else if (state === "string") {
-    if (byte === bell && text === "]") modes.state = "text";
-  } else if (byte < 0x20)
+  else if (byte < 0x20)
     return; // carried out by itself, in the middle of the sequence
   else if (state === "escape") trackEscape(modes, letter);
   else if (byte >= 0x40) {
@@ -431,7 +443,6 @@ function trackByte(modes: Modes, byte: number): void {
 
 function trackEscape(modes: Modes, letter: string): void {
   if (modes.text === "" && letter === "[") modes.state = "control";
-  else if (modes.text === "" && "]P_^X".includes(letter)) Object.assign(modes, { state: "string", text: letter });
   else if (letter < "0")
     modes.text += letter; // of a character set: one more follows
   else {

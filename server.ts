@@ -45,7 +45,7 @@ import { createLog } from "./log.ts";
 import type { Processes } from "./processes.ts";
 import { createProcesses, endAll, featuresOf, liveCount, processMethods, summarise } from "./processes.ts";
 import { childEnvironment } from "./program.ts";
-import { engineOf } from "./pty.ts";
+import { engineSoon } from "./pty.ts";
 import type { DaemonRecord, EndReason } from "./record.ts";
 import { identify, livenessOf, now } from "./record.ts";
 import type { Caller, Method, Params, Rpc } from "./rpc.ts";
@@ -345,7 +345,7 @@ function serverMethods(daemon: Daemon): [string, Method][] {
   const table: [name: string, params: string[], method: Method][] = [
     ["server.version", [], () => ({ version: daemon.record.version })],
     ["server.authenticate", ["token"], (params, caller) => authenticate(daemon, params, caller)],
-    ["server.capabilities", [], () => engineOf(daemon.processes).then(() => capabilitiesOf(daemon))],
+    ["server.capabilities", [], () => engineSoon(daemon.processes).then(() => capabilitiesOf(daemon))],
     ["server.status", [], () => whenTakenUp(daemon, () => statusOf(daemon))],
     ["server.shutdown", ["ifIdle", "graceMs", "forget", "handOver"], (params) => shutdown(daemon, params)],
     ["server.admit", ["key", "tokenHash", "facts"], (params) => admit(daemon, params)],

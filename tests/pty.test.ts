@@ -41,7 +41,6 @@ const outputs: [name: string, output: string, modes: string][] = [
   ["a title with a mode in it", `${esc}]0;${"[?25l"}\x07${esc}]2;=c\x07`, ""],
   ["a mode after a title", `${esc}]0;title\x07${esc}[?25l`, `${esc}[?25l`],
   ["a mode after a title that ends otherwise", `${esc}]0;title${esc}\\${esc}[?25l`, `${esc}[?25l`],
-  ["a bell in a device's string", `${esc}P1\x07[?25l=${esc}\\`, ""],
   ["a sequence that is broken off", `${esc}[?25\x18l${esc}[?7\x1al`, ""],
   ["a sequence in place of another", `${esc}[?25${esc}[?7l`, `${esc}[?7l`],
   ["a line's end within a sequence", `${esc}[?2\n5l`, `${esc}[?25l`],
@@ -72,7 +71,7 @@ modes("are set by what they are told as", () => {
 
 // What makes them
 
-const [script, python] = ["script", "python3"].map((name) => findProgram(process.env, name));
+const [script, python] = ["script", "python3"].map((name) => findProgram({ PATH: "/usr/bin" }, name));
 /** As script(1) up to util-linux 2.38: it waits for its command to read, and hears nothing meanwhile. But for the first 100 000 bytes. */
 const waitsForReader = `exec ${python} -c '
 import os, pty, select, sys
@@ -443,6 +442,15 @@ seat("is ended by --stop with all of its groups, though it ignores what can be i
   );
 });
 
+seat("is hung up by --stop, as when a window is closed: a person's shell ignores TERM", async (seat) => {
+  await seat.start("a", "trap '' TERM; trap 'echo hung up; exit 9' HUP; echo ready; while :; do sleep 0.05; done");
+  await seat.says("a", "ready");
+  assert.is((await holdfast(["--stop", "--now", "--socket", seat.daemon.socket])).code, 0);
+  await holdfast(["--serve", "--socket", seat.daemon.socket, "--token-file", seat.daemon.tokenFile]);
+  seat.wire = openSocket(seat.daemon).wire;
+  assert.is((await seat.entry("a")).exitCode, 9);
+});
+
 seat("is ended by --stop when its daemon is dead, too", async (seat) => {
   const pid = await seat.start("a", "trap '' HUP TERM; set -m; sleep 100 & echo ready; while :; do sleep 1; done");
   await seat.says("a", "ready");
@@ -508,6 +516,28 @@ seat("takes 4 MiB that it reads", async (seat) => {
   const { stdout } = spawnSync("cksum", { input: bytes });
   await seat.says("a", stdout.toString().trim());
 });
+
+const editor = ["vim", "vim.tiny", "vi"].map((name) => findProgram({}, name)).find((path) => path !== undefined);
+(editor ? seat : (name: string) => inside.skip(name))(
+  "is an editor, whose text is there and drawn again after its daemon was killed",
+  async (seat) => {
+    const file = join(seat.daemon.directory, "text");
+    const args = ["-u", "NONE", "-i", "NONE", "-n", file];
+    await seat.start("a", "", { command: editor, args, terminal: { rows: 20, columns: 60, term: "xterm" } });
+    await seat.says("a", "[New");
+    await seat.type("a", "ione two");
+    await seat.says("a", "two");
+    await seat.replace();
+    const { lastSeq } = await seat.entry("a");
+    const { terminal } = await seat.wire.request("process.reattach", { id: "a", fromSeq: lastSeq });
+    assert.equal([terminal.alternate, terminal.modes.startsWith("\x1b[?1049h")], [true, true]);
+    await seat.wire.request("process.resize", { id: "a", rows: 20, columns: 60, redraw: true });
+    await seat.says("a", "one two");
+    await seat.type("a", " three\x1b:wq\r");
+    assert.is((await seat.exit("a")).exitCode, 0);
+    assert.is(readFileSync(file, "utf8"), "one two three\n");
+  },
+);
 
 const damages: [name: string, damage: (holder: any, stranger: number) => void][] = [
   [
