@@ -33,6 +33,7 @@ import {
   rmSync,
   statSync,
 } from "node:fs";
+import { rm } from "node:fs/promises";
 import { constants as osConstants } from "node:os";
 import { basename, join } from "node:path";
 import { promisify } from "node:util";
@@ -83,6 +84,8 @@ const executedMs = 2000;
 /** For a holder to say that it has started its child: of a shell that does something else altogether. */
 const startMs = 10_000;
 const trialMs = 5000;
+/** For the directories made ahead to be removed, at the daemon's end. */
+const closeMs = 2000;
 /** How often it is looked whether what is to make a terminal has ended instead. */
 const engineLookMs = 20;
 /** oom_score_adj: the kernel is to take the child that ate the memory, not the daemon. The raise of a child, and the most there is. */
@@ -230,10 +233,15 @@ function makeReady(holders: Holders): Promise<void> {
   return holders.making;
 }
 
-/** Removes what was made ahead. For the daemon's end. */
+/** Removes what was made ahead. For the daemon's end, which does not wait for a slow disk: the next one sweeps what is left. */
 export async function closeHolders(holders: Holders): Promise<void> {
   await holders.making?.catch(() => {});
-  for (const directory of holders.ready.splice(0)) rmSync(directory, { recursive: true, force: true });
+  const removals = holders.ready.splice(0).map((directory) => rm(directory, { recursive: true, force: true }));
+  let isOver = false;
+  void Promise.allSettled(removals).then(() => {
+    isOver = true;
+  });
+  await soon(() => isOver, closeMs, 1);
 }
 
 /** Names of the environment that a holder cannot hand on here: they are dropped. */

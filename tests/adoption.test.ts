@@ -314,24 +314,28 @@ for (const [what, words, isEnded] of [
     assert.is(!isAlive(grandchild), isEnded);
     if (!isEnded) process.kill(grandchild, "SIGKILL");
   });
-leaves("stays forgotten, and has no holder when the grandchild that has its pipes has ended", async (left) => {
-  await left.start("a", "echo secret; sleep 100 & echo $! >&2");
-  await eventually(async () => (await left.entry("a")).lastSeq > 2, "its exit");
-  const grandchild = Number(await left.text("a", "stderr"));
-  const holders = holdersIn(left.held);
-  const directory = left.directoryOf("a");
-  await left.wire.request("process.forget", { id: "a" });
-  for (const name of readdirSync(directory)) {
-    const path = join(directory, name);
-    assert.not.ok(lstatSync(path).isFile() && name !== "about" && readFileSync(path).includes("secret"), name);
-  }
-  await left.kill();
-  await left.serve();
-  assert.equal((await left.wire.request("process.list")).processes, []);
-  assert.ok(isAlive(grandchild) && holders.some(isAlive));
-  process.kill(grandchild, "SIGKILL");
-  await eventually(() => !holders.some(isAlive) && !existsSync(directory), "its holder has ended");
-});
+for (const isReplaced of [false, true])
+  leaves(
+    `stays forgotten when it was ${isReplaced ? "replaced" : "killed"}, and has no holder when the grandchild that has its pipes has ended`,
+    async (left) => {
+      await left.start("a", "echo secret; sleep 100 & echo $! >&2");
+      await eventually(async () => (await left.entry("a")).lastSeq > 2, "its exit");
+      const grandchild = Number(await left.text("a", "stderr"));
+      const holders = holdersIn(left.held);
+      const directory = left.directoryOf("a");
+      await left.wire.request("process.forget", { id: "a" });
+      for (const name of readdirSync(directory)) {
+        const path = join(directory, name);
+        assert.not.ok(lstatSync(path).isFile() && name !== "about" && readFileSync(path).includes("secret"), name);
+      }
+      if (!isReplaced) await left.kill();
+      await left.serve(...(isReplaced ? ["--replace"] : []));
+      assert.equal((await left.wire.request("process.list")).processes, []);
+      assert.ok(isAlive(grandchild) && holders.some(isAlive));
+      process.kill(grandchild, "SIGKILL");
+      await eventually(() => !holders.some(isAlive) && !existsSync(directory), "its holder has ended");
+    },
+  );
 leaves("has no holder when its grandchild has ended, forgotten before", async (left) => {
   await left.start("a", "setsid sleep 100 & echo $!");
   await eventually(async () => (await left.entry("a")).lastSeq > 1, "its exit");
