@@ -27,6 +27,7 @@ import {
   notAnswering,
   reachServer,
   recallServer,
+  tryReach,
 } from "./reach.ts";
 import { absenceFailure, explainAbsence } from "./reasons.ts";
 import type { DaemonRecord, Identity } from "./record.ts";
@@ -208,9 +209,9 @@ export async function reachOtherwise(
 }
 
 /** A daemon in the foreground is its supervisor's to start again. Where that takes long, another one stands in for it, and gives way when it comes. */
-async function awaitSupervisor({ socket }: Places): Promise<Socket | undefined> {
+async function awaitSupervisor(places: Places): Promise<Socket | undefined> {
   for (const deadline = now() + supervisorMs; now() < deadline; await sleep(50)) {
-    const outcome = await tryConnect(socket, answerMs);
+    const outcome = await tryReach(places, answerMs);
     if ("socket" in outcome) return outcome.socket;
   }
   return undefined;

@@ -6,13 +6,14 @@ import { userInfo } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { tryHolding } from "./adoption.ts";
 import type { ConnectFailure } from "./client.ts";
-import { createClient, tryConnect } from "./client.ts";
+import { createClient } from "./client.ts";
 import { capture, cleanText, durationWords, exitCodes, reasonOf, safely } from "./failure.ts";
 import type { CommandResult, Facts, Trilean, World } from "./host.ts";
 import { probeHost, readLimit, realWorld } from "./host.ts";
 import type { Lifetime } from "./lifetime.ts";
 import { chooseLaunch, spanWords } from "./lifetime.ts";
 import { runtime } from "./program.ts";
+import { tryReach } from "./reach.ts";
 import { explainAbsence, programWords, sizeWords } from "./reasons.ts";
 import { identify, kindOf, namesIn, readRecord } from "./record.ts";
 import type { Places } from "./socket.ts";
@@ -303,7 +304,7 @@ function examineLimits(world: World): Finding {
 
 async function examineDaemon(places: Places): Promise<Finding> {
   const { record } = readRecord(places.record);
-  const outcome = await tryConnect(places.socket, 2000);
+  const outcome = await tryReach(places, 2000);
   let failure: ConnectFailure | undefined;
   if (!("socket" in outcome)) failure = outcome;
   else if (!record) outcome.socket.destroy();

@@ -15,13 +15,13 @@ import { isatty } from "node:tty";
 import type { Listed } from "./call.ts";
 import { listWords, openOutput, print } from "./call.ts";
 import type { Client, Message } from "./client.ts";
-import { createClient, refusedBy, tryConnect } from "./client.ts";
+import { createClient } from "./client.ts";
 import type { StartOptions } from "./control.ts";
 import { reachOtherwise, startServer } from "./control.ts";
 import { cannot, cleanText, errnoOf, errorCodes, exitCodes, Failure, nearest, osFailure, safely } from "./failure.ts";
 import type { Lifetime } from "./lifetime.ts";
 import { ancestors, areAlive } from "./program.ts";
-import { isEndedDaemon, ownerKey } from "./reach.ts";
+import { ownerKey, tryReach } from "./reach.ts";
 import type { Identity } from "./record.ts";
 import { readRecord, sleep } from "./record.ts";
 import type { Places } from "./socket.ts";
@@ -127,8 +127,7 @@ interface Connected {
 
 /** Connects as the owner; a daemon that has died unmeant is started again. */
 async function connect({ places, start }: JobsWorld): Promise<Connected> {
-  const connected = await tryConnect(places.socket, answerMs);
-  const attempt = "socket" in connected && isEndedDaemon(places) ? refusedBy(connected.socket) : connected;
+  const attempt = await tryReach(places, answerMs);
   const reached = "socket" in attempt ? attempt.socket : await reachOtherwise(places, attempt, start);
   if (reached instanceof Failure) throw reached;
   const client = createClient(reached, places.socket);

@@ -10,16 +10,17 @@
 
 import type { ChildProcess } from "node:child_process";
 import { spawn } from "node:child_process";
-import { closeSync, fstatSync, openSync, readFileSync } from "node:fs";
+import { closeSync, fstatSync, readFileSync } from "node:fs";
 import type { Socket } from "node:net";
 import { basename } from "node:path";
-import { cannot, capture, Failure, reasonOf, safely } from "./failure.ts";
+import { cannot, Failure, reasonOf, safely } from "./failure.ts";
 import type { Facts, Place, World } from "./host.ts";
-import { noteScope, placeOf, plainText, probeMs, readLimit, refusalOf } from "./host.ts";
+import { noteScope, placeOf, plainText, probeMs, refusalOf } from "./host.ts";
 import type { Launch } from "./lifetime.ts";
 import { chooseLaunch } from "./lifetime.ts";
-import { build, daemonEnvironment, runtime } from "./program.ts";
-import { argumentsOf, namesIn, now, openLog, readText, sleep, soon } from "./record.ts";
+import type { StdioItem } from "./program.ts";
+import { build, daemonEnvironment, maskInherited, runtime } from "./program.ts";
+import { argumentsOf, now, openLog, sleep, soon } from "./record.ts";
 
 /** For systemd-run to become the daemon. It hangs where the user manager is stopped. */
 const scopeMs = 5000;
@@ -134,13 +135,8 @@ async function runDaemon(command: string[], { log, handover }: DaemonStart, fact
 
 /** A child with descriptors 3 and 4 as pipes. What else its caller left open is nothing to it. */
 function spawnDetached([program, ...args]: string[], log: number): ChildProcess {
-  const nothing: number[] = []; // the daemon's own processes get it, too
-  const stdio: ("ignore" | "pipe" | number)[] = ["ignore", log, log, "pipe", "pipe"];
-  for (const descriptor of inheritedDescriptors()) {
-    while (stdio.length < descriptor) stdio.push("ignore"); // of those above 2, that one is left as it is: closed
-    stdio[descriptor] = openSync("/dev/null", "r"); // one for each: Deno closes it as it hands it on
-    nothing.push(stdio[descriptor]);
-  }
+  const stdio: StdioItem[] = ["ignore", log, log, "pipe", "pipe"];
+  const nothing = maskInherited(stdio, build?.main && runtime === "node" ? 15 : 4); // what an application opened since is its own business
   const env = { ...daemonEnvironment(process.env), XDG_RUNTIME_DIR: `/run/user/${process.getuid!()}` }; // of our own user manager: su keeps the other's
   try {
     return spawn(program!, args, { detached: true, cwd: "/", env, stdio });
@@ -184,21 +180,6 @@ function wordOf(child: ChildProcess, take: Socket | undefined, program: string):
 /** It waits for the user manager still, and has not become what it is to run. */
 function isScopeMaker(pid: number): boolean {
   return basename(safely(() => argumentsOf(pid))?.[0] || "") === "systemd-run";
-}
-
-/**
- * Descriptors that our caller left open and a child would inherit. Node marks those it was given close-on-exec up to 15, and from there to the first
- * gap; whatever is beyond would stay open in the daemon, and keep a caller waiting who waits for the end of a pipe.
- */
-function inheritedDescriptors(): number[] {
-  const marked = build?.main && runtime === "node" ? 15 : 4; // what an application opened since is its own business
-  const isInherited = (descriptor: number): boolean =>
-    (parseInt(capture(/^flags:\s+(\d+)/m, readText(`/proc/self/fdinfo/${descriptor}`)) || "2000000", 8) & 0o2000000) ===
-    0; // O_CLOEXEC
-  const limit = readLimit("Max open files", { readFile: readText }); // dup2(2) takes none beyond it
-  return namesIn("/proc/self/fdinfo")
-    .map(Number)
-    .filter((descriptor) => descriptor > marked && isInherited(descriptor) && descriptor < limit);
 }
 
 /** What a program that ended early wrote to the log, which is its stderr: the reason, in its own words. */

@@ -4,12 +4,13 @@
  * The build hands `__build` to the whole program, which it wraps in one function (see build.mjs); from source there is none.
  */
 
-import { readFileSync, statSync } from "node:fs";
+import { openSync, readFileSync, statSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
-import { cannot, safely } from "./failure.ts";
+import { cannot, capture, safely } from "./failure.ts";
+import { readLimit } from "./host.ts";
 import type { Identity } from "./record.ts";
-import { identify, livenessOf, readText, writeOwnFile } from "./record.ts";
+import { identify, livenessOf, namesIn, readText, writeOwnFile } from "./record.ts";
 import type { Places } from "./socket.ts";
 import { makeRunDirectory } from "./socket.ts";
 
@@ -200,4 +201,35 @@ export function ancestors(): Identity[] {
 export function areAlive(chain: Identity[]): boolean {
   const isOurs = chain.length === 0 || chain[0]!.pid === process.ppid;
   return isOurs && chain.every((identity) => livenessOf(identity).state !== "dead");
+}
+
+export type StdioItem = "ignore" | "pipe" | number;
+
+/**
+ * Gives a child nothing, /dev/null, in the place of each descriptor that it would inherit beyond its own: those that our caller left open. Node marks
+ * those it was given close-on-exec up to 15, and from there to the first gap; whatever is beyond would stay open in the child, and keep a caller waiting
+ * who waits for the end of a pipe. Deno marks none, not even what it listens to.
+ *
+ * @param stdio The child's own; the others are added.
+ * @param marked No higher one than this is looked at that is marked by its runtime.
+ * @returns What is to be closed when the child has been started: one for each, since Deno closes it as it hands it on.
+ */
+export function maskInherited(stdio: StdioItem[], marked: number): number[] {
+  const nothing: number[] = [];
+  for (const descriptor of inheritedDescriptors(marked)) {
+    while (stdio.length < descriptor) stdio.push("ignore"); // of those above 2, that one is left as it is: closed
+    stdio[descriptor] = openSync("/dev/null", "r");
+    nothing.push(stdio[descriptor]);
+  }
+  return nothing;
+}
+
+function inheritedDescriptors(marked: number): number[] {
+  const isInherited = (descriptor: number): boolean =>
+    (parseInt(capture(/^flags:\s+(\d+)/m, readText(`/proc/self/fdinfo/${descriptor}`)) || "2000000", 8) & 0o2000000) ===
+    0; // O_CLOEXEC
+  const limit = readLimit("Max open files", { readFile: readText }); // dup2(2) takes none beyond it
+  return namesIn("/proc/self/fdinfo")
+    .map(Number)
+    .filter((descriptor) => descriptor > marked && isInherited(descriptor) && descriptor < limit);
 }

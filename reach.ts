@@ -2,8 +2,8 @@
 
 import { readlinkSync, statSync } from "node:fs";
 import { basename, dirname } from "node:path";
-import type { Client } from "./client.ts";
-import { connectClient, createClient, proveAnswering, tryConnect } from "./client.ts";
+import type { Client, ConnectOutcome } from "./client.ts";
+import { connectClient, createClient, proveAnswering, refusedBy, tryConnect } from "./client.ts";
 import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, Failure, osFailure, reasonOf, safely } from "./failure.ts";
 import { absenceFailure, explainAbsence, timeWords } from "./reasons.ts";
 import type { DaemonRecord, FoundRecord, Identity } from "./record.ts";
@@ -149,8 +149,11 @@ async function connectPublished(
   const outcome = await tryConnect(socket, answerMs);
   if ("timedOut" in outcome) throw notAnswering(socket, record);
   if ("socket" in outcome) {
-    if (record && isSame(socket, record.socket)) return { client: createClient(outcome.socket, socket), record };
+    const isItsOwn = record && isSame(socket, record.socket);
+    if (isItsOwn && livenessOf(record).state !== "dead")
+      return { client: createClient(outcome.socket, socket), record };
     outcome.socket.destroy();
+    if (isItsOwn) return undefined; // a process of its has that open yet, and nobody ever takes the connection
     const details = { exit: exitCodes.noPermission, hint: `${elsewhere}, or end that server` };
     return cannot(`use the socket "${socket}": a server answers there, but ${found}`, details);
   }
@@ -302,6 +305,12 @@ export function ownerKey(places: Places): string {
   throw cannot(`use the daemon at "${places.socket}" as its owner: ${why}`, { exit: exitCodes.noPermission });
 }
 
+/** Connects to the socket. That of a dead daemon refuses, though a process of its may have it open yet: Deno once handed it on. */
+export async function tryReach(places: Places, timeoutMs: number): Promise<ConnectOutcome> {
+  const outcome = await tryConnect(places.socket, timeoutMs);
+  return "socket" in outcome && isEndedDaemon(places) ? refusedBy(outcome.socket) : outcome;
+}
+
 /** The daemon of these places is provably dead, or on its way out. */
 export function isEndedDaemon(places: Places): boolean {
   const { record } = readRecord(places.record);
@@ -312,6 +321,11 @@ export function isEndedDaemon(places: Places): boolean {
 export async function isGone(record: DaemonRecord): Promise<boolean> {
   const { state } = livenessOf(record);
   return state !== "unknown" || isOtherHost(record) ? state === "dead" : refuses(record.socket.bound);
+}
+
+async function isUnserved(path: string, record: DaemonRecord): Promise<boolean> {
+  const { state, isEnding } = livenessOf(record);
+  return (state === "dead" && !isEnding) || refuses(path);
 }
 
 export async function refuses(path: string): Promise<boolean> {
@@ -335,7 +349,10 @@ export async function clearDead(places: Places, stopped = false): Promise<void> 
     for (const name of [places.socket, record.socket.bound]) {
       // or the last of its threads is just ending
       const there =
-        isLeftBy(record, name) && (await soon(() => refuses(name), 200)) && isLeftBy(record, name) && lookAt(name);
+        isLeftBy(record, name) &&
+        (await soon(() => isUnserved(name, record), 200)) &&
+        isLeftBy(record, name) &&
+        lookAt(name);
       if (there && there.kind === "socket") retireName(name, there);
     }
     if (!stopped || record.ended?.reason === "stopped") return;

@@ -13,6 +13,8 @@ import { Socket } from "node:net";
 import { constants as osConstants } from "node:os";
 import { join } from "node:path";
 import { capture, errnoOf, safely } from "./failure.ts";
+import type { StdioItem } from "./program.ts";
+import { maskInherited, runtime } from "./program.ts";
 import type { LivingProcess } from "./record.ts";
 import { livingProcesses, readText } from "./record.ts";
 
@@ -161,11 +163,13 @@ interface Held {
 export function startWithPipes({ command, args, cwd, env, hasNoStdin, umask }: Start): Promise<Running> {
   return new Promise((resolve, reject) => {
     const own = umask === undefined ? undefined : process.umask(umask); // of this process: for as long as node forks
-    const stdio = [hasNoStdin ? "ignore" : "pipe", "pipe", "pipe"] as const;
+    const stdio: StdioItem[] = [hasNoStdin ? "ignore" : "pipe", "pipe", "pipe"];
+    const nothing = runtime === "deno" ? maskInherited(stdio, 2) : [];
     let handle: ChildProcess;
     try {
-      handle = spawn(command, args, { cwd, env, detached: true, stdio: [...stdio] });
+      handle = spawn(command, args, { cwd, env, detached: true, stdio });
     } finally {
+      for (const descriptor of nothing) closeSync(descriptor);
       if (own !== undefined) process.umask(own);
     }
     handle.on("error", reject); // at once or thrown, as it pleases node; later ones say nothing that "exit" does not

@@ -12,12 +12,11 @@ import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import { closeSync, existsSync, readFileSync } from "node:fs";
 import type { Socket } from "node:net";
-import { tryConnect } from "./client.ts";
 import type { StartOptions } from "./control.ts";
 import { reachOtherwise } from "./control.ts";
 import { cannot, reasonOf, safely } from "./failure.ts";
 import { createLog } from "./log.ts";
-import { answerMs, deathMs, isGoneWithin } from "./reach.ts";
+import { answerMs, deathMs, isGoneWithin, tryReach } from "./reach.ts";
 import { maxReturns, returnsMs } from "./reasons.ts";
 import { openLog, readRecord } from "./record.ts";
 import type { Places } from "./socket.ts";
@@ -90,7 +89,7 @@ export async function revive(places: Places, healing: Omit<StartOptions, "tokenH
       `[Watchdog] The daemon is dead again, after ${returns.length} returns within ${returnsMs / 1000} s: now --serve or --bridge is to start it`,
     );
   }
-  const outcome = await tryConnect(places.socket, answerMs);
+  const outcome = await tryReach(places, answerMs);
   if ("socket" in outcome) return void outcome.socket.destroy();
   const progress = (line: string) => say(`[Watchdog] ${line}`);
   const reached = await reachOtherwise(places, outcome, { ...healing, progress, returns: [...returns, Date.now()] });

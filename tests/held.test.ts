@@ -8,6 +8,7 @@
 
 import { spawn } from "node:child_process";
 import { existsSync, lstatSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import type { Socket } from "node:net";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
@@ -731,3 +732,102 @@ failing(
 failing("loses who has started it, go on under it", ({ becomes }) => becomes === "new");
 
 replaced.run();
+
+const readers = suite("Readers of one process");
+
+interface Reader {
+  stream: Stream;
+  connection: Socket;
+}
+
+/** Joins a process from its beginning, beside its other readers. */
+async function readFrom(daemon: TestDaemon, id: string, more: object = {}): Promise<Reader> {
+  const { connection, wire } = openSocket(daemon);
+  const stream = createStream(id, 0);
+  wire.onMessage = (message) => {
+    if (message.type === "stream") note(stream, message);
+    return true;
+  };
+  await wire.request("process.reattach", { id, fromSeq: 0, share: true, ...more });
+  return { stream, connection };
+}
+
+const residentMiB = (pid: number): number =>
+  Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))![1]) / 1024;
+
+const stoppedMs = rounds(60_000, 3000);
+
+readers("each get each byte once, at the speed of each; one that is stopped slows nobody, and no memory is taken", () =>
+  withDaemon(async (daemon) => {
+    const client = joinAs(daemon);
+    const lines =
+      'i=0; while :; do i=$((i+1)); printf "%015d\\n" $((i*2-1)) $((i*2)); [ $((i % 20)) -gt 0 ] || sleep 0.01; done';
+    await client.spawn("a", lines);
+    const [fast, slow, stopped] = await Promise.all([1, 2, 3].map(() => readFrom(daemon, "a")));
+    await eventually(() => [fast, slow, stopped].every((reader) => reader!.stream.bytes > 0), "all to read");
+    const before = residentMiB(daemon.pid);
+    stopped!.connection.pause();
+    const beat = setInterval(
+      () => (slow!.connection.isPaused() ? slow!.connection.resume() : slow!.connection.pause()),
+      100,
+    );
+    await sleep(stoppedMs);
+    clearInterval(beat);
+    slow!.connection.resume();
+    const { position } = fast!.stream;
+    assert.ok(stopped!.stream.position < position, "one is behind");
+    const more = residentMiB(daemon.pid) - before;
+    assert.ok(more < 30, `${more.toFixed(1)} MiB more`);
+    stopped!.connection.resume();
+    for (const { stream } of [slow!, stopped!])
+      await eventually(() => stream.position >= position, "all of it", 30_000);
+    for (const { stream, connection } of [fast!, slow!, stopped!]) {
+      assert.equal([stream.problems, stream.gaps], [[], 0]);
+      connection.destroy();
+    }
+    client.close();
+  }),
+);
+
+readers("make it stand still while one that is to lose nothing is stopped, and then none has lost anything", () =>
+  withDaemon(async (daemon) => {
+    const client = joinAs(daemon);
+    await client.wire.request("process.spawn", {
+      id: "a",
+      command: "seq",
+      args: ["-f", "%015.0f", "1", "99999999999"],
+      lossless: true,
+    });
+    client.wire.onMessage = () => true;
+    const [other, loyal] = [
+      await readFrom(daemon, "a", { lossless: true }),
+      await readFrom(daemon, "a", { lossless: true }),
+    ];
+    await eventually(() => loyal.stream.bytes > 1 << 20, "it to read");
+    const bytes = async (): Promise<number> => (await client.wire.request("server.status")).processes[0].bytes;
+    loyal.connection.pause();
+    let last = -1;
+    const isStill = async (): Promise<boolean> => {
+      await sleep(300);
+      const before = last;
+      last = await bytes();
+      return last === before;
+    };
+    await eventually(isStill, "it to stand still", 20_000);
+    const before = residentMiB(daemon.pid);
+    await sleep(stoppedMs);
+    assert.is(await bytes(), last, "it stands still");
+    const more = residentMiB(daemon.pid) - before;
+    assert.ok(more < 30, `${more.toFixed(1)} MiB more`);
+    loyal.connection.resume();
+    await eventually(async () => (await bytes()) > last + (8 << 20), "it to go on");
+    for (const { stream, connection } of [other, loyal]) {
+      await eventually(() => stream.position > last, "what comes after", 30_000);
+      assert.equal([stream.problems, stream.gaps, stream.dropped], [[], 0, 0]);
+      connection.destroy();
+    }
+    client.close();
+  }),
+);
+
+readers.run();

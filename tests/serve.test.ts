@@ -622,6 +622,43 @@ serves("--lifetime foreground serves in this process until it is stopped", () =>
   }),
 );
 
+serves("takes the place of a dead daemon whose socket somebody has open yet, and so does a bridge", () =>
+  withDirectory(async (site) => {
+    const { pid } = await site.serve();
+    process.kill(pid, "SIGKILL");
+    await until("it is dead", isGone(pid));
+    const script = `require("net").createServer().listen(${JSON.stringify(`${site.socket}.of`)}, () => console.log("up"))`;
+    const other = spawn(process.execPath, ["-e", script]);
+    await new Promise((done) => other.stdout.once("data", done));
+    other.kill("SIGSTOP"); // connects succeed, and nobody takes them
+    const leave = (): void => {
+      const record = site.record();
+      for (const path of [site.socket, record.socket.bound]) {
+        rmSync(path, { force: true });
+        linkSync(`${site.socket}.of`, path);
+      }
+      const { dev, ino } = lstatSync(site.socket);
+      record.socket = { ...record.socket, dev, ino };
+      writeFileSync(`${site.socket}.record`, JSON.stringify(record), { mode: 0o600 });
+    };
+    try {
+      leave();
+      const { how, pid: next } = await site.serve();
+      assert.is(how, "started");
+      process.kill(next, "SIGKILL");
+      await until("it is dead", isGone(next));
+      leave();
+      assert.match((await site.run(["--doctor"])).stdout.toString(), /is gone without a word: killed by SIGKILL/);
+      const bridge = site.bridge();
+      assert.equal((await bridge.ask("server.ping", {}, site.token)).result, { pong: true });
+      bridge.child.stdin.end();
+      await bridge.exit;
+    } finally {
+      other.kill("SIGKILL");
+    }
+  }),
+);
+
 serves("whose socket is deleted publishes it again, and is reached by --bridge, --call and --serve even before", () =>
   withDirectory(async (site) => {
     const { pid, instance } = await site.serve([], { file: builtWith(site.directory, { checkMs: 8000 }) });

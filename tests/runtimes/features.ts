@@ -9,6 +9,7 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   rmSync,
   symlinkSync,
   writeFileSync,
@@ -142,6 +143,23 @@ const features: Record<string, (runtime: Runtime, bench: Bench) => Promise<unkno
     same(Buffer.from((await second.wire.message(({ seq }) => seq === 2)).data, "base64").toString(), "two\n");
     same((await second.wire.request("process.killAndWait", { id: "b" })).died, true);
     await second.close();
+  },
+  async killed(_runtime, { serve, wire: open }) {
+    const { pid } = await serve();
+    const first = await open();
+    const start = { id: "a", command: "sleep", args: ["1000"] };
+    const child = (await first.wire.request("process.spawn", start)).pid;
+    const targets = readdirSync(`/proc/${child}/fd`).map((name) => [name, readlinkSync(`/proc/${child}/fd/${name}`)]);
+    const others = targets.filter(([name, target]) => Number(name) > 2 && target !== "/dev/null");
+    same(others, [], "what a process has beside its 0 to 2");
+    process.kill(pid, "SIGKILL");
+    await first.wire.closed;
+    same((await serve()).how, "started");
+    const next = await open();
+    const { processes } = await next.wire.request("process.list");
+    same([processes[0].pid, processes[0].running], [child, true]);
+    same((await next.wire.request("process.killAndWait", { id: "a" })).died, true);
+    await next.close();
   },
   async join(_runtime, { serve, run, socket, directory, wire: open }) {
     const first = await serve();
