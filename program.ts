@@ -8,7 +8,6 @@ import { openSync, readFileSync, statSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { cannot, capture, safely } from "./failure.ts";
-import { readLimit } from "./host.ts";
 import type { Identity } from "./record.ts";
 import { identify, livenessOf, namesIn, readText, writeOwnFile } from "./record.ts";
 import type { Places } from "./socket.ts";
@@ -228,7 +227,7 @@ function inheritedDescriptors(marked: number): number[] {
   const isInherited = (descriptor: number): boolean =>
     (parseInt(capture(/^flags:\s+(\d+)/m, readText(`/proc/self/fdinfo/${descriptor}`)) || "2000000", 8) & 0o2000000) ===
     0; // O_CLOEXEC
-  const limit = readLimit("Max open files", { readFile: readText }); // dup2(2) takes none beyond it
+  const limit = Number(capture(/^Max open files\s+(\d+)/m, readText("/proc/self/limits")) || Infinity); // dup2(2) takes none beyond it
   return namesIn("/proc/self/fdinfo")
     .map(Number)
     .filter((descriptor) => descriptor > marked && isInherited(descriptor) && descriptor < limit);
