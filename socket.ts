@@ -435,6 +435,7 @@ export async function readToken(
     throw cannot(`${doing}: it is empty, a token is needed`, { exit: exitCodes.noPermission, hint });
   if (Buffer.byteLength(token) > maxTokenBytes)
     throw cannot(`${doing}: its first line has over ${maxTokenBytes} bytes`, { exit: exitCodes.noPermission, hint });
+  if (bytes.indexOf(token) !== 0) throw cannot(`${doing}: it is not UTF-8`, { exit: exitCodes.noPermission, hint });
   return token;
 }
 
@@ -445,13 +446,22 @@ function judgeTokenFile(
   warn: ((text: string, hint: string) => void) | undefined,
 ): void {
   if (!stats.isFile() || typeof source === "number") return;
+  const { uid, gid } = stats;
+  const [ourUid, ourGid] = [process.geteuid!(), process.getegid!()];
   const mode = (stats.mode & 0o777).toString(8);
   const hint = `chmod 600 '${source}'`;
-  if ((stats.mode & 0o002) !== 0)
-    throw cannot(`${doing}: its mode is ${mode}, others must not be able to write to it`, {
-      exit: exitCodes.noPermission,
-      hint,
-    });
+  const exit = exitCodes.noPermission;
+  if ((stats.mode & 0o002) !== 0 || ((stats.mode & 0o020) !== 0 && gid !== ourGid))
+    // a umask of 002 leaves it to our own
+    throw cannot(`${doing}: its mode is ${mode}, others must not be able to write to it`, { exit, hint });
+  if (uid !== ourUid && uid !== 0) {
+    if (ourUid !== 0)
+      throw cannot(`${doing}: it belongs to user ${uid}, it must be ours`, {
+        exit,
+        hint: "copy it to a file of your own, mode 600",
+      });
+    warn?.(`the token file "${source}" belongs to user ${uid}, who may read and write it`, `chown root '${source}'`);
+  }
   if ((stats.mode & 0o044) !== 0) warn?.(`others may read the token file "${source}": its mode is ${mode}`, hint);
 }
 

@@ -1,6 +1,6 @@
 /** Where the files of a socket are, its names, its tokens, and who publishes it. */
 
-import { spawn, spawnSync } from "node:child_process";
+import { execFileSync, spawn, spawnSync } from "node:child_process";
 import {
   chmodSync,
   closeSync,
@@ -252,6 +252,7 @@ const tokens: [what: string, text: string | Buffer, expected: string | RegExp][]
   ["nothing", "", /it is empty, a token is needed$/],
   ["an empty line", "\nsecret\n", /it is empty, a token is needed$/],
   ["spaces", "  \r\n", /it is empty, a token is needed$/],
+  ["what is not UTF-8", Buffer.from("c3a9ff0a", "hex"), /it is not UTF-8$/],
 ];
 for (const [what, text, expected] of tokens) {
   token(`reads ${what}, from a file and from a pipe`, () =>
@@ -302,6 +303,36 @@ for (const [what, make, exit, words] of noTokens) {
   );
 }
 
+(process.getuid!() === 0 ? token : token.skip)("judges a file by who else may write to it", () =>
+  withDirectory(async ({ directory }) => {
+    const path = join(directory, "t");
+    chmodSync(directory, 0o755);
+    const other = `the token file "${path}" belongs to user 5002, who may read and write it`;
+    for (const [uid, owner, mode, outcome] of [
+      [0, "0:0", 0o660, /its mode is 660$/],
+      [0, "0:6000", 0o660, "its mode is 660, others must not be able to write to it"],
+      [0, "5002:5002", 0o600, other],
+      [5001, "5001:5001", 0o660, /its mode is 660$/],
+      [5001, "5001:6000", 0o620, "its mode is 620, others must not be able to write to it"],
+      [5001, "5002:5002", 0o644, "it belongs to user 5002, it must be ours"],
+      [5001, "0:0", 0o644, /its mode is 644$/],
+    ] as const) {
+      writeFileSync(path, "secret\n");
+      chmodSync(path, mode);
+      execFileSync("chown", [owner, path]);
+      const warned: string[] = [];
+      process.setegid!(uid);
+      process.seteuid!(uid);
+      const read = await readToken(path, (text) => warned.push(text)).catch((error: Failure) => error);
+      process.seteuid!(0);
+      process.setegid!(0);
+      const words = read instanceof Failure ? read.message.replace(/^.*?": /, "") : warned.join();
+      assert.is(read instanceof Failure ? read.exit : 0, / must /.test(words) ? 77 : 0);
+      if (typeof outcome === "string") assert.is(words, outcome);
+      else assert.match(words, outcome);
+    }
+  }),
+);
 token("warns of a file that others may read, with the command that mends it", () =>
   withDirectory(async ({ directory }) => {
     const path = join(directory, "t");
