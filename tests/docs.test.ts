@@ -12,11 +12,8 @@ import { help } from "../arguments.ts";
 import { pageOf } from "../doctor.ts";
 import { errorCodes, exitCodes } from "../failure.ts";
 import { holdfast, openSocket, withDaemon, withDirectory } from "./daemon.ts";
+import { commandsOf, documents, isForHost, manuals, notTyped } from "./documents.ts";
 
-const documents = [
-  ...readdirSync(".").filter((name) => name.endsWith(".md")),
-  ...["docs", "bench", "examples"].flatMap((folder) => readdirSync(folder).map((name) => `${folder}/${name}`)),
-].filter((path) => path.endsWith(".md"));
 const texts = new Map(documents.map((path) => [path, readFileSync(path, "utf8")]));
 /** What a user reads; not the history, nor what is for those who change it. */
 const forUsers = documents.filter((path) => path === "README.md" || path.startsWith("docs/"));
@@ -139,6 +136,29 @@ test("name the commands of npm that this project has", () => {
   const { scripts } = JSON.parse(readFileSync("package.json", "utf8"));
   for (const [path, text] of texts)
     for (const [, name] of text.matchAll(/npm run ([\w:]+)/g)) assert.ok(name! in scripts, `${name} of ${path}`);
+});
+
+const version = spawnSync(process.execPath, ["dist/holdfast.js", "--version", "--json"], { encoding: "utf8" });
+const hash: string = JSON.parse(version.stdout).sha256;
+/** What is typed here, where dist/ is, and what it is to say. */
+const typedHere: Record<string, RegExp> = {
+  "node -e 0": /^$/,
+  'sed "s/$hash/$(printf %064d 0)/" holdfast.js | sha256sum': new RegExp(`^${hash} `),
+};
+
+test("have no command that is not typed by a test, unless it is said why", () => {
+  const commands = manuals.flatMap(commandsOf);
+  const local = commands.filter((command) => !isForHost(command) && !(command.line in notTyped));
+  for (const { line, exitCode } of local) {
+    assert.ok(line in typedHere, `"${line}" is typed here, or stands in notTyped of tests/documents.ts`);
+    const env = { ...process.env, hash };
+    const { status, stdout } = spawnSync("bash", ["-c", line], { cwd: "dist", env, encoding: "utf8", input: "" });
+    assert.is(status, exitCode, line);
+    assert.match(stdout, typedHere[line]!, line);
+  }
+  const lines = commands.map(({ line }) => line);
+  for (const line of [...Object.keys(notTyped), ...Object.keys(typedHere)])
+    assert.ok(lines.includes(line), `"${line}" stands in a document`);
 });
 
 /** As a heading is addressed on the pages of a repository's host. */

@@ -15,7 +15,18 @@
 
 import type { ChildProcessByStdio, ChildProcessWithoutNullStreams } from "node:child_process";
 import { spawn } from "node:child_process";
-import { accessSync, constants, existsSync, readdirSync, readFileSync } from "node:fs";
+import {
+  accessSync,
+  chownSync,
+  constants,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  writeFileSync,
+} from "node:fs";
+import { resolve } from "node:path";
 import { createInterface } from "node:readline";
 import type { Readable, Writable } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -239,7 +250,7 @@ function bootVariables(options: HostOptions, lower: string): NodeJS.ProcessEnv {
 const enterNetwork = (init: number): string[] => ["nsenter", "-t", String(init), "-n"];
 
 /** What runs on the host. */
-function reachOf({ init, login, clients }: Machine) {
+function reachOf({ init, root, login, clients }: Machine) {
   const network = enterNetwork(init).slice(1);
   const ssh = (user: string, command: string, options: RunOptions = {}): Promise<Result> =>
     run("nsenter", [...network, "ssh", ...login, ...(options.sshArgs ?? []), `${user}@127.0.0.1`, command], options);
@@ -256,11 +267,15 @@ function reachOf({ init, login, clients }: Machine) {
       return child;
     },
 
-    /** Copies a file of this machine to a user, by scp. */
+    /** Gives a user a file of this machine, as scp does, but without a session: the path is absolute, or below the home directory. */
     async copy(user: string, localFile: string, remotePath: string) {
-      const target = `${user}@127.0.0.1:${remotePath}`;
-      const copied = await run("nsenter", [...network, "scp", "-q", ...login, localFile, target]);
-      if (copied.code !== 0) throw new Error(`Cannot copy "${localFile}" to the host: ${copied.stderr}`);
+      give(root, user, remotePath, (path) => copyFileSync(localFile, path));
+    },
+
+    /** Gives a user a directory `.run` and a file `token`, for him alone, where he has none. */
+    async prepare(user: string) {
+      give(root, user, ".run", (path) => mkdirSync(path, { mode: 0o700, recursive: true }));
+      give(root, user, "token", (path) => writeFileSync(path, "secret\n", { mode: 0o600 }));
     },
 
     /** Runs a program in all the host's namespaces without a session. Not for loginctl: logind would not know its cgroup. */
@@ -274,7 +289,7 @@ type Reach = ReturnType<typeof reachOf>;
 /** What is to be seen of it from outside. */
 function sightOf(machine: Machine, { inside }: Reach) {
   const { root, cgroup, cgroupPath } = machine;
-  const uidOf = (user: string): number => uidOn(root, user);
+  const uidOf = (user: string): number => userOn(root, user).uid;
   const sessions = (user?: string): HostSession[] => sessionsOf(root, user === undefined ? undefined : uidOf(user));
   const hasUserManager = (user: string): boolean =>
     existsSync(`${cgroup}/user.slice/user-${uidOf(user)}.slice/user@${uidOf(user)}.service`);
@@ -354,12 +369,21 @@ interface HostSession {
   state: string;
 }
 
-function uidOn(root: string, user: string): number {
+/** Makes something at a path of a host, from outside, that is the user's. */
+function give(root: string, user: string, remotePath: string, make: (path: string) => void): void {
+  const { uid, gid, home } = userOn(root, user);
+  const path = `${root}${resolve(home, remotePath)}`;
+  make(path);
+  chownSync(path, uid, gid);
+}
+
+function userOn(root: string, user: string): { uid: number; gid: number; home: string } {
   const line = readFileSync(`${root}/etc/passwd`, "utf8")
     .split("\n")
     .find((line) => line.startsWith(`${user}:`));
   if (line === undefined) throw new Error(`The host has no user "${user}"`);
-  return Number(line.split(":")[2]);
+  const [, , uid, gid, , home] = line.split(":");
+  return { uid: Number(uid), gid: Number(gid), home: home! };
 }
 
 function sessionsOf(root: string, uid: number | undefined): HostSession[] {

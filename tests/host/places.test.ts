@@ -78,9 +78,7 @@ places(
     withHost(quick({ users: ["dev", "ann+linger", "eve"], pre: perConnection }), async (host) => {
       const by = (user: string) => (_host: Host, command: string) =>
         host.ssh(user, command, { sshArgs: ["-p", "2222"] });
-      const before = () => host.sleepUntilUserManagerEnded("dev"); // that of the copying
       await checkWay(host, {
-        before,
         run: by("dev"),
         says: /in sshd-each@.*survives logout: no\)/,
         warns: /KillMode=control-group.*\n.*enable-linger dev/,
@@ -278,9 +276,7 @@ places("by sudo in another user's session shares that session's fate, and names 
         await host.sleepUntilLoggedOut("dev");
         return result;
       };
-      const before = () => host.sleepUntilUserManagerEnded("ann"); // that of the copying
       await checkWay(host, {
-        before,
         user: "ann",
         run: by("ann"),
         says: /in a session of dev; survives logout: no\)/,

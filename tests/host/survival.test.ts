@@ -7,13 +7,14 @@
 
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { builtFile, frameOf, messagesIn, outcomeOf, request } from "../daemon.ts";
+import { builtFile, frameOf, messagesIn, outcomeOf, request, sideBySide } from "../daemon.ts";
 import type { Host } from "./host.ts";
 import { requireHosts, withHost } from "./host.ts";
+import { assertFate } from "./ways.ts";
 
 requireHosts(2);
 
-/** UserStopDelaySec= is 10 s: what ends with the user manager is gone by then. */
+/** UserStopDelaySec= is 10 s: what ends with the user manager would be gone by then. */
 const loggedOutMs = 14_000;
 
 interface Cell {
@@ -44,7 +45,7 @@ function cellsOf(kill: boolean, polkit: boolean): Cell[] {
 async function runCell(host: Host, { user, enableLinger, says, lives }: Cell, label: string): Promise<void> {
   const [server, socket, token] = [`/home/${user}/server`, `/home/${user}/.run/rpc.sock`, `/home/${user}/token`];
   await host.copy(user, builtFile, server);
-  assert.is((await host.ssh(user, `umask 077; mkdir .run; echo secret > token`)).code, 0);
+  await host.prepare(user);
 
   const started = await host.ssh(
     user,
@@ -67,17 +68,11 @@ async function runCell(host: Host, { user, enableLinger, says, lives }: Cell, la
   if (!lives && enableLinger) assert.match(started.stderr, /could not be switched on: Access denied/);
 
   await host.sleepUntilLoggedOut(user);
-  await new Promise((done) => setTimeout(done, loggedOutMs));
+  await assertFate(host, socket, lives, loggedOutMs, `${label}: ${started.stdout}`);
   assert.is(
     host.sessions(user).filter(({ state }) => state !== "closing").length,
     0,
     `${label}: somebody is logged in`,
-  );
-  const daemons = host.processes(`--launched --socket ${socket}`);
-  assert.is(
-    daemons.length,
-    lives ? 1 : 0,
-    `${label}: said "${started.stdout.trim()}", and after ${loggedOutMs} ms there are: ${JSON.stringify(daemons)}`,
   );
 
   const bridged = await outcomeOf(
@@ -92,8 +87,9 @@ async function runCell(host: Host, { user, enableLinger, says, lives }: Cell, la
 }
 
 const survival = suite("--serve predicts, and the kernel agrees");
+const survivals = sideBySide(survival, 2);
 for (const polkit of [true, false]) {
-  survival(
+  survivals(
     `with ${polkit ? "" : "no "}polkit, killing off and on, lingering off and on, --enable-linger absent and given`,
     async () => {
       await Promise.all(

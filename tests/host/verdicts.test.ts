@@ -151,9 +151,7 @@ const inService =
 
 verdicts("in a service of the system ends with it, and says so; lingering, it takes a scope and lives", () =>
   withHost(quick({ users: ["dev", "ann+linger", "eve", "bob"] }), async (host) => {
-    const before = () => host.sleepUntilUserManagerEnded("dev"); // that of the copying
     await checkWay(host, {
-      before,
       run: inService("dev"),
       says: /in run-.*\.service; survives logout: until run-.*\.service ends\)/,
       warns:
@@ -176,7 +174,6 @@ verdicts("in a service of the system ends with it, and says so; lingering, it ta
     });
     await checkWay(host, {
       user: "bob",
-      before: () => host.sleepUntilUserManagerEnded("bob"),
       run: inService("bob"),
       args: "--require-survival || [ $? = 78 ] && echo was 78",
       says: /was 78/,
@@ -190,8 +187,8 @@ verdicts("in a service with KillMode=process outlives it; but logind removes sha
   withHost(quick({ users: ["dev", "ann+linger"] }), async (host) => {
     const share = "echo 1 >/dev/shm/$USER";
     for (const user of ["dev", "ann"]) await host.root(`su ${user} -c "${share.replace("$USER", user)}"`);
+    await host.sleepUntilUserManagerEnded("dev"); // that of su
     await checkWay(host, {
-      before: () => host.sleepUntilUserManagerEnded("dev"),
       run: inService("dev", "-p KillMode=process"),
       says: /detached; survives logout: yes\)/,
       warns: /^holdfast: warning: .*RemoveIPC=yes.*ipc-removed\]\nholdfast: hint: loginctl enable-linger dev\n$/,

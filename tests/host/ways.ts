@@ -1,10 +1,11 @@
 /** A way into a host: a daemon is started by it, its user leaves, and what was said is compared with what there is. */
 
 import * as assert from "uvu/assert";
-import { builtFile } from "../daemon.ts";
+import { builtFile, sleep } from "../daemon.ts";
 import type { Host, HostOptions, Result } from "./host.ts";
+import { until } from "./host.ts";
 
-/** What ends with the user manager, a second after the last logout, is gone by then. */
+/** What ends with the user manager, a second after the last logout, would be gone by then. */
 const goneMs = 3000;
 /** None may hang; the slowest is a user manager that does not answer for 5 s. */
 const slowestMs = 10_000;
@@ -37,7 +38,7 @@ export async function checkWay(
   const login = run ?? ((_host: Host, command: string) => host.ssh(user, command));
   const socket = `/home/${user}/.run/rpc.sock`;
   await host.copy(user, builtFile, "server");
-  await host.ssh(user, "umask 077; mkdir -p .run; echo secret > token");
+  await host.prepare(user);
   await before?.(host);
   const started = await login(
     host,
@@ -49,10 +50,13 @@ export async function checkWay(
   assert.match(started.stderr, warns ?? /^$/, started.stderr);
   await after?.(host);
   await host.sleepUntilLoggedOut(user);
-  await new Promise((done) => setTimeout(done, goneMs));
-  assert.is(
-    host.processes(`--launched --socket ${socket}`).length,
-    lives ? 1 : 0,
-    `${started.stdout}${started.stderr}`,
-  );
+  await assertFate(host, socket, lives, goneMs, `${started.stdout}${started.stderr}`);
+}
+
+/** A daemon whose user is logged out is still there after some time; or it ends. */
+export async function assertFate(host: Host, socket: string, lives: boolean, ms: number, said: string): Promise<void> {
+  const count = (): number => host.processes(`--launched --socket ${socket}`).length;
+  if (lives) await sleep(ms);
+  else await until(() => count() === 0, `an end of the daemon that said: ${said}`, 10 * ms);
+  assert.is(count(), lives ? 1 : 0, said);
 }

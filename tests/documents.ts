@@ -1,0 +1,80 @@
+/** The commands of the documents: which a test types on a booted host (tests/host/docs.test.ts), or here (tests/docs.test.ts); and which none does, and why. */
+
+import { readdirSync, readFileSync } from "node:fs";
+
+export const documents = [
+  ...readdirSync(".").filter((name) => name.endsWith(".md")),
+  ...["docs", "bench", "examples"].flatMap((folder) => readdirSync(folder).map((name) => `${folder}/${name}`)),
+].filter((path) => path.endsWith(".md"));
+
+export interface Command {
+  /** As it stands there, without prompt and comment. */
+  line: string;
+  /** 0, or what its comment says: `# exit code 75`. */
+  exitCode: number;
+}
+
+/** What a reader would type; the history is not for that. */
+export const manuals = documents.filter((path) => path !== "CHANGELOG.md");
+
+/** Lines of indented blocks, and whole `commands` in a text, that begin with a program that a reader would type; each once, in their order. */
+export function commandsOf(path: string): Command[] {
+  const text = readFileSync(path, "utf8");
+  const block = /^ {4}(?:\$ )?((?:ssh|scp|xargs|npm|npx|node|tar|echo .*\| ssh) .*)$/gm;
+  const inline = /`((?:ssh|scp|npm|node|sed|loginctl) [^`\n]+)`/g;
+  const found = [...text.matchAll(block), ...text.matchAll(inline)].sort((a, b) => a.index! - b.index!);
+  const commands = new Map<string, Command>();
+  for (const [, whole] of found) {
+    const line = whole!.replace(/ +# .*$/, "");
+    const [, exitCode] = /#.*\bexit code (\d+)/.exec(whole!) ?? [];
+    if (!commands.has(line)) commands.set(line, { line, exitCode: Number(exitCode ?? 0) });
+  }
+  return [...commands.values()];
+}
+
+/** It reaches a host; or is what an administrator types on one. */
+export const isForHost = ({ line }: Command): boolean => /^(ssh|scp|xargs|loginctl) |\| ssh /.test(line);
+
+const suite = "it is the suite, or a part of it";
+const minutes = "it takes minutes";
+const part = "it is the beginning of a command, or its name";
+
+/** Commands that no test types, and why. */
+export const notTyped: Record<string, string> = {
+  "npm ci": "it fetches from a registry; .ci/run begins with it",
+  "npm ci && npm run build": "it fetches from a registry; .ci/run does the same",
+  "npm install holdfast": "nothing is published",
+  "npm test": suite,
+  "npm test -- --only unit": suite,
+  "npm test -- --only host": suite,
+  "npm test -- frame rpc": suite,
+  "npm run check": "each of its parts is typed by tests/check.test.ts",
+  "npm run test:host -- --suite bullseye": minutes,
+  "npm run test:host -- --all strangers": minutes,
+  "npm run test:faults": minutes,
+  "npm run test:runtimes": minutes,
+  "npm run fuzz -- --minutes 30": "it takes as long as it says; tests/fuzz.test.ts runs one case by it",
+  "npm run soak": "it takes half an hour; tests/soak.test.ts runs it for seconds",
+  "npm run soak -- --minutes 30": "it takes as long as it says; tests/soak.test.ts runs it for seconds",
+  "npm run bench": minutes,
+  "npm run bench -- --only relay": minutes,
+  "npm run bench -- --only start": minutes,
+  "npm run bench -- --check": minutes,
+  "npm run bench -- --quick": minutes,
+  "npm run host": "its script is run by tests/host/docs.test.ts, without a build beside other tests",
+  "npm run host -- --keep": "as npm run host",
+  "npm run host -- --suite trixie": "as npm run host; the suite's root is made by debootstrap",
+  "npm run release -- 0.2.0": "it commits and tags",
+  "node scripts/map.mjs --write": "it writes ARCHITECTURE.md; tests/map.test.ts compares that with what it would write",
+  "node holdfast.js": part,
+  "node --max-old-space-size=64": part,
+  "node --snapshot-blob": part,
+  "loginctl enable-linger": part,
+  "loginctl disable-linger": part,
+  "loginctl terminate-user": part,
+  "ssh -L": part,
+  "ssh -L 8080:localhost:8080 host": "it forwards until it is ended",
+  "ssh host \"./holdfast.js --run -- sh -c 'a && b'\"": "a and b stand for commands",
+  "tar -xJf node-v22.*-linux-x64.tar.xz --strip-components=2 --wildcards '*/bin/node'":
+    "a tarball of nodejs.org is not here",
+};
