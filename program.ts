@@ -74,6 +74,7 @@ const debugWords = /(^|\s)"?--(inspect|debug)(-port"?\s+\S+|\S*)/g;
 export function daemonEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
   const { NODE_OPTIONS: options, BUN_INSPECT: inspect, ...others } = env;
   const ours = options?.replace(debugWords, "").trim();
+  delete others.CLAUDE_RPC_TOKEN; // a client's: /proc would show it as long as the daemon lives
   if (inspect !== undefined) others.HOLDFAST_BUN_INSPECT = inspect;
   if (options !== ours) others.HOLDFAST_NODE_OPTIONS = options;
   return ours === undefined ? others : { ...others, NODE_OPTIONS: ours };

@@ -70,4 +70,7 @@ for (const [given, ours] of [
     );
   });
 }
+debugged("has no client's token in it", () => {
+  assert.equal(daemonEnvironment({ A: "1", CLAUDE_RPC_TOKEN: "secret" }), { A: "1" });
+});
 debugged.run();
