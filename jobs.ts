@@ -302,8 +302,8 @@ export function printLogs(world: JobsWorld, id: string, lines: number | undefine
 /** Our terminal becomes the process's; with one that it has had before, drawn again. */
 function takeScreen(job: Job, manner: Pick<ScreenWorld, "key" | "isWatching">, before?: TerminalState): void {
   const { world, id, tail } = job;
-  const leaving = manner.key ? `${manner.key.name} leaves it` : "nothing leaves it";
-  if (isatty(2)) world.note(`${leaving}, and it goes on, as when the line is lost: --attach ${id}`);
+  const leaving = manner.key ? `${manner.key.name} leaves it, as a lost line does` : "a lost line leaves it";
+  if (isatty(2)) world.note(`${leaving}; --attach ${id} comes back`);
   const say = { note: besideScreen(() => job.screen, world.note), warn: besideScreen(() => job.screen, world.warn) };
   job.world = { ...world, ...say, start: { ...world.start, progress: say.note } };
   job.screen = openScreen({
@@ -438,7 +438,7 @@ async function reconnect(job: Job): Promise<void> {
   if (missed > 0) job.world.note(`${missed} messages are not held any more`);
   if (!job.isShared && stdinApplied < job.applied)
     job.world.note(`${job.applied - stdinApplied} bytes of its stdin were lost with the daemon`);
-  job.applied = job.isShared ? job.applied : stdinApplied;
+  job.applied = stdinApplied;
   job.reconnecting = undefined;
   listen(job);
   if (job.screen) redrawOn(job.screen, terminal);
@@ -502,15 +502,17 @@ async function passInput(job: Job): Promise<void> {
   await writeInput(job, Buffer.alloc(0), true);
 }
 
-/** Our own stdin goes by offset, and what was not answered is sent again; another's process is never sent anything twice. */
+/**
+ * What was not answered is sent again by offset, so that nothing arrives twice; not to another's process, to which others write, too. Before a line is
+ * lost there is no need of offsets: they would count what others have written for ours.
+ */
 async function writeInput(job: Job, bytes: Buffer, end = false): Promise<void> {
-  const at = job.applied;
-  while (!job.hasEnded) {
+  const before = job.applied;
+  for (let again = {}; !job.hasEnded; ) {
     const sentBy = job.client;
     try {
-      const params = { id: job.id, data: bytes.toString("base64"), end, ...(job.isShared ? {} : { offset: at }) };
-      await job.client.request("process.stdin", params);
-      job.applied = at + bytes.length;
+      const params = { id: job.id, data: bytes.toString("base64"), end, ...again };
+      job.applied = ((await job.client.request("process.stdin", params)) as { applied: number }).applied;
       return;
     } catch (error) {
       const { code } = error as Failure;
@@ -521,9 +523,11 @@ async function writeInput(job: Job, bytes: Buffer, end = false): Promise<void> {
         await sentBy.closed;
         await sleep(0);
         await job.reconnecting;
-        if (!job.isShared) continue;
-        job.world.note(`${bytes.length} bytes of stdin may not have arrived: the daemon died as they were sent`);
-        return;
+        if (job.isShared)
+          return job.world.note(
+            `${bytes.length} bytes of stdin may not have arrived: the daemon died as they were sent`,
+          );
+        again = { offset: Math.min(before, job.applied) };
       }
     }
   }

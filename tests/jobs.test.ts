@@ -353,10 +353,22 @@ backs("pass stdin on from --attach, beside the one that started it", () =>
       () => existsSync(join(site.directory, "remote-server.log")) && site.log().includes('Started "c"'),
       15_000,
     );
-    const second = await shell(site, "(echo from the second; sleep 1) | hf --attach c");
-    assert.equal([second.code, second.stdout.toString()], [0, "from the second\n"]);
+    const second = spawn("bash", ["-c", shellLine(site, "hf --attach c")], { env: site.env });
+    let heard = "";
+    second.stdout.on("data", (chunk: Buffer) => (heard += chunk));
+    let all = "";
+    for (const [name, child] of [
+      ["second", second],
+      ["first", first],
+      ["second", second],
+      ["first", first],
+    ] as const) {
+      child.stdin.write(`from the ${name}\n`);
+      all += `from the ${name}\n`;
+      await until(`both have heard the ${name}: ${said}`, () => said === all && heard === all, 15_000);
+    }
+    second.stdin.end();
     assert.is(await ended, 0);
-    assert.is(said, "from the second\n");
   }),
 );
 

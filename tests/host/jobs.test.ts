@@ -9,7 +9,7 @@ import { builtFile, peerOf, runsAll, sleep } from "../daemon.ts";
 import type { Host, Result, RunOptions } from "./host.ts";
 import { requireHosts, until, withHost } from "./host.ts";
 
-requireHosts(6);
+requireHosts(8);
 
 type SshClient = ReturnType<Host["spawnSsh"]>;
 
