@@ -13,7 +13,7 @@ import { lstatSync, mkdtempSync, rmdirSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Child, Origin, Stdin } from "./children.ts";
-import { createChild, exitFrom, finish, leaveChild, pumpStdin } from "./children.ts";
+import { createChild, finish, leaveChild, pumpStdin } from "./children.ts";
 import { cannot, exitCodes, reasonOf, safely, shorten } from "./failure.ts";
 import type { Adopted } from "./holders.ts";
 import { adoptHeld, closeHolders, probeHolders, sweepHeld } from "./holders.ts";
@@ -21,6 +21,7 @@ import type { KeptAbout, KeptExit, Mark } from "./kept.ts";
 import {
   claimKept,
   createMark,
+  exitFrom,
   isForgotten,
   keptDirectories,
   readAbout,

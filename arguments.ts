@@ -296,7 +296,9 @@ function checkWords(mode: string, words: string[]): void {
 }
 
 function nearestOption(name: string): string | undefined {
-  const found = Object.hasOwn(otherNames, name) ? otherNames[name] : nearest(name.toLowerCase(), [...Object.keys(options), ...Object.keys(modes)]);
+  const found = Object.hasOwn(otherNames, name)
+    ? otherNames[name]
+    : nearest(name.toLowerCase(), [...Object.keys(options), ...Object.keys(modes)]);
   return found && `did you mean --${found}? See --help`;
 }
 

@@ -10,21 +10,20 @@
  */
 
 import { Buffer } from "node:buffer";
-import { readFileSync, writeFileSync } from "node:fs";
 import { constants as osConstants } from "node:os";
 import { cannot, errnoOf, osFailure, safely, shorten } from "./failure.ts";
-import type { About, Exit, Mark } from "./kept.ts";
-import { appendJournal, clearJournal, writeExit, writeMark } from "./kept.ts";
+import type { About, Exit, Killer, Mark } from "./kept.ts";
+import { appendJournal, clearJournal, exitFrom, writeExit, writeMark } from "./kept.ts";
 import type { Terminal } from "./pty.ts";
 import { noteOutput, signalSession } from "./pty.ts";
 import type { Source } from "./readers.ts";
 import { deliver, mayFlow } from "./readers.ts";
 import type { Identity, LivingProcess } from "./record.ts";
-import { livenessOf, livingProcesses, now, soon } from "./record.ts";
+import { livenessOf, now, soon } from "./record.ts";
 import type { Params } from "./rpc.ts";
 import { booleanParam, invalidParam, limitParam } from "./rpc.ts";
-import type { Ended, Running } from "./running.ts";
-import { hasGroup, membersOf } from "./running.ts";
+import type { Ended, Look, Running } from "./running.ts";
+import { createLook, hasGroup, lookNow, lookSince, membersOf, nextLookAt } from "./running.ts";
 import type { Spool } from "./spool.ts";
 import { appendOutput, removeSpool, restSpool } from "./spool.ts";
 
@@ -58,8 +57,6 @@ const killedByMs = 30_000;
 /** Bytes of a stdin's queue are kept in blocks: of a write of its own, or of many small ones. */
 const blockBytes = 64 << 10;
 const smallBytes = 4096;
-/** The kernel's OOM killer takes a child before the daemon: oom_score_adj, 1000 at most (proc(5)). */
-const oomScore = 200;
 /** All of a group's living members are looked for so soon, and then less and less often. */
 const firstScanMs = 20;
 const lastScanMs = 500;
@@ -82,16 +79,19 @@ export interface Shared {
   onOver(child: Child): void;
 }
 
-/** Children that have ended, and whose groups are yet to be looked at: ends that come in a burst share one look at /proc. */
+/** Children that have ended. */
 export interface Ends {
+  /** Their groups are yet to be looked at. */
   readonly waiting: Set<Child>;
-  /** Not before: now(). */
-  nextLookAt: number;
   timer: NodeJS.Timeout | undefined;
+  readonly look: Look;
+  /** Their exit messages are yet to be written: that, and to let their holders go, takes 1 ms, and is done for one in a turn of the event loop. */
+  readonly finishing: Set<Child>;
+  isTurnTaken: boolean;
 }
 
 export function createEnds(): Ends {
-  return { waiting: new Set(), nextLookAt: 0, timer: undefined };
+  return { waiting: new Set(), timer: undefined, look: createLook(), finishing: new Set(), isTurnTaken: false };
 }
 
 export interface Stdin {
@@ -139,7 +139,7 @@ export interface Child extends Source {
   isForgotten: boolean;
   /** Who it is, when it is not under a holder of ours, nor our child: looked at before each signal. */
   known?: Identity;
-  killed?: { by: "client" | "shutdown"; at: number };
+  killed?: { by: Killer; at: number };
   /** Members of its group alive after it: "pid start-time", or undefined until they were looked for; and when all of them were looked for last, how long to wait until the next time. */
   survivors: Set<string> | undefined;
   scannedAt: number;
@@ -201,14 +201,6 @@ export function createChild(shared: Shared, origin: Origin): Child {
   });
   settleSoon(child);
   return child;
-}
-
-/** Raising it is always allowed. Where it is too late, or there is no such file, nothing is lost. */
-export function raiseOomScore(pid: number): void {
-  safely(() => {
-    const own = Number(readFileSync("/proc/self/oom_score_adj", "utf8"));
-    writeFileSync(`/proc/${pid}/oom_score_adj`, String(Math.min(1000, own + oomScore)));
-  });
 }
 
 // Output
@@ -391,20 +383,21 @@ function breakStdin(shared: Shared, child: Child): void {
 
 // Signals
 
-export function kill(_shared: Shared, child: Child, params: Params): object {
-  const isThere = signalGroup(child, signalParam(params), "client");
+export function kill(shared: Shared, child: Child, params: Params): object {
+  const isThere = signalGroup(shared, child, signalParam(params), "client");
   return isThere ? { success: true } : { success: true, alreadyExited: true };
 }
 
-export async function killAndWait(_shared: Shared, child: Child, params: Params): Promise<object> {
+export async function killAndWait(shared: Shared, child: Child, params: Params): Promise<object> {
   const signal = signalParam(params);
   const timeoutMs = Math.min(limitParam(params, "timeoutMs", { max: Number.MAX_SAFE_INTEGER, default: 3000 }), 30_000);
   const escalate = booleanParam(params, "escalate", true);
-  if (!signalGroup(child, signal, "client") && child.exit) return { found: true, died: true, alreadyExited: true };
-  if (await haveEnded([child], timeoutMs)) return { found: true, died: true };
+  if (!signalGroup(shared, child, signal, "client") && child.exit)
+    return { found: true, died: true, alreadyExited: true };
+  if (await haveEnded(shared, [child], timeoutMs)) return { found: true, died: true };
   if (!escalate) return { found: true, died: Boolean(child.exit) };
-  signalGroup(child, "SIGKILL", "client");
-  await haveEnded([child], killWaitMs);
+  signalGroup(shared, child, "SIGKILL", "client");
+  await haveEnded(shared, [child], killWaitMs);
   return { found: true, died: Boolean(child.exit), escalated: true };
 }
 
@@ -419,8 +412,8 @@ function signalParam(params: Params): NodeJS.Signals {
 }
 
 /** @returns false if there is nobody left to signal. */
-export function signalGroup(child: Child, signal: NodeJS.Signals, by: "client" | "shutdown"): boolean {
-  if (!isGroupAlive(child) || (child.known && livenessOf(child.known).state !== "alive")) return false;
+export function signalGroup({ ends }: Shared, child: Child, signal: NodeJS.Signals, by: Killer): boolean {
+  if (!isGroupAlive(ends, child) || (child.known && livenessOf(child.known).state !== "alive")) return false;
   try {
     if (!child.terminal) process.kill(-child.about.pid, signal);
     else if (!signalSession(child.terminal, signal, child.survivors)) return false;
@@ -433,33 +426,34 @@ export function signalGroup(child: Child, signal: NodeJS.Signals, by: "client" |
 }
 
 /** Waits for the whole group of each: grandchildren are to end, too. To look for them is to read all of /proc: less and less often. */
-export function haveEnded(children: Child[], withinMs: number): Promise<boolean> {
+export function haveEnded({ ends }: Shared, children: Child[], withinMs: number): Promise<boolean> {
   for (const child of children) Object.assign(child, { scannedAt: now(), scanMs: firstScanMs });
-  return soon(() => !children.some(seemsAlive), withinMs);
+  return soon(() => !children.some((child) => seemsAlive(ends, child)), withinMs);
 }
 
-function seemsAlive(child: Child): boolean {
+function seemsAlive(ends: Ends, child: Child): boolean {
   if (!child.exit) return true;
   if (!child.terminal && !hasGroup(child.about.pid)) return false;
-  if (now() - child.scannedAt < child.scanMs) return child.survivors?.size !== 0;
-  const isAlive = isGroupAlive(child);
+  const isDue = now() - child.scannedAt >= child.scanMs;
+  const living = isDue ? lookSince(ends.look, child.scannedAt) : undefined;
+  if (!living) return child.survivors?.size !== 0;
   Object.assign(child, { scannedAt: now(), scanMs: Math.min(2 * child.scanMs, lastScanMs) });
-  return isAlive;
+  return isGroupAlive(ends, child, living);
 }
 
 /** Says whether there is someone to signal, and that it is the child's group, not another that has its number by now. */
-export function isGroupAlive(child: Child): boolean {
+export function isGroupAlive({ look }: Ends, child: Child, living?: LivingProcess[]): boolean {
   if (!child.exit) return true;
   const known = child.survivors;
   if (known?.size === 0) return false;
-  const members = survivorsOf(child);
+  const members = survivorsOf(child, living ?? lookNow(look, child.scannedAt));
   const isOurs = known === undefined || members.some((member) => known.has(member));
   child.survivors = new Set(isOurs ? members : []);
   return child.survivors.size > 0;
 }
 
 /** Members of its group, or of the session of its terminal. */
-function survivorsOf({ about, terminal }: Child, living?: LivingProcess[]): string[] {
+function survivorsOf({ about, terminal }: Child, living: LivingProcess[]): string[] {
   return membersOf(about.pid, terminal ? "session" : "group", living);
 }
 
@@ -470,37 +464,48 @@ function noteEnd(shared: Shared, child: Child, how: Ended): void {
   child.exit = exitFrom(how);
   child.endedAt = Date.now();
   child.survivors = undefined;
-  const { ends } = shared;
-  ends.waiting.add(child);
-  const waitMs = ends.nextLookAt - now();
-  if (waitMs <= 0) lookAtEnds(shared);
-  else ends.timer ??= setTimeout(lookAtEnds, waitMs, shared);
+  child.scannedAt = now();
+  shared.ends.waiting.add(child);
+  lookAtEnds(shared);
 }
 
-/** Until then the holder of an ended child is not told, so that its pid is nobody else's; and a look takes a fifth of the time at most. */
+/** Until then the holder of an ended child is not told, so that its pid is nobody else's. Ends that come in a burst share one look. */
 function lookAtEnds(shared: Shared): void {
-  const { ends } = shared;
-  clearTimeout(ends.timer);
-  ends.timer = undefined;
-  const startedAt = now();
-  const ended = [...ends.waiting];
-  ends.waiting.clear();
-  const living = ended.some(({ about, terminal }) => terminal || hasGroup(about.pid)) ? livingProcesses() : undefined;
-  for (const child of ended) child.survivors ??= new Set(survivorsOf(child, living));
-  ends.nextLookAt = now() + 4 * (now() - startedAt);
+  const { waiting, look, timer } = shared.ends;
+  clearTimeout(timer);
+  const ended = [...waiting];
+  const isAnyAlive = ended.some(({ about, terminal }) => terminal || hasGroup(about.pid));
+  const living = isAnyAlive ? lookSince(look, Math.max(...ended.map(({ scannedAt }) => scannedAt))) : [];
+  shared.ends.timer = living ? undefined : setTimeout(lookAtEnds, Math.max(1, nextLookAt(look) - now()), shared);
+  if (!living) return;
+  waiting.clear();
   for (const child of ended) {
+    child.survivors ??= new Set(isAnyAlive ? survivorsOf(child, living) : []);
     if (child.isClosed) {
-      noteClosed(shared, child);
+      finishSoon(shared, child);
       continue;
     }
-    child.exitTimer = setTimeout(finish, shared.limits.exitGraceMs, shared, child);
+    child.exitTimer = setTimeout(finishSoon, shared.limits.exitGraceMs, shared, child);
     setFlow(shared, child);
   }
 }
 
-export function exitFrom({ code, signal, unknown }: Ended): Exit {
-  if (unknown !== undefined) return { exitCode: -1, unknown };
-  return signal === null ? { exitCode: code ?? -1 } : { exitCode: 128 + osConstants.signals[signal], signal };
+function finishSoon(shared: Shared, child: Child): void {
+  shared.ends.finishing.add(child);
+  if (!shared.ends.isTurnTaken) finishNext(shared);
+}
+
+function finishNext(shared: Shared): void {
+  const { ends } = shared;
+  const [child] = ends.finishing;
+  ends.isTurnTaken = child !== undefined;
+  if (!child) return;
+  setImmediate(finishNext, shared);
+  ends.finishing.delete(child);
+  finish(shared, child);
+  if (!child.isClosed || !child.isOver) return; // it has closed its output, and goes on; or a grandchild holds its pipes
+  release(child);
+  deliver(child, []); // nothing more comes for those who waited for it
 }
 
 /** The exit message goes where all that the child itself has said is before it. */
@@ -526,10 +531,7 @@ export function finish(shared: Shared, child: Child): void {
 function noteClosed(shared: Shared, child: Child): void {
   child.isClosed = true;
   if (shared.ends.waiting.has(child)) return; // lookAtEnds() comes back to it
-  finish(shared, child);
-  if (!child.isOver) return; // it has closed its output, and goes on
-  release(child);
-  deliver(child, []); // nothing more comes for those who waited for it
+  finishSoon(shared, child);
 }
 
 export function release(child: Child): void {
@@ -587,7 +589,7 @@ export function describeState({ isOver, exit, stdin }: Child): object {
 
 /** To the next daemon: what was read is in the spool, and known to be. One with plain pipes cannot be left. */
 export function leaveChild({ ends }: Shared, child: Child): void {
-  ends.waiting.delete(child); // the next one sees its end, too: its holder was not told
+  for (const children of [ends.waiting, ends.finishing]) children.delete(child); // the next one sees its end, too: its holder was not told
   clearTimeout(child.burst.timer);
   clearTimeout(child.exitTimer);
   clearTimeout(child.settleTimer);

@@ -22,6 +22,7 @@ import { runtime } from "./program.ts";
 import type { Method, Methods, Params } from "./rpc.ts";
 import {
   booleanParam,
+  decodeBase64,
   integerParam,
   invalidParam,
   isObject,
@@ -39,6 +40,8 @@ const defaultReadBytes = 262_144;
 const readStepBytes = 1 << 16;
 /** A window of UTF-8 that is smaller may hold no whole character, and a client that pages would stand still. */
 const minTextBytes = 4;
+/** Of a file so much is encoded at once, some 1 ms: whole groups of base64. */
+const encodeStepBytes = 3 << 16;
 /** Entries that are read, sorted or encoded at once, some 0.5 ms: between two such steps others have their turn. */
 const listStep = 128;
 
@@ -156,19 +159,6 @@ export function resolvePath(path: string, home: () => string, name = "path"): st
   return path === "~" || path.startsWith("~/") ? home() + path.slice(1) : `${home()}/${path}`;
 }
 
-/**
- * Decodes base64 strictly: with its padding, and nothing in between (RFC 4648, section 4).
- *
- * @param name The parameter's, for the error.
- */
-export function decodeBase64(text: string, name: string): Buffer {
-  const bytes = Buffer.from(text, "base64");
-  // Buffer.from skips what is not base64 and ends at a "=": then bytes are missing. It takes the URL's alphabet, too, and bits that are too many.
-  const isWhole = text.length === Math.ceil(bytes.length / 3) * 4 && !text.includes("-") && !text.includes("_");
-  if (isWhole && bytes.toString("base64", bytes.length - (bytes.length % 3 || 3)) === text.slice(-4)) return bytes;
-  throw invalidParam(name, text, "base64 with padding");
-}
-
 async function statPath(path: BytePath): Promise<object> {
   const stats = await during(`stat "${wordsOf(path)}"`, () => unlessAbsent(stat(onDisk(path))));
   if (!stats) return { exists: false, isDir: false, size: 0, mode: "" };
@@ -264,27 +254,41 @@ async function readFile(path: BytePath, params: Params): Promise<object> {
       if (!isWindow && size > maxBytes) throw tooLarge(words, `${size}`, maxBytes);
       const bytes = await readBytes(handle, offset, isWindow ? maxBytes : maxBytes + 1);
       if (!isWindow && bytes.length > maxBytes) throw tooLarge(words, `more than ${maxBytes}`, maxBytes); // in /proc, or it grows
-      const { content, end } = contentOf(bytes, words, encoding, offset, isWindow);
-      const found = { content, exists: true, size: Math.max(size, bytes.length === 0 ? 0 : offset + bytes.length) };
-      return isWindow ? { ...found, nextOffset: end } : found;
+      const isText = encoding === "utf8";
+      const start = isText && offset > 0 ? bytes.toString("latin1", 0, 3).search(/[^\x80-\xbf]|$/) : 0; // of a character that the last window left
+      const texts = await encodeContent(bytes.subarray(start), words, isText, isWindow);
+      const found = { exists: true, size: Math.max(size, bytes.length === 0 ? 0 : offset + bytes.length) };
+      const textBytes = texts.reduce((sum, text) => sum + Buffer.byteLength(text), 0);
+      const end = offset + (isText ? start + textBytes : bytes.length);
+      return joinContent(texts, isWindow ? { ...found, nextOffset: end } : found);
     } finally {
       await handle.close();
     }
   });
 }
 
-/** What was read at an offset, encoded; and where it ends in the file. */
-function contentOf(
-  bytes: Buffer,
-  words: string,
-  encoding: "utf8" | "base64",
-  offset: number,
-  isWindow: boolean,
-): { content: string; end: number } {
-  if (encoding === "base64") return { content: bytes.toString("base64"), end: offset + bytes.length };
-  const from = offset > 0 ? /^[\x80-\xbf]{0,3}/.exec(bytes.toString("latin1", 0, 3))![0].length : 0; // of a character that the last window left
-  const content = decodeText(bytes.subarray(from), words, isWindow);
-  return { content, end: offset + from + Buffer.byteLength(content) };
+/** @param isWindow A character that the end cuts is left out, but not when it is all there is. */
+async function encodeContent(bytes: Buffer, words: string, isText: boolean, isWindow: boolean): Promise<string[]> {
+  const decoder = createDecoder();
+  const texts: string[] = [];
+  for (let at = 0; at < bytes.length; at += encodeStepBytes) {
+    if (at > 0) await othersTurn();
+    const piece = bytes.subarray(at, at + encodeStepBytes);
+    const isMore = isWindow || at + encodeStepBytes < bytes.length;
+    texts.push(isText ? decodeText(decoder, piece, words, isMore) : piece.toString("base64"));
+  }
+  if (texts.length === 1 && texts[0] === "") return [decodeText(createDecoder(), bytes, words, false)];
+  return texts;
+}
+
+async function joinContent(texts: string[], rest: object): Promise<object> {
+  if (texts.length <= 1) return { content: texts[0] ?? "", ...rest };
+  const pieces = [Buffer.from('{"content":"')];
+  for (const text of texts) {
+    pieces.push(Buffer.from(JSON.stringify(text).slice(1, -1)));
+    await othersTurn();
+  }
+  return new JsonPieces([...pieces, Buffer.from(`",${JSON.stringify(rest).slice(1)}`)]);
 }
 
 /** Looks before it opens, and again after: between the two the path may have become another file, for which O_NONBLOCK is there. */
@@ -314,24 +318,19 @@ async function readBytes(handle: FileHandle, offset: number, maxBytes: number): 
   return Buffer.concat(chunks);
 }
 
+const createDecoder = () => new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }); // ignoreBOM keeps it
+
 /**
  * Refuses what is not UTF-8: with replacement characters in it, a file that is read, edited and written would be spoilt.
  *
- * @param stream A character that the end cuts is left out, but not when it is all there is.
+ * @param stream A character that the end cuts comes with the next bytes.
  */
-function decodeText(bytes: Buffer, path: string, stream: boolean): string {
+function decodeText(decoder: ReturnType<typeof createDecoder>, bytes: Buffer, path: string, stream: boolean): string {
   try {
-    const options = { fatal: true, ignoreBOM: true }; // ignoreBOM keeps it
-    return (
-      new TextDecoder("utf-8", options).decode(bytes, { stream }) || new TextDecoder("utf-8", options).decode(bytes)
-    );
-  } catch (error) {
-    const data = { errno: "EILSEQ" };
-    throw cannot(`read "${path}" as utf8: it is not UTF-8`, {
-      data,
-      hint: 'read it with encoding "base64"',
-      cause: error,
-    });
+    return decoder.decode(bytes, { stream });
+  } catch (cause) {
+    const hint = 'read it with encoding "base64"';
+    throw cannot(`read "${path}" as utf8: it is not UTF-8`, { data: { errno: "EILSEQ" }, hint, cause });
   }
 }
 

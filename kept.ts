@@ -24,6 +24,7 @@ import {
   truncateSync,
   writeSync,
 } from "node:fs";
+import { constants as osConstants } from "node:os";
 import { join } from "node:path";
 import { cannot, errnoOf, reasonOf, safely } from "./failure.ts";
 import type { Holders } from "./holders.ts";
@@ -31,7 +32,7 @@ import { closeHolders, probeHolders } from "./holders.ts";
 import type { Claim, Identity } from "./record.ts";
 import { kindOf, namesIn, readOwnFile, tryClaim, writeOwnFile } from "./record.ts";
 
-import type { Watch } from "./running.ts";
+import type { Ended, Watch } from "./running.ts";
 import { makeDirectories } from "./socket.ts";
 import type { Room } from "./spool.ts";
 
@@ -85,12 +86,14 @@ export interface KeptAbout extends About {
   process: Identity;
 }
 
+export type Killer = "client" | "shutdown";
+
 /** A child that a signal ended has the exit code that a shell would give it: 128 + the signal's number. */
 export interface Exit {
   /** -1 where it is not known. */
   exitCode: number;
   signal?: NodeJS.Signals;
-  killedBy?: "client" | "shutdown";
+  killedBy?: Killer;
   /** Why it is not known. */
   unknown?: string;
 }
@@ -174,6 +177,11 @@ export async function closeKept({ room, holders, claim }: Keeper): Promise<void>
   if (found !== undefined && typeof found !== "string") await closeHolders(found);
   claim?.release();
   if (room.path !== undefined) safely(() => rmdirSync(room.path!)); // unless something is kept in it
+}
+
+export function exitFrom({ code, signal, unknown }: Ended): Exit {
+  if (unknown !== undefined) return { exitCode: -1, unknown };
+  return signal === null ? { exitCode: code ?? -1 } : { exitCode: 128 + osConstants.signals[signal], signal };
 }
 
 export function writeAbout(directory: string, about: KeptAbout): void {

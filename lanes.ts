@@ -4,6 +4,7 @@
  *     a path ─▶ a mount of NFS, FUSE or the like   1 request at once, and stat(1) asks whether it answers at all
  *               else a read or a list              4 at once, large ones 1; and not for a connection that does not take what it has
  *               else                               no lane
+ *     a start of a child                             4 at once, one in a turn of the event loop
  *
  * A system call on a mount that has died returns when it comes back, or never: until then it holds one of libuv's 4 threads. So the client is told,
  * the thread is left to it, and the next ones are refused. What must not block at all, the event loop, is not let near such a mount: see processes.ts.
@@ -13,7 +14,7 @@ import { spawn } from "node:child_process";
 import { readlink } from "node:fs/promises";
 import type { Failure } from "./failure.ts";
 import { cannot, safely } from "./failure.ts";
-import { now, readText } from "./record.ts";
+import { now, readText, sleep } from "./record.ts";
 import type { Peer } from "./rpc.ts";
 
 /** File systems behind which there is another machine, or a program. */
@@ -26,6 +27,10 @@ const mountsMs = 1000;
 export const maxLinks = 40;
 /** A connection that has this much unread is not read for. */
 const maxUnsentBytes = 16 << 20;
+
+/** Starts at once; one that takes longer counts no more. */
+const startsAtOnce = 4;
+const slowStartMs = 100;
 
 interface Lane {
   /** Where it is mounted, and its id; a lane of our own has none. */
@@ -117,6 +122,53 @@ export async function runInLane<T>(
     if (size === "nested") void start();
     else queue(lane, start);
     watch(lane);
+  });
+}
+
+/** What is started: one in a turn of the event loop, since to fork takes some ms, and a few at once, since each takes the processors from everybody. */
+export interface Starts {
+  readonly waiting: { by: unknown; go(): void }[];
+  count: number;
+  isTurnTaken: boolean;
+  /** Who was last: while others wait, it is not next. */
+  last: unknown;
+}
+
+export function createStarts(): Starts {
+  return { waiting: [], count: 0, isTurnTaken: false, last: undefined };
+}
+
+/** @param by On whose behalf: each of several has its turn. */
+export async function startInTurn<T>(starts: Starts, by: unknown, start: () => Promise<T>): Promise<T> {
+  await new Promise<void>((go) => {
+    starts.waiting.push({ by, go });
+    startNext(starts);
+  });
+  const started = Promise.resolve().then(start); // it may also throw
+  void Promise.race([started.catch(() => {}), sleep(slowStartMs)]).then(() => {
+    starts.count--;
+    startNext(starts);
+  });
+  return started;
+}
+
+function startNext(starts: Starts): void {
+  const { waiting, last } = starts;
+  if (starts.isTurnTaken || starts.count === startsAtOnce || waiting.length === 0) return;
+  const [next] = waiting.splice(
+    Math.max(
+      0,
+      waiting.findIndex(({ by }) => by !== last),
+    ),
+    1,
+  );
+  starts.count++;
+  starts.last = next!.by;
+  starts.isTurnTaken = true;
+  next!.go();
+  setImmediate(() => {
+    starts.isTurnTaken = false;
+    startNext(starts);
   });
 }
 

@@ -30,7 +30,6 @@ import {
   listArguments,
   maxListedText,
   pumpStdin,
-  raiseOomScore,
   refuseClosedStdin,
   release,
   signalGroup,
@@ -45,11 +44,10 @@ import {
   startFailure,
 } from "./environment.ts";
 import { cannot, errorCodes, Failure, reasonOf, safely, shorten } from "./failure.ts";
-import { decodeBase64 } from "./files.ts";
 import { droppedNames, startHeld, takeDirectory } from "./holders.ts";
 import { closeKept, createMark, format, holdersOf, writeAbout, writeForgotten, writeMark } from "./kept.ts";
-import type { Lanes } from "./lanes.ts";
-import { createLanes, hasFarMounts } from "./lanes.ts";
+import type { Lanes, Starts } from "./lanes.ts";
+import { createLanes, createStarts, hasFarMounts, startInTurn } from "./lanes.ts";
 import type { TerminalKeeper, TerminalRequest } from "./pty.ts";
 import {
   createTerminal,
@@ -67,6 +65,7 @@ import { identify, now, sleep, soon } from "./record.ts";
 import type { Caller, Method, Methods, Params, Peer } from "./rpc.ts";
 import {
   booleanParam,
+  decodeBase64,
   integerParam,
   invalidParam,
   knownParams,
@@ -76,7 +75,7 @@ import {
   stringParam,
 } from "./rpc.ts";
 import type { Running, Start } from "./running.ts";
-import { createWatch, startWithPipes } from "./running.ts";
+import { createWatch, raiseOomScore, startWithPipes } from "./running.ts";
 import { homeDirectory } from "./socket.ts";
 import type { Room, Spool } from "./spool.ts";
 import { createRoom, createSpool, emptySpool, removeSpool } from "./spool.ts";
@@ -119,6 +118,7 @@ export interface Processes extends Shared, TerminalKeeper {
   readonly children: Map<string, Child>;
   /** Settled when the child is there, or is not going to be. */
   readonly starting: Map<string, Promise<void>>;
+  readonly starts: Starts;
   readonly links: Map<Peer, Link>;
   /** Children that have ended, in the order of their ends. */
   readonly ended: Set<Child>;
@@ -182,6 +182,7 @@ export function createProcesses(world: ProcessWorld): Processes {
     room: world.room ?? roomOf(world, lanes),
     children: new Map(),
     starting: new Map(),
+    starts: createStarts(),
     links: new Map(),
     ended: new Set(),
     forgotten: new Set(),
@@ -285,13 +286,13 @@ export async function startNoMore(processes: Processes): Promise<void> {
 }
 
 export async function endThese(processes: Processes, children: Child[], graceMs: number): Promise<number> {
-  const groups = children.filter(isGroupAlive);
+  const groups = children.filter((child) => isGroupAlive(processes.ends, child));
   const alive = groups.filter(({ exit }) => !exit).length;
-  for (const child of groups) safely(() => signalGroup(child, "SIGTERM", "shutdown")); // EPERM: a set-uid program
-  for (const child of groups) if (child.terminal) safely(() => signalGroup(child, "SIGHUP", "shutdown")); // a person's shell ignores TERM
-  if (!(await haveEnded(groups, graceMs))) {
-    for (const child of groups) safely(() => signalGroup(child, "SIGKILL", "shutdown"));
-    await haveEnded(groups, killWaitMs);
+  for (const child of groups) safely(() => signalGroup(processes, child, "SIGTERM", "shutdown")); // EPERM: a set-uid program
+  for (const child of groups) if (child.terminal) safely(() => signalGroup(processes, child, "SIGHUP", "shutdown")); // a person's shell ignores TERM
+  if (!(await haveEnded(processes, groups, graceMs))) {
+    for (const child of groups) safely(() => signalGroup(processes, child, "SIGKILL", "shutdown"));
+    await haveEnded(processes, groups, killWaitMs);
   }
   await soon(() => children.every(({ running }) => !running), lastReadMs); // what they have left in their pipes
   for (const child of children) if (child.exit) finish(processes, child);
@@ -335,7 +336,7 @@ async function spawnChild(processes: Processes, params: Params, { peer }: Caller
   let settle!: () => void;
   starting.set(id, new Promise((done) => (settle = done)));
   try {
-    const { child, dropped } = await startChild(processes, request);
+    const { child, dropped } = await startChild(processes, request, peer);
     const before = children.get(id);
     if (before) forget(processes, before, peer.id);
     children.set(id, child);
@@ -393,7 +394,11 @@ export function freeId({ children, starting }: Processes, name: string): string 
   }
 }
 
-async function startChild(processes: Processes, request: Request): Promise<{ child: Child; dropped: string[] }> {
+async function startChild(
+  processes: Processes,
+  request: Request,
+  peer: Peer,
+): Promise<{ child: Child; dropped: string[] }> {
   const { environment, lanes } = processes;
   const { id, command, args, hasNoStdin, umask } = request;
   const env = request.clearEnv
@@ -403,8 +408,10 @@ async function startChild(processes: Processes, request: Request): Promise<{ chi
   const cwd = await findDirectory(request.cwd, environment.home, lanes);
   const path = env.PATH || "";
   await requireAnswers(command, cwd, path, lanes);
-  if (processes.isEnding) throw cannot(`start "${shorten(command)}": the daemon is ending`);
-  const { running, spool, dropped } = await start(processes, request, { command, args, cwd, env, hasNoStdin, umask });
+  const { running, spool, dropped } = await startInTurn(processes.starts, peer, () => {
+    if (processes.isEnding) throw cannot(`start "${shorten(command)}": the daemon is ending`);
+    return start(processes, request, { command, args, cwd, env, hasNoStdin, umask });
+  });
   const about = { id, command, args: listArguments(args), cwd, pid: running.pid, startedAt: Date.now() };
   const rots = { path: path || null, home: env.HOME || null, sshAuthSock: env.SSH_AUTH_SOCK || null };
   const mark = running.holder && createMark();
@@ -556,7 +563,7 @@ function forgetEnded(processes: Processes, child: Child): object {
 }
 
 /** @param by Told to those who still read it. */
-export function forget({ children, ended, forgotten }: Processes, child: Child, by: string): void {
+export function forget({ children, ended, forgotten, ends }: Processes, child: Child, by: string): void {
   for (const reader of child.readers) detach(reader, by);
   child.isForgotten = true;
   if (child.running?.holder) forgetHeld(child);
@@ -565,7 +572,7 @@ export function forget({ children, ended, forgotten }: Processes, child: Child, 
   children.delete(child.id);
   if (child.running || child.survivors?.size !== 0) forgotten.add(child);
   for (const first of [...forgotten].slice(0, 2))
-    if (forgotten.delete(first) && (first.running || isGroupAlive(first))) forgotten.add(first); // looked at in turn
+    if (forgotten.delete(first) && (first.running || isGroupAlive(ends, first))) forgotten.add(first); // looked at in turn
 }
 
 /** While a grandchild has its pipes, the next daemon is to find its holder. */

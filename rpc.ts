@@ -403,6 +403,19 @@ export function stringMapParam(params: Params, name: string): Record<string, str
   return map;
 }
 
+/**
+ * Decodes base64 strictly: with its padding, and nothing in between (RFC 4648, section 4).
+ *
+ * @param name The parameter's, for the error.
+ */
+export function decodeBase64(text: string, name: string): Buffer {
+  const bytes = Buffer.from(text, "base64");
+  // Buffer.from skips what is not base64 and ends at a "=": then bytes are missing. It takes the URL's alphabet, too, and bits that are too many.
+  const isWhole = text.length === Math.ceil(bytes.length / 3) * 4 && !text.includes("-") && !text.includes("_");
+  if (isWhole && bytes.toString("base64", bytes.length - (bytes.length % 3 || 3)) === text.slice(-4)) return bytes;
+  throw invalidParam(name, text, "base64 with padding");
+}
+
 /** Makes the Failure of the helpers above, for a method whose own check is another: `must` completes "it must be …". */
 export function invalidParam(name: string, value: unknown, must: string): Failure {
   return cannot(`use parameter "${cut(name)}": it is ${describe(value)}, it must be ${must}`, {

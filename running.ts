@@ -7,7 +7,7 @@
 import type { Buffer } from "node:buffer";
 import type { ChildProcess } from "node:child_process";
 import { spawn } from "node:child_process";
-import { closeSync, constants, fstatSync, openSync, unlinkSync, writeSync } from "node:fs";
+import { closeSync, constants, fstatSync, openSync, readFileSync, unlinkSync, writeFileSync, writeSync } from "node:fs";
 import type { SocketConstructorOpts } from "node:net";
 import { Socket } from "node:net";
 import { constants as osConstants } from "node:os";
@@ -16,7 +16,7 @@ import { capture, errnoOf, safely } from "./failure.ts";
 import type { StdioItem } from "./program.ts";
 import { maskInherited, runtime } from "./program.ts";
 import type { LivingProcess } from "./record.ts";
-import { livingProcesses, readText } from "./record.ts";
+import { livingProcesses, now, readText } from "./record.ts";
 
 /** At most so much is in node's hands for a stdin that is a pipe. */
 const pipeWriteBytes = 64 << 10;
@@ -28,6 +28,10 @@ const maxWriteWaitMs = 32;
 /** The engine of a terminal takes what its command does not read, without an end: after each 64 KiB its memory is looked at, as long as it has more it is given no more. */
 const typedBytes = 64 << 10;
 const engineBytes = 32 << 20;
+/** The kernel's OOM killer takes a child before the daemon: oom_score_adj, 1000 at most (proc(5)). */
+const oomScore = 200;
+/** What was seen so short a time ago is so: no pid is another's by then. */
+const freshMs = 20;
 /** What a holder's directory has beside files. */
 export const fifoNames = ["out", "err", "start"];
 
@@ -153,6 +157,8 @@ interface Held {
   /** Until the next attempt to write, or the next look, after a fruitless one. */
   writeWaitMs: number;
   lookWaitMs: number;
+  /** One for all writes that took less than they were given. */
+  writeTimer: NodeJS.Timeout | undefined;
 }
 
 /**
@@ -268,6 +274,7 @@ export function runningHeld(
       typed: 0,
       writeWaitMs: 0,
       lookWaitMs: 0,
+      writeTimer: undefined,
     },
   };
   return {
@@ -341,7 +348,10 @@ function writeStdin(held: Held, bytes: Uint8Array): number {
   }
   if (taken === bytes.length) return taken;
   held.writeWaitMs = taken > 0 ? 1 : Math.min(held.writeWaitMs * 2 || 1, maxWriteWaitMs);
-  setTimeout(() => held.events?.writable(), held.writeWaitMs);
+  held.writeTimer ??= setTimeout(() => {
+    held.writeTimer = undefined;
+    held.events?.writable();
+  }, held.writeWaitMs);
   return taken;
 }
 
@@ -453,6 +463,14 @@ function isReadable(pid: number): boolean {
   return isOurs("Uid", process.getuid!()) && isOurs("Gid", process.getgid!());
 }
 
+/** Raising it is always allowed. Where it is too late, or there is no such file, nothing is lost. */
+export function raiseOomScore(pid: number): void {
+  safely(() => {
+    const own = Number(readFileSync("/proc/self/oom_score_adj", "utf8"));
+    writeFileSync(`/proc/${pid}/oom_score_adj`, String(Math.min(1000, own + oomScore)));
+  });
+}
+
 /** Fields of /proc/<pid>/stat from the third on. */
 export function statOf(pid: number): string[] | undefined {
   const stat = readText(`/proc/${pid}/stat`);
@@ -488,4 +506,39 @@ export function hasGroup(group: number): boolean {
   } catch (error) {
     return errnoOf(error) !== "ESRCH";
   }
+}
+
+/** What was seen of all processes: many that wait for ends share it. */
+export interface Look {
+  living: LivingProcess[];
+  /** When it began, and ended: now(). */
+  at: number;
+  endedAt: number;
+}
+
+export function createLook(): Look {
+  return { living: [], at: 0, endedAt: 0 };
+}
+
+/** @returns Who lives, by a look that began after `since`; undefined when it is too early for another. */
+export function lookSince(look: Look, since: number): LivingProcess[] | undefined {
+  if (look.at > since) return look.living;
+  return now() < nextLookAt(look) ? undefined : lookAgain(look);
+}
+
+/** For who cannot wait: by a look that began after `since`, and has just ended. */
+export function lookNow(look: Look, since: number): LivingProcess[] {
+  return look.at > since && now() < look.endedAt + freshMs ? look.living : lookAgain(look);
+}
+
+/** To look takes a fifth of the time at most, where it can wait. */
+export function nextLookAt({ at, endedAt }: Look): number {
+  return endedAt + 4 * (endedAt - at);
+}
+
+function lookAgain(look: Look): LivingProcess[] {
+  look.at = now();
+  look.living = livingProcesses();
+  look.endedAt = now();
+  return look.living;
 }

@@ -24,8 +24,8 @@ import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { Failure } from "../failure.ts";
-import { createFiles, decodeBase64, resolvePath } from "../files.ts";
-import { JsonPieces } from "../rpc.ts";
+import { createFiles, resolvePath } from "../files.ts";
+import { decodeBase64, JsonPieces } from "../rpc.ts";
 
 const isRoot = process.getuid?.() === 0;
 
@@ -553,6 +553,25 @@ read("leaves nothing out of a window at the beginning: there is no character bef
     writeFileSync(join(directory, "f"), Buffer.from("806162", "hex"));
     assert.is((await failureOf(call("read", { path: "f", offset: 0 }))).data?.errno, "EILSEQ");
     assert.is((await call("read", { path: "f", offset: 1 })).content, "ab");
+  }),
+);
+read("encodes a large file in steps, wherever they cut its characters", () =>
+  withDirectory(async (directory, call) => {
+    const text = `\ufeff${'a"\n€😀\u0001'.repeat(100_000)}`;
+    const bytes = Buffer.from(text);
+    writeFileSync(join(directory, "f"), bytes);
+    const maxBytes = 4 << 20;
+    const answer = await createFiles(() => directory).get("files.read")!({ path: "f", maxBytes }, undefined as never);
+    const { pieces } = answer as JsonPieces;
+    assert.is(pieces.length, 2 + Math.ceil(bytes.length / (192 << 10)));
+    const found = JSON.parse(String(Buffer.concat(pieces)));
+    assert.equal([found.content === text, found.exists, found.size], [true, true, bytes.length]);
+    const window = await call("read", { path: "f", maxBytes: 1_000_000, offset: 5 });
+    assert.ok(window.content === bytes.toString("utf8", 5, window.nextOffset) && window.nextOffset > 999_900);
+    const inBase64 = await call("read", { path: "f", maxBytes, encoding: "base64" });
+    assert.ok(inBase64.content === bytes.toString("base64"));
+    writeFileSync(join(directory, "f"), Buffer.concat([bytes, Buffer.from([0xe2])]));
+    assert.is((await failureOf(call("read", { path: "f", maxBytes }))).data?.errno, "EILSEQ");
   }),
 );
 read("refuses at once what is not a regular file", () =>
