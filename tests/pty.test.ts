@@ -413,6 +413,21 @@ seat("goes on when its daemon is killed: the same pid, size, modes, stdin and ex
   assert.equal(ended.terminal, { rows: 21, columns: 50, modes, alternate: true });
 });
 
+seat("goes on under the daemon that replaces its own", async (seat) => {
+  const pid = await seat.start("a", "printf '\\033[?1004h'; read x; echo got $x; stty size; exit 8");
+  await seat.says("a", "1004h");
+  const { socket, tokenFile } = seat.daemon;
+  const replaced = await holdfast(["--serve", "--replace", "--socket", socket, "--token-file", tokenFile]);
+  assert.is(replaced.code, 0, replaced.stderr);
+  seat.wire = openSocket(seat.daemon).wire;
+  const { terminal } = await seat.wire.request("process.reattach", { id: "a", fromSeq: 0 });
+  assert.equal(terminal, { rows: 30, columns: 100, modes: "\x1b[?1004h", alternate: false });
+  assert.is((await seat.entry("a")).pid, pid);
+  await seat.type("a", "it\n");
+  await seat.says("a", "got it\r\n30 100\r\n");
+  assert.is((await seat.exit("a")).exitCode, 8);
+});
+
 seat("has its modes after a flood in which its daemon was killed, too", async (seat) => {
   await seat.start("a", "printf '\\033[?1004h'; seq 3000000; printf '\\033[?1049'; read x; printf 'h'; read x");
   await seat.says("a", "200000");
