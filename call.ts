@@ -49,13 +49,12 @@ export async function call(
   paramsText: string | undefined,
   tokenFile: string | undefined,
 ): Promise<number> {
-  const params = parseParams(paramsText === "-" ? readFileSync(0, "utf8") : (paramsText ?? "{}"));
+  const params = parseParams(paramsText === "-" ? readParams() : (paramsText ?? "{}"));
   const { client, auth } = await connectOwned(places, tokenFile);
   try {
     await client.request("server.authenticate", { token: auth }); // first of all: what a stranger may send is little
     if (method === "process.spawn" || method === "process.reattach") return await stream(client, method, params);
-    print(1, `${cleanText(JSON.stringify(await client.request(method, params)))}\n`);
-    return exitCodes.done;
+    return say(`${cleanText(JSON.stringify(await client.request(method, params)))}\n`);
   } catch (error) {
     throw await explainRefusal(client, method, error as Failure);
   } finally {
@@ -75,6 +74,16 @@ async function explainRefusal(client: Client, method: string, error: Failure): P
     data,
     hint: near ? `did you mean ${near}?` : "see the methods of --call server.capabilities",
   });
+}
+
+/** All of stdin. What is not UTF-8 would name another file. */
+function readParams(): string {
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(readFileSync(0));
+  } catch (error) {
+    if (errnoOf(error) === undefined) throw cannot("read PARAMS: they are not UTF-8", { exit: exitCodes.usage });
+    throw osFailure("read PARAMS from stdin", error);
+  }
 }
 
 function parseParams(text: string): Record<string, unknown> {
@@ -138,6 +147,16 @@ export function print(fd: 1 | 2, output: string | Uint8Array): void {
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, retryMs);
     }
   }
+}
+
+/** Prints the answer of a mode. To somebody who has stopped reading there is nothing to say; a full disk is told. */
+export function say(words: string): number {
+  try {
+    print(1, words);
+  } catch (error) {
+    if ((error as Failure).data?.errno !== "EPIPE") throw error;
+  }
+  return exitCodes.done;
 }
 
 /**

@@ -8,7 +8,7 @@ import { isatty } from "node:tty";
 import type { CommandLine } from "./arguments.ts";
 import { help, helpOf, parseArguments, sizeOf, usage } from "./arguments.ts";
 import { channelEnds, runBridge } from "./bridge.ts";
-import { call, print, printStatus } from "./call.ts";
+import { call, print, printStatus, say } from "./call.ts";
 import type { Started, StartOptions } from "./control.ts";
 import { reachOtherwise, startHere, startServer, stopServer } from "./control.ts";
 import { pageOf, printDoctor } from "./doctor.ts";
@@ -301,16 +301,6 @@ function graceOf({ now, grace }: CommandLine["options"]): number | undefined {
 
 function jsonLine(facts: object): string {
   return `${cleanText(JSON.stringify(facts))}\n`;
-}
-
-/** To somebody who has stopped reading there is nothing to say; a full disk is told. */
-function say(words: string): number {
-  try {
-    print(1, words);
-  } catch (error) {
-    if ((error as Failure).data?.errno !== "EPIPE") throw error;
-  }
-  return exitCodes.done;
 }
 
 /** Lines on stderr begin alike, so that they can be told from those of ssh and of a program. */

@@ -13,12 +13,12 @@ import { constants } from "node:os";
 import type { Writable } from "node:stream";
 import { isatty } from "node:tty";
 import type { Listed } from "./call.ts";
-import { listWords, openOutput, print } from "./call.ts";
+import { listWords, openOutput, print, say } from "./call.ts";
 import type { Client, Message } from "./client.ts";
 import { createClient } from "./client.ts";
 import type { StartOptions } from "./control.ts";
 import { reachOtherwise, startServer } from "./control.ts";
-import { cannot, cleanText, errnoOf, errorCodes, exitCodes, Failure, nearest, osFailure, safely } from "./failure.ts";
+import { cannot, cleanText, errnoOf, errorCodes, exitCodes, Failure, nearest, reasonOf, safely } from "./failure.ts";
 import type { Lifetime } from "./lifetime.ts";
 import { ancestors, areAlive } from "./program.ts";
 import { ownerKey, tryReach } from "./reach.ts";
@@ -295,7 +295,7 @@ export function printLogs(world: JobsWorld, id: string, lines: number | undefine
     if (!follows && running) job.stopSeq = lastSeq;
     if (lastSeq === 0 && !follows) return exitCodes.done;
     await follow(job);
-    return exitCodes.done;
+    return hasLost(job) ? exitCodes.failed : exitCodes.done;
   });
 }
 
@@ -396,8 +396,7 @@ async function follow(
   const { world, outputs } = job;
   for (const [name, output] of Object.entries(outputs))
     output.on("error", (error: unknown) => {
-      if (errnoOf(error) !== "EPIPE")
-        world.warn(`cannot write to ${name}: ${osFailure("", error).message.slice(8)}`, undefined);
+      if (errnoOf(error) !== "EPIPE") world.warn(`cannot write to ${name}: ${reasonOf(error)}`, undefined);
       job.end(errnoOf(error) === "EPIPE" ? exitCodes.done : 125); // nobody reads: it goes on without us
     });
   setInterval(() => areAlive(job.chain) || leave(job), ancestorsMs).unref();
@@ -414,7 +413,12 @@ async function follow(
   );
   if (job.screen) closeScreen(job.screen, job.farewell !== undefined);
   if (job.farewell !== undefined) safely(() => job.world.note(job.farewell!));
-  return code;
+  return code === exitCodes.done && hasLost(job) ? 125 : code;
+}
+
+/** Not all could be written: a disk is full. Who has stopped reading has all they want. */
+function hasLost({ outputs }: Job): boolean {
+  return Object.values(outputs).some(({ errored }) => errored && errnoOf(errored) !== "EPIPE");
 }
 
 /** Takes the messages of a connection, and makes another when it is lost. */
@@ -474,9 +478,11 @@ function write(job: Job, name: "stdout" | "stderr", bytes: Buffer): void {
   const { tail, outputs, socket } = job;
   if (tail) keepTail(tail, name, bytes);
   else if (job.screen) noteModes(job.screen.modes, bytes);
-  if (tail || outputs[name].write(bytes)) return;
+  const output = outputs[name];
+  if (tail || output.write(bytes)) return;
   socket.pause();
-  outputs[name].once("drain", () => job.socket.resume());
+  // one chunk may have many messages
+  if (output.listenerCount("drain") === 0) output.once("drain", () => job.socket.resume());
 }
 
 /** Prints the last lines, and then all that comes. */
@@ -573,8 +579,7 @@ export async function printList(world: JobsWorld, json: boolean): Promise<number
     throw connected;
   const processes = connected instanceof Failure ? [] : await listProcesses(connected.client);
   if (!(connected instanceof Failure)) connected.client.close();
-  print(1, json ? `${cleanText(JSON.stringify({ processes }))}\n` : listWords(processes));
-  return exitCodes.done;
+  return say(json ? `${cleanText(JSON.stringify({ processes }))}\n` : listWords(processes));
 }
 
 /** --kill and --forget: one request about a process. */

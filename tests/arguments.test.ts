@@ -291,4 +291,11 @@ run("is quiet where nobody reads on, and told of a full disk", async () => {
   assert.match(full.stderr, /^holdfast: error: Cannot write the output: no space left on device.*\(ENOSPC\)\n$/i); // Deno has its own words
 });
 
+run("takes no PARAMS that are not UTF-8", async () => {
+  const child = spawn(process.execPath, [builtFile, "--call", "files.stat", "-"]);
+  child.stdin.end(Buffer.from('{"path":"/\xff"}', "latin1"));
+  const { code, stderr } = await outcomeOf(child);
+  assert.equal([code, stderr], [64, "holdfast: error: Cannot read PARAMS: they are not UTF-8\n"]);
+});
+
 for (const test of [parse, run]) test.run();

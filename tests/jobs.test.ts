@@ -488,6 +488,27 @@ backs("lend the processes the SSH agent of the newest connection that is left", 
   }),
 );
 
+back("is quiet where nobody reads on, and a full disk is told, with an exit code", () =>
+  withDirectory(async (site) => {
+    assert.is((await shell(site, "hf --run --id a sh -c 'seq 1000; exit 3'")).code, 3);
+    assert.is((await shell(site, "hf --run --id b seq 1000")).code, 0);
+    for (const [mode, code] of [
+      ["--status", 1],
+      ["--list", 1],
+      ["--call server.ping", 1],
+      ["--logs b", 1],
+      ["--attach b", 125],
+      ["--attach a", 3],
+      ["--run seq 100000", 125],
+    ] as const) {
+      assert.equal([mode, (await shell(site, `hf ${mode} | true`)).stderr], [mode, ""]);
+      const full = await shell(site, `hf ${mode} > /dev/full`);
+      assert.equal([mode, full.code], [mode, code]);
+      assert.match(full.stderr, /annot write .*: no space left on device.*\(ENOSPC\)/i);
+    }
+  }),
+);
+
 const tails = suite("lastLines()");
 for (const [texts, count, expected] of [
   [["a\nb\nc\n"], 2, "b\nc\n"],
