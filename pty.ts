@@ -81,15 +81,17 @@ const retryMs = 60_000;
 const pasteBytes = 64 << 10;
 const floodBytes = 200_000;
 /** What takes nothing more for so long is full. */
-const fullMs = 40;
+const fullMs = 100;
 /** Between two sizes, for a program to see the first: what curses redraws is nothing, when it is set back at once. */
 const redrawMs = 50;
 /** From KILL to the session of a terminal to KILL to its engine. */
 const engineKillMs = 500;
 
-/** The module of its own that python3 has for this. How the command ended is said by ending in the same way. */
+/** The module of its own that python3 has for this. What it ignores itself its command is not to ignore. How the command ended is said by ending in the same way. */
 const pythonScript = `
 import os, pty, resource, signal, sys
+for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(ignored, signal.SIG_DFL)
 how = pty.spawn(sys.argv[1:])
 if os.WIFSIGNALED(how):
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -108,7 +110,8 @@ export function engineOf(keeper: TerminalKeeper): Promise<Engine | string> {
     keeper.log(`[Process] ${typeof found === "string" ? `No terminals: ${found}` : `Terminals are by ${found.path}`}`);
     return found;
   };
-  if (!keeper.hasTerminals && now() - keeper.triedAt > retryMs) keeper.engine = undefined;
+  const isOld = !keeper.hasTerminals && now() - keeper.triedAt > retryMs;
+  if (isOld) Object.assign(keeper, { engine: undefined, triedAt: Number.POSITIVE_INFINITY });
   keeper.engine ??= find().catch(reasonOf);
   return keeper.engine;
 }
@@ -121,14 +124,6 @@ export async function engineSoon(keeper: TerminalKeeper): Promise<void> {
   await soon(() => isKnown, engineWaitMs, 5);
 }
 
-/** The engines of this host that may be tried, best first. */
-export function findEngines(env: NodeJS.ProcessEnv): Engine[] {
-  return (["script", "python3"] as const).flatMap((name) => {
-    const path = findProgram(env, name);
-    return path === undefined ? [] : [{ name, path }];
-  });
-}
-
 /**
  * Finds the first engine that does all that is needed of it.
  *
@@ -138,10 +133,13 @@ export async function probeEngines(holders: Holders, env: NodeJS.ProcessEnv): Pr
   const missing = ["stty", "tty"].find((name) => findProgram(env, name) === undefined);
   if (missing !== undefined) return `there is no ${missing} in PATH`;
   const problems: string[] = [];
-  for (const engine of findEngines(env)) {
+  for (const name of ["script", "python3"] as const) {
+    const path = findProgram(env, name);
+    if (path === undefined) continue;
+    const engine = { name, path };
     const problem = await tryEngine(holders, engine, env);
     if (problem === undefined) return engine;
-    problems.push(`${engine.path} ${problem}`);
+    problems.push(`${path} ${problem}`);
   }
   return problems.join("; ") || "there is neither script (of util-linux) nor python3 in PATH";
 }
@@ -150,14 +148,23 @@ async function tryEngine(holders: Holders, engine: Engine, env: NodeJS.ProcessEn
   const trials = [tryPaste, tryFlood].map(async (trial) => {
     const directory = await takeDirectory(holders);
     try {
-      return await trial(holders, engine, env, directory);
+      return await trial({ holders, engine, env, directory });
     } catch (error) {
       return `does not start a command: ${reasonOf(error)}`;
     } finally {
       rmSync(directory, { recursive: true, force: true });
     }
   });
-  return (await Promise.all(trials)).find((problem) => problem !== undefined);
+  const problems = (await Promise.all(trials)).filter((problem) => problem !== undefined);
+  return problems.length > 0 ? [...new Set(problems)].join(", and ") : undefined;
+}
+
+/** What is tried, and where. */
+interface Tried {
+  holders: Holders;
+  engine: Engine;
+  env: NodeJS.ProcessEnv;
+  directory: string;
 }
 
 /** What is seen of a trial. */
@@ -170,20 +177,11 @@ interface Trial {
   typedAt: number;
 }
 
-async function startTrial(
-  holders: Holders,
-  engine: Engine,
-  env: NodeJS.ProcessEnv,
-  { directory, script, size, input }: { directory: string; script: string; size: Size; input: Buffer },
-): Promise<Trial> {
-  const start = {
-    command: "/bin/sh",
-    args: ["-c", script],
-    cwd: "/",
-    env: { PATH: env.PATH, TERM: "dumb" },
-    hasNoStdin: false,
-    startMs: trialMs,
-  };
+async function startTrial(tried: Tried, script: string, input: Buffer): Promise<Trial> {
+  const { holders, engine, directory } = tried;
+  const env = { PATH: tried.env.PATH, TERM: "dumb" };
+  const start = { command: "/bin/sh", args: ["-c", script], cwd: "/", env, hasNoStdin: false, startMs: trialMs };
+  const size = { rows: 41, columns: 137 };
   const running = await startHeld(holders, directory, terminalStart(holders, engine, directory, start, size));
   const trial: Trial = { running, said: "", how: undefined, isClosed: false, typed: 0, typedAt: 0 };
   const type = (): void => {
@@ -208,15 +206,10 @@ async function startTrial(
 }
 
 /** It is typed 64 KiB, says them again, and ends with 7. */
-async function tryPaste(
-  holders: Holders,
-  engine: Engine,
-  env: NodeJS.ProcessEnv,
-  directory: string,
-): Promise<string | undefined> {
+async function tryPaste(tried: Tried): Promise<string | undefined> {
   const input = Buffer.from(Array.from({ length: pasteBytes }, (_, at) => (at * 31 + (at >> 8)) & 0xff));
   const script = `stty size; stty raw -echo; echo ready; head -c ${pasteBytes}; exit 7`;
-  const trial = await startTrial(holders, engine, env, { directory, script, size: { rows: 41, columns: 137 }, input });
+  const trial = await startTrial(tried, script, input);
   try {
     const isOver = await soon(() => trial.how && trial.isClosed, trialMs, 5);
     if (!trial.said.startsWith("41 137\r\n")) return `does not give it its size, 41 137: ${wordsOf(trial.said)}`;
@@ -231,15 +224,10 @@ async function tryPaste(
 }
 
 /** It is typed what it never reads, and is heard nevertheless. */
-async function tryFlood(
-  holders: Holders,
-  engine: Engine,
-  env: NodeJS.ProcessEnv,
-  directory: string,
-): Promise<string | undefined> {
+async function tryFlood(tried: Tried): Promise<string | undefined> {
   const input = Buffer.alloc(floodBytes, "x");
   const script = "stty raw -echo; echo ready; while :; do echo tick; sleep 0.02; done";
-  const trial = await startTrial(holders, engine, env, { directory, script, size: { rows: 24, columns: 80 }, input });
+  const trial = await startTrial(tried, script, input);
   try {
     const isFull = (): boolean => trial.typedAt > 0 && (trial.typed === floodBytes || now() - trial.typedAt > fullMs);
     if (!(await soon(isFull, trialMs, 5))) return "does not take what is typed";
