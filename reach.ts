@@ -37,6 +37,8 @@ const recallMs = 3000;
 
 /** How long what has ended may take to leave the kernel: closing sockets is a matter of ms, a core dump of a second; a thread on a dead mount never goes. */
 const endingMs = 2000;
+/** So soon a living server that has no business with us has closed the connection or said something, or is none. */
+const silentMs = 200;
 
 /** A daemon that is there: connected to, with its record. */
 export interface Reached {
@@ -323,9 +325,19 @@ export async function isGone(record: DaemonRecord): Promise<boolean> {
   return state !== "unknown" || isOtherHost(record) ? state === "dead" : refuses(record.socket.bound);
 }
 
+/** Nobody listens there; or the daemon is dead, and who has its socket open yet takes no connection. Another server, to which its inode was given, does. */
 async function isUnserved(path: string, record: DaemonRecord): Promise<boolean> {
+  const outcome = await tryConnect(path, 1000);
+  if (!("socket" in outcome)) return "error" in outcome;
+  const { socket } = outcome;
   const { state, isEnding } = livenessOf(record);
-  return (state === "dead" && !isEnding) || refuses(path);
+  const isSilent = new Promise<boolean>((done) => {
+    for (const event of ["data", "end", "error"]) socket.on(event, () => done(false));
+    setTimeout(done, silentMs, true);
+  });
+  const isUnserved = state === "dead" && !isEnding && (await isSilent);
+  socket.destroy();
+  return isUnserved;
 }
 
 export async function refuses(path: string): Promise<boolean> {

@@ -815,7 +815,9 @@ const hasScript = spawnSync("script", ["--version"]).status === 0;
     await until("it has ended", () => /[0-9a-f]{32} .*[0-9a-f]{32} /s.test(shown), 10_000);
     const [first, last] = shown.match(/[0-9a-f]{32}(?= )/g)!;
     assert.is(first, last);
+    const over = new Promise((done) => child.once("close", done));
     child.kill();
+    await over;
   }),
 );
 

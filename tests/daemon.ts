@@ -377,8 +377,10 @@ export interface Site {
   /** Connects to the socket. */
   dial(framing?: "native" | "lines"): Promise<Peer>;
   bridge(args?: string[], framing?: "native" | "lines"): Bridge;
-  /** Pids of the processes that were started here and live. */
+  /** Pids of the processes that were started here and live; not of what daemons have started. */
   processes(): number[];
+  /** Of those, and of what daemons have started. */
+  allProcesses(): number[];
 }
 
 export interface RunOptions {
@@ -446,6 +448,7 @@ function siteIn(directory: string): Site {
     },
     bridge: (args = [], framing = "native") => bridgeOf(["--bridge", "--socket", socket, ...args], env, framing),
     processes: () => processesWith(`HOLDFAST_TEST=${directory}`),
+    allProcesses: () => processesWith(`XDG_STATE_HOME=${env.XDG_STATE_HOME}`, `HOLDFAST_TEST=${directory}`),
   };
   return site;
 }
@@ -465,21 +468,25 @@ async function endAll(site: Site): Promise<string | undefined> {
     const { code, stderr } = await site.command([process.execPath, builtFile, "--stop", "--now", "--socket", socket!]);
     if (code !== 0 || isAlive(Number(pid))) process.stderr.write(`--stop ended with exit code ${code}: ${stderr}\n`);
   }
-  for (let i = 0; i < 30 && site.processes().length > 0; i++) await sleep(10);
-  const left = site.processes();
-  const words = left.map((pid) => readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " "));
-  for (const pid of left) process.kill(pid, "SIGKILL");
+  for (let i = 0; i < 30 && site.allProcesses().length > 0; i++) await sleep(10);
+  const left = site.allProcesses();
+  const words = left.map((pid) => commandLineOf(pid).replaceAll("\0", " "));
+  left.forEach(killGroupOf);
   for (const pid of left) await until(`the end of ${pid}`, () => !isAlive(pid));
   return left.length === 0 ? undefined : `Processes were left: ${words.join("; ")}`;
 }
 
-/** Finds processes by an environment variable: children have it too, whatever their session, parent and name. */
-function processesWith(variable: string): number[] {
+/** Finds processes by one of some environment variables: children have them too, whatever their session, parent and name; but HOLDFAST_* not of a daemon. */
+function processesWith(...variables: string[]): number[] {
+  const isOne = (pid: number): boolean => {
+    const found = readFileSync(`/proc/${pid}/environ`, "latin1").split("\0");
+    return variables.some((variable) => found.includes(variable));
+  };
   return readdirSync("/proc")
     .map(Number)
     .filter((pid) => {
       try {
-        return pid > 0 && readFileSync(`/proc/${pid}/environ`, "latin1").split("\0").includes(variable) && isAlive(pid);
+        return pid > 0 && isOne(pid) && isAlive(pid);
       } catch {
         return false;
       }

@@ -103,7 +103,7 @@ const refusals: Refusal[] = [
     prepare: ({ directory }) => writeFileSync(join(directory, "file"), ""),
     args: at("file/rpc.sock"),
     code: 73,
-    words: /Cannot make the run directory ".*\/file": .*\((EEXIST|ENOTDIR)\)/,
+    words: /Cannot make the run directory ".*\/file": there is a regular file, a directory is needed/,
   },
   {
     what: "the path is too long",

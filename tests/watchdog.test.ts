@@ -20,7 +20,7 @@ async function killAndWait(site: Site, withinMs: number): Promise<number | undef
   const { pid, instance } = site.record();
   const start = performance.now();
   process.kill(pid, "SIGKILL");
-  const isBack = () => site.record().instance !== instance && isAlive(site.record().pid);
+  const isBack = () => site.record().instance !== instance && isAlive(site.record().pid) && existsSync(site.socket); // published after its record
   while (!isBack() && performance.now() - start < withinMs) await sleep(10);
   return isBack() ? performance.now() - start : undefined;
 }
