@@ -31,7 +31,7 @@ import {
 } from "./frame.ts";
 import { ancestors, areAlive, runtime } from "./program.ts";
 import { now } from "./record.ts";
-import { answerTo, errorOf, oversizeAnswer } from "./rpc.ts";
+import { answerTo, errorOf, isId, oversizeAnswer } from "./rpc.ts";
 import { setRaw } from "./terminal.ts";
 
 const connectMs = 5000;
@@ -301,7 +301,7 @@ function createLink(source: Source & { stream: Socket }, instance: string | unde
     source,
     socket: source.stream,
     instance,
-    requests: createFollower(),
+    requests: createFollower(beginsWithId),
     answers: createFollower(),
     answerLines: createFrameDecoder(),
     held: [],
@@ -413,19 +413,31 @@ function addOwed({ owed }: Relay, body: Buffer): void {
   else owed.set(key, { ids, count: 1 });
 }
 
-/** The id of a request; those of a batch; undefined for what is not answered, or cannot be understood in passing. */
+/** The id of a request, as it is answered; those of a batch; undefined for what is not answered, or is not JSON. */
 export function idsIn(body: Buffer): unknown {
-  if (body[0] === 0x5b) {
-    const requests = safely((): unknown => JSON.parse(body.toString()));
-    const ids = Array.isArray(requests)
-      ? requests.flatMap((request) => ("id" in Object(request) ? [request.id] : []))
-      : [];
-    return ids.length > 0 ? ids : undefined;
-  }
-  const id =
-    capture(idFirst, body.toString("utf8", 0, edgeBytes)) ??
-    capture(idLast, body.toString("utf8", Math.max(0, body.length - edgeBytes)));
-  return id === undefined ? undefined : safely((): unknown => JSON.parse(id));
+  const isLarge = body.length > 2 * edgeBytes;
+  const found = isLarge
+    ? (idAtBeginning(body) ?? capture(idLast, body.toString("utf8", body.length - edgeBytes)))
+    : undefined;
+  if (found !== undefined) return answeredId(safely((): unknown => JSON.parse(found)));
+  const request = safely((): unknown => JSON.parse(body.toString()));
+  const requests = (Array.isArray(request) ? request : [request]).filter((one) => "id" in Object(one));
+  const ids = requests.map(({ id }) => answeredId(id));
+  return Array.isArray(request) && ids.length > 0 ? ids : ids[0];
+}
+
+/** Then a large body need not be kept. */
+export function beginsWithId(body: Buffer): boolean {
+  return idAtBeginning(body) !== undefined;
+}
+
+function idAtBeginning(body: Buffer): string | undefined {
+  return capture(idFirst, body.toString("utf8", 0, edgeBytes));
+}
+
+/** What is no id is refused, with null. */
+function answeredId(id: unknown): unknown {
+  return isId(id) ? id : null;
 }
 
 /** A daemon that owes something, or its end, is to say something now and then; one that does not is asked over another connection. */

@@ -269,14 +269,16 @@ function endLine(decoding: Decoding, piece: Buffer, events: FrameEvent[]): void 
 // and the store doubles, so that the copying stays linear. A large store is of the kind that grows where it is and is given back at once: as garbage
 // it would stay for as long as an idle daemon collects none. Node 18 does not have that kind.
 
-function keep(decoding: Decoding, piece: Buffer, mostBytes: number): void {
+type Store = Pick<Decoding, "store" | "storedBytes">;
+
+function keep(decoding: Store, piece: Buffer, mostBytes: number): void {
   const wanted = decoding.storedBytes + piece.length;
   if (wanted > decoding.store.length) growStore(decoding, Math.min(Math.max(2 * wanted, firstStoreBytes), mostBytes));
   piece.copy(decoding.store, decoding.storedBytes);
   decoding.storedBytes = wanted;
 }
 
-function growStore(decoding: Decoding, bytes: number): void {
+function growStore(decoding: Store, bytes: number): void {
   const { store, storedBytes } = decoding;
   const memory = memoryOf(store);
   if (memory) {
@@ -302,7 +304,7 @@ function memoryOf(store: Buffer): Resizable | undefined {
   return memory.resizable === true ? memory : undefined;
 }
 
-function forget(decoding: Decoding): void {
+function forget(decoding: Store): void {
   const { store } = decoding;
   decoding.store = nothing;
   decoding.storedBytes = 0;
@@ -310,7 +312,7 @@ function forget(decoding: Decoding): void {
 }
 
 /** Returns what was kept and `piece` after it, and begins anew. When nothing was kept that is the piece itself. */
-function take(decoding: Decoding, piece: Buffer): Buffer {
+function take(decoding: Store, piece: Buffer): Buffer {
   if (decoding.storedBytes === 0) return piece;
   const { store, storedBytes } = decoding;
   const body = Buffer.allocUnsafe(storedBytes + piece.length);
@@ -326,14 +328,19 @@ export interface Follower {
   headerRead: number;
   left: number;
   /** Of a body that a chunk's end has cut. */
-  kept: Buffer | undefined;
+  store: Buffer;
+  storedBytes: number;
+  /** Whether all of it is kept; undefined until its beginning is there. */
+  keepsAll: boolean | undefined;
+  isEnough(beginning: Buffer): boolean;
 }
 
-export function createFollower(): Follower {
-  return { header: 0, headerRead: 0, left: 0, kept: undefined };
+/** @param isEnough Tells of a body's beginning whether that, and its end, is all that is asked for. */
+export function createFollower(isEnough: Follower["isEnough"] = () => true): Follower {
+  return { header: 0, headerRead: 0, left: 0, store: nothing, storedBytes: 0, keepsAll: undefined, isEnough };
 }
 
-/** @param onBody Called at each body's end, with its beginning and its end at least: what lies between may be left out. */
+/** @param onBody Called at each body's end, with all of it; or, where its beginning is enough, with that and its end at least. */
 export function follow(follower: Follower, chunk: Buffer, onBody: (body: Buffer) => void): void {
   for (let at = 0; at < chunk.length; ) {
     if (follower.headerRead < headerBytes) {
@@ -344,15 +351,28 @@ export function follow(follower: Follower, chunk: Buffer, onBody: (body: Buffer)
     const piece = chunk.subarray(at, at + follower.left);
     at += piece.length;
     follower.left -= piece.length;
-    const body = follower.kept ? Buffer.concat([follower.kept, edgesOf(piece)]) : piece;
     if (follower.left > 0) {
-      follower.kept = edgesOf(Buffer.from(edgesOf(body)));
+      keepPart(follower, piece);
       continue;
     }
+    const body = take(follower, piece);
     if (body.length > 0) onBody(body);
     follower.header = follower.headerRead = 0;
-    follower.kept = undefined;
+    follower.keepsAll = undefined;
   }
+}
+
+function keepPart(follower: Follower, piece: Buffer): void {
+  if (follower.header > maxBodyBytes) follower.keepsAll = false; // nobody reads that
+  const isCut = follower.keepsAll === false;
+  keep(follower, isCut ? edgesOf(piece) : piece, follower.header);
+  const kept = follower.store.subarray(0, follower.storedBytes);
+  if (follower.keepsAll === undefined && kept.length >= edgeBytes)
+    follower.keepsAll = !follower.isEnough(kept.subarray(0, edgeBytes));
+  if (follower.keepsAll !== false || kept.length <= 2 * edgeBytes) return;
+  const edges = edgesOf(kept);
+  forget(follower);
+  keep(follower, edges, follower.header);
 }
 
 function edgesOf(bytes: Buffer): Buffer {

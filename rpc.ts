@@ -453,7 +453,7 @@ function checkParams(params: unknown): Params {
 }
 
 /** JSON.parse rounds a larger number, or makes infinity of it: the answer would have an id that nobody waits for. */
-function isId(value: unknown): value is Id {
+export function isId(value: unknown): value is Id {
   return (
     value === null ||
     (typeof value === "string"

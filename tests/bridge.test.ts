@@ -6,7 +6,7 @@ import { chmodSync, closeSync, existsSync, openSync, readFileSync, writeFileSync
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { idsIn } from "../bridge.ts";
+import { beginsWithId, idsIn } from "../bridge.ts";
 import { createFollower, follow, partOf } from "../frame.ts";
 import type { Site } from "./daemon.ts";
 import {
@@ -863,6 +863,16 @@ const bodies: [body: string, id: unknown][] = [
   [`{"jsonrpc":"2.0","params":{"data":"${big}","id":"no"},"id":"last"}`, "last"],
   ['[{"id":1},{"method":"a.b"},{"id":"2"}]', [1, "2"]],
   ['[{"method":"a.b"}]', undefined],
+  ['{"jsonrpc":"2.0","params":{"id":"no"},"id":9,"more":[{"id":"no"}]}', 9],
+  ['{"more":["id",1],"id":9,"params":{"id":"no"}}', 9],
+  ['{"id":1,"params":{},"id":2}', 2],
+  ['{"\\u0069d":3}', 3],
+  [' [{"id":4}]', [4]],
+  [`{"method":"${big}","params":{"id":"no"},"id":5,"more":["${big}"]}`, 5],
+  [`{"method":"${big}","params":{"id":"no"}}`, undefined],
+  [`[{"id":6,"params":{"data":"${big}"}},{"id":7}]`, [6, 7]],
+  ['{"id":{}}', null],
+  [`{"id":"${"x".repeat(257)}"}`, null],
   ["[", undefined],
   ["hello", undefined],
 ];
@@ -870,7 +880,7 @@ for (const [body, id] of bodies) {
   for (const cut of [1, 7, 100_000]) {
     ids(`finds ${JSON.stringify(id)} in ${body.slice(0, 60)}, cut every ${cut} bytes`, () => {
       const found: unknown[] = [];
-      const follower = createFollower();
+      const follower = createFollower(beginsWithId);
       const bytes = Buffer.from(body);
       const header = Buffer.alloc(4);
       header.writeUInt32BE(bytes.length);
