@@ -106,6 +106,7 @@ export async function endLeft(
   const log = (): void => {};
   const processes = createProcesses({ env: {}, log, keptPath: path });
   takeUp(processes, 0);
+  await processes.sweeping;
   const count = liveCount(processes);
   if (ifIdle && count > 0) {
     for (const { running } of processes.children.values()) running?.leave?.();
@@ -197,7 +198,7 @@ function takeUpAll(processes: Processes, path: string, afterMs: number): void {
     if (isForgotten(directory)) forget(processes, child, "forgotten");
     else children.push(child);
   });
-  if (afterMs === 0) sweepHeld(begun);
+  if (afterMs === 0) processes.sweeping = sweepHeld(begun);
   else setTimeout(sweepHeld, afterMs, begun).unref();
   const over = children.filter(({ isOver }) => isOver).sort((a, b) => a.endedAt! - b.endedAt!);
   for (const child of over) keep(processes, child);

@@ -528,9 +528,10 @@ function openReader(path: string): number {
 /**
  * Ends what a dead daemon had begun to start, and had not noted, so that nobody knows of it.
  *
- * @param directories Those of the held that have no `about`. They are removed.
+ * @param directories Those of the held that have no `about`.
+ * @returns When they are removed: it may be a slow disk.
  */
-export function sweepHeld(directories: string[]): void {
+export async function sweepHeld(directories: string[]): Promise<void> {
   const processes = directories.length > 0 ? livingProcesses() : [];
   const byPath = new Map(directories.map((directory) => [join(directory, "out"), directory]));
   for (const holder of processes) {
@@ -545,5 +546,5 @@ export function sweepHeld(directories: string[]): void {
     }
     dismissHolder(directory, holder, undefined);
   }
-  for (const directory of directories) rmSync(directory, { recursive: true, force: true });
+  await Promise.allSettled(directories.map((directory) => rm(directory, { recursive: true, force: true })));
 }

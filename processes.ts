@@ -133,6 +133,8 @@ export interface Processes extends Shared, TerminalKeeper {
   readonly takenUp: TakenUp;
   /** Another daemon, on its way out, has it: settled when what it leaves has been taken up. */
   waiting: Promise<void> | undefined;
+  /** What was begun and not noted is being removed: for --stop. */
+  sweeping: Promise<void> | undefined;
 }
 
 /** What an earlier daemon had left, and was taken up: adoption.ts. */
@@ -197,6 +199,7 @@ export function createProcesses(world: ProcessWorld): Processes {
     takenUp: { running: 0, ended: 0, problems: [], instances: [] },
     claim: undefined,
     waiting: undefined,
+    sweeping: undefined,
     engine: undefined,
     hasTerminals: false,
     triedAt: Number.POSITIVE_INFINITY,

@@ -1,7 +1,7 @@
 /** Work that outlives its daemon: what a process costs to start and to hold, and how soon a daemon that was killed or replaced is back with its work. */
 
 import { spawn } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { program, token, withDaemon } from "../daemon.mjs";
 import { output, pssOf, sideBySide, sleep } from "../measure.mjs";
 import { withSshd } from "../sshd.mjs";
@@ -13,7 +13,11 @@ const held = 100;
 export const title = "Held work";
 
 export async function run({ rounds, progress, scale }) {
-  const rows = [...(await startRows(rounds, progress)), ...(await memoryRows(rounds, progress))];
+  const rows = [
+    ...(await startRows(rounds, progress)),
+    ...(await memoryRows(rounds, progress)),
+    ...(await watchdogRows(rounds, progress)),
+  ];
   progress(`${held} processes, and their daemon is killed`);
   const heals = await repeat(rounds(5), () => withHeld(held, timeHeal));
   rows.push(row(`kill -9 to the first answer through a bridge, ${held} held`, "ms", heals, { most: 500 }));
@@ -83,7 +87,7 @@ async function timed(action) {
   return performance.now() - begin;
 }
 
-/** What a held process takes beside itself: its holder, and its share of the daemon's growth. */
+/** What a held process takes beside itself: holder, keeper, and its share of the daemon's growth. */
 async function memoryRows(rounds, progress) {
   const rows = [];
   for (const count of [10, 100, 1000]) {
@@ -92,24 +96,71 @@ async function memoryRows(rounds, progress) {
       progress(`memory of ${count} held processes`);
       costs.push(await withDaemon((daemon) => costOf(daemon, count)));
     }
-    rows.push(row(`memory per held process, of ${count}`, "MB", costs, { most: 0.3 }));
+    rows.push(row(`memory per held process, of ${count} (PSS)`, "MB", costs, { most: 0.3 }));
   }
   return rows;
 }
 
 async function costOf({ socket, pid }, count) {
   const client = await openClient(socket, token);
+  for (let i = 0; i < 20; i++) await runToExit(client, `w${i}`); // what is compiled and allocated once, for the first
+  await sleep(1000);
   const before = pssOf(pid);
-  const pids = await hold(client, count);
+  await hold(client, count);
   await sleep(2000);
-  const holders = new Set(pids.map(parentOf).filter((parent) => parent !== pid));
-  const kB = pssOf(pid) - before + [...holders].reduce((sum, holder) => sum + pssOf(holder), 0);
+  const kept = pidsOf(`${socket}.held/`);
+  if (kept.length < count) throw new Error(`${kept.length} holders and keepers of ${count} processes`);
+  const kB = pssOf(pid) - before + kept.reduce((sum, each) => sum + pssOf(each), 0);
   client.socket.destroy();
   return kB / 1000 / count;
 }
 
-function parentOf(pid) {
-  return Number(/^PPid:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))[1]);
+/** Processes by words of their arguments. */
+function pidsOf(words) {
+  const pids = readdirSync("/proc").filter((name) => /^\d+$/.test(name) && Number(name) !== process.pid);
+  return pids.filter((pid) => commandLineOf(pid).includes(words)).map(Number);
+}
+
+function commandLineOf(pid) {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "latin1");
+  } catch {
+    return ""; // it has just ended
+  }
+}
+
+/** The sh that brings the daemon back: what it takes, and how often it wakes, while nothing happens. */
+async function watchdogRows(rounds, progress) {
+  progress("the watchdog at rest");
+  const found = await repeat(rounds(3), () => withDaemon(restOf));
+  return [
+    row(
+      "memory of the watchdog (PSS)",
+      "MB",
+      found.map(({ megabytes }) => megabytes),
+      { most: 0.2 },
+    ),
+    row(
+      "wake-ups of the watchdog in 10 s",
+      "",
+      found.map(({ wakeUps }) => wakeUps),
+      { most: 0 },
+    ),
+  ];
+}
+
+async function restOf({ socket }) {
+  const pids = pidsOf(`--revive\0--socket\0${socket}\0`);
+  if (pids.length !== 1) throw new Error(`${pids.length} watchdogs`);
+  await sleep(1000);
+  const before = switchesOf(pids[0]);
+  await sleep(10_000);
+  return { megabytes: pssOf(pids[0]) / 1000, wakeUps: switchesOf(pids[0]) - before };
+}
+
+function switchesOf(pid) {
+  const counts = readFileSync(`/proc/${pid}/status`, "utf8").matchAll(/ctxt_switches:\s+(\d+)/g);
+  return [...counts].reduce((sum, [, count]) => sum + Number(count), 0);
 }
 
 async function hold(client, count) {
