@@ -554,7 +554,7 @@ test("sweepHeld() ends what a dead daemon had begun to start", () =>
   withHolders(tools.shell, async (holders) => {
     const { directory, holder } = await startByDead(tools.shell, holders.path, sh("trap '' TERM; sleep 100 & wait"));
     const unused = await takeDirectory(holders);
-    sweepHeld([directory, unused]);
+    await sweepHeld([directory, unused]);
     await until(() => [holder.holder, holder.keeper, holder.child].every(({ pid }) => !isAlive(pid)), "all ends");
     assert.equal([directory, unused].filter(existsSync), []);
   }));
