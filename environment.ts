@@ -23,7 +23,7 @@ import { access, open, stat } from "node:fs/promises";
 import { userInfo } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { tryConnect } from "./client.ts";
-import { cannot, capture, cleanText, errnoOf, Failure, osFailure, safely } from "./failure.ts";
+import { cannot, capture, cleanText, errnoOf, exitCodes, Failure, osFailure, safely } from "./failure.ts";
 import { resolvePath } from "./files.ts";
 import type { Lanes } from "./lanes.ts";
 import { hasFarMounts, runInLane } from "./lanes.ts";
@@ -78,6 +78,28 @@ export function createEnvironment(
     agentCheck: undefined,
     agentLink,
   };
+}
+
+/**
+ * What --run hands on of its own environment.
+ *
+ * @param given NAME=VALUE, or NAME of our own.
+ * @throws {Failure} With exit code 64.
+ */
+export function ownEnvironment(given: string[]): Record<string, string> {
+  const own = Object.entries(process.env).filter(([name, value]) => !notPassedOn.test(name) && value !== undefined);
+  const env = Object.fromEntries(own) as Record<string, string>;
+  for (const text of given) {
+    const at = text.indexOf("=");
+    const name = at < 0 ? text : text.slice(0, at);
+    const value = at < 0 ? process.env[name] : text.slice(at + 1);
+    if (name === "" || value === undefined)
+      throw cannot(`use --env "${text}": it must be NAME=VALUE, or the name of a variable that is set`, {
+        exit: exitCodes.usage,
+      });
+    env[name] = value;
+  }
+  return env;
 }
 
 /**

@@ -18,6 +18,7 @@ import type { Client, Message } from "./client.ts";
 import { createClient } from "./client.ts";
 import type { StartOptions } from "./control.ts";
 import { reachOtherwise, startServer } from "./control.ts";
+import { ownEnvironment } from "./environment.ts";
 import { cannot, cleanText, errnoOf, errorCodes, exitCodes, Failure, nearest, reasonOf, safely } from "./failure.ts";
 import type { Lifetime } from "./lifetime.ts";
 import { ancestors, areAlive } from "./program.ts";
@@ -30,15 +31,15 @@ import type { DetachKey, Screen, ScreenWorld, Size, Tail } from "./terminal.ts";
 import {
   besideScreen,
   closeScreen,
+  createReplay,
   createTail,
+  endOf,
   hasTerminal,
   keepTail,
-  lastLines,
   noteModes,
   openScreen,
   ownSize,
   redrawOn,
-  replayOf,
   requireTerminal,
 } from "./terminal.ts";
 
@@ -52,12 +53,15 @@ const attachLines = 20;
 const attachMessages = 500;
 /** A TERM, and stdin's end, are looked at for so long: with SIGHUP, EPIPE or the end of an ancestor they are a lost line. */
 const lostLineMs = 250;
+/** Why we are not sent its output any more. */
+const goneWords: Record<string, string> = {
+  forgotten: "it was forgotten",
+  backpressure: "another reads it, and was not held up any longer",
+};
 /** How often the ancestors are looked for. */
 const ancestorsMs = 2000;
 /** How often a full queue of stdin is tried. */
 const queueMs = 50;
-/** Not of the process: they belong to this session, or are ours. */
-const notPassedOn = /^(SSH_CONNECTION|SSH_CLIENT|SSH_TTY|XDG_SESSION_ID|HOLDFAST_.*|CLAUDE_RPC_TOKEN)$/;
 
 export interface RunRequest {
   command: string;
@@ -184,7 +188,7 @@ function spawnParams({ places }: JobsWorld, request: RunRequest): object {
   return {
     ...(id === undefined ? {} : { id }),
     ...{ command, args, cwd: resolveDirectory(request.cwd), umask, clearEnv: true },
-    env: { ...environmentOf(request.env), ...agentOf(places) },
+    env: { ...ownEnvironment(request.env), ...agentOf(places) },
     stdin: isDetached && !hasTerminal ? "none" : "open",
     lossless: !isDetached,
     ...(hasTerminal ? { terminal: { ...ownSize(), term: process.env.TERM || undefined } } : {}),
@@ -207,22 +211,6 @@ async function connectOrStart(world: JobsWorld, request: RunRequest): Promise<Co
       hint: lifetime.warnings[0]?.hint ?? "see --doctor",
     });
   return connect(world);
-}
-
-function environmentOf(given: string[]): Record<string, string> {
-  const own = Object.entries(process.env).filter(([name, value]) => !notPassedOn.test(name) && value !== undefined);
-  const env = Object.fromEntries(own) as Record<string, string>;
-  for (const text of given) {
-    const at = text.indexOf("=");
-    const name = at < 0 ? text : text.slice(0, at);
-    const value = at < 0 ? process.env[name] : text.slice(at + 1);
-    if (name === "" || value === undefined)
-      throw cannot(`use --env "${text}": it must be NAME=VALUE, or the name of a variable that is set`, {
-        exit: exitCodes.usage,
-      });
-    env[name] = value;
-  }
-  return env;
 }
 
 /** The link that the daemon's other processes have, too. */
@@ -264,11 +252,10 @@ export function attach(world: JobsWorld, id: string, hasInput: boolean, key: Det
     withJob(world, id, { isShared: true, isLossless: true }, async (job) => {
       const { lastSeq, terminal, running } = await takeUp(job, -attachMessages);
       job.tail = createTail(attachLines, lastSeq);
-      if (terminal && running && (hasInput || hasTerminal())) {
+      if (terminal && running && hasInput)
         requireTerminal(`attach to "${id}" in its terminal`, `ssh -t HOST …; or read it: --attach ${id} --no-stdin`);
-        job.tail = createTail(terminal.alternate ? 0 : Number.POSITIVE_INFINITY, lastSeq);
-        takeScreen(job, { key, isWatching: !hasInput }, terminal);
-      }
+      if (terminal && hasTerminal()) job.tail = createReplay(lastSeq, running && terminal.alternate);
+      if (terminal && running && hasTerminal()) takeScreen(job, { key, isWatching: !hasInput }, terminal);
       return follow(job, { hasInput, passes: true });
     }),
   );
@@ -370,7 +357,7 @@ interface TakenUp {
 
 /** @throws {Failure} There is no such process: exit code 1, naming the nearest. */
 async function takeUp({ client, id, isShared, isLossless }: Job, fromSeq: number): Promise<TakenUp> {
-  const params = { id, fromSeq, share: isShared, lossless: isLossless };
+  const params = { id, fromSeq, share: isShared, lossless: isLossless, overtake: isShared && isLossless };
   const answer = (await client.request("process.reattach", params)) as TakenUp;
   if (!answer.found) throw await unknownId(client, id);
   return answer;
@@ -451,9 +438,7 @@ async function reconnect(job: Job): Promise<void> {
 function takeMessage(job: Job, message: Message): void {
   const { type, stream: name, seq } = message as { type?: string; stream?: string; seq?: number };
   if (type === "detached") {
-    job.world.note(
-      `"${job.id}" goes on: ${message.by === "forgotten" ? "it was forgotten" : "another has taken its output over"}`,
-    );
+    job.world.note(`"${job.id}" goes on: ${goneWords[message.by as string] ?? "another has taken its output over"}`);
     job.end(125);
     return;
   }
@@ -490,8 +475,7 @@ function flushTail(job: Job): void {
   const { tail } = job;
   if (!tail) return;
   job.tail = undefined;
-  if (job.screen) write(job, "stdout", replayOf(Buffer.concat(tail.pieces.map(({ bytes }) => bytes))));
-  else for (const { stream: name, bytes } of lastLines(tail)) write(job, name, bytes);
+  for (const { stream: name, bytes } of endOf(tail)) write(job, name, bytes);
   tail.shown?.();
 }
 

@@ -60,7 +60,7 @@ import {
   terminalStart,
 } from "./pty.ts";
 import type { Link } from "./readers.ts";
-import { attach, detach, linkOf, serve } from "./readers.ts";
+import { attach, detach, linkOf, mannerParams, serve } from "./readers.ts";
 import { identify, now, sleep, soon } from "./record.ts";
 import type { Caller, Method, Methods, Params, Peer } from "./rpc.ts";
 import {
@@ -236,7 +236,7 @@ export function processMethods(processes: Processes): Methods {
       "process.killAndWait",
       withChild(processes, ["id", "signal", "timeoutMs", "escalate"], killAndWait, { found: false, died: false }),
     ],
-    ["process.reattach", withChild(processes, ["id", "fromSeq", "share", "lossless"], reattach, none)],
+    ["process.reattach", withChild(processes, ["id", "fromSeq", "share", "lossless", "overtake"], reattach, none)],
     ["process.resize", withChild(processes, ["id", "rows", "columns", "redraw"], resize)],
     ["process.forget", withChild(processes, ["id"], forgetEnded)],
     ["process.list", (params) => listChildren(processes, params)],
@@ -343,7 +343,7 @@ async function spawnChild(processes: Processes, params: Params, { peer }: Caller
     const before = children.get(id);
     if (before) forget(processes, before, peer.id);
     children.set(id, child);
-    if (!link.isClosed) attach(child, link, 1, { share: false, lossless });
+    if (!link.isClosed) attach(child, link, 1, { share: false, lossless, overtake: false });
     // names that are no identifiers, where no shell can pass them on
     return {
       success: true,
@@ -521,7 +521,7 @@ function reattach(processes: Processes, child: Child, params: Params, { peer }: 
   const { spool, readers } = child;
   const max = Number.MAX_SAFE_INTEGER;
   const given = integerParam(params, "fromSeq", { min: -max, max, default: 0 });
-  const manner = { share: booleanParam(params, "share", false), lossless: booleanParam(params, "lossless", false) };
+  const manner = mannerParams(params);
   const fromSeq = given < 0 ? Math.max(0, spool.lastSeq + given) : given;
   if (fromSeq > spool.lastSeq)
     throw invalidParam("fromSeq", fromSeq, `at most ${spool.lastSeq}, the last that this process has`);

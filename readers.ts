@@ -8,11 +8,13 @@
  * A reader is a place in the spool, so live output and replay are one thing: each message is sent to it once, in order. While a connection is
  * behind, the children that it reads stand still, and so do those who write into their pipes; but one that takes nothing for 10 s slows nobody
  * any more: it is detached once the spool drops what it has not been sent. A reader that shares slows nobody, and one that is not to lose
- * anything is waited for as long as its connection lives. What a connection is, and how much it buffers itself, is left to the server.
+ * anything is waited for as long as its connection lives; or until one comes that overtakes what takes nothing for 10 s: somebody is back whose earlier
+ * line fell silent. What a connection is, and how much it buffers itself, is left to the server.
  */
 
 import { Buffer } from "node:buffer";
-import type { Peer } from "./rpc.ts";
+import type { Params, Peer } from "./rpc.ts";
+import { booleanParam } from "./rpc.ts";
 import type { Message, Place, Spool } from "./spool.ts";
 import { messageBytes, placeAt, readMessages } from "./spool.ts";
 
@@ -38,6 +40,8 @@ export interface Manner {
   share: boolean;
   /** The child stands still for it without limit. */
   lossless: boolean;
+  /** While it reads on, the child does not stand still for those that take nothing for long. */
+  overtake: boolean;
 }
 
 export interface Reader extends Manner {
@@ -98,15 +102,22 @@ export function linkOf(links: Map<Peer, Link>, peer: Peer, limits: LinkLimits): 
   return link;
 }
 
+export function mannerParams(params: Params): Manner {
+  const [share, lossless, overtake] = ["share", "lossless", "overtake"].map((name) =>
+    booleanParam(params, name, false),
+  );
+  return { share: share!, lossless: lossless!, overtake: overtake! };
+}
+
 /** @param seq The first that it is sent; what is held of it is sent by serve(), or with what comes. */
 export function attach(
   source: Source,
   link: Link,
   seq: number,
-  { share, lossless }: Manner = { share: false, lossless: false },
+  { share, lossless, overtake }: Manner = { share: false, lossless: false, overtake: false },
 ): Reader {
   const place = placeAt(source.spool, seq, lossless || (!share && !link.isStalled));
-  const reader: Reader = { source, link, share, lossless, place, ahead: [], aheadBytes: 0 };
+  const reader: Reader = { source, link, share, lossless, overtake, place, ahead: [], aheadBytes: 0 };
   source.readers.add(reader);
   link.readers.add(reader);
   source.onFlow();
@@ -149,7 +160,8 @@ export function serve(link: Link): void {
 
 /** Whether a child may go on writing: nobody that it waits for is behind. */
 export function mayFlow({ readers }: Source): boolean {
-  return ![...readers].some(({ link, place }) => link.isBehind && place.holds);
+  const isOvertaken = [...readers].some(({ link, overtake }) => overtake && !link.isBehind);
+  return ![...readers].some(({ link, place }) => link.isBehind && place.holds && !(link.isStalled && isOvertaken));
 }
 
 function putAhead(reader: Reader, message: Message): void {

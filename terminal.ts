@@ -234,12 +234,19 @@ export interface Tail {
   pieces: { stream: "stdout" | "stderr"; bytes: Buffer }[];
   /** Newlines in them. */
   count: number;
+  /** It comes from a terminal, and goes to one. */
+  isReplay: boolean;
   /** When they are printed. */
   shown?: () => void;
 }
 
 export function createTail(lines: number, untilSeq: number): Tail {
-  return { lines, untilSeq, pieces: [], count: 0 };
+  return { lines, untilSeq, pieces: [], count: 0, isReplay: false };
+}
+
+/** @param isDrawn What is there is drawn again: nothing is to be shown before. */
+export function createReplay(untilSeq: number, isDrawn: boolean): Tail {
+  return { ...createTail(isDrawn ? 0 : Number.POSITIVE_INFINITY, untilSeq), isReplay: true };
 }
 
 export function keepTail(tail: Tail, name: "stdout" | "stderr", bytes: Buffer): void {
@@ -250,6 +257,12 @@ export function keepTail(tail: Tail, name: "stdout" | "stderr", bytes: Buffer): 
     tail.count -= newlinesIn(first.bytes);
     tail.pieces.shift();
   }
+}
+
+/** What is to be shown of it. */
+export function endOf(tail: Tail): Tail["pieces"] {
+  if (!tail.isReplay) return lastLines(tail);
+  return [{ stream: "stdout", bytes: replayOf(Buffer.concat(tail.pieces.map(({ bytes }) => bytes))) }];
 }
 
 /** Cuts pieces to so many lines, counted from the end; a last one without its newline is one, too. */

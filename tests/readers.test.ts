@@ -103,7 +103,7 @@ readers("have places of their own: one that is behind, one that is not, one that
   const { source, link } = createWorld();
   const child = source("p");
   const peers = [createPeer("c1", 1), createPeer("c2"), createPeer("c3")];
-  const manner: Manner = { share: true, lossless: false };
+  const manner: Manner = { share: true, lossless: false, overtake: false };
   attach(child, link(peers[0]!), 1, manner);
   attach(child, link(peers[1]!), 1, manner);
   for (const text of ["a", "b", "c"]) say(child, text);
@@ -130,7 +130,7 @@ for (const [share, lossless, flows] of [
     () => {
       const { source, link } = createWorld();
       const [child, peer] = [source("p"), createPeer("c1", 1)];
-      attach(child, link(peer), 1, { share, lossless });
+      attach(child, link(peer), 1, { share, lossless, overtake: false });
       assert.ok(mayFlow(child));
       say(child, "a");
       assert.is(mayFlow(child), flows);
@@ -145,7 +145,7 @@ readers("that take nothing for long slow nobody; but for one that is not to lose
   const [child, loyal] = [source("p", small), source("q", small)];
   const peers = [createPeer("c1", 1), createPeer("c2", 1)];
   attach(child, link(peers[0]!, 10), 1);
-  attach(loyal, link(peers[1]!, 10), 1, { share: false, lossless: true });
+  attach(loyal, link(peers[1]!, 10), 1, { share: false, lossless: true, overtake: false });
   for (const each of [child, loyal]) say(each, large);
   assert.equal([mayFlow(child), mayFlow(loyal)], [false, false]);
   for (let turn = 0; turn < 500 && !mayFlow(child); turn++) await new Promise((done) => setTimeout(done, 10));
@@ -159,10 +159,30 @@ readers("that take nothing for long slow nobody; but for one that is not to lose
     Array.from({ length: 21 }, (_, at) => at + 1),
   );
 });
+readers(
+  "that are not to lose anything, and take nothing for long, slow nobody where one reads on that overtakes them",
+  async () => {
+    const { source, link } = createWorld();
+    const child = source("p", small);
+    const [silent, back] = [createPeer("c1", 1), createPeer("c2")];
+    attach(child, link(silent, 10), 1, { share: false, lossless: true, overtake: false });
+    say(child, large);
+    await new Promise((done) => setTimeout(done, 100));
+    assert.is(mayFlow(child), false);
+    const told = child.flows;
+    const reader = attach(child, link(back, 10), 1, { share: true, lossless: true, overtake: true });
+    for (let turn = 0; turn < 500 && !mayFlow(child); turn++) await new Promise((done) => setTimeout(done, 10));
+    assert.ok(mayFlow(child) && child.flows > told);
+    detach(reader);
+    assert.is(mayFlow(child), false, "and again as it was");
+    silent.drain(9);
+    assert.ok(mayFlow(child));
+  },
+);
 readers("that share, and are too slow for what is held, are told how much they missed, and go on", () => {
   const { source, link } = createWorld();
   const [child, peer] = [source("p", small), createPeer("c1", 1)];
-  attach(child, link(peer), 1, { share: true, lossless: false });
+  attach(child, link(peer), 1, { share: true, lossless: false, overtake: false });
   for (let turn = 0; turn < 60; turn++) say(child, large);
   peer.drain(999);
   const gap = peer.messages.find(({ stream }) => stream === "gap");

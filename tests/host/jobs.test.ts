@@ -232,6 +232,32 @@ async function checkSlowReader(host: Host): Promise<void> {
   assert.is(await session.closed, 0);
 }
 
+/** Its ssh client takes nothing more, as that of a laptop which sleeps: whoever comes back finds it going on, not standing still. */
+async function checkStalled(host: Host): Promise<void> {
+  const flood =
+    "i=0; while [ ! -e stop ]; do i=$((i+1)); head -c 50000 /dev/zero; echo; echo tick $i; sleep 0.01; done";
+  const session = openSession(host, `./hf --run --id stalled -- sh -c '${flood}'`, ["-T"]);
+  await until(() => session.said().includes("tick 3\n"), "it ticks", 30_000);
+  const client = host.processes(/^\S*node \S*hf --run --id stalled /)[0]!; // what ssh takes before it is full is much
+  process.kill(client.pid, "SIGSTOP");
+  const lastTick = async (): Promise<string | undefined> =>
+    /tick \d+\n$/.exec((await host.ssh("ann", "./hf --logs stalled --lines 1 | tail -n 1")).stdout)?.[0];
+  let before: string | undefined;
+  const stands = async (): Promise<boolean> => {
+    const last = before;
+    before = await lastTick();
+    return last === before;
+  };
+  await until(stands, "it stands still", 30_000);
+  const back = openSession(host, "./hf --attach stalled --no-stdin | grep -a --line-buffered tick", ["-T"]);
+  const isPast = (): boolean => Number(/tick (\d+)\n$/.exec(back.said())?.[1]) > Number(before!.slice(5)) + 5;
+  await until(isPast, "it goes on", 60_000);
+  await host.ssh("ann", "touch stop");
+  await back.closed;
+  process.kill(client.pid, "SIGCONT");
+  assert.is(await session.closed, 0, "and nothing was lost");
+}
+
 async function checkMany(host: Host, count: number): Promise<void> {
   const start = `seq ${count} | xargs -P 4 -I N ./hf --run --detach --id many-N sh -c 'echo N; exit 1' >/dev/null 2>&1`;
   await host.ssh("ann", start, { timeoutMs: 120_000 });
@@ -250,7 +276,8 @@ bothHosts("does what is done every day, with -t and without", async (host, isFir
     stdin: makefile,
   });
   const slow = isFirst ? checkSlowReader(host) : undefined;
-  slow?.catch(() => {}); // told below
+  const stalled = isFirst ? checkStalled(host) : undefined;
+  for (const running of [slow, stalled]) running?.catch(() => {}); // told below
   for (const [kind, args] of [
     ["pipe", ["-T"]],
     ["terminal", ["-tt"]],
@@ -276,7 +303,7 @@ bothHosts("does what is done every day, with -t and without", async (host, isFir
   await until(() => said().includes("code 4"), `Ctrl-C: ${said()}`, 30_000);
   child.kill();
   if (isFirst || runsAll) await checkMany(host, runsAll ? 100 : 20);
-  await slow;
+  await Promise.all([slow, stalled]);
 });
 
 // the bridge in a terminal
