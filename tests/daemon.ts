@@ -15,9 +15,11 @@ import {
 } from "node:fs";
 import type { Socket } from "node:net";
 import { connect } from "node:net";
-import { tmpdir } from "node:os";
+import { cpus, loadavg, tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import type { Readable, Writable } from "node:stream";
+import * as assert from "uvu/assert";
+import { Failure } from "../failure.ts";
 
 export const builtFile = resolve("dist/holdfast.js");
 
@@ -340,6 +342,28 @@ export const isRoot = process.getuid?.() === 0;
 export const asNobody = isRoot ? ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] : [];
 
 export const sleep = (ms: number): Promise<void> => new Promise((done) => setTimeout(done, ms));
+
+/**
+ * A bound that only a hang reaches: so many milliseconds on a machine that has nothing else to do, and as many times as long as others keep its
+ * processors busy.
+ */
+export const busyMs = (ms: number): number => ms * (1 + loadavg()[0]! / cpus().length);
+
+/** The permissions of a file, in octal. */
+export const modeOf = (path: string): string => (lstatSync(path).mode & 0o7777).toString(8);
+
+/** Calls something that must fail, and soon. */
+export async function failureOf(action: () => unknown, withinMs = 500): Promise<Failure> {
+  const start = Date.now();
+  try {
+    await action();
+  } catch (error) {
+    assert.instance(error, Failure, String(error));
+    assert.ok(Date.now() - start < busyMs(withinMs), `it took ${Date.now() - start} ms`);
+    return error as Failure;
+  }
+  throw new Error("It did not fail");
+}
 
 /** Waits for something to become true. */
 export async function until(what: string, check: () => unknown, timeoutMs = 5000): Promise<void> {

@@ -35,6 +35,7 @@ import * as assert from "uvu/assert";
 import type { Outcome, Wire } from "./daemon.ts";
 import {
   builtFile,
+  busyMs,
   createWire,
   eventually,
   faultRow,
@@ -47,7 +48,7 @@ import {
 
 const rounds = (all: number, few: number): number => (runsAll ? all : few);
 /** npm test runs two files at once on what may be two processors: there a bound is only to catch what hangs. */
-const withinMs = (ms: number): number => (runsAll ? ms : ms * 4);
+const withinMs = (ms: number): number => busyMs(runsAll ? ms : ms * 4);
 const sleep = (ms: number): Promise<void> => new Promise((done) => setTimeout(done, ms));
 const isRoot = process.getuid?.() === 0;
 

@@ -5,24 +5,7 @@ import * as assert from "uvu/assert";
 import type { CommandResult, Facts, Place, World } from "../host.ts";
 import { chooseLaunch, describeVerdict, judgeEnd, judgePlace, readOomKills, switchLingerOn } from "../lifetime.ts";
 import type { EndReason } from "../record.ts";
-
-const session: Place = { kind: "session", owner: 1000, unit: "session-3.scope" };
-const scope: Place & { unit: string } = { kind: "user-manager", owner: 1000, unit: "run-r29.scope" };
-const perConnection = "sshd@7-10.0.0.1:22-10.0.0.2:5000.service";
-
-const factsOf = (changes: Partial<Facts> = {}): Facts => ({
-  uid: 1000,
-  user: "dev",
-  systemd: true,
-  systemdVersion: 252,
-  place: session,
-  killed: "yes",
-  policy: "KillUserProcesses=yes",
-  stopDelayUs: 10_000_000,
-  linger: "no",
-  scope: "yes",
-  ...changes,
-});
+import { factsOf, perConnection, scope, session } from "./facts.ts";
 
 const choose = suite("chooseLaunch()");
 

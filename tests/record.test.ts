@@ -36,22 +36,7 @@ import {
   writeRecord,
 } from "../record.ts";
 import { hashToken, isSame, listenBeside, placesOf } from "../socket.ts";
-import { eventually, filesIn, isAlive, isRoot, until, withDirectory } from "./daemon.ts";
-
-const modeOf = (path: string): string => (lstatSync(path).mode & 0o7777).toString(8);
-
-/** Calls something that must fail, and soon. */
-async function failureOf(action: () => unknown, withinMs = 500): Promise<Failure> {
-  const start = Date.now();
-  try {
-    await action();
-  } catch (error) {
-    assert.instance(error, Failure, String(error));
-    assert.ok(Date.now() - start < withinMs, `it took ${Date.now() - start} ms`);
-    return error as Failure;
-  }
-  throw new Error("It did not fail");
-}
+import { busyMs, eventually, failureOf, filesIn, isAlive, isRoot, modeOf, until, withDirectory } from "./daemon.ts";
 
 const identity = suite("livenessOf()");
 
@@ -336,7 +321,7 @@ for (const [what, make, words, exit] of oddRecords) {
       assert.ok(problem.message.includes(`"${path}"`));
       assert.match(problem.message, words);
       assert.is(problem.exit, exit ?? problem.exit);
-      assert.ok(Date.now() - start < 500);
+      assert.ok(Date.now() - start < busyMs(500));
     }),
   );
 }

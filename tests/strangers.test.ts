@@ -28,6 +28,7 @@ import type { Outcome, Peer, Site } from "./daemon.ts";
 import {
   builtFile,
   builtWith,
+  busyMs,
   frameOf,
   isAlive,
   isRoot,
@@ -441,7 +442,7 @@ flood(
       })();
       const { worstMs } = await askMeanwhile(known, attack);
       assert.ok(most - before < 150, `it grew by ${Math.round(most - before)} MiB`);
-      assert.ok(worstMs < 8000, `an answer took ${Math.round(worstMs)} ms`);
+      assert.ok(worstMs < busyMs(8000), `an answer took ${Math.round(worstMs)} ms`);
     }),
 );
 

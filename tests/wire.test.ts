@@ -5,7 +5,18 @@ import { connect } from "node:net";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { Peer, Site } from "./daemon.ts";
-import { builtWith, frameOf, isAlive, lanesOf, request, sideBySide, sleep, until, withDirectory } from "./daemon.ts";
+import {
+  builtWith,
+  busyMs,
+  frameOf,
+  isAlive,
+  lanesOf,
+  request,
+  sideBySide,
+  sleep,
+  until,
+  withDirectory,
+} from "./daemon.ts";
 
 const lanes = lanesOf(2);
 const unauthorized = { code: -32001, message: "Unauthorized: invalid or missing auth token" };
@@ -349,7 +360,7 @@ strange("who send garbage get errors, and nobody else notices", () =>
       if (at % 3 === 1) peer.socket.end();
     });
     for (let i = 0; i < 50; i++) assert.equal(await wire.ask("server.ping", {}, undefined, i), pong(i));
-    assert.ok(Date.now() - start < 3000, `50 pings took ${Date.now() - start} ms`);
+    assert.ok(Date.now() - start < busyMs(3000), `50 pings took ${Date.now() - start} ms`);
     for (const peer of peers) peer.close();
   }),
 );
@@ -406,7 +417,7 @@ strange("who never read do not hold the daemon up, nor make it grow", () =>
       assert.equal(await wire.ask("server.ping", {}, site.token, i), pong(i));
       await sleep(50);
     }
-    assert.ok(Date.now() - start < 5000, `20 pings took ${Date.now() - start} ms`);
+    assert.ok(Date.now() - start < busyMs(5000), `20 pings took ${Date.now() - start} ms`);
     const { result } = await wire.ask("server.status", {}, site.token);
     assert.ok(result.rssBytes < 200 * mib, `the daemon has ${Math.round(result.rssBytes / mib)} MiB`);
     flood.destroy();
