@@ -4,10 +4,10 @@
  * healed in between; then nothing is left, and nothing has grown. Before it, what it judges by.
  */
 
-import { spawnSync } from "node:child_process";
+import { spawn } from "node:child_process";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { runsAll } from "./daemon.ts";
+import { isAlive, outcomeOf, runsAll } from "./daemon.ts";
 import type { Line } from "./soak/line.ts";
 import { Wrong } from "./soak/line.ts";
 import { createTrack, linesOf } from "./soak/lines.ts";
@@ -123,11 +123,17 @@ for (const one of [judges, long]) one.run();
 
 const library = suite("an application with the library, over lines that are cut");
 
-library("loses no byte, doubles none, waits for nothing for ever, and leaves no rejection to nobody", () => {
+library("loses no byte, doubles none, waits for nothing for ever, and leaves no rejection to nobody", async () => {
   const minutes = String((process.env.CI === "true" || runsAll ? 60 : 15) / 60);
   const args = ["tests/soak/run.mjs", "--only", "library", "--minutes", minutes, "--seed", String(seed)];
-  const { status, stdout, stderr } = spawnSync(process.execPath, args, { encoding: "utf8" });
-  console.log(`FIGURES ${stdout.trim().split("\n").pop()}`);
-  assert.is(status, 0, `${stdout}${stderr}`);
+  const child = spawn(process.execPath, args);
+  const isOver = new Int32Array(new SharedArrayBuffer(4));
+  process.once("exit", () => {
+    child.kill("SIGTERM"); // it ends its daemon, and what that holds
+    for (let waited = 0; waited < 10_000 && isAlive(child.pid!); waited += 20) Atomics.wait(isOver, 0, 0, 20);
+  });
+  const { code, stdout, stderr } = await outcomeOf(child, "", 400_000);
+  console.log(`FIGURES ${stdout.toString().trim().split("\n").pop()}`);
+  assert.is(code, 0, `${stdout}${stderr}`);
 });
 library.run();

@@ -171,9 +171,9 @@ function bridgePid(directory: string, name: number): number | undefined {
   }
 }
 
-function signal(pid: number, name: NodeJS.Signals): void {
+function signal(pid: number | undefined, name: NodeJS.Signals): void {
   try {
-    process.kill(pid, name);
+    if (pid !== undefined) process.kill(pid, name);
   } catch {
     // it has just ended
   }
@@ -183,6 +183,9 @@ async function soak(daemon: TestDaemon, seconds: number, seed: number): Promise<
   const random = createRandom(seed);
   const until = performance.now() + seconds * 1000;
   const { directory, socket, token } = daemon;
+  process.once("exit", () => {
+    for (let at = 0; at < workerCount; at++) signal(bridgePid(directory, at), "SIGKILL"); // it may be stopped
+  });
   const workers = await Promise.all(
     Array.from({ length: workerCount }, async (_, at): Promise<Worker> => {
       const pidFile = join(directory, `bridge-${at}`);
@@ -200,7 +203,7 @@ async function soak(daemon: TestDaemon, seconds: number, seed: number): Promise<
   let before = 0;
   setTimeout(() => (before = heap()), seconds * 250).unref();
   await Promise.all([...workers.map((worker) => work(worker, until)), cutLines(daemon, random, until)]);
-  for (let at = 0; at < workerCount; at++) signal(bridgePid(directory, at) ?? process.pid, "SIGCONT");
+  for (let at = 0; at < workerCount; at++) signal(bridgePid(directory, at), "SIGCONT");
   const after = heap();
   if (after - before > maxGrowthBytes) problems.push(`memory grew from ${before} to ${after} bytes`);
   for (const { there } of workers) await there.close();
@@ -214,6 +217,7 @@ process.on("unhandledRejection", (reason) =>
   problems.push(`an unhandled rejection: ${(reason as Error)?.stack ?? reason}`),
 );
 process.on("uncaughtException", (error) => problems.push(`an uncaught exception: ${error.stack}`));
+process.once("SIGINT", () => process.exit(130)); // not at once: first it ends its daemon
 const [seconds = 60, seed = 1] = process.argv.slice(2).map(Number);
 withDaemon((daemon) => soak(daemon, seconds, seed))
   .catch((error: Error) => problems.push(String(error.stack)))

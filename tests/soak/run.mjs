@@ -76,7 +76,10 @@ console.log(
 const [libraryCode] = await library;
 process.exit(problems.length === 0 && libraryCode === 0 ? 0 : 1);
 
+/** Told to end when we are: then it ends its daemon, and what that holds. */
 function soakLibrary() {
   const args = ["--expose-gc", join(bundles, "library.mjs"), String(minutes * 60), String(seed)];
-  return once(spawn(process.execPath, args, { stdio: "inherit" }), "exit");
+  const child = spawn(process.execPath, args, { stdio: "inherit" });
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.once(signal, () => child.kill("SIGTERM"));
+  return once(child, "exit");
 }

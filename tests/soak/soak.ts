@@ -141,6 +141,8 @@ export async function soak(options: SoakOptions): Promise<SoakResult> {
     soak.isOver = true;
   };
   process.on("uncaughtException", onUncaught);
+  const onExit = (): void => killAll(soak); // told to end in the middle
+  process.once("exit", onExit);
   let [summary, table] = ["", ""];
   try {
     await runAll(soak);
@@ -149,7 +151,7 @@ export async function soak(options: SoakOptions): Promise<SoakResult> {
   } finally {
     [summary, table] = [figures(soak), tableOf(soak)];
     await clearUp(soak);
-    process.removeListener("uncaughtException", onUncaught);
+    process.removeListener("uncaughtException", onUncaught).removeListener("exit", onExit);
   }
   return {
     ...{ problems, summary, table },
@@ -557,8 +559,12 @@ async function end(soak: Soak): Promise<void> {
   if (ended?.reason !== "stopped") blame(soak, "the end", `the record says ${JSON.stringify(ended)}`);
 }
 
-async function clearUp(soak: Soak): Promise<void> {
+function killAll(soak: Soak): void {
   for (const pid of [...ours(soak, true), ...ours(soak, false)]) signal(pid, "SIGKILL");
+}
+
+async function clearUp(soak: Soak): Promise<void> {
+  killAll(soak);
   await until("the end of all processes", () => ours(soak, true).length + ours(soak, false).length === 0, 20_000);
   rmSync(soak.site.directory, { recursive: true, force: true });
 }
