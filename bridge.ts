@@ -31,7 +31,7 @@ import {
 } from "./frame.ts";
 import { ancestors, areAlive, runtime } from "./program.ts";
 import { now } from "./record.ts";
-import { answerTo, errorOf, isId, oversizeAnswer } from "./rpc.ts";
+import { answerTo, errorOf, isId, isNotification, oversizeAnswer } from "./rpc.ts";
 import { setRaw } from "./terminal.ts";
 
 const connectMs = 5000;
@@ -419,11 +419,12 @@ export function idsIn(body: Buffer): unknown {
   const found = isLarge
     ? (idAtBeginning(body) ?? capture(idLast, body.toString("utf8", body.length - edgeBytes)))
     : undefined;
-  if (found !== undefined) return answeredId(safely((): unknown => JSON.parse(found)));
+  if (found !== undefined) return answeredId({ id: safely((): unknown => JSON.parse(found)) });
   const request = safely((): unknown => JSON.parse(body.toString()));
-  const requests = (Array.isArray(request) ? request : [request]).filter((one) => "id" in Object(one));
-  const ids = requests.map(({ id }) => answeredId(id));
-  return Array.isArray(request) && ids.length > 0 ? ids : ids[0];
+  if (!Array.isArray(request))
+    return request === undefined || isNotification(request) ? undefined : answeredId(request);
+  const ids = request.filter((one) => !isNotification(one)).map(answeredId);
+  return ids.length > 0 ? ids : undefined;
 }
 
 /** Then a large body need not be kept. */
@@ -435,8 +436,9 @@ function idAtBeginning(body: Buffer): string | undefined {
   return capture(idFirst, body.toString("utf8", 0, edgeBytes));
 }
 
-/** What is no id is refused, with null. */
-function answeredId(id: unknown): unknown {
+/** What is no request, or has no id that is one, is refused, with null. */
+function answeredId(request: unknown): unknown {
+  const { id } = Object(request) as { id?: unknown };
   return isId(id) ? id : null;
 }
 

@@ -256,7 +256,7 @@ function handleRequest(rpc: Rpc, request: unknown, caller: Caller, room?: Room):
   if (!isObject(request))
     return encodeError(null, invalidRequest(`it is ${describe(request)}, it must be an object`), room);
   const id = isId(request.id) ? request.id : null;
-  const silent = request.id === undefined && request.jsonrpc === "2.0" && typeof request.method === "string";
+  const silent = isNotification(request);
   const succeed = (result: unknown) => (silent ? undefined : encodeResult(id, result, room));
   const fail = (error: unknown) => {
     if (error instanceof Failure) rpc.onFailure?.(error);
@@ -436,6 +436,13 @@ function joinAnswers(answers: Answer[]): Answer {
     ...(typeof answer === "string" ? [Buffer.from(answer)] : answer!),
   ]);
   return [...pieces, Buffer.from("]")];
+}
+
+/** It is carried out, and never answered. */
+export function isNotification(request: unknown): boolean {
+  return (
+    isObject(request) && request.id === undefined && request.jsonrpc === "2.0" && typeof request.method === "string"
+  );
 }
 
 function checkVersionAndId(request: Request): void {
