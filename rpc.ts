@@ -454,7 +454,7 @@ function checkVersionAndId(request: Request): void {
 }
 
 function checkParams(params: unknown): Params {
-  if (params === undefined) return {};
+  if (params === undefined || params === null) return {};
   if (isObject(params)) return params;
   throw cannot(`use params: they are ${describe(params)}, they must be an object`, { code: errorCodes.invalidParams });
 }

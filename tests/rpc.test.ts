@@ -121,6 +121,7 @@ const requests: { name: string; request: object; result?: unknown; error?: objec
     request: { method: "test.echo", params: { a: { b: ["c", null, "é😀\n"] } } },
     result: { a: { b: ["c", null, "é😀\n"] } },
   },
+  { name: "params that are null as none", request: { method: "test.note", params: null }, result: null },
   { name: "null for undefined", request: { method: "test.note", params: {} }, result: null },
   { name: "null for undefined that comes later", request: { method: "test.noteLater", params: {} }, result: null },
   { name: "null for null", request: { method: "test.null" }, result: null },
@@ -245,11 +246,6 @@ const requests: { name: string; request: object; result?: unknown; error?: objec
     name: "params by position",
     request: { method: "server.ping", params: ["x"] },
     error: { code: -32602, message: "Cannot use params: they are an array, they must be an object" },
-  },
-  {
-    name: "params that are null",
-    request: { method: "server.ping", params: null },
-    error: { code: -32602, message: "Cannot use params: they are null, they must be an object" },
   },
   {
     name: "params that are a string",
