@@ -276,10 +276,13 @@ function readOption(
 }
 
 /** Exactly one. --help goes with each; and --forget is an option of --stop, too. */
-function modeOf({ modes: given, options: read }: Reading): string {
+function modeOf({ modes: given, options: read, words }: Reading): string {
   if (given.includes("help")) return "help";
   const [mode, other] = given.includes("stop") ? given.filter((name) => name !== "forget") : given;
-  if (mode === undefined) throw usage(`no mode is given, exactly one is needed: --${Object.keys(modes).join(", --")}`);
+  if (mode === undefined) {
+    const near = words[0] === undefined ? undefined : nearestOption(words[0]);
+    throw usage(`no mode is given, exactly one is needed: --${Object.keys(modes).join(", --")}`, near);
+  }
   if (other !== undefined) throw usage(`both --${mode} and --${other} are given, exactly one mode is needed`);
   if (mode === "stop" && given.includes("forget")) read.forget = true;
   return mode;

@@ -357,7 +357,13 @@ interface TakenUp {
 
 /** @throws {Failure} There is no such process: exit code 1, naming the nearest. */
 async function takeUp({ client, id, isShared, isLossless }: Job, fromSeq: number): Promise<TakenUp> {
-  const params = { id, fromSeq, share: isShared, lossless: isLossless, overtake: isShared && isLossless };
+  const params = {
+    id,
+    fromSeq,
+    share: isShared,
+    lossless: isLossless,
+    ...(isShared && isLossless ? { overtake: true } : {}),
+  };
   const answer = (await client.request("process.reattach", params)) as TakenUp;
   if (!answer.found) throw await unknownId(client, id);
   return answer;

@@ -198,6 +198,8 @@ const misspelt: [args: string[], near: string | undefined][] = [
   [["--run", "--detach-keys", "ctrl-a", "bash"], "--detach-key"],
   [["--logs", "a", "--tail", "5"], "--lines"],
   [["--ps"], "--list"],
+  [["logs", "a"], "--logs"],
+  [["exec", "ls"], "--run"],
   [["--frobnicate"], undefined],
   [["--serve", "--x"], undefined],
 ];
