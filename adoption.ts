@@ -14,7 +14,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Child, Origin, Stdin } from "./children.ts";
 import { createChild, finish, leaveChild, pumpStdin } from "./children.ts";
-import { cannot, exitCodes, reasonOf, safely, shorten } from "./failure.ts";
+import { cannot, exitCodes, Failure, reasonOf, safely, shorten } from "./failure.ts";
 import type { Adopted } from "./holders.ts";
 import { adoptHeld, closeHolders, probeHolders, sweepHeld } from "./holders.ts";
 import type { KeptAbout, KeptExit, Mark } from "./kept.ts";
@@ -177,16 +177,19 @@ function takeUpAll(processes: Processes, path: string, afterMs: number): void {
   const { directories, problems } = keptDirectories(path);
   const found: { directory: string; about: KeptAbout }[] = [];
   const begun: string[] = [];
-  const tryEach = <T>(items: T[], action: (item: T) => void): void => {
+  const tryEach = <T extends { directory: string }>(items: T[], action: (item: T) => void): void => {
     for (const item of items) {
       try {
         action(item);
       } catch (error) {
-        problems.push(reasonOf(error));
+        problems.push(
+          error instanceof Failure ? reasonOf(error) : `Cannot take up "${item.directory}": ${reasonOf(error)}`,
+        );
       }
     }
   };
-  tryEach(directories, (directory) => {
+  const each = directories.map((directory) => ({ directory }));
+  tryEach(each, ({ directory }) => {
     const about = readAbout(directory);
     if (about) found.push({ directory, about });
     else begun.push(directory);

@@ -1,14 +1,18 @@
 // time limit: 120 s
 /** What a dead daemon has left, taken up by the next; from outside, by the built file. */
 
+import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
+  chmodSync,
+  chownSync,
   existsSync,
   lstatSync,
   mkdirSync,
   readdirSync,
   readFileSync,
   renameSync,
+  rmSync,
   statSync,
   symlinkSync,
   truncateSync,
@@ -19,7 +23,7 @@ import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { TestDaemon, Wire } from "./daemon.ts";
-import { eventually, holdfast, isAlive, lanesOf, openSocket, sideBySide, sleep, withDaemon } from "./daemon.ts";
+import { eventually, holdfast, isAlive, isRoot, lanesOf, openSocket, sideBySide, sleep, withDaemon } from "./daemon.ts";
 
 const test = suite("what a dead daemon has left");
 const tests = sideBySide(test, lanesOf(2));
@@ -428,6 +432,143 @@ leaves("with a damaged mark, journal and exit has what is left, and a reason in 
   await left.wire.request("process.kill", { id: "mark" });
   assert.is(await left.text("mark"), "said\n");
 });
+/** Of a file, what nobody may have changed. */
+function fingerprint(path: string): string {
+  const { ino, mode, uid, size } = lstatSync(path);
+  return [path, ino, mode.toString(8), uid, size].join(" ");
+}
+
+const nobody = 65_534;
+/** In one child's directory, as another user or an open parent would have it; and what is said of it. Without words it is taken up, and the file is not believed. */
+const planted: [id: string, plant: (directory: string, precious: string) => void, says?: RegExp][] = [
+  ["directory-of-another", (directory) => chownSync(directory, nobody, nobody), /is a directory of user 65534/],
+  ["directory-for-all", (directory) => chmodSync(directory, 0o777), /is a directory of user 0, mode 777/],
+  ["about-of-another", (directory) => chownSync(join(directory, "about"), nobody, nobody), /it belongs to user 65534/],
+  ["about-for-all", (directory) => chmodSync(join(directory, "about"), 0o666), /its mode is 666, others must not/],
+  [
+    "about-is-a-link",
+    (directory) => replaceBy(directory, "about", (path) => symlinkSync(`${path}.away`, path)),
+    /it is a symbolic link/,
+  ],
+  [
+    "about-is-a-fifo",
+    (directory) => replaceBy(directory, "about", (path) => execFileSync("mkfifo", [path])),
+    /is a FIFO/,
+  ],
+  ["exit-of-another", (directory) => plantExit(directory)],
+  ["exit-is-a-link", (directory, precious) => symlinkSync(precious, join(directory, "exit"))],
+  ["mark-is-a-link", (directory, precious) => replaceBy(directory, "mark", (path) => symlinkSync(precious, path))],
+  ["mark-is-a-fifo", (directory) => replaceBy(directory, "mark", (path) => execFileSync("mkfifo", [path]))],
+  [
+    "segment-is-a-link",
+    (directory, precious) => replaceBy(directory, "0", (path) => symlinkSync(precious, path)),
+    /Cannot take up "[^"]*": too many symbolic links/,
+  ],
+  [
+    "segment-is-a-fifo",
+    (directory) => replaceBy(directory, "0", (path) => execFileSync("mkfifo", [path])),
+    /\/0" *: it is a FIFO, a regular file/,
+  ],
+  ["stdin-is-a-link", (directory, precious) => replaceBy(directory, "stdin", (path) => symlinkSync(precious, path))],
+];
+
+function replaceBy(directory: string, name: string, make: (path: string) => void): void {
+  const path = join(directory, name);
+  if (existsSync(path)) renameSync(path, `${path}.away`);
+  make(path);
+}
+
+function plantExit(directory: string): void {
+  const path = join(directory, "exit");
+  writeFileSync(path, JSON.stringify({ exit: { exitCode: 0 }, endedAt: Date.now() }));
+  chownSync(path, nobody, nobody);
+}
+
+const asRoot = isRoot ? leaves : (name: string) => test.skip(name);
+
+asRoot(
+  "is not taken from another user, who has planted or linked each of its names, and nothing is written there",
+  async (left) => {
+    const precious = join(left.daemon.directory, "precious");
+    writeFileSync(precious, "x".repeat(5000), { mode: 0o600 });
+    const ids = [...planted.map(([id]) => id), "other"];
+    const pids = await Promise.all(ids.map((id) => left.start(id, "echo said; read x; echo $x")));
+    await eventually(
+      async () => (await left.wire.request("process.list")).processes.every((it: any) => it.lastSeq > 0),
+      "their words",
+    );
+    const directories = ids.map((id) => left.directoryOf(id));
+    const known = directories.map((directory) => JSON.parse(readFileSync(join(directory, "about"), "utf8")).holder);
+    await left.kill();
+    for (const [at, [, plant]] of planted.entries()) plant(directories[at]!, precious);
+    const refused = planted.flatMap(([, , says], at) =>
+      says ? [directories[at]!, join(directories[at]!, "about")] : [],
+    );
+    const before = [precious, ...refused].map(fingerprint);
+    await left.serve();
+    const { processes } = await left.wire.request("process.list");
+    const running = processes.filter((it: any) => it.running).map(({ id }: any) => id);
+    const expected = ids.filter((_, at) => !planted[at]?.[2]);
+    assert.equal(running.sort(), expected.sort());
+    for (const [, , says] of planted) if (says) assert.match(left.daemon.log(), says);
+    for (const id of expected) {
+      const data = Buffer.from("more\n").toString("base64");
+      await left.wire.request("process.stdin", { id, data }).catch(() => {}); // what its mark says is not believed
+      await left.wire.request("process.reattach", { id, fromSeq: 0 });
+    }
+    assert.ok(
+      pids.every((pid, at) => isAlive(pid) || expected.includes(ids[at]!)),
+      "nobody is signalled",
+    );
+    assert.equal([precious, ...refused].map(fingerprint), before);
+    assert.is(readFileSync(precious, "utf8"), "x".repeat(5000));
+    await left.stop("--now");
+    assert.equal([precious, ...refused].map(fingerprint), before);
+    for (const { child, keeper, holder } of known)
+      for (const { pid } of [child, keeper, holder]) if (isAlive(pid)) process.kill(pid, "SIGKILL");
+  },
+);
+
+/** At the name of all that is kept. */
+const plantedHeld: [what: string, plant: (path: string) => void, says: RegExp][] = [
+  [
+    "another's directory",
+    (path) => {
+      mkdirSync(path, { mode: 0o700 });
+      chownSync(path, nobody, nobody);
+    },
+    /a directory of user 65534/,
+  ],
+  [
+    "a directory for all",
+    (path) => {
+      mkdirSync(path);
+      chmodSync(path, 0o777);
+    },
+    /a directory of our own is needed, mode 700/,
+  ],
+  ["a file", (path) => writeFileSync(path, ""), /EEXIST|a regular file/],
+  ["a FIFO", (path) => execFileSync("mkfifo", [path]), /EEXIST|a FIFO/],
+  ["a link", (path) => symlinkSync("/tmp", path), /a symbolic link/],
+];
+
+asRoot("is not kept where another user has put something: processes run without, and it is said", async (left) => {
+  for (const [what, plant, says] of plantedHeld) {
+    await left.stop("--now", "--forget");
+    rmSync(left.held, { recursive: true, force: true });
+    plant(left.held);
+    const before = fingerprint(left.held);
+    await left.serve();
+    await left.start("a", "echo said; exit 3");
+    await eventually(async () => (await left.entry("a")).running === false, `${what}: its end`);
+    assert.is(await left.text("a"), "said\n", what);
+    assert.match((await left.wire.request("server.status")).notHeld, says, what);
+    assert.is(fingerprint(left.held), before, what);
+  }
+  await left.stop("--now");
+  rmSync(left.held, { recursive: true, force: true });
+});
+
 leaves("is not looked for where somebody has planted something", async (left) => {
   await left.start("a", "read x");
   const elsewhere = join(left.daemon.directory, "elsewhere");
