@@ -482,12 +482,11 @@ export function adoptHeld({ watch }: Pick<Holders, "watch">, directory: string, 
   return { running, readAtMs };
 }
 
-/** Of one whose engine lives, the leader of its session is that one's child, on its terminal. */
+/** Its leader lives, but leads no session, or is not the child of its engine, as it is as long as that lives. */
 function isStrange({ child, terminal }: HolderRecord): boolean {
-  const stat = terminal && stateOf(terminal.leader) && statOf(terminal.leader.pid);
-  return (
-    stat !== undefined && stat !== "" && (Number(stat[1]) !== child.pid || Number(stat[3]) !== terminal!.leader.pid)
-  );
+  if (!terminal || stateOf(terminal.leader) === undefined) return false;
+  const [, parent, , session] = statOf(terminal.leader.pid) ?? [];
+  return Number(session) !== terminal.leader.pid || (stateOf(child) !== undefined && Number(parent) !== child.pid);
 }
 
 function isHolderRecord(value: unknown): value is HolderRecord {

@@ -63,8 +63,9 @@ export interface Terminal {
   readonly modes: Modes;
   /** What the mark on disk has at least. */
   writtenSeq: number;
-  /** Sizes are set one after the other. */
+  /** Sizes are set one after the other; and which was asked for last. */
   resizing: Promise<void>;
+  wanted: Size | undefined;
 }
 
 const maxSize = 65_535;
@@ -74,7 +75,7 @@ const usualSize = { rows: 24, columns: 80 };
 const markEvery = 128;
 /** An engine has so long to show that it works. */
 const trialMs = 5000;
-const engineWaitMs = 2000;
+const engineWaitMs = 4000;
 /** A busy machine may have been too slow for a good one: where none was found, they are tried again, not sooner than after this. */
 const retryMs = 60_000;
 /** What is typed in a trial, read and not: more than a pty and a pipe take together. */
@@ -326,7 +327,15 @@ export function createTerminal(
   if (!terminal) return undefined;
   if (mark) mark.terminal = kept;
   const modes = { bits: kept.modes, state: "text", text: "" } as const;
-  return { ...terminal, engine: child, kept, modes: { ...modes }, writtenSeq: kept.seq, resizing: Promise.resolve() };
+  return {
+    ...terminal,
+    engine: child,
+    kept,
+    modes: { ...modes },
+    writtenSeq: kept.seq,
+    resizing: Promise.resolve(),
+    wanted: undefined,
+  };
 }
 
 export function createTerminalMark({ rows, columns }: Size): TerminalMark {
@@ -490,6 +499,7 @@ export async function resize({ env }: TerminalKeeper, child: Resized, params: Pa
   const redraw = booleanParam(params, "redraw", false);
   const act = async (): Promise<void> => {
     refuseEnded(child);
+    if (terminal!.wanted !== size && !redraw) return; // another was asked for meanwhile
     const { rows, columns } = size;
     const other = { rows, columns: columns > 1 ? columns - 1 : 2 };
     if (redraw) await setSize(terminal!, other, env);
@@ -499,6 +509,7 @@ export async function resize({ env }: TerminalKeeper, child: Resized, params: Pa
     if (mark) writeMark(spool.directory!, mark);
   };
   refuseEnded(child);
+  terminal!.wanted = size;
   const resized = terminal!.resizing.then(act);
   terminal!.resizing = resized.catch(() => {});
   await resized;
@@ -507,7 +518,8 @@ export async function resize({ env }: TerminalKeeper, child: Resized, params: Pa
 
 function refuseEnded({ id, terminal, exit }: Resized): void {
   const why = terminal ? "the process has ended" : "it has no terminal";
-  if (!terminal || exit) throw cannot(`resize process "${shorten(id)}": ${why}`, { code: errorCodes.invalidParams });
+  if (!terminal || exit || stateOf(terminal.leader) === undefined)
+    throw cannot(`resize process "${shorten(id)}": ${why}`, { code: errorCodes.invalidParams });
 }
 
 async function setSize(terminal: Terminal, { rows, columns }: Size, env: NodeJS.ProcessEnv): Promise<void> {
