@@ -18,6 +18,8 @@ import type { Holders } from "./holders.ts";
 import { addedNames, findProgram, shellFor, startHeld, takeDirectory } from "./holders.ts";
 import type { Keeper, Mark, TerminalMark } from "./kept.ts";
 import { holdersOf, writeMark } from "./kept.ts";
+import type { Modes } from "./readers.ts";
+import { allModes, alternateBits, modesText, trackModes } from "./readers.ts";
 import { livingProcesses, now, sleep, soon } from "./record.ts";
 import type { Params } from "./rpc.ts";
 import { booleanParam, integerParam, invalidParam, isObject, knownParams, optionalStringParam } from "./rpc.ts";
@@ -88,12 +90,46 @@ const redrawMs = 50;
 /** From KILL to the session of a terminal to KILL to its engine. */
 const engineKillMs = 500;
 
-/** The module of its own that python3 has for this. What it ignores itself its command is not to ignore. How the command ended is said by ending in the same way. */
+/**
+ * As script(1), but that how the command ended is said by ending in the same way. Not pty.spawn(): it forgets what it has read when the command ends, and
+ * up to 3.11.2 it stops when what is typed is not read.
+ */
 const pythonScript = `
-import os, pty, resource, signal, sys
-for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
-    signal.signal(ignored, signal.SIG_DFL)
-how = pty.spawn(sys.argv[1:])
+import os, pty, resource, select, signal, sys
+pid, master = pty.fork()
+if pid == 0:
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(ignored, signal.SIG_DFL)
+    os.execv(sys.argv[1], sys.argv[1:])
+def read(file):
+    try:
+        return os.read(file, 65536)
+    except OSError:
+        return b""
+def write(file, data):
+    try:
+        return data[os.write(file, data):]
+    except BlockingIOError:
+        return data
+    except OSError:
+        return b""
+for file in (1, master):
+    os.set_blocking(file, False)
+typed, said, isOpen, lives = b"", b"", True, True
+while lives or said:
+    readers = [0] * (isOpen and len(typed) < 65536) + [master] * (lives and len(said) < 65536)
+    ready, free, _ = select.select(readers, [master] * (len(typed) > 0 and lives) + [1] * (len(said) > 0), [])
+    if master in ready:
+        data = read(master)
+        said, lives = said + data, data != b""
+    if 0 in ready:
+        data = read(0)
+        typed, isOpen = typed + (data or b"\\4"), data != b""
+    if master in free:
+        typed = write(master, typed)
+    if 1 in free:
+        said = write(1, said)
+how = os.waitpid(pid, 0)[1]
 if os.WIFSIGNALED(how):
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if os.WTERMSIG(how) != signal.SIGKILL:
@@ -389,90 +425,6 @@ export function noteOutput(terminal: Terminal, chunk: Buffer, seq: number): bool
   if (seq - writtenSeq < markEvery) return false;
   terminal.writtenSeq = seq;
   return true;
-}
-
-// What its output sets
-
-/** How far a sequence is; and which modes are not what they are at first. */
-export interface Modes {
-  bits: number;
-  state: "text" | "escape" | "control";
-  /** Of the sequence, so far. */
-  text: string;
-}
-
-/** The alternate screen is one, whichever of these has shown it: two bits; then the keypad's, then one for each mode. */
-const alternates = [47, 1047, 1049];
-const alternateBits = 3;
-const keypadBit = 4;
-/** DEC private modes, in the order in which they are set again. Those that are set at first are told when they are reset. */
-const modeNumbers = [1, 7, 25, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 2004];
-const setAtFirst = [7, 25];
-const bitOf = (at: number): number => 8 << at;
-const allModes = bitOf(modeNumbers.length) - 1;
-/** DECSTR leaves the screens, the mouse and pasting as they are. */
-const softResetBits = keypadBit | bitOf(modeNumbers.indexOf(1)) | bitOf(modeNumbers.indexOf(25));
-const maxSequence = 256;
-const [cancel, substitute, escapeByte] = [0x18, 0x1a, 0x1b];
-
-/** Reads output, cut anywhere. What is in a title, or another string, is as text: an escape that does not end it begins a sequence there, too. */
-export function trackModes(modes: Modes, chunk: Buffer): void {
-  for (let at = 0; at < chunk.length; at++) {
-    if (modes.state === "text") at = chunk.indexOf(escapeByte, at);
-    if (at === -1) return;
-    trackByte(modes, chunk[at]!);
-  }
-}
-
-function trackByte(modes: Modes, byte: number): void {
-  const { state, text } = modes;
-  const letter = String.fromCharCode(byte);
-  if (byte === escapeByte) Object.assign(modes, { state: "escape", text: "" });
-  else if (byte === cancel || byte === substitute) modes.state = "text";
-  else if (byte < 0x20)
-    return; // carried out by itself, in the middle of the sequence
-  else if (state === "escape") trackEscape(modes, letter);
-  else if (byte >= 0x40) {
-    if (byte < 0x7f) setModes(modes, text, letter);
-    if (byte !== 0x7f) modes.state = "text";
-  } else if (text.length < maxSequence) modes.text += letter;
-}
-
-function trackEscape(modes: Modes, letter: string): void {
-  if (modes.text === "" && letter === "[") modes.state = "control";
-  else if (letter < "0")
-    modes.text += letter; // of a character set: one more follows
-  else {
-    modes.state = "text";
-    if (modes.text !== "") return;
-    if (letter === "=") modes.bits |= keypadBit;
-    if (letter === ">") modes.bits &= ~keypadBit;
-    if (letter === "c") modes.bits = 0;
-  }
-}
-
-function setModes(modes: Modes, text: string, letter: string): void {
-  if (text === "!" && letter === "p") modes.bits &= ~softResetBits;
-  if (!/^\?[\d;]+$/.test(text) || !/[hl]/.test(letter)) return;
-  const isSet = letter === "h";
-  for (const number of text.slice(1).split(";").map(Number)) {
-    const at = modeNumbers.indexOf(number);
-    if (alternates.includes(number))
-      modes.bits = (modes.bits & ~alternateBits) | (isSet ? alternates.indexOf(number) + 1 : 0);
-    else if (at !== -1 && isSet !== setAtFirst.includes(number)) modes.bits |= bitOf(at);
-    else if (at !== -1) modes.bits &= ~bitOf(at);
-  }
-}
-
-/** What sets them in a terminal that is as at first. */
-export function modesText(bits: number): string {
-  const alternate = alternates[(bits & alternateBits) - 1];
-  const others = modeNumbers.filter((_, at) => bits & bitOf(at));
-  return [
-    alternate === undefined ? "" : `\x1b[?${alternate}h`,
-    ...others.map((number) => `\x1b[?${number}${setAtFirst.includes(number) ? "l" : "h"}`),
-    bits & keypadBit ? "\x1b=" : "",
-  ].join("");
 }
 
 // Its size

@@ -10,6 +10,8 @@
  * any more: it is detached once the spool drops what it has not been sent. A reader that shares slows nobody, and one that is not to lose
  * anything is waited for as long as its connection lives; or until one comes that overtakes what takes nothing for 10 s: somebody is back whose earlier
  * line fell silent. What a connection is, and how much it buffers itself, is left to the server.
+ *
+ * Whoever comes to a terminal later is told what its output has set: trackModes().
  */
 
 import { Buffer } from "node:buffer";
@@ -241,4 +243,88 @@ function announceFlow(link: Link): void {
     place.holds = lossless || (!share && !link.isStalled);
     source.onFlow();
   }
+}
+
+// What output sets in a terminal (pty.ts): a reader that comes later is told
+
+/** How far a sequence is; and which modes are not what they are at first. */
+export interface Modes {
+  bits: number;
+  state: "text" | "escape" | "control";
+  /** Of the sequence, so far. */
+  text: string;
+}
+
+/** The alternate screen is one, whichever of these has shown it: two bits; then the keypad's, then one for each mode. */
+const alternates = [47, 1047, 1049];
+export const alternateBits = 3;
+const keypadBit = 4;
+/** DEC private modes, in the order in which they are set again. Those that are set at first are told when they are reset. */
+const modeNumbers = [1, 7, 25, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 2004];
+const setAtFirst = [7, 25];
+const bitOf = (at: number): number => 8 << at;
+export const allModes = bitOf(modeNumbers.length) - 1;
+/** DECSTR leaves the screens, the mouse and pasting as they are. */
+const softResetBits = keypadBit | bitOf(modeNumbers.indexOf(1)) | bitOf(modeNumbers.indexOf(25));
+const maxSequence = 256;
+const [cancel, substitute, escapeByte] = [0x18, 0x1a, 0x1b];
+
+/** Reads output, cut anywhere. What is in a title, or another string, is as text: an escape that does not end it begins a sequence there, too. */
+export function trackModes(modes: Modes, chunk: Buffer): void {
+  for (let at = 0; at < chunk.length; at++) {
+    if (modes.state === "text") at = chunk.indexOf(escapeByte, at);
+    if (at === -1) return;
+    trackByte(modes, chunk[at]!);
+  }
+}
+
+function trackByte(modes: Modes, byte: number): void {
+  const { state, text } = modes;
+  const letter = String.fromCharCode(byte);
+  if (byte === escapeByte) Object.assign(modes, { state: "escape", text: "" });
+  else if (byte === cancel || byte === substitute) modes.state = "text";
+  else if (byte < 0x20)
+    return; // carried out by itself, in the middle of the sequence
+  else if (state === "escape") trackEscape(modes, letter);
+  else if (byte >= 0x40) {
+    if (byte < 0x7f) setModes(modes, text, letter);
+    if (byte !== 0x7f) modes.state = "text";
+  } else if (text.length < maxSequence) modes.text += letter;
+}
+
+function trackEscape(modes: Modes, letter: string): void {
+  if (modes.text === "" && letter === "[") modes.state = "control";
+  else if (letter < "0")
+    modes.text += letter; // of a character set: one more follows
+  else {
+    modes.state = "text";
+    if (modes.text !== "") return;
+    if (letter === "=") modes.bits |= keypadBit;
+    if (letter === ">") modes.bits &= ~keypadBit;
+    if (letter === "c") modes.bits = 0;
+  }
+}
+
+function setModes(modes: Modes, text: string, letter: string): void {
+  if (text === "!" && letter === "p") modes.bits &= ~softResetBits;
+  if (!/^\?[\d;]+$/.test(text) || !/[hl]/.test(letter)) return;
+  const isSet = letter === "h";
+  for (const number of text.slice(1).split(";").map(Number)) {
+    const at = modeNumbers.indexOf(number);
+    if (alternates.includes(number))
+      modes.bits = (modes.bits & ~alternateBits) | (isSet ? alternates.indexOf(number) + 1 : 0);
+    else if (at !== -1 && isSet !== setAtFirst.includes(number)) modes.bits |= bitOf(at);
+    else if (at !== -1) modes.bits &= ~bitOf(at);
+  }
+}
+
+/** What sets them in a terminal that is as at first. */
+export function modesText(bits: number): string {
+  const alternate = alternates[(bits & alternateBits) - 1];
+  const others = modeNumbers.filter((_, at) => bits & bitOf(at));
+  return [
+    alternate === undefined ? "" : `\x1b[?${alternate}h`,
+    ...others.map((number) => `\x1b[?${number}${setAtFirst.includes(number) ? "l" : "h"}`),
+    bits & keypadBit ? "\x1b=" : "",
+  ].join("");
 }

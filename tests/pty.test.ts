@@ -9,10 +9,11 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { Holders } from "../holders.ts";
 import { closeHolders, findProgram, probeHolders } from "../holders.ts";
-import { modesText, probeEngines, trackModes } from "../pty.ts";
+import { probeEngines } from "../pty.ts";
+import { modesText, trackModes } from "../readers.ts";
 import type { HolderRecord } from "../running.ts";
 import type { TestDaemon, Wire } from "./daemon.ts";
-import { eventually, holdfast, isAlive, lanesOf, openSocket, sideBySide, statOf, withDaemon } from "./daemon.ts";
+import { eventually, holdfast, isAlive, lanesOf, openSocket, sideBySide, sleep, statOf, withDaemon } from "./daemon.ts";
 
 // What output sets
 
@@ -278,6 +279,24 @@ for (const name of notPython === undefined ? ["script", "python3"] : ["script"])
         assert.is(givenTo(other.pid), givenTo(plain.pid));
         throw error;
       });
+    }, env).finally(() => rmSync(directory, { recursive: true, force: true }));
+  });
+
+for (const name of notPython === undefined ? ["script", "python3"] : ["script"])
+  besides(`by ${name} says all that it says, though nobody reads it when it ends`, async () => {
+    const directory = mkdtempSync(join(tmpdir(), "holdfast-pty-"));
+    const env = name === "script" ? {} : withPrograms(directory, { script: "exit 1" });
+    await withDaemon(async (daemon) => {
+      const seat = createSeat(daemon, env);
+      const bytes = (64 << 10) + 2000; // more than a pipe takes
+      await seat.start("a", `echo ready; read x; sleep 0.5; head -c ${bytes} /dev/zero | tr '\\0' z; exit 5`);
+      await seat.says("a", "ready");
+      await seat.type("a", "\n");
+      process.kill(daemon.pid, "SIGSTOP");
+      await sleep(1500);
+      process.kill(daemon.pid, "SIGCONT");
+      assert.is((await seat.exit("a")).exitCode, 5);
+      assert.is(seat.text("a").split("z").length - 1, bytes);
     }, env).finally(() => rmSync(directory, { recursive: true, force: true }));
   });
 
