@@ -502,7 +502,7 @@ seat("is ended by --stop with all of its groups, though it ignores what can be i
   const pid = await seat.start("a", script);
   await seat.says("a", "ready");
   const { child, holder, keeper } = recordOf(seat, "a");
-  const groups = new Set(membersOf(pid).map((member) => statOf(member)![2]));
+  const groups = new Set(membersOf(pid).flatMap((member) => statOf(member)?.[2] ?? []));
   assert.ok(groups.size >= 3, `it has ${groups.size} groups`);
   const stopped = await holdfast(["--stop", "--now", "--socket", seat.daemon.socket]);
   assert.is(stopped.code, 0, stopped.stderr);
