@@ -87,8 +87,6 @@ const startingMs = 300;
 /** Of all texts together that process.list repeats. */
 const maxListedTexts = 8 << 20;
 const maxIdLength = 256;
-/** Ctrl-D: what a terminal has for an end. */
-const endOfTransmission = Buffer.from([4]);
 
 export interface ProcessWorld {
   /** The daemon's environment. */
@@ -496,9 +494,8 @@ function writeStdin(processes: Processes, child: Child, params: Params): object 
   const given = decodeBase64(optionalStringParam(params, "data") || "", "data");
   const max = Number.MAX_SAFE_INTEGER;
   const offset = integerParam(params, "offset", { min: 0, max, default: stdin.applied });
-  const ends = booleanParam(params, "end", false);
-  const isEnd = ends && !terminal;
-  const bytes = ends && terminal ? Buffer.concat([given, endOfTransmission]) : given;
+  const isEnd = booleanParam(params, "end", false) && !terminal;
+  const bytes = terminal && params.end ? Buffer.concat([given, Buffer.from([4])]) : given; // Ctrl-D
   const data = { applied: stdin.applied };
   if (offset > stdin.applied)
     throw new Failure("stdin offset gap: offset ahead of applied bytes", { code: errorCodes.stdinGap, data });
