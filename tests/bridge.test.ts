@@ -803,6 +803,7 @@ const hasScript = spawnSync("script", ["--version"]).status === 0;
     const before = connectionsOf(site);
     const line = `exec 2>&1; stty -a | md5sum; '${process.execPath}' '${builtFile}' --bridge --socket '${site.socket}'; stty -a | md5sum; stty sane`;
     const child = spawn("script", ["-q", "-c", line, "/dev/null"], { env: site.env, cwd: "/" });
+    const over = new Promise((done) => child.once("close", done));
     let shown = "";
     child.stdout.on("data", (chunk: Buffer) => (shown += chunk.toString("latin1")));
     await until("it relays", () => connectionsOf(site) > before, 10_000);
@@ -816,7 +817,6 @@ const hasScript = spawnSync("script", ["--version"]).status === 0;
     await until("it has ended", () => /[0-9a-f]{32} .*[0-9a-f]{32} /s.test(shown), 10_000);
     const [first, last] = shown.match(/[0-9a-f]{32}(?= )/g)!;
     assert.is(first, last);
-    const over = new Promise((done) => child.once("close", done));
     child.kill();
     await over;
   }),

@@ -328,7 +328,7 @@ export function isAlive(pid: number): boolean {
 }
 
 /** Waits until something is so, looked at every 10 ms. */
-export function eventually(isSo: () => unknown, what: string, timeoutMs = 10_000): Promise<void> {
+export function eventually(isSo: () => unknown, what: string, timeoutMs = 20_000): Promise<void> {
   return until(what, isSo, timeoutMs);
 }
 
@@ -366,7 +366,7 @@ export async function failureOf(action: () => unknown, withinMs = 500): Promise<
 }
 
 /** Waits for something to become true. */
-export async function until(what: string, check: () => unknown, timeoutMs = 5000): Promise<void> {
+export async function until(what: string, check: () => unknown, timeoutMs = 20_000): Promise<void> {
   for (const deadline = performance.now() + timeoutMs; !(await check()); await sleep(10)) {
     if (performance.now() > deadline) throw new Error(`Not within ${timeoutMs} ms: ${what}`);
   }
@@ -488,11 +488,14 @@ async function endAll(site: Site): Promise<string | undefined> {
   for (const pid of site.processes()) process.kill(pid, "SIGCONT");
   for (const path of recordsIn(site.directory)) {
     const [, pid, socket] = /"pid": (\d+)[\s\S]*"path": "([^"]+)"/.exec(readFileSync(path, "utf8")) ?? []; // not JSON.parse: a test may have broken it
-    if (!site.processes().includes(Number(pid))) continue;
+    if (!site.processes().includes(Number(pid))) {
+      endHeld(`${socket}.held`); // what a killed daemon held is the next one's, and there is none
+      continue;
+    }
     const { code, stderr } = await site.command([process.execPath, builtFile, "--stop", "--now", "--socket", socket!]);
     if (code !== 0 || isAlive(Number(pid))) process.stderr.write(`--stop ended with exit code ${code}: ${stderr}\n`);
   }
-  for (let i = 0; i < 30 && site.allProcesses().length > 0; i++) await sleep(10);
+  for (let i = 0; i < 100 && site.allProcesses().length > 0; i++) await sleep(10);
   const left = site.allProcesses();
   const words = left.map((pid) => commandLineOf(pid).replaceAll("\0", " "));
   left.forEach(killGroupOf);
@@ -568,7 +571,7 @@ export function peerOf(input: Readable, output: Writable, framing: "native" | "l
     ended,
     write: (data) => void output.write(data),
     send: (message) => void output.write(framing === "lines" ? `${JSON.stringify(message)}\n` : frameOf(message)),
-    async next(timeoutMs = 5000) {
+    async next(timeoutMs = 20_000) {
       for (const deadline = Date.now() + timeoutMs; ; ) {
         const message = take();
         if (message !== undefined) return message;

@@ -264,7 +264,8 @@ async function direct(soak: Soak): Promise<void> {
   );
   await warmUp(soak);
   let nextRest = at(soak) + restEvery;
-  for (let isFirst = true; at(soak) < soak.seconds && !soak.isOver; await sleep(100)) {
+  // on a busy machine the first rest alone may take so long
+  for (let isFirst = true; (at(soak) < soak.seconds || endsAt.length > 0) && !soak.isOver; await sleep(100)) {
     if (endsAt.length > 0 && at(soak) > endsAt[0]!) {
       endsAt.shift();
       const how = isFirst ? "kill -9" : ends[Math.floor(soak.random() * ends.length)]!;
