@@ -6,6 +6,7 @@
 
 import { lstatSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { connect } from "node:net";
+import { dirname } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { builtFile, createWire, outcomeOf, request, sideBySide, statOf } from "../daemon.ts";
@@ -38,6 +39,11 @@ interface Victim {
   log: string;
 }
 
+interface VictimAtWork extends Victim {
+  /** What is kept of its one process. */
+  kept: string;
+}
+
 async function serve(host: Host, what: string, args: string): Promise<Victim> {
   const started = await host.ssh("dev", `./server --serve --json --token-file token ${args}`, patience);
   assert.is(started.code, 0, started.stderr);
@@ -50,23 +56,39 @@ async function serve(host: Host, what: string, args: string): Promise<Victim> {
   return { what, socket, directory, pid, inside, instance, record, log };
 }
 
+/** Starts a process of dev's that says a secret. */
+async function startJob(host: Host, victim: Victim): Promise<VictimAtWork> {
+  const { socket, record } = victim;
+  const job = { id: "job", command: "sh", args: ["-c", "echo secret; exec sleep 1000"] };
+  await ask(host, socket, "process.spawn", token, job);
+  const held = record.replace(/record$/, "held");
+  const isKept = (name: string): boolean => readIfThere(host.file(`${held}/${name}/0`)).includes("secret");
+  await until(() => readdirSync(host.file(held)).some(isKept), "its word to be kept");
+  const kept = `${held}/${readdirSync(host.file(held)).find(isKept)}`;
+  return { ...victim, kept };
+}
+
 /** One request, from outside the host. */
-async function ask(host: Host, socket: string, method: string, auth = token): Promise<any> {
+async function ask(host: Host, socket: string, method: string, auth = token, params = {}): Promise<any> {
   const connection = connect(host.file(socket));
   try {
     await new Promise((done, fail) => connection.once("connect", done).once("error", fail));
-    return await createWire(connection, connection, auth).request(method);
+    return await createWire(connection, connection, auth).request(method, params);
   } finally {
     connection.destroy();
   }
 }
 
 /** What must be the same after an attempt, whatever it was. */
-async function stateOf(host: Host, { socket, pid, record, directory }: Victim): Promise<unknown> {
+async function stateOf(
+  host: Host,
+  { socket, pid, record, directory, kept }: Victim & Partial<VictimAtWork>,
+): Promise<unknown> {
   const { mode, uid, dev, ino } = lstatSync(host.file(socket));
   const { instanceId, methods } = await ask(host, socket, "server.capabilities");
   const state = statOf(pid)!;
-  const names = [record, directory]
+  const files = kept ? readdirSync(host.file(kept)).map((name) => `${kept}/${name}`) : [];
+  const names = [record, directory, ...(kept ? [dirname(kept), kept] : []), ...files]
     .map((path) => lstatSync(host.file(path)))
     .map((stats) => [stats.uid, stats.mode & 0o7777, stats.ino]);
   assert.match(state[0]!, /[SR]/, "it sleeps or runs, and is not stopped or traced");
@@ -81,6 +103,7 @@ async function stateOf(host: Host, { socket, pid, record, directory }: Victim): 
     tracer: /TracerPid:\t(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "utf8"))![1],
     names,
     record: readFileSync(host.file(record), "utf8"),
+    about: kept && readFileSync(host.file(`${kept}/about`), "utf8"),
   };
 }
 
@@ -118,7 +141,7 @@ type Attempt = [what: string, command: string, says: RegExp, code?: number | und
 
 const denied = /Permission denied|Operation not permitted|cannot access/;
 
-function attemptsOn(victim: Victim, isShared: boolean): Attempt[] {
+function attemptsOn(victim: VictimAtWork, isShared: boolean): Attempt[] {
   const { socket, directory } = victim;
   const node = "node ~/server";
   const at = `--socket ${socket}`;
@@ -156,8 +179,8 @@ function attemptsOn(victim: Victim, isShared: boolean): Attempt[] {
 }
 
 /** … on its files and its process. */
-function attemptsOnFiles(victim: Victim, isShared: boolean): Attempt[] {
-  const { socket, directory, record, log } = victim;
+function attemptsOnFiles(victim: VictimAtWork, isShared: boolean): Attempt[] {
+  const { socket, directory, record, log, kept } = victim;
   const name = socket.replace(/.*\//, "");
   return [
     [
@@ -189,6 +212,11 @@ function attemptsOnFiles(victim: Victim, isShared: boolean): Attempt[] {
     [
       "plant claim, lock, record and temporary files",
       `for n in claim lock record record.lock token log; do touch ${directory}/${name}.$n; mkdir ${directory}/${name}.$n; mkfifo ${directory}/${name}.$n; done; exit 1`,
+      denied,
+    ],
+    [
+      "read, plant, link and remove what is kept of processes",
+      `for d in ${dirname(kept)} ${kept}; do ls $d; cat $d/about $d/0 $d/out $d/owner; touch $d/x; mkfifo $d/f; ln -s /etc/passwd $d/mark; ln -f ~/server $d/about; mkdir -m 777 $d/abcdefghijkl; rm -rf $d; mv $d ~/mine; done; exit 1`,
       denied,
     ],
     ...attemptsOnProcess(victim),
@@ -235,7 +263,8 @@ lanes(
     withHost({ killUserProcesses: false, users: ["dev", "mallory"] }, async (host) => {
       for (const user of ["dev", "mallory"]) await host.copy(user, builtFile, "server");
       assert.is((await host.ssh("dev", `umask 077; printf %s "${token}" > token; chmod 755 ~`)).code, 0); // only the run directory's own mode protects it
-      const victims = [await serve(host, "its default place", ""), await serve(host, "/tmp", "--socket /tmp/v.sock")];
+      const served = [await serve(host, "its default place", ""), await serve(host, "/tmp", "--socket /tmp/v.sock")];
+      const victims = await Promise.all(served.map((victim) => startJob(host, victim)));
       for (const path of [".local", ".local/state", ".local/state/holdfast"])
         await host.inside(["chmod", "755", `/home/dev/${path}`]);
       const shell = await openShell(host, "mallory");
@@ -248,7 +277,11 @@ lanes(
           const label = `${what}, ${victim.what}: exit code ${outcome.code}: ${outcome.text.slice(0, 1500)}`;
           assert.match(outcome.text, says, label);
           assert.not.match(outcome.text, /ATTACHED|CONNECTED|Internal error/, label);
-          assert.not.match(outcome.text, new RegExp(`${token}|${JSON.parse((before as any).record).key}`), label);
+          assert.not.match(
+            outcome.text,
+            new RegExp(`^secret$|${token}|${JSON.parse((before as any).record).key}`, "m"),
+            label,
+          );
           if (code === undefined) assert.is.not(outcome.code, 0, label);
           else assert.is(outcome.code, code, label);
           assert.equal(await stateOf(host, victim), before, label);
