@@ -246,7 +246,7 @@ async function checkStalled(host: Host): Promise<void> {
   const stands = async (): Promise<boolean> => {
     const last = before;
     before = await lastTick();
-    return last === before;
+    return before !== undefined && last === before;
   };
   await until(stands, "it stands still", 30_000);
   const back = openSession(host, "./hf --attach stalled --no-stdin | grep -a --line-buffered tick", ["-T"]);

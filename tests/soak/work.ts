@@ -447,7 +447,7 @@ async function takeOver(worker: Worker): Promise<void> {
         await first.request("process.reattach", { id: track.id, fromSeq: 0 });
         await second.until("the word that it was taken over", () => track.detachedBy !== undefined);
         same(
-          await first.request("process.killAndWait", { id: track.id, signal: "SIGKILL" }),
+          await first.request("process.killAndWait", { id: track.id, signal: "SIGKILL", timeoutMs: 20_000 }),
           { found: true, died: true },
           "killAndWait",
         );
