@@ -30,6 +30,7 @@ const typed: [what: string, key: string, text: string, passed: string, leaves: b
   ["leaves by the key", defaultKey, "\x1c", "", true],
   ["passes what was typed before", defaultKey, "abc\x1c", "abc", true],
   ["drops what is typed after", defaultKey, "abc\x1cdef", "abc", true],
+  ["leaves, though the key is typed again later", defaultKey, "\x1cab\x1c", "", true],
   ["makes one of two", defaultKey, "a\x1c\x1cb", "a\x1cb", false],
   ["makes one of two, and leaves by the third", defaultKey, "\x1c\x1c\x1c", "\x1c", true],
   ["makes two of four", defaultKey, "\x1c\x1c\x1c\x1c", "\x1c\x1c", false],
