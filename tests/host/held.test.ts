@@ -12,7 +12,7 @@ import { builtFile, createWire, sideBySide } from "../daemon.ts";
 import type { Host, HostProcess } from "./host.ts";
 import { requireHosts, until, withHost } from "./host.ts";
 
-requireHosts(4);
+requireHosts(5);
 
 const socket = ".run/rpc.sock";
 /** UserStopDelaySec= is 10 s: what ends with the user manager is gone by then. */
@@ -158,6 +158,37 @@ held("is moved to where its next daemon is, out of a session that would take it 
       assert.is((await wire.request("server.capabilities")).lifetime.words, "yes");
       assert.is((await finishJob(wire)).exit.exitCode, 7);
     });
+  }),
+);
+
+held("whose daemon is killed five times in a row has it back three times; then log and --doctor say why no more", () =>
+  withHost({ killUserProcesses: true, users: ["dev+linger"] }, async (host) => {
+    await install(host);
+    assert.is((await host.ssh("dev", serve)).code, 0);
+    const flood = { id: "flood", command: "seq", args: ["-f", "%015.0f", "1", "99999999999"] };
+    const { pid } = await withBridge(host, (wire) => wire.request("process.spawn", flood));
+    await host.sleepUntilLoggedOut("dev");
+    const returns: number[] = [];
+    for (let kill = 1; kill <= 5 && host.processes("--launched").length > 0; kill++) {
+      await until(() => host.processes("--revive").length === 1, "one to watch over it");
+      await killDaemon(host);
+      const start = performance.now();
+      const isBack = (): boolean => host.processes("--launched").length > 0;
+      if (kill > 3) await until(() => host.processes("--revive").length === 0, "nobody to watch any more");
+      else await until(isBack, "it to be back");
+      if (isBack()) returns.push(Math.round(performance.now() - start));
+    }
+    console.log(`\nFIGURES back ${returns.join(", ")} ms after each kill -9`);
+    assert.is(returns.length, 3);
+    assert.ok(host.isAlive(pid), "the flood goes on");
+    const read = await host.ssh("dev", `cat .run/*.log; ./server --doctor --socket ${socket}`);
+    assert.match(read.stdout, /\[Watchdog\] The daemon is dead again, after 3 returns within 60 s/);
+    assert.match(read.stdout, /had come back by itself 3 times within a minute: it does so no more/);
+    await withBridge(host, async (wire) => {
+      const [job] = (await wire.request("process.list")).processes;
+      assert.equal([job.pid, job.running], [pid, true], "a bridge starts one all the same");
+    });
+    assert.is((await host.ssh("dev", `./server --stop --now --socket ${socket}`)).code, 0);
   }),
 );
 
