@@ -446,7 +446,7 @@ export function isGroupAlive({ look }: Ends, child: Child, living?: LivingProces
   if (!child.exit) return true;
   const known = child.survivors;
   if (known?.size === 0) return false;
-  const members = survivorsOf(child, living ?? lookNow(look, child.scannedAt));
+  const members = survivorsOf(child, living ?? lookNow(look, known ? 0 : now()));
   const isOurs = known === undefined || members.some((member) => known.has(member));
   child.survivors = new Set(isOurs ? members : []);
   return child.survivors.size > 0;

@@ -245,8 +245,8 @@ export interface LivingProcess {
 }
 
 /** All processes that can be seen; zombies have ended, also those that nobody reaps. None where there is no /proc. */
-export function livingProcesses(): LivingProcess[] {
-  return namesIn("/proc").flatMap((name) => {
+export function livingProcesses(names = namesIn("/proc")): LivingProcess[] {
+  return names.flatMap((name) => {
     const fields = /^\d/.test(name) && safely(() => fieldsOf(readFileSync(`/proc/${name}/stat`, "latin1")));
     if (!fields) return [];
     const [parent, group, session] = fields.slice(1, 4).map(Number) as [number, number, number];

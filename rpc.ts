@@ -16,7 +16,9 @@ export const maxBatchLength = 1000;
 /** What JSON.parse takes its time for, some 1 us each: objects, arrays, and members of objects. A batch of 1000 starts has 20 000. */
 export const maxMembers = 32_768;
 /** Values of arrays: a tenth of that each. The longest argument list of a process has 200 000. */
-export const maxItems = 262_144;
+export const maxItems = 204_800;
+/** Bytes of the names of members: V8 keeps each name once, and looks for it. */
+export const maxNameBytes = 4 << 20;
 /** Of a larger body so much is read at once, some 5 ms: others have their turn between. JSON.parse of all of it takes 10 ms, at most 40. Strangers send none. */
 export const pieceBytes = 1 << 20;
 /** Characters in an `id` that is a string. Every answer repeats it, also the one that says that another was too large. */
@@ -112,8 +114,11 @@ interface Reading {
   at: number;
   countedAt: number;
   isInString: boolean;
+  /** Where the last string began. */
+  stringAt: number;
   members: number;
   items: number;
+  nameBytes: number;
 }
 
 /**
@@ -131,7 +136,7 @@ export function handleBody(rpc: Rpc, body: Uint8Array, caller: Caller): Answer |
   const decoder = isLarge ? new TextDecoder("utf-8", { fatal: true }) : utf8;
   const reading: Reading = {
     ...{ body, decoder, text: "", at: 0, countedAt: 0 },
-    ...{ isInString: false, members: 0, items: 0 },
+    ...{ isInString: false, stringAt: 0, members: 0, items: 0, nameBytes: 0 },
   };
   if (isLarge) return handleLarge(rpc, reading, caller);
   let message: unknown;
@@ -186,17 +191,23 @@ const [quote, comma, colon, bracket, backslash, brace] = [0x22, 0x2c, 0x3a, 0x5b
 /** 16 MiB of empty objects would take JSON.parse 4 s. What is not JSON is counted as if it were, and for JSON.parse to refuse. */
 function countParts(reading: Reading, end: number): void {
   const { body } = reading;
-  let { countedAt: at, isInString, members, items } = reading;
+  let { countedAt: at, isInString, stringAt, members, items, nameBytes } = reading;
   for (; at < end; at++) {
     const byte = body[at]!;
-    if (byte === quote) isInString = !isInString;
-    else if (isInString) at += byte === backslash ? 1 : 0;
+    if (byte === quote) {
+      isInString = !isInString;
+      if (isInString) stringAt = at;
+    } else if (isInString) at += byte === backslash ? 1 : 0;
     else if (byte === comma) items++;
-    else if (byte === brace || byte === bracket || byte === colon) members++;
+    else if (byte === brace || byte === bracket) members++;
+    else if (byte === colon) {
+      members++;
+      nameBytes += at - stringAt;
+    }
   }
-  Object.assign(reading, { countedAt: at, isInString, members, items });
-  if (members <= maxMembers && items <= maxItems) return;
-  const most = `at most ${maxMembers} objects, arrays and members and ${maxItems} values of arrays`;
+  Object.assign(reading, { countedAt: at, isInString, stringAt, members, items, nameBytes });
+  if (members <= maxMembers && items <= maxItems && nameBytes <= maxNameBytes) return;
+  const most = `at most ${maxMembers} objects, arrays and members, ${maxNameBytes} bytes of their names, and ${maxItems} values of arrays`;
   throw invalidRequest(`it has more parts than can be read at once, ${most} are accepted`);
 }
 

@@ -16,7 +16,7 @@ import { capture, errnoOf, safely } from "./failure.ts";
 import type { StdioItem } from "./program.ts";
 import { maskInherited, runtime } from "./program.ts";
 import type { LivingProcess } from "./record.ts";
-import { livingProcesses, now, readText } from "./record.ts";
+import { livingProcesses, namesIn, now, readText } from "./record.ts";
 
 /** At most so much is in node's hands for a stdin that is a pipe. */
 const pipeWriteBytes = 64 << 10;
@@ -30,6 +30,8 @@ const typedBytes = 64 << 10;
 const engineBytes = 32 << 20;
 /** The kernel's OOM killer takes a child before the daemon: oom_score_adj, 1000 at most (proc(5)). */
 const oomScore = 200;
+/** Of all processes so many are looked at between two turns of others, some 5 ms. */
+const lookStep = 256;
 /** What was seen so short a time ago is so: no pid is another's by then. */
 const freshMs = 20;
 /** What a holder's directory has beside files. */
@@ -514,31 +516,45 @@ export interface Look {
   /** When it began, and ended: now(). */
   at: number;
   endedAt: number;
+  isUnderWay: boolean;
 }
 
 export function createLook(): Look {
-  return { living: [], at: 0, endedAt: 0 };
+  return { living: [], at: 0, endedAt: 0, isUnderWay: false };
 }
 
-/** @returns Who lives, by a look that began after `since`; undefined when it is too early for another. */
+/** @returns Who lives, by a look that began after `since`; undefined when it is too early for another, or it is under way. */
 export function lookSince(look: Look, since: number): LivingProcess[] | undefined {
-  if (look.at > since) return look.living;
-  return now() < nextLookAt(look) ? undefined : lookAgain(look);
+  if (look.at <= since && !look.isUnderWay && now() >= nextLookAt(look)) void lookInSteps(look);
+  return look.at > since ? look.living : undefined;
 }
 
-/** For who cannot wait: by a look that began after `since`, and has just ended. */
+/** Who has come meanwhile, by a parent that has gone meanwhile, is looked at in the end. */
+async function lookInSteps(look: Look): Promise<void> {
+  const at = now();
+  const names = namesIn("/proc");
+  const living: LivingProcess[] = [];
+  look.isUnderWay = true;
+  for (let from = 0; from < names.length; from += lookStep) {
+    if (from > 0) await new Promise(setImmediate);
+    living.push(...livingProcesses(names.slice(from, from + lookStep)));
+  }
+  const known = new Set(names);
+  living.push(...livingProcesses(namesIn("/proc").filter((name) => !known.has(name))));
+  look.isUnderWay = false;
+  if (at > look.at) Object.assign(look, { living, at, endedAt: now() });
+}
+
+/** For who cannot wait. @param since What must have been seen by it: now(). */
 export function lookNow(look: Look, since: number): LivingProcess[] {
-  return look.at > since && now() < look.endedAt + freshMs ? look.living : lookAgain(look);
+  if (look.at > since && now() < look.endedAt + freshMs) return look.living;
+  const at = now();
+  look.living = livingProcesses();
+  Object.assign(look, { at, endedAt: now() });
+  return look.living;
 }
 
 /** To look takes a fifth of the time at most, where it can wait. */
 export function nextLookAt({ at, endedAt }: Look): number {
   return endedAt + 4 * (endedAt - at);
-}
-
-function lookAgain(look: Look): LivingProcess[] {
-  look.at = now();
-  look.living = livingProcesses();
-  look.endedAt = now();
-  return look.living;
 }

@@ -578,6 +578,184 @@ async function droppedOf(wire: Wire, bytes: number): Promise<number> {
   }
 }
 
+// The daemon's loop: while it is at one thing, everybody else waits
+
+/** Notes, in the daemon, the processor time of each turn of its loop that has more than 5 ms: the load of the machine is not in it. */
+const stretchNotes = `const { appendFileSync, readFileSync } = require("node:fs");
+const cpuMs = () => Number(readFileSync("/proc/thread-self/schedstat", "latin1").split(" ")[0]) / 1e6;
+let last = cpuMs();
+setInterval(() => {
+  const now = cpuMs();
+  if (now - last > 5) appendFileSync(__dirname + "/stretches." + process.pid, (now - last).toFixed(1) + "\\n");
+  last = cpuMs();
+}, 1).unref();`;
+
+/** Processor time of JSON.parse here: what a body takes in one turn at least. */
+function parseMs(text: string): number {
+  const times = Array.from({ length: 3 }, () => {
+    const before = process.cpuUsage();
+    JSON.parse(text);
+    const { user, system } = process.cpuUsage(before);
+    return (user + system) / 1000;
+  });
+  return times.sort((a, b) => a - b)[1]!;
+}
+
+/** What a turn may take is said for a machine that reads 16 MB of JSON in 12 ms. */
+function slownessOf(): number {
+  return Math.max(1, parseMs(JSON.stringify({ text: "x".repeat(16_000_000) })) / 12);
+}
+
+/** The longest turn of the daemon's loop while something is done to it, in ms of processor time. */
+type Longest = (action: () => Promise<unknown>) => Promise<number>;
+
+function turns(
+  what: string,
+  promised: string,
+  body: (site: Site, open: () => Wire, longest: Longest) => Promise<string>,
+): void {
+  limit(what, promised, (site) =>
+    withWires(site, async (open) => {
+      const file = join(site.directory, "notes.cjs");
+      writeFileSync(file, stretchNotes);
+      const { pid } = await serveBy(site, [], { flags: ["--require", file] });
+      const notes = join(site.directory, `stretches.${pid}`);
+      const wire = open();
+      await wire.request("process.spawn", { command: "true" }); // the first one looks at the host
+      return body(site, open, async (action) => {
+        await sleep(100);
+        rmSync(notes, { force: true });
+        await action();
+        await wire.request("server.ping");
+        await sleep(50);
+        return Math.max(0, ...(existsSync(notes) ? readFileSync(notes, "utf8").trim().split("\n").map(Number) : []));
+      });
+    }),
+  );
+}
+
+const ofMany = (count: number, ask: (at: number) => Promise<unknown>): Promise<unknown> =>
+  Promise.all(Array.from({ length: count }, (_, at) => ask(at)));
+const head = '{"jsonrpc":"2.0","id":9,"method":"server.ping","params":{"a":';
+const filled = (unit: string, count = Math.floor(15_900_000 / unit.length)): string => unit.repeat(count);
+
+turns(
+  "bodies of 16 MB that are read: of text, numbers, names, spaces",
+  "others wait at most 50 ms",
+  async (site, _, longest) => {
+    const bodies: [string, string][] = [
+      ["text", `${head}"${filled("x")}"}}`],
+      ["text that is not ASCII", `${head}"${filled("ä", 7_900_000)}"}}`],
+      ["escapes", `${head}"${filled("\\n")}"}}`],
+      ["numbers", `${head}[${filled(`${"1234567890.".padEnd(76, "1234567890")},`, 204_000)}0]}}`],
+      ["texts", `${head}[${filled(`"${"a".repeat(74)}",`, 204_000)}0]}}`],
+      [
+        "names",
+        `${head}{${Array.from({ length: 32_000 }, (_, at) => `"${"k".repeat(120)}${at}":${filled("1", 300)}`).join()}}}}`,
+      ],
+      ["one number", `${head}${filled("1")}}}`],
+      ["spaces", `${head}${filled(" ")}1}}`],
+      ["too many parts", `${head}[${filled("{},")}0]}}`],
+    ];
+    const taken: string[] = [];
+    for (const [name, body] of bodies) {
+      const { connection, wire } = openSocket(site as never);
+      await wire.request("server.authenticate", { token: site.token });
+      const header = Buffer.alloc(4);
+      header.writeUInt32BE(Buffer.byteLength(body));
+      const frame = Buffer.concat([header, Buffer.from(body)]);
+      const own = parseMs(body.startsWith(head) && name !== "too many parts" ? body : '""');
+      let ms = Infinity;
+      for (let i = 0; i < 4 && ms > 20 + 2 * own; i++) {
+        ms = await longest(async () => {
+          for (let j = 0; j < 2; j++) connection.write(frame);
+          await wire.request("server.ping");
+        });
+      }
+      connection.destroy();
+      assert.ok(ms < 20 + 2 * own, `a body of ${name} took ${ms} ms in one turn, JSON.parse ${own} ms`);
+      taken.push(`${name} ${Math.round(ms)}`);
+    }
+    return `so, in ms of the processor: ${taken.join(", ")}`;
+  },
+);
+
+turns(
+  "large files read and written, a stdin of 11 MB, 5000 small writes to a stdin that nobody reads",
+  "others wait at most 50 ms",
+  async (site, open, longest) => {
+    const wire = open();
+    await wire.request("server.authenticate", { token: site.token });
+    const path = join(site.directory, "large");
+    writeFileSync(path, "ä€".repeat(2_500_000));
+    for (const id of ["once", "often"]) await wire.request("process.spawn", { id, command: "sleep", args: ["60"] });
+    const data = Buffer.alloc(11 << 20).toString("base64");
+    const rows: [string, () => Promise<unknown>][] = [
+      ["files.read", () => wire.request("files.read", { path, maxBytes: 16 << 20 })],
+      [
+        "files.read, base64",
+        () => wire.request("files.read", { path, maxBytes: 12_500_000, encoding: "base64" }).catch(() => {}),
+      ],
+      ["files.write", () => wire.request("files.write", { path, content: "ä".repeat(7 << 20) })],
+      ["files.write, base64", () => wire.request("files.write", { path, content: data, encoding: "base64" })],
+      ["process.stdin", () => wire.request("process.stdin", { id: "once", data })],
+      [
+        "process.stdin, often",
+        () => ofMany(5000, () => wire.request("process.stdin", { id: "often", data: "YWJj".repeat(50) })),
+      ],
+    ];
+    const most: string[] = [];
+    for (const [name, ask] of rows) {
+      const slowness = slownessOf();
+      const ms = await longest(ask);
+      assert.ok(ms < 50 * slowness, `${name} took ${ms} ms in one turn, of a machine slower by ${slowness.toFixed(1)}`);
+      most.push(`${name} ${Math.round(ms)}`);
+    }
+    return `so, in ms of the processor: ${most.join(", ")}`;
+  },
+);
+
+turns(
+  "80 processes that start at once, and are ended at once",
+  "others wait for one, not for all",
+  async (_, open, longest) => {
+    const wire = open();
+    const start = (id: string) => wire.request("process.spawn", { id, command: "sleep", args: ["60"] });
+    const end = (id: string) => wire.request("process.killAndWait", { id, signal: "KILL" });
+    const one = await longest(async () => {
+      for (let at = 0; at < 15; at++) await start(`one${at}`);
+      for (let at = 0; at < 15; at++) await end(`one${at}`);
+    });
+    const starts = await longest(() => ofMany(80, (at) => start(`p${at}`)));
+    const ends = await longest(() => ofMany(80, (at) => end(`p${at}`)));
+    const most = 5 + 3 * one;
+    assert.ok(starts < most && ends < most, `one ${one} ms, 80 starts ${starts} ms, ends ${ends} ms`);
+    return `so, in ms of the processor: one ${Math.round(one)}; 80: start ${Math.round(starts)}, end ${Math.round(ends)}`;
+  },
+);
+
+turns(
+  "40 groups that outlive their leaders, ended at once",
+  "others wait for one look at /proc, not for 40",
+  async (_, open, longest) => {
+    const wire = open();
+    const start = async (id: string) => {
+      await wire.request("process.spawn", {
+        id,
+        command: "sh",
+        args: ["-c", "trap '' TERM; sleep 60 >/dev/null 2>&1 &"],
+      });
+      await wire.message(({ processId, stream }) => processId === id && stream === "exit");
+    };
+    const end = (id: string) => wire.request("process.killAndWait", { id, timeoutMs: 300 });
+    await ofMany(41, (at) => start(`g${at}`));
+    const one = await longest(() => end("g40"));
+    const all = await longest(() => ofMany(40, (at) => end(`g${at}`)));
+    assert.ok(all < 15 * slownessOf() + 5 + 3 * one, `one ${one} ms, 40 ${all} ms`);
+    return `so, in ms of the processor: one ${Math.round(one)}; 40 ${Math.round(all)}`;
+  },
+);
+
 // A file system that does not answer
 
 /** Mounts one in a mount namespace of its own. Words before a command put it there; `stop` and `go` are what happens to it. */
