@@ -35,19 +35,35 @@ export const median = (values) => quantile(values, 0.5);
 export const spread = (values) => (quantile(values, 0.75) - quantile(values, 0.25)) / 2;
 
 /**
- * Judges one row: ours beside theirs, a ratio per round; or ours alone.
+ * Judges one row: ours beside theirs, or ours alone.
+ *
+ * The ratio is that of the medians: one round that something else has got in the way of does not move it, as it would a ratio of its own. Its spread is
+ * half the distance between the quartiles of the ratios that such rounds might have given as well: drawn from these, again and again.
  *
  * @param row `ours`, and `theirs` of the same rounds, or none. `goal` is `{ most: x }`, `{ least: x }`, or absent.
  */
 export function judge({ ours, theirs, goal }) {
   const ratios = theirs === undefined ? ours : ours.map((value, round) => value / theirs[round]);
-  const middle = median(ratios);
-  const wide = spread(ratios);
+  const middle = theirs === undefined ? median(ours) : median(ours) / median(theirs);
+  const wide = theirs === undefined ? spread(ours) : spread(drawnRatios(ours, theirs));
   const isReached =
     goal === undefined ? undefined : goal.most !== undefined ? middle <= goal.most : middle >= goal.least;
   const isWorse =
     goal === undefined ? false : goal.most !== undefined ? middle - wide > goal.most : middle + wide < goal.least;
   return { ratios, middle, wide, isReached, isWorse };
+}
+
+/** The same ones each time: by a generator that begins with the same number. */
+function drawnRatios(ours, theirs, count = 400) {
+  let state = 1;
+  const next = () => {
+    state = (state * 48271) % 2147483647; // Park and Miller's
+    return state / 2147483647;
+  };
+  return Array.from({ length: count }, () => {
+    const rounds = ours.map(() => Math.floor(next() * ours.length));
+    return median(rounds.map((round) => ours[round])) / median(rounds.map((round) => theirs[round]));
+  });
 }
 
 /** A child of ours, ended with us by its pid. */

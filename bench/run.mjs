@@ -1,18 +1,19 @@
 /**
- * Measures how fast, and how much: `npm run bench [-- --only NAME …] [--check] [--quick]`
+ * Measures how fast, and how much: `npm run bench [-- --only NAME …] [--check] [--quick] [--write]`
  *
- * Each figure is a file in figures/. Its rows are measured side by side, ours and a peer's, round by round, in this one run: a row's ratio is the median of
- * the rounds' ratios, its spread half the distance between their quartiles. Prints a Markdown table, and writes plots/NAME.svg beside this file.
+ * Each figure is a file in figures/. Its rows are measured side by side, ours and a peer's, round by round, in this one run: a row's ratio is the medians of
+ * its sides' ratio, with the spread that other such rounds might have given (measure.mjs). Prints a Markdown table, and writes plots/NAME.svg beside this file.
  *
  *     --only NAME   that figure; may be repeated: start, relay, requests, output, replay, idle, others, held, counts
  *     --check       exit code 1 if a ratio is worse than its goal by more than its spread
+ *     --write       writes what was measured into docs/performance.md, in the place of what stands there for the same figures
  *     --quick       a fifth of the rounds and of the work: to see that it runs, not to measure
  *
  * The peers of package.json are installed into node_modules/ beside this file when they are missing; socat, strace, valgrind, ssh and sshd are the system's.
  */
 
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { cpus, loadavg, release } from "node:os";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
@@ -25,12 +26,21 @@ const here = fileURLToPath(new URL(".", import.meta.url));
 const root = fileURLToPath(new URL("..", import.meta.url));
 const names = ["start", "relay", "requests", "output", "replay", "others", "idle", "held", "counts"];
 const { values: options } = parseArgs({
-  options: { only: { type: "string", multiple: true }, check: { type: "boolean" }, quick: { type: "boolean" } },
+  options: {
+    only: { type: "string", multiple: true },
+    check: { type: "boolean" },
+    quick: { type: "boolean" },
+    write: { type: "boolean" },
+  },
 });
 const wanted = options.only ?? names;
 const unknown = wanted.find((name) => !names.includes(name));
 if (unknown !== undefined) {
   console.error(`error: Cannot measure "${unknown}": --only takes one of ${names.join(", ")}`);
+  process.exit(64);
+}
+if (options.write && options.quick) {
+  console.error("error: Cannot write what --quick measures: it is not to be quoted");
   process.exit(64);
 }
 process.chdir(root);
@@ -44,6 +54,7 @@ process.once("exit", endAll);
 
 const caption = `${new Date().toISOString().slice(0, 16).replace("T", " ")} UTC, Node ${process.versions.node}, Linux ${release()}, ${cpus().length} × ${cpus()[0].model.trim()}`;
 const load = loadavg()[0];
+const version = `holdfast ${JSON.parse(readFileSync("package.json", "utf8")).version}`;
 const results = [];
 for (const name of wanted) {
   const figure = await import(`./figures/${name}.mjs`);
@@ -66,6 +77,7 @@ for (const name of wanted) {
   console.error(`${name}: ${((Date.now() - begin) / 1000).toFixed(0)} s`);
 }
 console.log(tableOf(results));
+if (options.write) for (const result of results) writeFigure(result);
 const failed = results.flatMap(({ rows, isBroken }) => [
   ...rows
     .filter((row) => judge(row).isWorse)
@@ -78,14 +90,31 @@ if (options.check && failed.length > 0) {
 }
 process.exit();
 
-function tableOf(figures) {
-  const lines = [
-    `${caption}, load ${load.toFixed(2)}${options.quick ? ", --quick: not to be quoted" : ""}`,
-    "",
+/** In docs/performance.md, between `<!-- figure NAME -->` and `<!-- end -->`. */
+function writeFigure({ name, rows, isBroken }) {
+  if (isBroken || rows.length === 0) return;
+  const path = "docs/performance.md";
+  const before = readFileSync(path, "utf8");
+  const table = `_${version}; ${caption}, load ${load.toFixed(2)}_\n\n${linesOf(rows).join("\n")}`;
+  const place = new RegExp(`(<!-- figure ${name} -->\n)[\\s\\S]*?(<!-- end -->)`);
+  if (!place.test(before)) throw new Error(`${path} has no place for "${name}"`);
+  writeFileSync(
+    path,
+    before.replace(place, (_, begin, end) => `${begin}\n${table}\n\n${end}`),
+  );
+}
+
+function linesOf(rows) {
+  return [
     "| figure | ours | beside | theirs | ratio | goal | |",
     "|---|---|---|---|---|---|---|",
+    ...rows.map((row) => `| ${cellsOf(row).join(" | ")} |`),
   ];
-  lines.push(...figures.flatMap(({ rows }) => rows.map((row) => `| ${cellsOf(row).join(" | ")} |`)));
+}
+
+function tableOf(figures) {
+  const lines = [`${caption}, load ${load.toFixed(2)}${options.quick ? ", --quick: not to be quoted" : ""}`, ""];
+  lines.push(...linesOf(figures.flatMap(({ rows }) => rows)));
   const notes = figures.flatMap(({ name, notes }) => notes.map((note) => `${name}: ${note}`));
   return [...lines, ...(notes.length === 0 ? [] : ["", ...notes])].join("\n");
 }

@@ -58,7 +58,7 @@ export const notTyped: Record<string, string> = {
   "npm run soak -- --minutes 30": "it takes as long as it says; tests/soak.test.ts runs it for seconds",
   "npm run bench": minutes,
   "npm run bench -- --only relay": minutes,
-  "npm run bench -- --only start": minutes,
+  "npm run bench -- --write": minutes,
   "npm run bench -- --check": minutes,
   "npm run bench -- --quick": minutes,
   "npm run host": "its script is run by tests/host/docs.test.ts, without a build beside other tests",

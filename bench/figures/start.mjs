@@ -46,7 +46,7 @@ function overSsh(host, rounds, progress) {
         return timed(`node ${serve}`);
       },
     };
-    const found = await sideBySide(rounds(20), tasks, progress, { warmup: 2 });
+    const found = await sideBySide(rounds(40), tasks, progress, { warmup: 2 });
     const [node, login] = ["`ssh host node -e 0`", "`ssh host true`"];
     return [
       row("`ssh host node holdfast.js --bridge` to the first answer", found.bridge, node, found.node, { most: 1.1 }),
