@@ -94,8 +94,7 @@ const engineKillMs = 500;
  * As script(1), but that how the command ended is said by ending in the same way. Not pty.spawn(): it forgets what it has read when the command ends, and
  * up to 3.11.2 it stops when what is typed is not read.
  */
-const pythonScript = `
-import os, pty, resource, select, signal, sys
+const pythonScript = `import os, pty, resource, select, signal, sys
 pid, master = pty.fork()
 if pid == 0:
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
