@@ -163,12 +163,14 @@ function commandLineOf(pid: number): string {
 
 /** A child leads a group of its own; holder and keeper are in that of the holder. */
 function killGroupOf(pid: number): void {
-  for (const target of statOf(pid)?.[2] === String(pid) ? [-pid, pid] : [pid]) {
-    try {
-      process.kill(target, "SIGKILL");
-    } catch {
-      // it has just ended
-    }
+  for (const target of statOf(pid)?.[2] === String(pid) ? [-pid, pid] : [pid]) signal(target, "SIGKILL");
+}
+
+function signal(target: number, name: NodeJS.Signals): void {
+  try {
+    process.kill(target, name);
+  } catch {
+    // it has just ended
   }
 }
 
@@ -327,7 +329,7 @@ export function isAlive(pid: number): boolean {
   }
 }
 
-/** Waits until something is so, looked at every 10 ms. */
+/** Waits until something is so. */
 export function eventually(isSo: () => unknown, what: string, timeoutMs = 20_000): Promise<void> {
   return until(what, isSo, timeoutMs);
 }
@@ -365,10 +367,12 @@ export async function failureOf(action: () => unknown, withinMs = 500): Promise<
   throw new Error("It did not fail");
 }
 
-/** Waits for something to become true. */
+/** Waits for something to become true. What takes longer is looked at less often: a look at all processes is work. */
 export async function until(what: string, check: () => unknown, timeoutMs = 20_000): Promise<void> {
-  for (const deadline = performance.now() + timeoutMs; !(await check()); await sleep(10)) {
-    if (performance.now() > deadline) throw new Error(`Not within ${timeoutMs} ms: ${what}`);
+  for (const start = performance.now(); !(await check()); ) {
+    const waitedMs = performance.now() - start;
+    if (waitedMs > timeoutMs) throw new Error(`Not within ${timeoutMs} ms: ${what}`);
+    await sleep(Math.min(10 + waitedMs / 20, 100));
   }
 }
 
@@ -485,18 +489,20 @@ function recordsIn(directory: string): string[] {
 
 /** Ends what runs at a site: its daemons by --stop, the rest by SIGKILL. Returns what should not have been there. */
 async function endAll(site: Site): Promise<string | undefined> {
-  for (const pid of site.processes()) process.kill(pid, "SIGCONT");
+  const living = site.processes();
+  for (const pid of living) signal(pid, "SIGCONT");
   for (const path of recordsIn(site.directory)) {
     const [, pid, socket] = /"pid": (\d+)[\s\S]*"path": "([^"]+)"/.exec(readFileSync(path, "utf8")) ?? []; // not JSON.parse: a test may have broken it
-    if (!site.processes().includes(Number(pid))) {
-      endHeld(`${socket}.held`); // what a killed daemon held is the next one's, and there is none
+    if (!living.includes(Number(pid))) {
+      // what a killed daemon held is the next one's, and there is none
+      if (filesIn(`${socket}.held`).length > 0) endHeld(`${socket}.held`);
       continue;
     }
     const { code, stderr } = await site.command([process.execPath, builtFile, "--stop", "--now", "--socket", socket!]);
     if (code !== 0 || isAlive(Number(pid))) process.stderr.write(`--stop ended with exit code ${code}: ${stderr}\n`);
   }
-  for (let i = 0; i < 100 && site.allProcesses().length > 0; i++) await sleep(10);
-  const left = site.allProcesses();
+  let left = site.allProcesses();
+  for (let i = 1; i <= 10 && left.length > 0; i++, left = site.allProcesses()) await sleep(20 * i);
   const words = left.map((pid) => commandLineOf(pid).replaceAll("\0", " "));
   left.forEach(killGroupOf);
   for (const pid of left) await until(`the end of ${pid}`, () => !isAlive(pid));

@@ -1,4 +1,4 @@
-// time limit: 300 s
+// time limit: 300 s; long
 /** --run and what comes back to it, of the built file: exit codes, streams, signals, lost lines, and a daemon that dies under them. */
 
 import { spawn } from "node:child_process";
