@@ -1,4 +1,4 @@
-// time limit: 120 s
+// time limit: 120 s; long
 /** Terminals: what makes them, tried against engines that do not; the modes that output sets; and processes in them, from outside. */
 
 import { spawn, spawnSync } from "node:child_process";
