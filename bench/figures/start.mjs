@@ -97,7 +97,7 @@ async function onHosts(host, rounds, progress) {
       const command = `mkdir -m 700 run && node start-loop.mjs ./holdfast.js ${rounds(15)} ./run`;
       return JSON.parse((await checked(machine, command, { timeoutMs: 240_000 })).stdout);
     });
-    if (killUserProcesses !== / in holdfast-\S+\.scope /.test(there.line))
+    if (killUserProcesses !== / in \S+\.scope /.test(there.line))
       throw new Error(`not where it was to be: ${there.line}`);
     rows.push(row(`\`--serve\` to "listening", ${words}`, there.serve, "`node -e 0`", there.node));
   }
