@@ -569,6 +569,27 @@ asRoot("is not kept where another user has put something: processes run without,
   rmSync(left.held, { recursive: true, force: true });
 });
 
+leaves(
+  "cannot go on without its daemon where it is not held: --replace says so before, and --if-idle refuses",
+  async (left) => {
+    await left.stop("--now", "--forget");
+    rmSync(left.held, { recursive: true, force: true });
+    writeFileSync(left.held, ""); // no room for holders
+    await left.serve();
+    const pid = await left.start("a", "sleep 100");
+    const { socket, tokenFile } = left.daemon;
+    const replace = (...args: string[]) =>
+      holdfast(["--serve", "--replace", "--socket", socket, "--token-file", tokenFile, ...args]);
+    const { instanceId } = await left.wire.request("server.capabilities");
+    const refused = await replace("--if-idle");
+    const words = /1 process of the daemon \(version \S+\) cannot go on without it, and/;
+    assert.equal([refused.code, words.test(refused.stderr), isAlive(pid)], [75, true, true], refused.stderr);
+    assert.is((await left.wire.request("server.capabilities")).instanceId, instanceId);
+    const done = await replace();
+    assert.equal([done.code, words.test(done.stderr), isAlive(pid)], [0, true, false], done.stderr);
+    rmSync(left.held);
+  },
+);
 leaves("is not looked for where somebody has planted something", async (left) => {
   await left.start("a", "read x");
   const elsewhere = join(left.daemon.directory, "elsewhere");
