@@ -138,12 +138,9 @@ export function forgetLeft(path: string): void {
 export async function leaveAll(processes: Processes, { graceMs }: { graceMs: number }): Promise<number> {
   await startNoMore(processes);
   const children = [...processes.children.values(), ...processes.forgotten];
+  const others = children.filter(({ mark }) => !mark);
   for (const child of children) if (child.mark) leaveChild(processes, child);
-  return endThese(
-    processes,
-    children.filter(({ mark }) => !mark),
-    graceMs,
-  );
+  return endThese(processes, others, graceMs);
 }
 
 /** Nothing that runs would end by leaveAll(). */

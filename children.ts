@@ -114,7 +114,7 @@ export interface Child extends Source {
   /** What it was given of that which rots; of one that was taken up nobody knows. */
   readonly rots: { path: string | null; home: string | null; sshAuthSock: string | null };
   /** What is kept on disk of it while it runs: of one that is held. */
-  readonly mark: Mark | undefined;
+  mark: Mark | undefined;
   readonly terminal: Terminal | undefined;
   readonly bornAt: number;
   readonly stdin: Stdin;
@@ -590,10 +590,10 @@ export function describeState({ isOver, exit, stdin }: Child): object {
 /** To the next daemon: what was read is in the spool, and known to be. One with plain pipes cannot be left. */
 export function leaveChild({ ends }: Shared, child: Child): void {
   for (const children of [ends.waiting, ends.finishing]) children.delete(child); // the next one sees its end, too: its holder was not told
-  clearTimeout(child.burst.timer);
-  clearTimeout(child.exitTimer);
-  clearTimeout(child.settleTimer);
+  for (const timer of [child.burst.timer, child.exitTimer, child.settleTimer]) clearTimeout(timer);
   child.running?.leave?.();
   if (child.running?.leave) settle(child, settleMs);
   restSpool(child.spool);
+  child.stdin.state = "broken"; // what a request that is being read brings yet is not taken, nor noted
+  child.mark = undefined;
 }

@@ -9,6 +9,7 @@ import {
   existsSync,
   lstatSync,
   mkdirSync,
+  mkdtempSync,
   readdirSync,
   readFileSync,
   renameSync,
@@ -19,9 +20,13 @@ import {
   utimesSync,
   writeFileSync,
 } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { leaveAll, takeUp } from "../adoption.ts";
+import type { Processes } from "../processes.ts";
+import { createProcesses, endAll, processMethods } from "../processes.ts";
 import type { TestDaemon, Wire } from "./daemon.ts";
 import { eventually, holdfast, isAlive, isRoot, lanesOf, openSocket, sideBySide, sleep, withDaemon } from "./daemon.ts";
 
@@ -590,6 +595,34 @@ leaves(
     rmSync(left.held);
   },
 );
+tests(
+  "takes nothing more from a request that comes when it is left: what it was given before is all that the next one knows",
+  async () => {
+    const directory = mkdtempSync(join(tmpdir(), "holdfast-left-"));
+    const create = (): Processes =>
+      createProcesses({ env: { PATH: process.env.PATH }, log: () => {}, keptPath: join(directory, "held") });
+    const caller = {
+      peer: { id: "test", unsentBytes: 0, send: () => true, onDrain: () => () => {}, onClose: () => () => {} },
+      authenticated: true,
+      known: true,
+    };
+    const call = async (processes: Processes, name: string, params: object): Promise<any> =>
+      new Map(processMethods(processes)).get(`process.${name}`)!(params as never, caller);
+    const write = (processes: Processes, text: string) =>
+      call(processes, "stdin", { id: "a", data: Buffer.from(text).toString("base64") });
+    const first = create();
+    await call(first, "spawn", { id: "a", command: "cat" });
+    await write(first, "one\n");
+    await leaveAll(first, { graceMs: 0 });
+    await write(first, "late\n").catch(() => {});
+    const next = create();
+    takeUp(next);
+    assert.is((await write(next, "two\n")).applied, 8);
+    await endAll(next, { graceMs: 0 });
+    rmSync(directory, { recursive: true, force: true, maxRetries: 20 });
+  },
+);
+
 leaves("is not looked for where somebody has planted something", async (left) => {
   await left.start("a", "read x");
   const elsewhere = join(left.daemon.directory, "elsewhere");
