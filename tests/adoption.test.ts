@@ -318,6 +318,7 @@ for (const [what, words, isEnded] of [
     assert.ok(isAlive(grandchild) && holders.length > 0);
     await left.wire.request("process.forget", { id: "a" });
     await left.wire.request("process.spawn", { id: "next", command: "true" });
+    await eventually(async () => !(await left.entry("next")).running, "the end of the next");
     assert.is(await left.stop("--now"), "stopped 0");
     await eventually(() => !holders.some(isAlive), "its holder has ended");
     assert.is(!isAlive(grandchild), isEnded);
@@ -619,7 +620,15 @@ tests(
     takeUp(next);
     assert.is((await write(next, "two\n")).applied, 8);
     await endAll(next, { graceMs: 0 });
-    rmSync(directory, { recursive: true, force: true, maxRetries: 20 });
+    const isRemoved = (): boolean => {
+      try {
+        rmSync(directory, { recursive: true, force: true });
+        return true;
+      } catch {
+        return false; // a holder is just leaving
+      }
+    };
+    await eventually(isRemoved, "its directory to be empty");
   },
 );
 
