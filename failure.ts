@@ -93,7 +93,8 @@ export function reasonOf(error: unknown): string {
   if (errno === "EAGAIN" && /^spawn/.test((error as NodeJS.ErrnoException).syscall || ""))
     return "the user has as many processes as may be, see ulimit -u and TasksMax= (EAGAIN)";
   const number = (error as { errno?: unknown }).errno;
-  const words = typeof number === "number" ? getSystemErrorMap().get(number)?.[1] : undefined;
+  const known = typeof number === "number" ? getSystemErrorMap().get(number)?.[1] : undefined;
+  const words = errno === "ENOEXEC" ? "exec format error" : known; // libuv has no words for it
   // Deno and Bun leave errno out now and then; the message then begins "ENOENT: no such file or directory, open …"
   const message = (error as Error).message || "";
   const found = words || capture(/^E[A-Z0-9]+: ([^,]+)/, message) || message;

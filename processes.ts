@@ -359,6 +359,7 @@ async function spawnChild(processes: Processes, params: Params, { peer }: Caller
 function readRequest(processes: Processes, params: Params): Request {
   const names = ["id", "command", "args", "cwd", "env", "clearEnv", "umask", "stdin", "lossless", "terminal"];
   knownParams(params, names);
+  const { umask = null } = params;
   const command = stringParam(params, "command");
   const stdin = optionalStringParam(params, "stdin") ?? "open";
   if (stdin !== "open" && stdin !== "none") throw invalidParam("stdin", stdin, '"open" or "none"');
@@ -371,7 +372,7 @@ function readRequest(processes: Processes, params: Params): Request {
     cwd: optionalStringParam(params, "cwd"),
     env: stringMapParam(params, "env"),
     clearEnv: booleanParam(params, "clearEnv", false),
-    umask: params.umask === undefined ? undefined : integerParam(params, "umask", { min: 0, max: 0o777 }),
+    umask: umask === null ? undefined : integerParam(params, "umask", { min: 0, max: 0o777 }),
     hasNoStdin: stdin === "none",
     lossless: booleanParam(params, "lossless", false),
     terminal,
@@ -492,8 +493,7 @@ function keepAbout(
 function writeStdin(processes: Processes, child: Child, params: Params): object {
   const { stdin, terminal } = child;
   const given = decodeBase64(optionalStringParam(params, "data") || "", "data");
-  const max = Number.MAX_SAFE_INTEGER;
-  const offset = integerParam(params, "offset", { min: 0, max, default: stdin.applied });
+  const offset = integerParam(params, "offset", { min: 0, max: Number.MAX_SAFE_INTEGER, default: stdin.applied });
   const isEnd = booleanParam(params, "end", false) && !terminal;
   const bytes = terminal && params.end ? Buffer.concat([given, Buffer.from([4])]) : given; // Ctrl-D
   const data = { applied: stdin.applied };

@@ -346,6 +346,7 @@ for (const framing of ["native", "lines"] as const) {
         );
         if (framing === "native") assert.is((await bridge.next()).event, "lost");
         assert.equal([(await bridge.exit).code, (await bridge.ended).length], [69, 0]);
+        assert.is((await site.run(["--stop", "--now"])).stdout.toString(), "stopped 1\n"); // what it has left
       }),
   );
 }

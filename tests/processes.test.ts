@@ -442,7 +442,8 @@ spawn("gives an id where there is none: the command's name, and the next that is
       started.map(({ id }) => id),
       ["sleep", "sleep-2", "sleep-3"],
     );
-    const { id } = await call("spawn", { id: null, command: "/bin/sh", args: ["-c", "echo hi"] });
+    const none = { cwd: null, env: null, clearEnv: null, umask: null, stdin: null, lossless: null, terminal: null };
+    const { id } = await call("spawn", { id: null, command: "/bin/sh", args: ["-c", "echo hi"], ...none });
     await exited(peer, id);
     assert.equal([id, peer.text("sh")], ["sh", "hi\n"]);
     assert.is((await call("spawn", { command: "true" })).id, "true");
