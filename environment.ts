@@ -35,6 +35,8 @@ import { maxPathBytes } from "./socket.ts";
 /** One look at the SSH agent serves the spawns of so long: a forwarded one is on the user's machine. An agent that hangs is not dead. */
 const agentCheckMs = 5000;
 const agentAnswerMs = 500;
+/** For a login shell that is told to end. */
+const loginEndMs = 5000;
 /** Of the daemon's environment: ours, and what belongs to a session that is over. */
 const notPassedOn = /^(HOLDFAST_.*|CLAUDE_RPC_TOKEN|SSH_CONNECTION|SSH_CLIENT|SSH_TTY|XDG_SESSION_ID)$/;
 /** A script may be run by a script, and so on: execve(2) follows four. */
@@ -253,16 +255,24 @@ function askLoginShell(
       handle.stdout?.destroy(); // not there when there were no descriptors
       resolve(path || undefined);
     };
-    const giveUp = (signal: NodeJS.Signals) => {
+    let kill: NodeJS.Timeout | undefined;
+    const end = (signal: NodeJS.Signals) => {
       if (handle.exitCode === null && handle.signalCode === null) safely(() => process.kill(-handle.pid!, signal));
+    };
+    // a lock that a start-up file has made (pyenv's) would keep each later login waiting, if it was left behind
+    const close = () => {
+      end("SIGTERM");
+      kill = setTimeout(end, loginEndMs, "SIGKILL").unref();
       finish();
     };
-    const timer = setTimeout(giveUp, limitMs, "SIGKILL"); // also ends a shell that has answered, and does not end
-    const close = () => giveUp("SIGTERM"); // a lock that a start-up file has made (pyenv) is not left behind
+    const timer = setTimeout(close, limitMs); // also ends a shell that has answered, and does not end
     closed.addEventListener("abort", close);
     handle
       .on("error", () => finish())
-      .on("exit", () => closed.removeEventListener("abort", close))
+      .on("exit", () => {
+        clearTimeout(kill);
+        closed.removeEventListener("abort", close);
+      })
       .on("close", () => {
         clearTimeout(timer);
         finish();

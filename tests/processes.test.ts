@@ -639,6 +639,25 @@ for (const [name, script] of [
     ),
   );
 }
+environment("ends a login shell that hangs so that it can remove the lock that it has made", () =>
+  withProcesses(
+    async ({ call, directory, env }) => {
+      const lock = join(directory, "lock");
+      env.SHELL = makeShell(directory, `trap 'rm ${lock}; exit' TERM; touch ${lock}; sleep 100`);
+      const spawning = call("spawn", { id: "a", command: "true" });
+      await until(
+        () => existsSync(lock),
+        () => "it has made no lock",
+      );
+      await spawning;
+      await until(
+        () => !existsSync(lock),
+        () => "its lock was left behind",
+      );
+    },
+    { loginPathMs: 500 },
+  ),
+);
 environment("does not keep the daemon from ending", () =>
   withProcesses(async ({ call, directory, env, processes }) => {
     env.SHELL = makeShell(directory, "sleep 100");

@@ -157,6 +157,7 @@ async function runFile(file) {
     env: {
       ...env,
       NO_COLOR: "1",
+      SHELL: "/bin/sh", // whatever the start-up files of who runs the tests do, and how long it takes
       HOLDFAST_TEST_ALL: options.all ? "1" : "",
       HOLDFAST_TEST_CERTIFICATES: NODE_EXTRA_CA_CERTS,
     },
