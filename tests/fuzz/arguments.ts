@@ -20,8 +20,8 @@ const takes: Record<string, string> = {
   status: "socket json",
   doctor: "socket json",
   call: "socket token-file",
-  run: "socket id detach cwd env enable-linger require-survival",
-  attach: "socket no-stdin",
+  run: "socket id detach terminal detach-key cwd env enable-linger require-survival",
+  attach: "socket no-stdin detach-key",
   logs: "socket follow lines",
   wait: "socket",
   list: "socket json",
@@ -32,7 +32,7 @@ const takes: Record<string, string> = {
 };
 const modes = Object.keys(takes);
 const names = [...new Set(Object.values(takes).join(" ").split(" "))];
-const valued = "socket token-file token-fd lifetime log spool grace id cwd env lines".split(" ");
+const valued = "socket token-file token-fd lifetime log spool grace id detach-key cwd env lines".split(" ");
 /** How many words each takes; the others none. */
 const wordCounts: Record<string, [least: number, most: number]> = {
   ...{ call: [1, 2], run: [1, 1000], attach: [1, 1], logs: [1, 1], wait: [1, 1], kill: [1, 2], forget: [1, 1] },
@@ -54,6 +54,11 @@ const values = [
   "--serve",
   ...oddNames,
 ];
+/** Other names of theirs. */
+const shortNames: Record<string, string> = {
+  ...{ h: "help", v: "version", n: "lines", f: "follow" },
+  ...{ t: "terminal", it: "terminal", ti: "terminal", d: "detach", e: "env" },
+};
 const ownMembers = Reflect.ownKeys(Object.prototype).length;
 
 export function checkArguments(random: Random): void {
@@ -143,7 +148,7 @@ function reread(args: string[]): CommandLine | undefined {
 function readWord(word: string): [name?: string, value?: string] {
   if (!/^--?[a-z][a-z-]*(=|$)/.test(word)) return [];
   const [name, ...rest] = word.replace(/^--?/, "").split("=");
-  const whole = { h: "help", v: "version" }[name!] ?? name!;
+  const whole = Object.hasOwn(shortNames, name!) ? shortNames[name!]! : name!;
   return rest.length === 0 ? [whole] : [whole, rest.join("=")];
 }
 

@@ -420,8 +420,10 @@ async function checkToken(random: Random, { directory }: Bystanders): Promise<vo
   const [given, own] = [await wordsOf(() => readToken(path)), await wordsOf(() => ownToken(path))];
   // as it is but for its line end; of blanks alone it is none
   const end = bytes.indexOf("\n");
-  const line = bytes.subarray(0, end < 0 ? bytes.length : bytes[end - 1] === 0x0d ? end - 1 : end).toString();
+  const lineBytes = bytes.subarray(0, end < 0 ? bytes.length : bytes[end - 1] === 0x0d ? end - 1 : end);
+  const line = lineBytes.toString();
   const isBlank = /^\s*$/.test(line);
+  const isUtf8 = Buffer.from(line).equals(lineBytes);
   for (const token of [given, own])
     if (typeof token === "string")
       demand(!/^\s*$/.test(token) && !token.includes("\n"), "It is no token", bytes, token);
@@ -436,7 +438,7 @@ async function checkToken(random: Random, { directory }: Bystanders): Promise<vo
       given.message,
     );
   demand(
-    (typeof given === "string") === (!isBlank && Buffer.byteLength(line) <= 4095),
+    (typeof given === "string") === (!isBlank && isUtf8 && Buffer.byteLength(line) <= 4095),
     "A token was refused, or none was read",
     bytes,
     given,

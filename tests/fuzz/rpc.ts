@@ -313,7 +313,7 @@ export function expectAnswers(
     const words = wordsOfInvalid(request);
     if (words !== undefined) return fail(id, -32600, words);
     if (!names.includes(method)) return fail(id, -32601, wordsOfUnknown(method, names));
-    const params = "params" in request ? request.params : {};
+    const params = request.params ?? {};
     if (!isPlain(params)) return fail(id, -32602, "Cannot use params: they are ");
     const outcome = call(method, params);
     return outcome === undefined ? { id, any: true } : { id, ...outcome };
