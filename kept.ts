@@ -30,9 +30,10 @@ import { cannot, errnoOf, reasonOf, safely } from "./failure.ts";
 import type { Holders } from "./holders.ts";
 import { closeHolders, probeHolders } from "./holders.ts";
 import type { Claim, Identity } from "./record.ts";
-import { kindOf, namesIn, readOwnFile, tryClaim, writeOwnFile } from "./record.ts";
+import { kindOf, namesIn, readOwnFile, soon, tryClaim, writeOwnFile } from "./record.ts";
 
 import type { Ended, Watch } from "./running.ts";
+import { haveHoldersLeft } from "./running.ts";
 import { makeDirectories } from "./socket.ts";
 import type { Room } from "./spool.ts";
 
@@ -43,6 +44,8 @@ const maxAboutBytes = 1 << 20;
 const markNumbers = 8;
 const terminalNumbers = 4;
 const headerBytes = 8;
+/** A holder that was let go of needs some ms, on a busy machine more. */
+const leavingMs = 2000;
 /** As much as a daemon accepts for one stdin, and more than it writes. */
 const maxJournalBytes = 64 << 20;
 const states = ["open", "ended", "broken"] as const;
@@ -171,12 +174,13 @@ export function claimKept(keeper: Keeper, path: string): boolean {
   return "release" in claim;
 }
 
-/** Removes what was made ahead, and lets the next daemon have the rest. */
-export async function closeKept({ room, holders, claim }: Keeper): Promise<void> {
+/** Removes what was made ahead, lets the next daemon have the rest, and waits for holders that were let go of. */
+export async function closeKept({ room, holders, claim, watch }: Keeper): Promise<void> {
   const found = await holders;
   if (found !== undefined && typeof found !== "string") await closeHolders(found);
   claim?.release();
   if (room.path !== undefined) safely(() => rmdirSync(room.path!)); // unless something is kept in it
+  await soon(() => haveHoldersLeft(watch), leavingMs, 5);
 }
 
 export function exitFrom({ code, signal, unknown }: Ended): Exit {

@@ -375,6 +375,11 @@ function endStdin(held: Held): void {
 
 // How they end
 
+/** Of those that were let go of. */
+export function haveHoldersLeft({ leaving }: Watch): boolean {
+  return [...leaving].every(({ record }) => !stateOf(record.holder));
+}
+
 /** One timer for all. */
 function startWatch(watch: Watch): void {
   watch.timer ??= setInterval(() => {
