@@ -206,7 +206,7 @@ async function launched(): Promise<number> {
     if (handover === "") process.exit(); // it is not wanted
     const start = JSON.parse(handover) as Handover;
     watchdog = startWatchdog(start, process.env);
-    const { record, ended } = await startDaemon(start);
+    const { record, ended } = await startDaemon(start, undefined, () => watchdog?.rise());
     report({ ok: true, pid: process.pid, instance: record.instance });
     const code = await ended;
     if (code === exitCodes.done) watchdog?.stand(); // else it has come to grief

@@ -163,10 +163,11 @@ export interface Daemon {
 /**
  * Starts the daemon in this process.
  *
+ * @param onNamed Called as soon as it has its public name, before it takes up what there is.
  * @returns When its socket is published.
  * @throws {Failure} Why it cannot start, with exit code 73 or 75. Nothing is left behind.
  */
-export async function startDaemon(handover: Handover, world = realWorld()): Promise<Daemon> {
+export async function startDaemon(handover: Handover, world = realWorld(), onNamed = () => {}): Promise<Daemon> {
   const daemon = createDaemon(handover, createLog(handover.places.log), world);
   const { places, record } = daemon;
   makeThreads();
@@ -180,6 +181,7 @@ export async function startDaemon(handover: Handover, world = realWorld()): Prom
     retireName(record.socket.bound, record.socket);
     throw error;
   }
+  onNamed();
   takeUp(daemon.processes);
   record.lifetime = daemon.lifetime = judgeDaemon(daemon);
   daemon.phase = "serving";

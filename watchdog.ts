@@ -3,7 +3,8 @@
  *
  *     daemon ═══ a pipe that nobody else writes ═══▶ sh, in `read`
  *
- * The word `over` is a meant end. The pipe's end without it is a death: then the sh becomes `--serve --revive`, which heals as a bridge does: what
+ * The word `up` comes when the daemon has a name: until then whoever starts it sees its death, and a --revive tries again. The word `over` is a meant
+ * end. The pipe's end without it is a death: then the sh becomes `--serve --revive`, which heals as a bridge does: what
  * provably died, and was not stopped. At most 3 times in a minute, and only with the very file that the daemon was started from: another one is a
  * person's to start. A daemon in the foreground has a supervisor, and none of this; nor has one that is pid 1, with which all ends.
  */
@@ -17,25 +18,30 @@ import { reachOtherwise } from "./control.ts";
 import { cannot, reasonOf, safely } from "./failure.ts";
 import { createLog } from "./log.ts";
 import { answerMs, deathMs, isGoneWithin, tryReach } from "./reach.ts";
-import { maxReturns, returnsMs } from "./reasons.ts";
-import { openLog, readRecord } from "./record.ts";
+import { explainAbsence, maxReturns, returnsMs } from "./reasons.ts";
+import { openLog, readRecord, sleep } from "./record.ts";
 import type { Places } from "./socket.ts";
 
 const shell = "/bin/sh";
+/** From a start that has failed to the next. */
+const againMs = 100;
 /** $1 the hash of $2, the program; the rest: the command. Compared before any of it runs. */
 const script = `
+read -r HOLDFAST_WORD && [ "$HOLDFAST_WORD" = up ] || exit 0
 read -r HOLDFAST_WORD; [ "$HOLDFAST_WORD" != over ] || exit 0
 if ! printf '%s  %s\\n' "$1" "$2" | sha256sum -c >/dev/null 2>&1; then
 echo "$(date -u +%Y-%m-%dT%H:%M:%SZ) [Watchdog] The daemon is dead, and is not started again: $2 is not the file it was started from"; exit 1; fi
 shift 2; exec "$@"`;
 
 export interface Watchdog {
+  /** The daemon has a name. Before its launcher hears of it: there is no moment in which nobody sees its death. */
+  rise(): void;
   /** The daemon's end is meant. */
   stand(): void;
 }
 
 /**
- * Has this daemon watched over, from before it has a name: there is no moment in which nobody does.
+ * Makes the one that is to watch over this daemon, before it has a name: what cannot be made is in the log by then.
  *
  * @returns Undefined where it is not to be, or cannot be, which is in the log.
  */
@@ -63,6 +69,9 @@ export function startWatchdog(
     handle.unref();
     (handle.stdin as Socket).unref();
     return {
+      rise() {
+        handle.stdin!.write("up\n");
+      },
       stand() {
         handle.removeAllListeners("exit");
         handle.stdin!.end("over\n");
@@ -78,21 +87,33 @@ function hasHashTool(env: NodeJS.ProcessEnv): boolean {
   return (env.PATH || "").split(":").some((directory) => directory && existsSync(`${directory}/sha256sum`));
 }
 
-/** Starts a daemon again that has died, unless it was stopped, or somebody was quicker. What there is to say goes to its log. */
+/**
+ * Starts a daemon again that has died, unless it was stopped, or somebody was quicker; and again when that one dies before it has a name. What there is
+ * to say goes to its log.
+ */
 export async function revive(places: Places, healing: Omit<StartOptions, "tokenHashes">): Promise<void> {
-  const { record } = readRecord(places.record);
-  if (!record || !(await isGoneWithin(record, deathMs))) return;
-  const say = safely(() => createLog(record.log)) || (() => {});
-  const returns = (record.returns ?? []).filter((at) => Math.abs(Date.now() - at) < returnsMs);
-  if (returns.length >= maxReturns) {
-    return say(
-      `[Watchdog] The daemon is dead again, after ${returns.length} returns within ${returnsMs / 1000} s: now --serve or --bridge is to start it`,
-    );
+  for (let known: number[] = []; ; await sleep(againMs)) {
+    const { record } = readRecord(places.record);
+    if (!record || !(await isGoneWithin(record, deathMs))) return;
+    const say = safely(() => createLog(record.log)) || (() => {});
+    const returns = recent([...(record.returns ?? []), ...known]);
+    if (returns.length >= maxReturns) {
+      return say(
+        `[Watchdog] The daemon is dead again, after ${returns.length} returns within ${returnsMs / 1000} s: now --serve or --bridge is to start it`,
+      );
+    }
+    const outcome = await tryReach(places, answerMs);
+    if ("socket" in outcome) return void outcome.socket.destroy();
+    known = [...returns, Date.now()];
+    const progress = (line: string) => say(`[Watchdog] ${line}`);
+    const reached = await reachOtherwise(places, outcome, { ...healing, progress, returns: known });
+    if ("destroy" in reached) return void reached.destroy();
+    progress(reached.message);
+    if (!explainAbsence(places, outcome).healable) return;
   }
-  const outcome = await tryReach(places, answerMs);
-  if ("socket" in outcome) return void outcome.socket.destroy();
-  const progress = (line: string) => say(`[Watchdog] ${line}`);
-  const reached = await reachOtherwise(places, outcome, { ...healing, progress, returns: [...returns, Date.now()] });
-  if ("destroy" in reached) reached.destroy();
-  else say(`[Watchdog] ${reached.message}`);
+}
+
+/** Each once: the record has what is known, when the one that was started got so far. */
+function recent(returns: number[]): number[] {
+  return [...new Set(returns)].filter((at) => Math.abs(Date.now() - at) < returnsMs);
 }

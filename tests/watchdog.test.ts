@@ -3,7 +3,7 @@
 
 import type { ChildProcess } from "node:child_process";
 import { spawn } from "node:child_process";
-import { appendFileSync, copyFileSync, existsSync, readFileSync } from "node:fs";
+import { appendFileSync, copyFileSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
@@ -62,6 +62,55 @@ test("that dies again and again comes back three times, and then says no more", 
     bridge.child.stdin.end();
     await bridge.exit;
   }));
+
+/**
+ * Serves from a file whose daemons end by SIGKILL as they start, once they are told to: first of all, or when they have one to watch over them and no
+ * record yet.
+ *
+ * @returns Tells them how many of them are to; and how many have not.
+ */
+async function serveMortal(
+  site: Site,
+  when: "at once" | "once watched",
+): Promise<{ set(n: number): void; left(): number }> {
+  const [file, left] = [join(site.directory, "server.cjs"), join(site.directory, "left")];
+  const end = 'process.kill(process.pid, "SIGKILL")';
+  const late = `const c = require("child_process"), { spawn } = c; c.spawn = (...all) => { spawn(...all); ${end}; }`;
+  const mortal = `if (process.argv.includes("--launched")) {
+    const fs = require("fs"), left = Number(fs.readFileSync(${JSON.stringify(left)}, "utf8"));
+    if (left > 0) { fs.writeFileSync(${JSON.stringify(left)}, String(left - 1)); ${when === "at once" ? end : late}; }
+  }`;
+  writeFileSync(
+    file,
+    readFileSync(builtFile, "utf8").replace(/^(#!.*\n)?/, (first) => `${first}${mortal}\n`),
+  );
+  writeFileSync(left, "0");
+  await site.serve([], { env: on, file });
+  await until("one watches over it", () => watchers(site).length === 1, 20_000);
+  return { set: (n) => writeFileSync(left, String(n)), left: () => Number(readFileSync(left, "utf8")) };
+}
+
+for (const when of ["at once", "once watched"] as const) {
+  test(`that dies ${when} as it comes back is started again`, () =>
+    withDirectory(async (site) => {
+      const deaths = await serveMortal(site, when);
+      deaths.set(1);
+      assert.ok((await killAndWait(site, 20_000)) !== undefined, "it is back");
+      assert.is(deaths.left(), 0);
+      assert.is(site.record().returns.length, 2, "both starts count");
+    }));
+
+  test(`that dies ${when} as it comes back, each time, is left alone in the end`, () =>
+    withDirectory(async (site) => {
+      const deaths = await serveMortal(site, when);
+      deaths.set(100);
+      process.kill(site.record().pid, "SIGKILL");
+      await until("nobody is left", () => site.processes().length === 0, 40_000);
+      const starts = 100 - deaths.left();
+      assert.is(starts, 3);
+      assert.match(site.log(), /\[Watchdog\] The daemon is dead again, after 3 returns within 60 s/);
+    }));
+}
 
 test("that is stopped, or ended by SIGTERM, stays away, and nobody watches any more", () =>
   withDirectory(async (site) => {
