@@ -108,8 +108,10 @@ const utf8 = new TextDecoder("utf-8", { fatal: true });
 interface Reading {
   readonly body: Uint8Array;
   readonly decoder: typeof utf8;
-  /** What is read of it. */
+  /** What is decoded of it, from its start: nothing as long as it is ASCII, and may be taken as it is. */
   text: string;
+  /** All of its bytes in one: below 0x80 it is ASCII so far. A small one is decoded in any case. */
+  bits: number;
   /** How far it is decoded, and counted: where an escape is cut, a byte further. */
   at: number;
   countedAt: number;
@@ -135,7 +137,7 @@ export function handleBody(rpc: Rpc, body: Uint8Array, caller: Caller): Answer |
   const isLarge = body.length > pieceBytes;
   const decoder = isLarge ? new TextDecoder("utf-8", { fatal: true }) : utf8;
   const reading: Reading = {
-    ...{ body, decoder, text: "", at: 0, countedAt: 0 },
+    ...{ body, decoder, text: "", bits: isLarge ? 0 : 0xff, at: 0, countedAt: 0 },
     ...{ isInString: false, stringAt: 0, members: 0, items: 0, nameBytes: 0 },
   };
   if (isLarge) return handleLarge(rpc, reading, caller);
@@ -168,6 +170,7 @@ function handleLarge(rpc: Rpc, reading: Reading, caller: Caller): Promise<Answer
 
 async function readPieces(before: Promise<unknown> | undefined, reading: Reading): Promise<unknown> {
   for (await before; reading.at < reading.body.length; await othersTurn()) readPiece(reading);
+  if (reading.bits < 0x80) reading.text = latin1Of(reading.body, reading.body.length);
   const message: unknown = JSON.parse(reading.text);
   await othersTurn();
   return message;
@@ -181,9 +184,16 @@ export function othersTurn(): Promise<void> {
 function readPiece(reading: Reading): void {
   const { body, at, decoder } = reading;
   const end = Math.min(at + pieceBytes, body.length);
+  const wasAscii = reading.bits < 0x80;
   if (body.length > maxMembers) countParts(reading, end);
-  reading.text += decoder.decode(body.subarray(at, end), { stream: end < body.length });
+  if (wasAscii && reading.bits >= 0x80) reading.text = latin1Of(body, at);
+  if (reading.bits >= 0x80) reading.text += decoder.decode(body.subarray(at, end), { stream: end < body.length });
   reading.at = end;
+}
+
+/** Of what is ASCII the same as decoded, but it takes no place in the heap, where 16 MB are several times as many while they are read. */
+function latin1Of({ buffer, byteOffset }: Uint8Array, length: number): string {
+  return Buffer.from(buffer, byteOffset, length).toString("latin1");
 }
 
 const [quote, comma, colon, bracket, backslash, brace] = [0x22, 0x2c, 0x3a, 0x5b, 0x5c, 0x7b];
@@ -191,9 +201,10 @@ const [quote, comma, colon, bracket, backslash, brace] = [0x22, 0x2c, 0x3a, 0x5b
 /** 16 MiB of empty objects would take JSON.parse 4 s. What is not JSON is counted as if it were, and for JSON.parse to refuse. */
 function countParts(reading: Reading, end: number): void {
   const { body } = reading;
-  let { countedAt: at, isInString, stringAt, members, items, nameBytes } = reading;
+  let { countedAt: at, bits, isInString, stringAt, members, items, nameBytes } = reading;
   for (; at < end; at++) {
     const byte = body[at]!;
+    bits |= byte;
     if (byte === quote) {
       isInString = !isInString;
       if (isInString) stringAt = at;
@@ -205,7 +216,7 @@ function countParts(reading: Reading, end: number): void {
       nameBytes += at - stringAt;
     }
   }
-  Object.assign(reading, { countedAt: at, isInString, stringAt, members, items, nameBytes });
+  Object.assign(reading, { countedAt: at, bits, isInString, stringAt, members, items, nameBytes });
   if (members <= maxMembers && items <= maxItems && nameBytes <= maxNameBytes) return;
   const most = `at most ${maxMembers} objects, arrays and members, ${maxNameBytes} bytes of their names, and ${maxItems} values of arrays`;
   throw invalidRequest(`it has more parts than can be read at once, ${most} are accepted`);

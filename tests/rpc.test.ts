@@ -666,6 +666,16 @@ for (const [what, body, code] of [
   });
 }
 
+for (const before of [0, 1, 1_048_400, 1_048_401, 1_048_500, 1_048_576, 2_097_152, 2_999_990]) {
+  handle(`reads each character of a large body that is no longer ASCII after some ${before} bytes`, async () => {
+    const unit = "é€😀";
+    const text = `${"a".repeat(before)}${unit.repeat(30)}${"b".repeat(3_000_000 - before)}`;
+    calls.length = 0;
+    await ask(JSON.stringify({ ...ping(7), auth: token, method: "test.note", params: { at: 0, text } }));
+    assert.ok(calls[0]!.text === text);
+  });
+}
+
 handle("calls what is left of a batch in the next turn, in order, and says so", async () => {
   let turns = 0;
   const rest = handlerOf({ methods, isToken: () => true, isTurnOver: () => ++turns % 3 === 0 });
