@@ -560,7 +560,8 @@ fault(
     const instance = assertDone(await place.serve());
     const pid = await place.start("a", "sleep 60");
     const stops = await Promise.all([place.stop(), place.stop(), place.stop()]);
-    for (const stopped of stops) assert.is(stopped.stdout.toString(), "stopped 1\n", stopped.stderr);
+    for (const { stdout, stderr, code, signal } of stops)
+      assert.is(stdout.toString(), "stopped 1\n", `it ended with ${code ?? signal}: ${stderr}`);
     assert.is(assertDone(await place.serve()), instance);
     assert.ok(isAlive(pid));
     return "so";
