@@ -22,12 +22,13 @@ import { ownEnvironment } from "./environment.ts";
 import { cannot, cleanText, errnoOf, errorCodes, exitCodes, Failure, nearest, reasonOf, safely } from "./failure.ts";
 import type { Lifetime } from "./lifetime.ts";
 import { ancestors, areAlive } from "./program.ts";
+import type { Size } from "./pty.ts";
 import { ownerKey, tryReach } from "./reach.ts";
 import type { Identity } from "./record.ts";
 import { readRecord, sleep } from "./record.ts";
 import type { Places } from "./socket.ts";
 import { maxPathBytes } from "./socket.ts";
-import type { DetachKey, Screen, ScreenWorld, Size, Tail } from "./terminal.ts";
+import type { DetachKey, Screen, ScreenWorld, Tail } from "./terminal.ts";
 import {
   besideScreen,
   closeScreen,

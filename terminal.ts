@@ -12,6 +12,7 @@ import { spawnSync } from "node:child_process";
 import { isatty } from "node:tty";
 import { print } from "./call.ts";
 import { cannot, exitCodes, safely } from "./failure.ts";
+import type { Size } from "./pty.ts";
 
 /** For the second one of the key that leaves, which makes one of both. */
 const secondKeyMs = 400;
@@ -23,11 +24,6 @@ const sizedMs = 1000;
 const replayBytes = 64 << 10;
 /** What a sequence may have at most; longer ones, as pictures are, are none of ours. */
 const maxSequence = 256;
-
-export interface Size {
-  rows: number;
-  columns: number;
-}
 
 // Which key leaves
 

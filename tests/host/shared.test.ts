@@ -105,17 +105,23 @@ fault(
     }),
 );
 
+/** Starts a daemon that stays in its session, and keeps that open. @returns What it has said, too. */
+async function startInSession(host: Host): Promise<{ session: ReturnType<Host["spawnSsh"]>; first: string }> {
+  await host.copy("dev", builtFile, "server");
+  await host.ssh("dev", "umask 077; echo t > t");
+  const session = host.spawnSsh("dev", "./server --serve --lifetime detach --token-file t; cat");
+  const first = await new Promise<string>((done) =>
+    session.stdout.once("data", (chunk: Buffer) => done(chunk.toString())),
+  );
+  return { session, first };
+}
+
 fault(
   "a daemon in a session that is about to end, and a `--serve --enable-linger` from another session",
   "it is moved as it is, with its processes and what they have left behind; all of it outlives both sessions",
   () =>
     withHost({ killUserProcesses: true, logind: ["UserStopDelaySec=1"] }, async (host) => {
-      await host.copy("dev", builtFile, "server");
-      await host.ssh("dev", "umask 077; echo t > t");
-      const session = host.spawnSsh("dev", "./server --serve --lifetime detach --token-file t; cat");
-      const first = await new Promise<string>((done) =>
-        session.stdout.once("data", (chunk: Buffer) => done(chunk.toString())),
-      );
+      const { session, first } = await startInSession(host);
       assert.match(first, /detached in the session; survives logout: no\)/);
       // a child, a grandchild, and one that nobody has waited for
       await ask(
@@ -160,12 +166,7 @@ for (const [what, end] of [
     "the new one is in a scope, and what it has taken up is moved there: all of it outlives both sessions",
     () =>
       withHost({ killUserProcesses: true, logind: ["UserStopDelaySec=1"] }, async (host) => {
-        await host.copy("dev", builtFile, "server");
-        await host.ssh("dev", "umask 077; echo t > t");
-        const session = host.spawnSsh("dev", "./server --serve --lifetime detach --token-file t; cat");
-        const first = await new Promise<string>((done) =>
-          session.stdout.once("data", (chunk: Buffer) => done(chunk.toString())),
-        );
+        const { session, first } = await startInSession(host);
         await ask(host, "process.spawn", { id: "a", command: "sleep", args: ["1234"] }, "t");
         const [work] = host.processes(/^sleep 1234$/);
         if (end === "kill") {
