@@ -518,8 +518,7 @@ function tokenHint(failure: Failure, { heldBytes }: Link): Failure {
   if (failure.data.reason !== "closed" || heldBytes > 0) return failure;
   const hint =
     "a client authenticates within 60 s, with the token that --serve has named; --bridge --as-owner needs none";
-  const isSilent = failure.data.reason === "closed" && heldBytes === 0;
-  return isSilent ? new Failure(failure.message, { ...failure, hint }) : failure;
+  return new Failure(failure.message, { ...failure, hint });
 }
 
 function sayLost(relay: Relay, { message, hint, data }: Failure): void {
