@@ -433,7 +433,7 @@ export async function judgeEnd(seen: ReadonlySet<string>, place: Place, facts: F
     case "elogind":
       return seen.has("SIGHUP") ? end(...judgeSessionEnd(facts)) : byPerson;
     case "user-manager":
-      if (isStopping(states.manager)) return end(...judgeManagerEnd(facts, world));
+      if (isManagerStopping(states, place.owner, world)) return end(...judgeManagerEnd(facts, world));
       return isStopping(states.unit) ? end(...judgeUnitEnd(place.unit, states)) : byPerson;
     case "unit":
       return isStopping(states.unit) ? end(...judgeUnitEnd(place.unit, states)) : byPerson;
@@ -468,6 +468,11 @@ async function askStates(place: Place, facts: Facts, world: World): Promise<Stat
 /** A service whose command has ended is "deactivating" while what is left of it is ended; one that has failed is so at once. */
 function isStopping(state: string | undefined): boolean {
   return state === "deactivating" || state === "inactive" || state === "failed";
+}
+
+/** A busy host's systemctl may not answer in time. Then what logind keeps in a file tells of the last logout. */
+function isManagerStopping({ manager }: States, uid: number, world: World): boolean {
+  return manager === undefined ? readUserState(uid, world).state === "closing" : isStopping(manager);
 }
 
 function judgeSessionEnd(facts: Facts): [EndReason, string] {

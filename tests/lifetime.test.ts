@@ -452,6 +452,8 @@ interface Moment {
   lingers?: boolean;
   /** logind's file of the user. */
   user?: string;
+  /** systemctl does not answer in time. */
+  silent?: boolean;
 }
 
 const worldAt = ({
@@ -460,12 +462,14 @@ const worldAt = ({
   states = {},
   lingers = false,
   user = "STATE=closing\n",
+  silent = false,
 }: Moment): World => ({
   uid: 1000,
   user: "dev",
   exists: (path) => lingers && path === "/var/lib/systemd/linger/dev",
   readFile: (path) => (path === "/run/systemd/users/1000" ? user : undefined),
   run: async (command) => {
+    if (silent) return { code: null, stdout: "", stderr: "" };
     if (command.includes("is-system-running")) return { code: 1, stdout: `${host}\n`, stderr: "" };
     const pid = isMain ? process.pid : 1;
     return { code: 0, stdout: `MainPID=${pid}\nActiveState=${states[command.at(-1)!] ?? "active"}\n`, stderr: "" };
@@ -505,6 +509,24 @@ const signalRows: [string, string[], Place, Partial<Facts>, Moment, EndReason, R
     { states: managerStops },
     "user-manager-stopped",
     /stopped after the last logout$/,
+  ],
+  [
+    "the last logout, where systemctl does not answer in time",
+    bySystemd,
+    scope,
+    {},
+    { silent: true },
+    "user-manager-stopped",
+    /stopped after the last logout$/,
+  ],
+  [
+    "timeout(1) in a scope, where systemctl does not answer in time",
+    bySystemd,
+    scope,
+    {},
+    { silent: true, user: "STATE=active\nSESSIONS=3\n" },
+    "terminated",
+    /by a person/,
   ],
   [
     "restart of the user manager, lingering",

@@ -128,7 +128,7 @@ held(
         assert.is(found.running, false);
         assert.is(lines[0], "1");
         assert.ok(exit.signal !== undefined || exit.unknown !== undefined, JSON.stringify(exit));
-        assert.match(said(), /as systemd stopped the user manager after the last logout/);
+        assert.match(said(), /as systemd stopped the user manager after the last logout/, said());
       });
     }),
 );
