@@ -130,8 +130,8 @@ write("holdfast.js", file, 0o755);
 write("holdfast.js.sha256", `${createHash("sha256").update(file).digest("hex")}  holdfast.js\n`);
 write("package.json", '{ "type": "commonjs" }\n');
 const define = { __library: JSON.stringify(version) };
-write("index.mjs", await bundle("index.ts", "esm", { define: { ...define, __filename: "undefined" } }));
-write("index.cjs", await bundle("index.ts", "cjs", { define: { ...define, "import.meta.url": "undefined" } }));
+write("index.mjs", await bundle("deploy.ts", "esm", { define: { ...define, __filename: "undefined" } }));
+write("index.cjs", await bundle("deploy.ts", "cjs", { define: { ...define, "import.meta.url": "undefined" } }));
 const types = declare(["library", "api", "deploy"]);
 for (const name of ["holdfast.d.ts", "index.d.mts", "index.d.cts"]) write(name, types);
 if (!options.quiet) console.log(`dist/holdfast.js: ${version}, ${Math.ceil(file.length / 1000)} kB, sha256 ${sha256}`);
@@ -168,10 +168,10 @@ function declare(modules) {
   const directory = `${options.out}/.types.${process.pid}`;
   const flags =
     "--ignoreConfig --declaration --emitDeclarationOnly --noCheck --target ES2022 --module NodeNext --allowImportingTsExtensions --types node --skipLibCheck --stripInternal --outDir";
-  const args = [`${root}node_modules/typescript/bin/tsc`, `${root}index.ts`, ...flags.split(" "), directory];
+  const args = [`${root}node_modules/typescript/bin/tsc`, `${root}deploy.ts`, ...flags.split(" "), directory];
   const tsc = spawnSync(process.execPath, args, { encoding: "utf8", cwd: root });
   if (tsc.status !== 0) throw new Error(`Cannot write the types: ${tsc.stdout}${tsc.stderr}`);
   const texts = modules.map((name) => readFileSync(`${directory}/${name}.d.ts`, "utf8"));
   rmSync(directory, { recursive: true });
-  return texts.join("\n").replace(/^import .* from "\.\/.*;\n/gm, "");
+  return texts.join("\n").replace(/^(import|export) .* from "\.\/.*;\n/gm, "");
 }

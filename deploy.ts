@@ -1,5 +1,7 @@
 /**
- * deploy(): puts the program on a host, starts it there or joins what runs, and connects. What examples/deploy.sh does, for applications.
+ * What an application imports: `import { connect, serve, deploy } from "holdfast"`. connect() and serve() are api.ts's.
+ *
+ * deploy() puts the program on a host, starts it there or joins what runs, and connects. What examples/deploy.sh does, for applications.
  *
  *     1  is this very file there?  then --serve                          one command, in the common case
  *     2  else: the file through stdin, whole or not at all, then --serve
@@ -16,6 +18,10 @@ import { diagnose, outcomeWords, runCommand, withSignal } from "./client.ts";
 import { cannot, capture, cleanText, errorCodes, type Failure, osFailure, safely } from "./failure.ts";
 import type { CallOptions, Deployment, DeployOptions, Served } from "./library.ts";
 import { besideFile } from "./program.ts";
+
+export { connect, serve } from "./api.ts";
+export type * from "./library.ts";
+export { HoldfastError } from "./library.ts";
 
 const deployMs = 120_000;
 /** What the host answers is one line, and what its start-up files say. */

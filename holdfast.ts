@@ -28,9 +28,7 @@ import { defaultKey, detachKeyOf } from "./terminal.ts";
 import type { Watchdog } from "./watchdog.ts";
 import { revive, startWatchdog } from "./watchdog.ts";
 
-export { connect, serve } from "./api.ts";
-export { deploy } from "./deploy.ts";
-export { HoldfastError } from "./library.ts";
+export { connect, deploy, HoldfastError, serve } from "./deploy.ts";
 
 async function main(): Promise<number> {
   if (process.platform === "win32")

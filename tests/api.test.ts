@@ -9,7 +9,7 @@ import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { diagnose } from "../client.ts";
-import type * as Api from "../index.ts";
+import type * as Api from "../deploy.ts";
 import type { Connection, ConnectOptions, Output, Served } from "../library.ts";
 import type { TestDaemon } from "./daemon.ts";
 import { builtFile, eventually, holdfast, isAlive, sleep, withDaemon } from "./daemon.ts";

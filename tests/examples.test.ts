@@ -188,7 +188,7 @@ mkdir -p "${directory}/$1"; cd "${directory}/$1" && exec env -u XDG_STATE_HOME H
 test("fleet.ts runs a command on several hosts, and says which failed and why", () =>
   withFakeHosts(async (directory, ssh) => {
     const app = join(directory, "fleet.mjs");
-    const alias = { holdfast: resolve("index.ts") };
+    const alias = { holdfast: resolve("deploy.ts") };
     const options = { bundle: true, platform: "node", format: "esm", target: "node18", logLevel: "silent" } as const;
     await build({ ...options, alias, entryPoints: ["examples/fleet.ts"], outfile: app });
     const env = { ...process.env, SSH: ssh, HOLDFAST_FILE: builtFile };

@@ -7,7 +7,7 @@ import { createRequire } from "node:module";
 import { join, resolve } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import type * as Api from "../../index.ts";
+import type * as Api from "../../deploy.ts";
 import type { Outcome } from "../daemon.ts";
 import { builtFile, outcomeOf } from "../daemon.ts";
 import type { Host } from "./host.ts";
