@@ -14,7 +14,7 @@ import type { Duplex } from "node:stream";
 import { cannot, errnoOf, Failure } from "./failure.ts";
 import type { FrameDecoder, FrameEvent, Framing } from "./frame.ts";
 import { createFrameDecoder, encodeFrame, framePieces, lengthOf, maxBodyBytes, strangerBodyBytes } from "./frame.ts";
-import type { Log } from "./log.ts";
+import type { Log } from "./record.ts";
 import { now } from "./record.ts";
 import type { Answer, Caller, Peer } from "./rpc.ts";
 import { encodeError, oversizeAnswer } from "./rpc.ts";

@@ -1,6 +1,6 @@
 /**
- * Who a process is, what a daemon tells of itself, and who may do something now: identities, the record, and claims; all of them files that only
- * their owner can have written.
+ * Who a process is, what a daemon tells of itself, and who may do something now: identities, the record, the log, and claims; all of them files that
+ * only their owner can have written.
  *
  *     rpc.sock.record     the record: who the daemon is, where it lives, and in the end why it ended
  *     rpc.sock.claim      there while a start is under way
@@ -26,9 +26,10 @@ import {
   unlinkSync,
   utimesSync,
   writeFileSync,
+  writeSync,
 } from "node:fs";
 import { hostname } from "node:os";
-import { cannot, elsewhere, errnoOf, exitCodes, type Failure, osFailure, safely } from "./failure.ts";
+import { cannot, cleanText, elsewhere, errnoOf, exitCodes, type Failure, osFailure, safely } from "./failure.ts";
 
 /** A claim is touched so often by who holds it, and abandoned when it has not been for so long. */
 const beatMs = 200;
@@ -36,6 +37,11 @@ const abandonedMs = 1000;
 
 /** A record is about 2 KiB, and 64 token hashes more. Anything larger is not ours. */
 const maxRecordBytes = 1 << 20;
+
+/** At this size the log is renamed to "<log>.1", in the place of the one before, and begun anew. */
+const maxLogBytes = 4 << 20;
+/** A line of it is cut here: a peer may choose what stands in it. */
+const maxLineLength = 1000;
 
 /** Which process this is, so that it cannot be mistaken for another with the same pid. */
 export interface Identity {
@@ -281,42 +287,18 @@ export function readRecord(path: string): FoundRecord {
 function isRecord(value: unknown): value is DaemonRecord {
   const record = Object(value) as DaemonRecord;
   const socket = Object(record.socket) as DaemonRecord["socket"];
-  const {
-    startTime,
-    bootId,
-    pidNamespace,
-    host,
-    version,
-    instance,
-    key,
-    log,
-    tokenHashes,
-    command,
-    stoppingAt = 0,
-  } = record;
-  const { at, detail } = record.ended === undefined ? { at: 0, detail: "" } : Object(record.ended);
+  const { startTime, bootId, pidNamespace, host, version, instance, key, log, tokenHashes, command, pid } = record;
+  const { startedAt, stoppingAt = 0, ended = { at: 0, detail: "" } } = record;
+  if (!Array.isArray(tokenHashes) || !Array.isArray(command)) return false;
+  const { at, detail } = Object(ended);
+  const texts = [startTime, bootId, pidNamespace, host, version, instance, key, log, detail, socket.path, socket.bound];
   return (
-    Array.isArray(tokenHashes) &&
     tokenHashes.every((hash) => /^[0-9a-f]{64}$/.test(hash)) &&
-    Array.isArray(command) &&
-    [
-      startTime,
-      bootId,
-      pidNamespace,
-      host,
-      version,
-      instance,
-      key,
-      log,
-      detail,
-      socket.path,
-      socket.bound,
-      ...command,
-    ].every((item) => typeof item === "string") &&
-    [record.startedAt, stoppingAt, at].every((time) => Math.abs(time) <= 8.64e15 && typeof time === "number") && // what Date can take, and say
+    [...texts, ...command].every((text) => typeof text === "string") &&
+    [startedAt, stoppingAt, at].every((time) => typeof time === "number" && Math.abs(time) <= 8.64e15) && // what Date can take, and say
     typeof socket.ino === "number" &&
-    Number.isSafeInteger(record.pid) &&
-    record.pid > 0
+    Number.isSafeInteger(pid) &&
+    pid > 0
   );
 }
 
@@ -437,18 +419,42 @@ export function openLog(path: string): number {
   }
 }
 
+/** Writes a line: never payloads, tokens or stdin. It never throws. */
+export type Log = (line: string) => void;
+
+/**
+ * Opens the daemon's log, a line per event with its time. It is begun anew when its name was deleted, or came to lead elsewhere.
+ *
+ * @throws {Failure} It cannot be opened, or is not ours (exit codes 73, 77).
+ */
+export function createLog(path: string): Log {
+  let descriptor = openLog(path);
+  return (line) => {
+    const text = `${new Date().toISOString()} ${cleanText(line, maxLineLength)}\n`;
+    safely(() => {
+      if (isOpenAt(path, descriptor)) {
+        if (fstatSync(descriptor).size <= maxLogBytes) return;
+        renameSync(path, `${path}.1`);
+      }
+      const next = openLog(path); // where none can be, the old one is written on
+      closeSync(descriptor);
+      descriptor = next;
+    });
+    safely(() => writeSync(descriptor, text));
+  };
+}
+
+function isOpenAt(path: string, descriptor: number): boolean {
+  const [named, open] = [safely(() => lstatSync(path)), fstatSync(descriptor)];
+  return named !== undefined && named.ino === open.ino && named.dev === open.dev;
+}
+
 export function kindOf(stats: Stats): string {
-  return stats.isFile()
-    ? "a regular file"
-    : stats.isDirectory()
-      ? "a directory"
-      : stats.isSymbolicLink()
-        ? "a symbolic link"
-        : stats.isFIFO()
-          ? "a FIFO"
-          : stats.isSocket()
-            ? "a socket"
-            : "a device";
+  if (stats.isFile()) return "a regular file";
+  if (stats.isDirectory()) return "a directory";
+  if (stats.isSymbolicLink()) return "a symbolic link";
+  if (stats.isFIFO()) return "a FIFO";
+  return stats.isSocket() ? "a socket" : "a device";
 }
 
 /** The right to do one thing at a time, held by a file. */

@@ -40,14 +40,12 @@ import type { Lanes } from "./lanes.ts";
 import { areHeld, createLanes } from "./lanes.ts";
 import type { Lifetime, Logouts } from "./lifetime.ts";
 import { describeVerdict, judgeEnd, judgePlace, judgeWork, readOomKills, watchLogouts } from "./lifetime.ts";
-import type { Log } from "./log.ts";
-import { createLog } from "./log.ts";
 import type { Processes } from "./processes.ts";
 import { createProcesses, endAll, featuresOf, liveCount, processMethods, summarise } from "./processes.ts";
 import { childEnvironment } from "./program.ts";
 import { engineSoon } from "./pty.ts";
-import type { DaemonRecord, EndReason } from "./record.ts";
-import { identify, livenessOf, now } from "./record.ts";
+import type { DaemonRecord, EndReason, Log } from "./record.ts";
+import { createLog, identify, livenessOf, now } from "./record.ts";
 import type { Caller, Method, Params, Rpc } from "./rpc.ts";
 import {
   booleanParam,

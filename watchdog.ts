@@ -16,10 +16,9 @@ import type { Socket } from "node:net";
 import type { StartOptions } from "./control.ts";
 import { reachOtherwise } from "./control.ts";
 import { cannot, reasonOf, safely } from "./failure.ts";
-import { createLog } from "./log.ts";
 import { answerMs, deathMs, isGoneWithin, tryReach } from "./reach.ts";
 import { explainAbsence, maxReturns, returnsMs } from "./reasons.ts";
-import { openLog, readRecord, sleep } from "./record.ts";
+import { createLog, openLog, readRecord, sleep } from "./record.ts";
 import type { Places } from "./socket.ts";
 
 const shell = "/bin/sh";

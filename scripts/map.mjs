@@ -18,14 +18,14 @@ export const layers = {
   "a daemon from outside": ["watchdog", "control", "reach", "launch", "reasons"],
   "the daemon": [
     ...["server", "connections", "processes", "children", "adoption", "pty", "readers", "holders", "running"],
-    ...["spool", "kept", "environment", "files", "lanes", "rpc", "log"],
+    ...["spool", "kept", "environment", "files", "lanes", "rpc"],
   ],
   "both sides": ["lifetime", "host", "client"],
   ground: ["socket", "record", "program", "frame", "failure", "library"],
 };
 
 /** As many as there are: the next one takes the place of another. Thirty were meant; to stay within 600 lines each took nine more, terminals two. */
-export const maxModules = 40;
+export const maxModules = 39;
 export const maxLines = 600;
 export const maxFunctionLines = 60;
 

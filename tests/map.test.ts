@@ -22,8 +22,8 @@ test("each broken rule is told", () =>
     const body = "  x();\n".repeat(60);
     const sources = {
       failure: 'import { a } from "./rpc.ts";\n',
-      rpc: 'import type { B } from "./log.ts";\n',
-      log: 'export { c } from "./rpc.ts";\n',
+      rpc: 'import type { B } from "./lanes.ts";\n',
+      lanes: 'export { c } from "./rpc.ts";\n',
       nobody: "\n".repeat(601),
       files: `export function long() {\n${body}}\n`,
     };
@@ -33,7 +33,7 @@ test("each broken rule is told", () =>
       "files: long() has 62 lines, at most 60 may be",
       "nobody stands in no layer",
       "nobody has 601 lines, at most 600 may be",
-      "there is a circle among failure (rpc), log (rpc), rpc (log)",
+      "there is a circle among failure (rpc), lanes (rpc), rpc (lanes)",
     ]);
   }));
 
