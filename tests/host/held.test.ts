@@ -128,7 +128,8 @@ held(
         assert.is(found.running, false);
         assert.is(lines[0], "1");
         assert.ok(exit.signal !== undefined || exit.unknown !== undefined, JSON.stringify(exit));
-        assert.match(said(), /as systemd stopped the user manager after the last logout/, said());
+        // sshd may pass on what comes on stdout first
+        await until(() => /as systemd stopped the user manager after the last logout/.test(said()), "the reason");
       });
     }),
 );
