@@ -4,6 +4,7 @@ import { Buffer } from "node:buffer";
 import { createWriteStream, fstatSync, readFileSync, writeSync } from "node:fs";
 import { Socket } from "node:net";
 import type { Writable } from "node:stream";
+import { isatty } from "node:tty";
 import { keptWords } from "./adoption.ts";
 import { createConnection } from "./api.ts";
 import type { Client } from "./client.ts";
@@ -157,6 +158,12 @@ export function say(words: string): number {
     if ((error as Failure).data?.errno !== "EPIPE") throw error;
   }
   return exitCodes.done;
+}
+
+/** A word in colour, where it goes to a terminal that has colours, and nobody has asked for none (no-color.org). */
+export function inColour(fd: 1 | 2, colour: number, word: string): string {
+  const { NO_COLOR, TERM } = process.env;
+  return word !== "" && isatty(fd) && !NO_COLOR && TERM !== "dumb" ? `\x1b[${colour}m${word}\x1b[0m` : word;
 }
 
 /**

@@ -507,8 +507,10 @@ async function stopUnheard(
   if (failure.data.processes) throw new Failure(failure.message, { exit: exitCodes.busy });
   if (failure.code !== errorCodes.noDaemon) throw failure;
   if (await isGoneWithin(record, 100)) return { word: "stopped", count: 0 };
-  // another --stop was quicker, and it closed all connections
-  if (!failure.data.timedOut && attempt < 3) return stopServer(places, options, attempt + 1);
+  // another --stop was quicker, and it closed all connections; of many, each does
+  const { stoppingAt = 0 } = readRecord(places.record).record ?? {};
+  const mayRepeat = attempt < 3 || Date.now() < stoppingAt;
+  if (!failure.data.timedOut && mayRepeat) return stopServer(places, options, attempt + 1);
   if (options.ifIdle) throw notAnswering(places.socket, record);
   return killServer(places, record);
 }

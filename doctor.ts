@@ -5,6 +5,7 @@ import { accessSync, constants, statfsSync, statSync } from "node:fs";
 import { userInfo } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { tryHolding } from "./adoption.ts";
+import { inColour } from "./call.ts";
 import type { ConnectFailure } from "./client.ts";
 import { createClient } from "./client.ts";
 import { capture, cleanText, durationWords, exitCodes, reasonOf, safely } from "./failure.ts";
@@ -79,8 +80,7 @@ export async function printDoctor(places: Places, json: boolean, say: (text: str
 
 function findingWords({ state, name, evidence, remedy, administrator }: Finding): string {
   const colour = { ok: 32, warning: 33, failure: 31 }[state];
-  const word =
-    process.stdout.isTTY && !process.env.NO_COLOR ? `\x1b[${colour}m${state.padEnd(8)}\x1b[0m` : state.padEnd(8);
+  const word = inColour(1, colour, state.padEnd(8));
   const mend = remedy
     ? `${" ".repeat(9)}${administrator ? "mend, as an administrator:" : "mend:"} ${cleanText(remedy)}\n`
     : "";

@@ -8,7 +8,7 @@ import { isatty } from "node:tty";
 import type { CommandLine } from "./arguments.ts";
 import { help, helpOf, parseArguments, sizeOf, usage } from "./arguments.ts";
 import { channelEnds, runBridge } from "./bridge.ts";
-import { call, print, printStatus, say } from "./call.ts";
+import { call, inColour, print, printStatus, say } from "./call.ts";
 import type { Started, StartOptions } from "./control.ts";
 import { reachOtherwise, startHere, startServer, stopServer } from "./control.ts";
 import { pageOf, printDoctor } from "./doctor.ts";
@@ -303,8 +303,8 @@ function jsonLine(facts: object): string {
 
 /** Lines on stderr begin alike, so that they can be told from those of ssh and of a program. */
 function tell(kind: string, colour: number, words: string, hint?: string): void {
-  const word = isatty(2) && !process.env.NO_COLOR ? `\x1b[${colour}m${kind}\x1b[0m` : kind;
-  safely(() => print(2, `holdfast: ${word}${kind === "" ? "" : ": "}${cleanText(words)}\n`)); // nobody may read it
+  const start = kind === "" ? "" : `${inColour(2, colour, kind)}: `;
+  safely(() => print(2, `holdfast: ${start}${cleanText(words)}\n`)); // nobody may read it
   if (hint) tell("hint", 36, hint);
 }
 
@@ -322,14 +322,14 @@ function fail({ message, hint }: Failure): void {
 
 function run(): void {
   void refuseDebuggers();
-  main().then(
-    (code) => process.exit(code), // a handle of a mode that is done must not keep us
-    (error: unknown) => {
-      const words = String((error as Error).stack || error).replace(/\n\s*/g, "; ");
-      fail(error instanceof Failure ? error : new Failure(`Internal error: ${words}`));
-      process.exit(error instanceof Failure ? error.exit : exitCodes.failed);
-    },
-  );
+  const end = (error: unknown): never => {
+    const words = String((error as Error).stack || error).replace(/\n\s*/g, "; ");
+    fail(error instanceof Failure ? error : new Failure(`Internal error: ${words}`));
+    process.exit(error instanceof Failure ? error.exit : exitCodes.failed);
+  };
+  // else node ends in silence, with 0, when a mode waits for what nothing keeps it for
+  process.once("beforeExit", () => end("the mode waits, and nothing is left to wait for"));
+  main().then((code) => process.exit(code), end); // a handle of a mode that is done must not keep us
 }
 
 // from source: Node has import.meta.main from 24.2 on, Deno and Bun always

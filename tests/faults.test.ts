@@ -61,6 +61,8 @@ interface Place {
   /** Runs the built file with --socket; a token is put into a file for it. */
   serve(token?: string, ...args: string[]): Promise<Outcome>;
   spawnServe(token?: string, ...args: string[]): ChildProcessWithoutNullStreams;
+  /** What spawnServe() runs: the built file, unless a test has another. */
+  file: string;
   stop(...args: string[]): Promise<Outcome>;
   /** The pids of this socket's daemons, by /proc. */
   daemons(): number[];
@@ -98,8 +100,9 @@ async function withPlace(use: (place: Place) => Promise<string>): Promise<string
     record: `${socket}.record`,
     log: join(run, "remote-server.log"),
     serve: (token = "t", ...args) => holdfast(serveArgs(token, args), { env, timeoutMs: 60_000 }),
+    file: builtFile,
     spawnServe: (token = "t", ...args) =>
-      spawn(process.execPath, [builtFile, ...serveArgs(token, args)], { env: { ...process.env, ...env }, cwd: "/" }),
+      spawn(process.execPath, [place.file, ...serveArgs(token, args)], { env: { ...process.env, ...env }, cwd: "/" }),
     stop: (...args) => holdfast(["--stop", "--socket", socket, ...args], { env, timeoutMs: 60_000 }),
     daemons: () => processesOf(`--launched --socket ${socket}`),
     async open(token = "t") {
@@ -148,6 +151,14 @@ function processesOf(words: string): number[] {
 }
 
 const instanceOf = ({ stdout }: Outcome): string | undefined => /instance ([0-9a-f]{32})/.exec(stdout.toString())?.[1];
+
+/** Has a place serve from a file in which a function does something else first. */
+function change(place: Place, head: string, first: string, before = ""): void {
+  const [start, end, ...others] = readFileSync(builtFile, "utf8").split(head);
+  assert.ok(end !== undefined && others.length === 0, `the built file has one ${head}`);
+  place.file = join(place.directory, "server.cjs");
+  writeFileSync(place.file, `${start}${before}\n${head}\n${first}\n${end}`);
+}
 
 function assertDone(outcome: Outcome): string {
   assert.is(outcome.code, 0, `exit code ${outcome.code}, ${outcome.signal}: ${outcome.stderr}`);
@@ -567,6 +578,30 @@ fault(
     return "so";
   },
 );
+
+fault(
+  "`--stop`, and each time another is quicker, which closes all connections",
+  "it asks again, and the processes have their grace",
+  async (place) => {
+    const lose = "if (quicker++ < 5) for (const { socket } of daemon.connections.open) socket.destroy();";
+    change(place, "function shutdown(daemon, params) {", lose, "let quicker = 0;");
+    const instance = assertDone(await outcomeOf(place.spawnServe()));
+    const pid = await place.start("a", "sleep 60");
+    const { stdout, stderr, code } = await place.stop();
+    assert.equal([code, stdout.toString(), stderr], [0, "stopped 1\n", ""]);
+    assert.is(assertDone(await place.serve()), instance);
+    assert.ok(isAlive(pid));
+    return "so, five times";
+  },
+);
+
+fault("a mode waits for what never comes", "it says so, with exit code 1: none ends in silence", async (place) => {
+  change(place, "async function main() {", "await new Promise(() => {});");
+  const { code, stdout, stderr } = await outcomeOf(place.spawnServe());
+  assert.equal([code, stdout.toString()], [1, ""]);
+  assert.match(stderr, /^holdfast: error: Internal error: the mode waits, and nothing is left to wait for\n$/);
+  return "so";
+});
 
 fault(
   "`server.shutdown` from a client, with three processes of two members each",

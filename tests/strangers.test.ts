@@ -822,6 +822,26 @@ async function expectShown(site: Site, run: string, rows: Shown[]): Promise<void
   }
 }
 
+shown("is shown words of ours in colour, but for a note, and where it has colours, and nobody has asked for none", () =>
+  withDirectory(async (site) => {
+    const rows: [env: NodeJS.ProcessEnv, error: string, ok: string][] = [
+      [{ NO_COLOR: "" }, "\x1b[31merror\x1b[0m: ", "\x1b[32mok      \x1b[0m "],
+      [{ NO_COLOR: "1" }, "error: ", "ok       "],
+      [{ NO_COLOR: "", TERM: "dumb" }, "error: ", "ok       "],
+    ];
+    for (const [env, error, ok] of rows) {
+      const textOf = async (args: string[]): Promise<string> => {
+        const { stdout } = await atTerminal(site, [...args, "--socket", site.socket], { HOME: site.directory, ...env });
+        return stdout.toString();
+      };
+      const what = JSON.stringify(env);
+      assert.ok((await textOf(["--serve", "--x"])).startsWith(`holdfast: ${error}Cannot`), what);
+      assert.ok((await textOf(["--doctor"])).startsWith(ok), what);
+      assert.match(await textOf(["--serve"]), /\nholdfast: its token is in/, what);
+    }
+  }),
+);
+
 /** With a start-up file that says what is wild. */
 function homeOf({ directory }: Site): string {
   const home = join(directory, `h${wild.slice(0, 20)}`);
