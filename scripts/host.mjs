@@ -25,6 +25,7 @@ if (typeof hosts === "string") {
 const host = await hosts.bootHost({
   users: [options.linger ? "dev+linger" : "dev"],
   killUserProcesses: options.keep !== true,
+  ownKeyExchange: true,
 });
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.once(signal, () => host.end());
 await host.copy("dev", "dist/holdfast.js", "holdfast.js");

@@ -31,7 +31,8 @@ export async function run({ rounds, progress, host }) {
 
 /** On a host that kills, with lingering: the start goes into a scope. */
 function overSsh(host, rounds, progress) {
-  return host.withHost({ users: ["dev+linger"], killUserProcesses: true }, async (machine) => {
+  const options = { users: ["dev+linger"], killUserProcesses: true, ownKeyExchange: true };
+  return host.withHost(options, async (machine) => {
     await machine.copy("dev", program, "holdfast.js");
     await checked(machine, "mkdir -m 700 run; umask 077; echo secret >token");
     const serve = `./holdfast.js --serve --socket ${socket} --token-file token`;
