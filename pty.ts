@@ -361,12 +361,11 @@ export function createTerminal(
   const { terminal, child } = Object(holder) as HolderRecord;
   if (!terminal) return undefined;
   if (mark) mark.terminal = kept;
-  const modes = { bits: kept.modes, state: "text", text: "" } as const;
   return {
     ...terminal,
     engine: child,
     kept,
-    modes: { ...modes },
+    modes: { bits: kept.modes, part: undefined },
     writtenSeq: kept.seq,
     resizing: Promise.resolve(),
     wanted: undefined,
@@ -419,7 +418,7 @@ export function describeTerminal({ terminal }: { terminal: Terminal | undefined 
 export function noteOutput(terminal: Terminal, chunk: Buffer, seq: number): boolean {
   const { modes, kept, writtenSeq } = terminal;
   trackModes(modes, chunk);
-  if (modes.state !== "text") return false; // it is read from before this sequence on
+  if (modes.part !== undefined) return false; // it is read from before this sequence on
   Object.assign(kept, { modes: modes.bits, seq });
   if (seq - writtenSeq < markEvery) return false;
   terminal.writtenSeq = seq;

@@ -247,12 +247,46 @@ function announceFlow(link: Link): void {
 
 // What output sets in a terminal (pty.ts): a reader that comes later is told
 
-/** How far a sequence is; and which modes are not what they are at first. */
-export interface Modes {
+/** How far output is, which may be cut anywhere. */
+export interface Sequence {
+  /** What there is of a sequence after its escape; undefined between two of them. */
+  part: string | undefined;
+}
+
+/** Which modes are not what they are at first. */
+export interface Modes extends Sequence {
   bits: number;
-  state: "text" | "escape" | "control";
-  /** Of the sequence, so far. */
-  text: string;
+}
+
+const maxSequence = 256;
+const [cancel, substitute, escapeByte] = [0x18, 0x1a, 0x1b];
+
+/**
+ * Finds the sequences in output. What is in a title, or another string, is as text: an escape that does not end it begins a sequence there, too.
+ *
+ * @param take Takes each: what is between its escape and its last character, and that one.
+ */
+export function findSequences(at: Sequence, chunk: Buffer, take: (part: string, letter: string) => void): void {
+  for (let i = 0; i < chunk.length; i++) {
+    if (at.part === undefined) i = chunk.indexOf(escapeByte, i);
+    if (i === -1) return;
+    readByte(at, chunk[i]!, take);
+  }
+}
+
+function readByte(at: Sequence, byte: number, take: (part: string, letter: string) => void): void {
+  const { part = "" } = at;
+  const letter = String.fromCharCode(byte);
+  const isLast = part.startsWith("[") ? byte >= 0x40 : letter >= "0" && part + letter !== "[";
+  if (byte === escapeByte) at.part = "";
+  else if (byte === cancel || byte === substitute) at.part = undefined;
+  else if (byte < 0x20 || byte === 0x7f)
+    return; // carried out by itself, or nothing, in the middle of the sequence
+  else if (!isLast) at.part = (part + letter).slice(0, maxSequence);
+  else {
+    at.part = undefined;
+    if (byte < 0x80) take(part, letter);
+  }
 }
 
 /** The alternate screen is one, whichever of these has shown it: two bits; then the keypad's, then one for each mode. */
@@ -266,50 +300,20 @@ const bitOf = (at: number): number => 8 << at;
 export const allModes = bitOf(modeNumbers.length) - 1;
 /** DECSTR leaves the screens, the mouse and pasting as they are. */
 const softResetBits = keypadBit | bitOf(modeNumbers.indexOf(1)) | bitOf(modeNumbers.indexOf(25));
-const maxSequence = 256;
-const [cancel, substitute, escapeByte] = [0x18, 0x1a, 0x1b];
 
-/** Reads output, cut anywhere. What is in a title, or another string, is as text: an escape that does not end it begins a sequence there, too. */
+/** Reads output, and notes what it sets. */
 export function trackModes(modes: Modes, chunk: Buffer): void {
-  for (let at = 0; at < chunk.length; at++) {
-    if (modes.state === "text") at = chunk.indexOf(escapeByte, at);
-    if (at === -1) return;
-    trackByte(modes, chunk[at]!);
-  }
+  findSequences(modes, chunk, (part, letter) => {
+    if (part === "" && letter === "=") modes.bits |= keypadBit;
+    else if (part === "" && letter === ">") modes.bits &= ~keypadBit;
+    else if (part === "" && letter === "c") modes.bits = 0;
+    else if (part === "[!" && letter === "p") modes.bits &= ~softResetBits;
+    else if (/^\[\?[\d;]+$/.test(part) && /[hl]/.test(letter)) setModes(modes, part.slice(2), letter === "h");
+  });
 }
 
-function trackByte(modes: Modes, byte: number): void {
-  const { state, text } = modes;
-  const letter = String.fromCharCode(byte);
-  if (byte === escapeByte) Object.assign(modes, { state: "escape", text: "" });
-  else if (byte === cancel || byte === substitute) modes.state = "text";
-  else if (byte < 0x20)
-    return; // carried out by itself, in the middle of the sequence
-  else if (state === "escape") trackEscape(modes, letter);
-  else if (byte >= 0x40) {
-    if (byte < 0x7f) setModes(modes, text, letter);
-    if (byte !== 0x7f) modes.state = "text";
-  } else if (text.length < maxSequence) modes.text += letter;
-}
-
-function trackEscape(modes: Modes, letter: string): void {
-  if (modes.text === "" && letter === "[") modes.state = "control";
-  else if (letter < "0")
-    modes.text += letter; // of a character set: one more follows
-  else {
-    modes.state = "text";
-    if (modes.text !== "") return;
-    if (letter === "=") modes.bits |= keypadBit;
-    if (letter === ">") modes.bits &= ~keypadBit;
-    if (letter === "c") modes.bits = 0;
-  }
-}
-
-function setModes(modes: Modes, text: string, letter: string): void {
-  if (text === "!" && letter === "p") modes.bits &= ~softResetBits;
-  if (!/^\?[\d;]+$/.test(text) || !/[hl]/.test(letter)) return;
-  const isSet = letter === "h";
-  for (const number of text.slice(1).split(";").map(Number)) {
+function setModes(modes: Modes, numbers: string, isSet: boolean): void {
+  for (const number of numbers.split(";").map(Number)) {
     const at = modeNumbers.indexOf(number);
     if (alternates.includes(number))
       modes.bits = (modes.bits & ~alternateBits) | (isSet ? alternates.indexOf(number) + 1 : 0);

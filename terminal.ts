@@ -13,6 +13,8 @@ import { isatty } from "node:tty";
 import { print } from "./call.ts";
 import { cannot, exitCodes, safely } from "./failure.ts";
 import type { Size } from "./pty.ts";
+import type { Sequence } from "./readers.ts";
+import { findSequences } from "./readers.ts";
 
 /** For the second one of the key that leaves, which makes one of both. */
 const secondKeyMs = 400;
@@ -22,8 +24,6 @@ const escapeMs = 20;
 const sizedMs = 1000;
 /** Of what a process has said, so much is shown to somebody who comes back. */
 const replayBytes = 64 << 10;
-/** What a sequence may have at most; longer ones, as pictures are, are none of ours. */
-const maxSequence = 256;
 
 // Which key leaves
 
@@ -116,14 +116,12 @@ export function settleKeys(keys: Keys): Typed {
 // What a program sets
 
 /** What is not as a terminal has it at first, and what sets it back. */
-export interface Modes {
+export interface Modes extends Sequence {
   readonly set: Map<string, string>;
-  /** A part of a sequence. */
-  held: string;
 }
 
 export function createModes(): Modes {
-  return { set: new Map(), held: "" };
+  return { set: new Map(), part: undefined };
 }
 
 const alternateModes = ["47", "1047", "1049"];
@@ -132,21 +130,16 @@ const offModes = "1 9 1000 1001 1002 1003 1004 1005 1006 1015 1016 2004 2026 203
 /** … and that are on: wrapping, the cursor. */
 const onModes = ["7", "25"];
 
-/** A sequence that is whole, or at the end of what has come a part of one. */
-const sequences = /\x1b(?:\[([<-?]?)([\d;:]*)([ !"$']?)([@-~])|([=>c])|\(([0-9A-Z])|(\[[<-?]?[\d;:]*[ !"$']?|\(?)$)/g;
-
 /** Notes what these bytes of a process set. Cut anywhere. */
 export function noteModes(modes: Modes, bytes: Buffer): void {
-  if (modes.held === "" && !bytes.includes(0x1b)) return;
-  const text = modes.held + bytes.toString("latin1");
-  modes.held = "";
-  for (const [whole, mark, values, middle, end, single, charset, part] of text.matchAll(sequences)) {
-    if (part !== undefined) modes.held = whole.length < maxSequence ? whole : "";
-    else if (single === "c") modes.set.clear();
-    else if (single !== undefined) note(modes, "keypad", single === "=", "\x1b>");
-    else if (charset !== undefined) note(modes, "charset", charset !== "B", "\x1b(B");
-    else noteControl(modes, `${mark}${middle}${end}`, values!);
-  }
+  findSequences(modes, bytes, (part, letter) => {
+    const [, mark, values, middle] = /^\[([<-?]?)([\d;:]*)([ !"$']?)$/.exec(part) ?? [];
+    if (values !== undefined) noteControl(modes, `${mark}${middle}${letter}`, values);
+    else if (part === "(") note(modes, "charset", letter !== "B", "\x1b(B");
+    else if (part !== "") return;
+    else if (letter === "c") modes.set.clear();
+    else if (letter === "=" || letter === ">") note(modes, "keypad", letter === "=", "\x1b>");
+  });
 }
 
 function noteControl(modes: Modes, kind: string, values: string): void {

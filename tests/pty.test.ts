@@ -56,14 +56,14 @@ for (const [name, output, wanted] of outputs)
     const bytes = Buffer.from(output, "latin1");
     const sequences = /^\d/.test(wanted) ? wanted.replace(/ ?(\d+)/g, `${esc}[?$1h`) : wanted;
     for (const size of [bytes.length, 1, 2, 3, 7]) {
-      const found = { bits: 0, state: "text" as const, text: "" };
+      const found = { bits: 0, part: undefined };
       for (let at = 0; at < bytes.length; at += size) trackModes(found, bytes.subarray(at, at + size));
       assert.is(JSON.stringify(modesText(found.bits)), JSON.stringify(sequences), `${size} bytes at a time`);
     }
   });
 modes("are set by what they are told as", () => {
   for (const [, output] of outputs) {
-    const [one, other] = [0, 0].map(() => ({ bits: 0, state: "text" as const, text: "" }));
+    const [one, other] = [0, 0].map(() => ({ bits: 0, part: undefined }));
     trackModes(one!, Buffer.from(output, "latin1"));
     trackModes(other!, Buffer.from(modesText(one!.bits)));
     assert.is(other!.bits, one!.bits);
