@@ -14,7 +14,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Child, Origin, Stdin } from "./children.ts";
 import { createChild, finish, leaveChild, pumpStdin } from "./children.ts";
-import { cannot, exitCodes, Failure, reasonOf, safely, shorten } from "./failure.ts";
+import { cannot, errnoError, exitCodes, Failure, reasonOf, safely, shorten } from "./failure.ts";
 import type { Adopted } from "./holders.ts";
 import { adoptHeld, closeHolders, probeHolders, sweepHeld } from "./holders.ts";
 import type { KeptAbout, KeptExit, Mark } from "./kept.ts";
@@ -275,7 +275,7 @@ function restoreStdin(
     applied,
     queue: bytes.length > 0 ? [{ bytes, start: 0, end: bytes.length }] : [],
     queuedBytes: bytes.length,
-    journalEnd: isLost ? Number.POSITIVE_INFINITY : bytes.length > 0 ? applied : 0,
+    journalEnd: isLost ? Infinity : bytes.length > 0 ? applied : 0,
     ...(unsure.to > unsure.from ? { unsure } : {}),
   };
   processes.queuedBytes += bytes.length;
@@ -336,7 +336,7 @@ function runningOrphan(identity: Identity): Running {
     },
     setFlow: () => {},
     write: () => {
-      throw Object.assign(new Error("EPIPE: broken pipe, write"), { code: "EPIPE" });
+      throw errnoError("EPIPE", "broken pipe, write");
     },
     endStdin: () => {},
     reap: () => {},

@@ -103,10 +103,9 @@ export async function connect(options: ConnectOptions = {}): Promise<Connection>
 }
 
 /** @internal A connection over a client that is there already, and has authenticated. */
-export function createConnection(client: Client, capabilities: Message, end: () => void): Connection {
+export function createConnection(client: Client): Connection {
   const session = createSession({ requestTimeoutMs: 0, heartbeatMs: 0 });
-  void session.closed.then(end);
-  useLine(session, { client, auth: undefined, command: undefined }, capabilities);
+  useLine(session, { client, auth: undefined, command: undefined }, {});
   return connectionOf(session);
 }
 

@@ -41,7 +41,7 @@ interface Mode {
 /** In the order in which they are named where none is given. */
 const modes: Record<string, Mode> = {
   run: {
-    words: [1, Number.POSITIVE_INFINITY, "COMMAND"],
+    words: [1, Infinity, "COMMAND"],
     help: `--run [OPTION…] [--] COMMAND [ARG…]: start a process that outlives this line
 
   --id ID               its name; by default the command's, then NAME-2, …

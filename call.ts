@@ -23,15 +23,13 @@ import {
 import type { Output, RemoteProcess } from "./library.ts";
 import type { Lifetime } from "./lifetime.ts";
 import type { ChildSummary, Summary } from "./processes.ts";
-import { connectOwned } from "./reach.ts";
+import { answerMs, connectOwned } from "./reach.ts";
 import { clockWords, sizeWords } from "./reasons.ts";
 import { isObject } from "./rpc.ts";
 import type { Places } from "./socket.ts";
 
 /** How often a full pipe is tried that somebody has made non-blocking. */
 const retryMs = 5;
-/** How long a daemon that lives may take to answer what needs no work. */
-const answerMs = 5000;
 
 // --call
 
@@ -55,7 +53,7 @@ export async function call(
   try {
     await client.request("server.authenticate", { token: auth }); // first of all: what a stranger may send is little
     if (method === "process.spawn" || method === "process.reattach") return await stream(client, method, params);
-    return say(`${cleanText(JSON.stringify(await client.request(method, params)))}\n`);
+    return say(jsonLine(await client.request(method, params)));
   } catch (error) {
     throw await explainRefusal(client, method, error as Failure);
   } finally {
@@ -99,7 +97,7 @@ function parseParams(text: string): Record<string, unknown> {
 /** @returns The exit code of the process. */
 async function stream(client: Client, method: string, given: Record<string, unknown>): Promise<number> {
   const { id, fromSeq, ...params } = given as { id: string; fromSeq?: number };
-  const connection = createConnection(client, {}, () => {});
+  const connection = createConnection(client);
   const takeUp = `--call process.reattach '${JSON.stringify({ id }).replaceAll("'", "'\\''")}'`;
   let told = 0;
   const tellMissed = ({ missed }: RemoteProcess): void => {
@@ -166,6 +164,11 @@ export function inColour(fd: 1 | 2, colour: number, word: string): string {
   return word !== "" && isatty(fd) && !NO_COLOR && TERM !== "dumb" ? `\x1b[${colour}m${word}\x1b[0m` : word;
 }
 
+/** An answer as JSON, on one line. */
+export function jsonLine(answer: unknown): string {
+  return `${cleanText(JSON.stringify(answer))}\n`;
+}
+
 /**
  * Opens a descriptor of ours for writing.
  *
@@ -205,7 +208,7 @@ export async function printStatus(places: Places, json: boolean, say: (text: str
   const { client, auth } = await connectOwned(places);
   try {
     const status = (await client.request("server.status", {}, auth, answerMs)) as Status;
-    return say(json ? `${cleanText(JSON.stringify(status))}\n` : statusWords(status));
+    return say(json ? jsonLine(status) : statusWords(status));
   } finally {
     client.close();
   }
@@ -219,14 +222,7 @@ function statusWords(status: Status): string {
     ["up", `${durationWords(status.uptimeMs)}, started ${clockWords(status.startedAt)}`],
     ["lives", lifetime.where],
     ["survives logout", lifetime.words],
-    ...(status.logoutsOutlived === undefined
-      ? []
-      : [
-          ["outlived", `${status.logoutsOutlived} ${status.logoutsOutlived === 1 ? "logout" : "logouts"} so far`] as [
-            string,
-            string,
-          ],
-        ]),
+    ...outlivedWords(status),
     ...lifetime.warnings.flatMap(({ message, hint }): [string, string][] => [
       ["warning", message],
       ["hint", hint],
@@ -244,6 +240,10 @@ function statusWords(status: Status): string {
   if (processes.length > listed.length)
     lines.push(`  and ${processes.length - listed.length} more: --call process.list`);
   return `${lines.join("\n")}\n`;
+}
+
+function outlivedWords({ logoutsOutlived: count }: Status): [string, string][] {
+  return count === undefined ? [] : [["outlived", `${count} ${count === 1 ? "logout" : "logouts"} so far`]];
 }
 
 function processWords({ pid, command, running, bytes, ageMs }: ChildSummary): string {

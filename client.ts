@@ -9,7 +9,18 @@ import { lstatSync } from "node:fs";
 import type { OnReadOpts, Socket } from "node:net";
 import { connect } from "node:net";
 import type { Duplex, Readable, Writable } from "node:stream";
-import { callBack, cannot, errnoOf, errorCodes, exitCodes, Failure, osFailure, reasonOf, safely } from "./failure.ts";
+import {
+  callBack,
+  cannot,
+  errnoError,
+  errnoOf,
+  errorCodes,
+  exitCodes,
+  Failure,
+  osFailure,
+  reasonOf,
+  safely,
+} from "./failure.ts";
 import type { FrameDecoder } from "./frame.ts";
 import { createFrameDecoder, encodeFrame } from "./frame.ts";
 import type { Reason } from "./library.ts";
@@ -82,8 +93,7 @@ export function tryConnect(path: string, timeoutMs: number, onread?: OnReadOpts)
       .once("connect", () => {
         try {
           // in /tmp whoever takes a free name would be sent tokens
-          if (lstatSync(path).uid !== process.getuid!())
-            throw Object.assign(new Error("EACCES: another user may have planted it"), { code: "EACCES" });
+          if (lstatSync(path).uid !== process.getuid!()) throw errnoError("EACCES", "another user may have planted it");
           clearTimeout(timer);
           socket.removeAllListeners("error");
           done({ socket });
@@ -97,7 +107,7 @@ export function tryConnect(path: string, timeoutMs: number, onread?: OnReadOpts)
 /** What is made of a connection to a daemon that has ended, or is just ending, and hears nobody. */
 export function refusedBy(socket: Socket): ConnectFailure {
   socket.destroy();
-  return { error: Object.assign(new Error("ECONNREFUSED: the daemon is just ending"), { code: "ECONNREFUSED" }) };
+  return { error: errnoError("ECONNREFUSED", "the daemon is just ending") };
 }
 
 /**
@@ -438,7 +448,7 @@ function endCommand(child: ChildProcessByStdio<Writable, Readable, Readable>): v
 }
 
 /** @param failure What is known without the command: the connection has ended. */
-export async function explainCommand(command: Command, failure: Failure, doing = "connect over"): Promise<Failure> {
+export async function explainCommand(command: Command, failure: Failure): Promise<Failure> {
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<undefined>((done) => (timer = setTimeout(done, exitMs, undefined)));
   const outcome = await Promise.race([command.ended, late]);
@@ -446,7 +456,7 @@ export async function explainCommand(command: Command, failure: Failure, doing =
   const stderr = command.stderr.trim();
   const { reason, hint } = outcome ? diagnose(outcome, stderr) : {};
   const words = outcome ? outcomeWords(outcome) : failure.message;
-  return cannot(`${doing} "${command.name}": ${words}${stderr === "" ? "" : `: ${stderr}`}`, {
+  return cannot(`connect over "${command.name}": ${words}${stderr === "" ? "" : `: ${stderr}`}`, {
     code: errorCodes.noDaemon,
     exit: exitCodes.unavailable,
     cause: outcome?.error ?? failure,

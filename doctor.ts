@@ -5,7 +5,7 @@ import { accessSync, constants, statfsSync, statSync } from "node:fs";
 import { userInfo } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { tryHolding } from "./adoption.ts";
-import { inColour } from "./call.ts";
+import { inColour, jsonLine } from "./call.ts";
 import type { ConnectFailure } from "./client.ts";
 import { createClient } from "./client.ts";
 import { capture, cleanText, durationWords, exitCodes, reasonOf, safely } from "./failure.ts";
@@ -72,7 +72,7 @@ export async function printDoctor(places: Places, json: boolean, say: (text: str
   const failed = findings.some(({ state }) => state === "failure");
   say(
     json
-      ? `${cleanText(JSON.stringify({ host: identify().host, user: world.user, findings, evidence }))}\n`
+      ? jsonLine({ host: identify().host, user: world.user, findings, evidence })
       : findings.map(findingWords).join(""),
   );
   return failed ? exitCodes.failed : exitCodes.done;

@@ -23,7 +23,7 @@ import { access, open, stat } from "node:fs/promises";
 import { userInfo } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { tryConnect } from "./client.ts";
-import { cannot, capture, cleanText, errnoOf, exitCodes, Failure, osFailure, safely } from "./failure.ts";
+import { cannot, capture, cleanText, errnoError, errnoOf, exitCodes, Failure, osFailure, safely } from "./failure.ts";
 import { resolvePath } from "./files.ts";
 import type { Lanes } from "./lanes.ts";
 import { hasFarMounts, runInLane } from "./lanes.ts";
@@ -169,8 +169,7 @@ export async function requireAnswers(command: string, cwd: string, path: string,
 export async function startFailure(command: string, cwd: string, path: string, error: unknown): Promise<Failure> {
   const name = cleanText(command, 100);
   try {
-    if (!(await stat(cwd)).isDirectory())
-      throw Object.assign(new Error("ENOTDIR: not a directory"), { code: "ENOTDIR" });
+    if (!(await stat(cwd)).isDirectory()) throw errnoError("ENOTDIR", "not a directory");
     await access(cwd, constants.X_OK);
   } catch (reason) {
     return osFailure(`start "${name}" in working directory "${cwd}"`, reason);
@@ -319,11 +318,11 @@ export function lendAgent(link: string, agent: string | undefined): (() => void)
 
 /** Points the link to the newest agent that is left, and tidies away what the dead have left; leaves it as it is where there is none. */
 function returnAgent(link: string, own?: string): void {
+  const prefix = `${basename(link)}.`;
   const lent = namesIn(dirname(link))
-    .filter((name) => name.startsWith(`${basename(link)}.`) && /^\d+$/.test(name.slice(basename(link).length + 1)))
-    .map((name) => ({ path: join(dirname(link), name), pid: Number(name.slice(basename(link).length + 1)) }));
-  for (const { path } of lent.filter(({ pid }) => safely(() => process.kill(pid, 0)) !== true))
-    safely(() => unlinkSync(path));
+    .filter((name) => name.startsWith(prefix) && /^\d+$/.test(name.slice(prefix.length)))
+    .map((name) => ({ path: join(dirname(link), name), pid: Number(name.slice(prefix.length)) }));
+  for (const { path, pid } of lent) if (!safely(() => process.kill(pid, 0))) safely(() => unlinkSync(path));
   const left = lent.flatMap(({ path }) => {
     const agent = agentOf(path);
     const since = safely(() => lstatSync(path).mtimeMs);

@@ -85,6 +85,11 @@ export function errnoOf(error: unknown): string | undefined {
   return typeof code === "string" && /^E[A-Z0-9]+$/.test(code) ? code : undefined;
 }
 
+/** An error as the operating system's are, where it is found out by ourselves. */
+export function errnoError(code: string, words: string, more: object = {}): NodeJS.ErrnoException {
+  return Object.assign(new Error(`${code}: ${words}`), { code, ...more });
+}
+
 /** Says in words why an operation failed: "no such file or directory (ENOENT)". */
 export function reasonOf(error: unknown): string {
   const errno = errnoOf(error);

@@ -14,7 +14,7 @@ import { constants } from "node:fs";
 import type { FileHandle } from "node:fs/promises";
 import { lstat, mkdir, open, opendir, readlink, realpath, rename, stat, unlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { cannot, errnoOf, Failure, osFailure, reasonOf } from "./failure.ts";
+import { cannot, errnoError, errnoOf, Failure, osFailure, reasonOf } from "./failure.ts";
 import { maxBodyBytes } from "./frame.ts";
 import type { Lanes } from "./lanes.ts";
 import { createLanes, maxLinks, runInLane } from "./lanes.ts";
@@ -410,7 +410,7 @@ async function followLinks(path: BytePath): Promise<{ target: BytePath; old: Sta
     const link = bytesOf(await readlink(onDisk(target), "buffer"));
     next = link.startsWith("/") ? link : `${directory}/${link}`;
   }
-  throw Object.assign(new Error("ELOOP: too many symbolic links encountered"), { code: "ELOOP" });
+  throw errnoError("ELOOP", "too many symbolic links encountered");
 }
 
 /** As the kernel does by fs.protected_symlinks, where it is on: in /tmp anybody may plant a link for us to write through (proc(5)). */

@@ -37,7 +37,7 @@ import { rm } from "node:fs/promises";
 import { constants as osConstants } from "node:os";
 import { basename, join } from "node:path";
 import { promisify } from "node:util";
-import { reasonOf, safely } from "./failure.ts";
+import { errnoError, reasonOf, safely } from "./failure.ts";
 import { identify, livingProcesses, randomName, readText, soon } from "./record.ts";
 import type { Ended, HeldTerminal, HolderRecord, Known, Running, Start, Watch } from "./running.ts";
 import {
@@ -138,11 +138,8 @@ export async function probeHolders(
   if (typeof tools === "string") return tools;
   try {
     makeDirectories(path);
-    const holders: Holders = {
-      ...{ path, tools, ready: [], making: undefined, watch },
-    };
-    const problem = await tryHolder(holders, env);
-    return problem ?? holders;
+    const holders: Holders = { path, tools, ready: [], making: undefined, watch };
+    return (await tryHolder(holders, env)) ?? holders;
   } catch (error) {
     return `a child cannot be held: ${reasonOf(error)}`;
   }
@@ -388,9 +385,7 @@ function readStart(descriptor: number, handle: ChildProcess, withinMs: number, p
       if (lines.length > 0) return resolve(lines);
       // a shell that cannot fork ends
       const errno = handle.exitCode === null ? "ETIMEDOUT" : "EAGAIN";
-      reject(
-        Object.assign(new Error(`${errno}: its holder does not start it, spawn`), { code: errno, syscall: "spawn" }),
-      );
+      reject(errnoError(errno, "its holder does not start it, spawn", { syscall: "spawn" }));
     };
     const timers = [setTimeout(finish, withinMs)];
     /** Whoever is to make the terminal may end before there is one. */
@@ -414,10 +409,7 @@ function readStart(descriptor: number, handle: ChildProcess, withinMs: number, p
 function wordsIn(...descriptors: number[]): string {
   const buffer = Buffer.alloc(4096);
   const words = (descriptor: number) => buffer.toString("utf8", 0, safely(() => readSync(descriptor, buffer)) ?? 0);
-  return descriptors
-    .map((descriptor) => words(descriptor))
-    .join("")
-    .trim();
+  return descriptors.map(words).join("").trim();
 }
 
 /** Makes of a shell's exit code and words the error that execve(2) gave it. */
@@ -433,7 +425,7 @@ function startError(code: string | undefined, words: string): Error {
   const found = Object.entries(texts).find(([, text]) => text.test(words))?.[0];
   const errno = code === "127\n" ? "ENOENT" : (found ?? "EACCES");
   const number = -osConstants.errno[errno as keyof typeof osConstants.errno];
-  return Object.assign(new Error(`${errno}: ${words}`), { code: errno, errno: number, syscall: "execve" });
+  return errnoError(errno, words, { errno: number, syscall: "execve" });
 }
 
 /** Its leader has said the name of the terminal, and what is in /proc/<pid>/stat of it. */

@@ -8,7 +8,7 @@ import { isatty } from "node:tty";
 import type { CommandLine } from "./arguments.ts";
 import { help, helpOf, parseArguments, sizeOf, usage } from "./arguments.ts";
 import { channelEnds, runBridge } from "./bridge.ts";
-import { call, inColour, print, printStatus, say } from "./call.ts";
+import { call, inColour, jsonLine, print, printStatus, say } from "./call.ts";
 import type { Started, StartOptions } from "./control.ts";
 import { reachOtherwise, startHere, startServer, stopServer } from "./control.ts";
 import { pageOf, printDoctor } from "./doctor.ts";
@@ -296,10 +296,6 @@ function graceOf({ now, grace }: CommandLine["options"]): number | undefined {
 }
 
 // Words
-
-function jsonLine(facts: object): string {
-  return `${cleanText(JSON.stringify(facts))}\n`;
-}
 
 /** Lines on stderr begin alike, so that they can be told from those of ssh and of a program. */
 function tell(kind: string, colour: number, words: string, hint?: string): void {

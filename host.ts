@@ -421,7 +421,7 @@ export function parseSpan(text: string | undefined): number | "infinity" | undef
   if (text === "infinity") return "infinity";
   if (text === "0") return 0;
   const parts = text?.split(" ").map((part) => /^(\d+(?:\.\d+)?)([a-z]+)$/.exec(part)) ?? [undefined];
-  const spans = parts.map((part) => Number(part?.[1]) * (spanUnits.get(part?.[2] ?? "") ?? Number.NaN));
+  const spans = parts.map((part) => Number(part?.[1]) * (spanUnits.get(part?.[2] ?? "") ?? NaN));
   const sum = spans.reduce((total, span) => total + span, 0);
   return Number.isNaN(sum) ? undefined : sum;
 }

@@ -13,7 +13,7 @@ import { constants } from "node:os";
 import type { Writable } from "node:stream";
 import { isatty } from "node:tty";
 import type { Listed } from "./call.ts";
-import { listWords, openOutput, print, say } from "./call.ts";
+import { jsonLine, listWords, openOutput, print, say } from "./call.ts";
 import type { Client, Message } from "./client.ts";
 import { createClient } from "./client.ts";
 import type { StartOptions } from "./control.ts";
@@ -23,7 +23,7 @@ import { cannot, cleanText, errnoOf, errorCodes, exitCodes, Failure, nearest, re
 import type { Lifetime } from "./lifetime.ts";
 import { ancestors, areAlive } from "./program.ts";
 import type { Size } from "./pty.ts";
-import { ownerKey, tryReach } from "./reach.ts";
+import { answerMs, ownerKey, tryReach } from "./reach.ts";
 import type { Identity } from "./record.ts";
 import { readRecord, sleep } from "./record.ts";
 import type { Places } from "./socket.ts";
@@ -43,9 +43,6 @@ import {
   redrawOn,
   requireTerminal,
 } from "./terminal.ts";
-
-/** How long a daemon that lives may take to answer what needs no work. */
-const answerMs = 5000;
 
 /** Of one write to stdin: a daemon's queue has room for 256 of them. */
 const inputBytes = 64 << 10;
@@ -266,7 +263,7 @@ export function attach(world: JobsWorld, id: string, hasInput: boolean, key: Det
 export function wait(world: JobsWorld, id: string): Promise<number> {
   return withRunCodes(() =>
     withJob(world, id, { isShared: true, isLossless: false }, async (job) => {
-      job.tail = createTail(0, Number.POSITIVE_INFINITY);
+      job.tail = createTail(0, Infinity);
       await takeUp(job, -1);
       return follow(job);
     }),
@@ -335,7 +332,7 @@ function createJob(
   const outputs = { stdout: openOutput(1), stderr: openOutput(2) };
   return {
     ...{ world, id, ...manner, ...connected, outputs, done, end },
-    ...{ lastSeq: 0, stopSeq: Number.POSITIVE_INFINITY, applied: 0, tail: undefined, hasEnded: false },
+    ...{ lastSeq: 0, stopSeq: Infinity, applied: 0, tail: undefined, hasEnded: false },
     ...{ screen: undefined, farewell: undefined, reconnecting: undefined },
     ...{ chain: ancestors(), isHungUp: false },
   };
@@ -570,7 +567,7 @@ export async function printList(world: JobsWorld, json: boolean): Promise<number
     throw connected;
   const processes = connected instanceof Failure ? [] : await listProcesses(connected.client);
   if (!(connected instanceof Failure)) connected.client.close();
-  return say(json ? `${cleanText(JSON.stringify({ processes }))}\n` : listWords(processes));
+  return say(json ? jsonLine({ processes }) : listWords(processes));
 }
 
 /** --kill and --forget: one request about a process. */

@@ -13,6 +13,7 @@
  */
 
 import { Buffer } from "node:buffer";
+import type { Stats } from "node:fs";
 import {
   closeSync,
   constants,
@@ -26,7 +27,7 @@ import {
 } from "node:fs";
 import { constants as osConstants } from "node:os";
 import { join } from "node:path";
-import { cannot, errnoOf, reasonOf, safely } from "./failure.ts";
+import { cannot, errnoError, errnoOf, reasonOf, safely } from "./failure.ts";
 import type { Holders } from "./holders.ts";
 import { closeHolders, probeHolders } from "./holders.ts";
 import type { Claim, Identity } from "./record.ts";
@@ -164,8 +165,7 @@ async function findHolders(keeper: Keeper): Promise<Holders | string> {
 export function claimKept(keeper: Keeper, path: string): boolean {
   makeDirectories(path);
   const stats = lstatSync(path);
-  const isOurs = stats.isDirectory() && stats.uid === process.getuid!() && (stats.mode & 0o077) === 0;
-  if (!isOurs)
+  if (!isOwnDirectory(stats))
     throw cannot(
       `use "${path}": it is ${kindOf(stats)} of user ${stats.uid}, a directory of our own is needed, mode 700`,
     );
@@ -287,8 +287,7 @@ export function appendJournal(directory: string, bytes: Uint8Array, from: number
     if (size < headerBytes) writeSync(file, header, 0, headerBytes, 0);
     const at = Math.max(size, headerBytes);
     const written = writeSync(file, bytes, 0, bytes.length, at);
-    if (written < bytes.length)
-      throw Object.assign(new Error("ENOSPC: no space left on device, write"), { code: "ENOSPC" });
+    if (written < bytes.length) throw errnoError("ENOSPC", "no space left on device, write");
   });
 }
 
@@ -319,14 +318,17 @@ export function keptDirectories(path: string): { directories: string[]; problems
     const directory = join(path, name);
     const stats = safely(() => lstatSync(directory));
     if (!stats) continue;
-    const isOurs = stats.isDirectory() && stats.uid === process.getuid!() && (stats.mode & 0o077) === 0;
-    if (isOurs) directories.push(directory);
+    if (isOwnDirectory(stats)) directories.push(directory);
     else
       problems.push(
         `"${directory}" is ${kindOf(stats)} of user ${stats.uid}, mode ${(stats.mode & 0o777).toString(8)}: it is left alone`,
       );
   }
   return { directories, problems };
+}
+
+function isOwnDirectory(stats: Stats): boolean {
+  return stats.isDirectory() && stats.uid === process.getuid!() && (stats.mode & 0o077) === 0;
 }
 
 function withFile<T>(path: string, flags: number, use: (file: number) => T): T {

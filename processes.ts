@@ -200,7 +200,7 @@ export function createProcesses(world: ProcessWorld): Processes {
     sweeping: undefined,
     engine: undefined,
     hasTerminals: false,
-    triedAt: Number.POSITIVE_INFINITY,
+    triedAt: Infinity,
     queuedBytes: 0,
     ends: createEnds(),
     log: world.log,

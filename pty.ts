@@ -147,7 +147,7 @@ export function engineOf(keeper: TerminalKeeper): Promise<Engine | string> {
     return found;
   };
   const isOld = !keeper.hasTerminals && now() - keeper.triedAt > retryMs;
-  if (isOld) Object.assign(keeper, { engine: undefined, triedAt: Number.POSITIVE_INFINITY });
+  if (isOld) Object.assign(keeper, { engine: undefined, triedAt: Infinity });
   keeper.engine ??= find().catch(reasonOf);
   return keeper.engine;
 }

@@ -12,7 +12,7 @@ import type { SocketConstructorOpts } from "node:net";
 import { Socket } from "node:net";
 import { constants as osConstants } from "node:os";
 import { join } from "node:path";
-import { capture, errnoOf, safely } from "./failure.ts";
+import { capture, errnoError, errnoOf, safely } from "./failure.ts";
 import type { StdioItem } from "./program.ts";
 import { maskInherited, runtime } from "./program.ts";
 import type { LivingProcess } from "./record.ts";
@@ -342,7 +342,7 @@ function letGo(held: Held): void {
 function writeStdin(held: Held, bytes: Uint8Array): number {
   let taken = 0;
   try {
-    if (held.stdin === undefined) throw Object.assign(new Error("EPIPE: broken pipe, write"), { code: "EPIPE" });
+    if (held.stdin === undefined) throw errnoError("EPIPE", "broken pipe, write");
     if (!isEngineFull(held)) taken = writeSync(held.stdin, bytes);
     held.typed += taken;
   } catch (error) {

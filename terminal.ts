@@ -235,7 +235,7 @@ export function createTail(lines: number, untilSeq: number): Tail {
 
 /** @param isDrawn What is there is drawn again: nothing is to be shown before. */
 export function createReplay(untilSeq: number, isDrawn: boolean): Tail {
-  return { ...createTail(isDrawn ? 0 : Number.POSITIVE_INFINITY, untilSeq), isReplay: true };
+  return { ...createTail(isDrawn ? 0 : Infinity, untilSeq), isReplay: true };
 }
 
 export function keepTail(tail: Tail, name: "stdout" | "stderr", bytes: Buffer): void {
