@@ -196,8 +196,7 @@ export async function withDaemon(
     const { pid, log } = JSON.parse(stdout.toString());
     daemons.set(socket, pid);
     await run({ directory, socket, token, tokenFile, pid, log: () => readFileSync(log, "utf8") });
-    const stopped = await holdfast(["--stop", "--now", "--socket", socket]);
-    if (stopped.code !== 0) throw new Error(`--stop exited with ${stopped.code}: ${stopped.stderr}`);
+    await stopDaemon(socket);
     await eventually(() => !isAlive(pid), `the daemon, pid ${pid}, has ended`);
     daemons.delete(socket);
     isStopped = true;
@@ -209,6 +208,31 @@ export async function withDaemon(
     if (!isStopped) await holdfast(["--stop", "--now", "--socket", socket]);
     endHeld(`${socket}.held`); // of holders that a test has killed, and what a daemon was made to leave alone
     rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+/** As `--stop --now` does it, but without a process of its own, where the daemon answers. @throws {Error} It could not be stopped. */
+async function stopDaemon(socket: string): Promise<void> {
+  if (await shutDown(socket)) return;
+  const { code, stderr } = await holdfast(["--stop", "--now", "--socket", socket]);
+  if (code !== 0) throw new Error(`--stop exited with ${code}: ${stderr}`);
+}
+
+/** Returns whether it has ended since we asked it to. */
+async function shutDown(socket: string): Promise<boolean> {
+  const connection = connect(socket);
+  const timer = setTimeout(() => connection.destroy(), 5000);
+  try {
+    const { key, pid } = JSON.parse(readFileSync(`${socket}.record`, "utf8"));
+    const wire = createWire(connection, connection, key);
+    await wire.request("server.shutdown", { graceMs: 0 });
+    await eventually(() => !isAlive(pid), "its end");
+    return true;
+  } catch {
+    return false;
+  } finally {
+    clearTimeout(timer);
+    connection.destroy();
   }
 }
 
@@ -498,8 +522,7 @@ async function endAll(site: Site): Promise<string | undefined> {
       if (filesIn(`${socket}.held`).length > 0) endHeld(`${socket}.held`);
       continue;
     }
-    const { code, stderr } = await site.command([process.execPath, builtFile, "--stop", "--now", "--socket", socket!]);
-    if (code !== 0 || isAlive(Number(pid))) process.stderr.write(`--stop ended with exit code ${code}: ${stderr}\n`);
+    await stopDaemon(socket!).catch((error) => process.stderr.write(`${error.message}\n`));
   }
   let left = site.allProcesses();
   for (let i = 1; i <= 10 && left.length > 0; i++, left = site.allProcesses()) await sleep(20 * i);
