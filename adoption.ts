@@ -34,9 +34,9 @@ import { createProcesses, endAll, endThese, forget, freeId, keep, liveCount, sta
 import type { Engine } from "./pty.ts";
 import { adoptTerminal, probeEngines } from "./pty.ts";
 import type { Identity } from "./record.ts";
-import { livenessOf, now, readClaim, soon, tryClaim } from "./record.ts";
+import { livenessOf, now, readClaim, soon, statOf, tryClaim } from "./record.ts";
 import type { Ended, HolderRecord, Running, Watch } from "./running.ts";
-import { membersOf, statOf } from "./running.ts";
+import { membersOf } from "./running.ts";
 import type { Spool } from "./spool.ts";
 import { appendOutput, loadSpool, restSpool, skipTo } from "./spool.ts";
 
@@ -302,7 +302,7 @@ function restoreEnd(child: Child, { exit, endedAt }: KeptExit, { holder }: KeptA
 /** As long as it is a zombie its group's number is nobody else's. Of a terminal's session the leader may yet live. */
 function survivorsOf({ child, terminal }: HolderRecord): Set<string> {
   const { pid, startTime } = terminal?.leader ?? child;
-  return new Set(statOf(pid)?.[19] === startTime ? membersOf(pid, terminal ? "session" : "group") : []);
+  return new Set(statOf(pid)[19] === startTime ? membersOf(pid, terminal ? "session" : "group") : []);
 }
 
 /** Says how much may be missing: nothing, when its pipes were not read since all that was read was safe. */

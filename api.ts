@@ -47,7 +47,7 @@ import { hashToken, makeRunDirectory, ownToken, placesOf } from "./socket.ts";
 
 const connectMs = 20_000;
 const requestMs = 60_000;
-const heartbeatMs = 15_000;
+const defaultHeartbeatMs = 15_000;
 const minDelayMs = 500;
 const maxDelayMs = 30_000;
 
@@ -188,9 +188,8 @@ function emit<E extends keyof ConnectionEvents>(session: Session, event: E, deta
 
 /** Gets a line, authenticates, and asks what is there. */
 async function open(session: Session): Promise<void> {
-  const { options } = session;
-  const timeoutMs = options.timeoutMs ?? connectMs;
-  const line = await dial(options, timeoutMs);
+  const { timeoutMs = connectMs } = session.options;
+  const line = await dial(session.options, timeoutMs);
   const { client, auth: token, command } = line;
   session.dialling = line;
   try {
@@ -235,7 +234,7 @@ async function dial({ socket, command: words, token, onStderr }: ConnectOptions,
 }
 
 function useLine(session: Session, line: Line, capabilities: Message): void {
-  const silenceMs = session.options.heartbeatMs ?? heartbeatMs;
+  const { heartbeatMs: silenceMs = defaultHeartbeatMs } = session.options;
   session.line = line;
   session.lost = undefined;
   session.capabilities = capabilities;

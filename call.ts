@@ -153,7 +153,7 @@ export function say(words: string): number {
   try {
     print(1, words);
   } catch (error) {
-    if ((error as Failure).data?.errno !== "EPIPE") throw error;
+    if ((error as Failure).errno !== "EPIPE") throw error;
   }
   return exitCodes.done;
 }

@@ -163,7 +163,7 @@ export interface Origin {
 
 /** Makes a child, and listens to it where it runs. */
 export function createChild(shared: Shared, origin: Origin): Child {
-  const { about, spool, running, mark, terminal } = origin;
+  const { about, spool, running, mark, terminal, outputBytes = 0 } = origin;
   const child: Child = {
     id: about.id,
     about,
@@ -181,7 +181,7 @@ export function createChild(shared: Shared, origin: Origin): Child {
     stdin: { state: "open", applied: 0, queue: [], queuedBytes: 0, isClosed: false, journalEnd: 0, ...origin.stdin },
     isFlowing: true,
     settleTimer: undefined,
-    outputBytes: origin.outputBytes ?? 0,
+    outputBytes,
     lastRead: 0,
     isClosed: false,
     isOver: false,

@@ -38,7 +38,7 @@ import { constants as osConstants } from "node:os";
 import { basename, join } from "node:path";
 import { promisify } from "node:util";
 import { errnoError, reasonOf, safely } from "./failure.ts";
-import { identify, livingProcesses, randomName, readText, soon } from "./record.ts";
+import { hasLeft, identify, livingProcesses, randomName, readText, soon, statOf } from "./record.ts";
 import type { Ended, HeldTerminal, HolderRecord, Known, Running, Start, Watch } from "./running.ts";
 import {
   createWatch,
@@ -50,7 +50,6 @@ import {
   saidEnd,
   socketOf,
   stateOf,
-  statOf,
   unknownEnd,
 } from "./running.ts";
 import { makeDirectories } from "./socket.ts";
@@ -391,7 +390,7 @@ function readStart(descriptor: number, handle: ChildProcess, withinMs: number, p
     /** Whoever is to make the terminal may end before there is one. */
     const look = () => {
       const [, pid] = text.split("\n").slice(0, -1);
-      if (pid && writer !== undefined && !/^[^ZX]/.test(statOf(Number(pid))?.[0] ?? "")) release();
+      if (pid && writer !== undefined && hasLeft(statOf(Number(pid)))) release();
     };
     if (path !== undefined) timers.push(setInterval(look, engineLookMs));
     socket.on("data", (chunk: Buffer) => {
@@ -458,8 +457,8 @@ export function adoptHeld({ watch }: Pick<Holders, "watch">, directory: string, 
   if (isHeld && !isSameFile(`/proc/${holder.pid}/fd/3`, value.out))
     return { problem: `process ${holder.pid} is not its holder` };
   const stat = statOf(child.pid);
-  const isThere = stat?.[19] === child.startTime;
-  if (isHeld && isThere && Number(stat![1]) !== holder.pid)
+  const isThere = stat[19] === child.startTime;
+  if (isHeld && isThere && Number(stat[1]) !== holder.pid)
     return { problem: `process ${child.pid} is not its holder's child` };
   if (isThere && isStrange(value)) return { problem: `process ${value.terminal!.leader.pid} is not in its terminal` };
   if (!isHeld && !isThere) return { ended: saidEnd(directory) ?? unknownEnd("it and its holder were killed") };
@@ -477,7 +476,7 @@ export function adoptHeld({ watch }: Pick<Holders, "watch">, directory: string, 
 /** Its leader lives, but leads no session, or is not the child of its engine, as it is as long as that lives. */
 function isStrange({ child, terminal }: HolderRecord): boolean {
   if (!terminal || stateOf(terminal.leader) === undefined) return false;
-  const [, parent, , session] = statOf(terminal.leader.pid) ?? [];
+  const [, parent, , session] = statOf(terminal.leader.pid);
   return Number(session) !== terminal.leader.pid || (stateOf(child) !== undefined && Number(parent) !== child.pid);
 }
 

@@ -225,7 +225,7 @@ function resolveDirectory(given: string | undefined): string {
 /** As env(1) and docker have it. */
 function asCommandFailure(error: Failure): Failure {
   const isCommand = /^Cannot start "[^"]*": /.test(error.message);
-  const errno = error.data?.errno;
+  const errno = error.errno;
   if (!isCommand || (errno !== "ENOENT" && errno !== "EACCES" && errno !== "ENOEXEC" && errno !== "EISDIR"))
     return error;
   const isAbsent = errno === "ENOENT" && !error.message.includes("interpreter");

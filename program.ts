@@ -9,7 +9,7 @@ import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { cannot, capture, safely } from "./failure.ts";
 import type { Identity } from "./record.ts";
-import { identify, livenessOf, namesIn, readText, writeOwnFile } from "./record.ts";
+import { identify, livenessOf, namesIn, readText, statOf, writeOwnFile } from "./record.ts";
 import type { Places } from "./socket.ts";
 import { makeRunDirectory } from "./socket.ts";
 
@@ -189,8 +189,7 @@ const maxAncestors = 100;
 export function ancestors(): Identity[] {
   const chain: Identity[] = [];
   for (let pid = process.ppid; pid > 1 && chain.length < maxAncestors; ) {
-    const stat = readText(`/proc/${pid}/stat`) ?? "";
-    const parent = Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1] ?? 0);
+    const parent = Number(statOf(pid)[1] ?? 0);
     if (chain.length === 0 || parent > 1) chain.push(identify(pid));
     pid = parent;
   }

@@ -20,11 +20,11 @@ import type { Keeper, Mark, TerminalMark } from "./kept.ts";
 import { holdersOf, writeMark } from "./kept.ts";
 import type { Modes } from "./readers.ts";
 import { allModes, alternateBits, modesText, trackModes } from "./readers.ts";
-import { livingProcesses, now, sleep, soon } from "./record.ts";
+import { livingProcesses, now, sleep, soon, statOf } from "./record.ts";
 import type { Params } from "./rpc.ts";
 import { booleanParam, integerParam, invalidParam, isObject, knownParams, optionalStringParam } from "./rpc.ts";
 import type { Ended, HolderRecord, Known, Running, Start } from "./running.ts";
-import { stateOf, statOf } from "./running.ts";
+import { stateOf } from "./running.ts";
 import type { Spool } from "./spool.ts";
 import { placeAt, readMessages } from "./spool.ts";
 
@@ -501,7 +501,7 @@ function openTty({ tty, leader }: Terminal, doing: string): number {
     throw cannot(`${doing}: ${reasonOf(error)}`, { cause: error });
   }
   const stats = fstatSync(descriptor);
-  const device = stateOf(leader) && statOf(leader.pid)?.[4];
+  const device = stateOf(leader) && statOf(leader.pid)[4];
   if (stats.isCharacterDevice() && String(stats.rdev) === device) return descriptor;
   closeSync(descriptor);
   throw cannot(`${doing}: it is not the terminal of process ${leader.pid}`);
@@ -524,7 +524,7 @@ export function signalSession(
 ): boolean {
   const members = livingProcesses().filter(({ session }) => session === leader.pid);
   const isOurs =
-    statOf(leader.pid)?.[19] === leader.startTime ||
+    statOf(leader.pid)[19] === leader.startTime ||
     members.some(({ pid, startTime }) => known?.has(`${pid} ${startTime}`));
   const groups = isOurs ? [...new Set(members.map(({ group }) => group))] : [];
   const errors: unknown[] = [];

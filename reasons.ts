@@ -148,44 +148,39 @@ function oomKillsSince({ oomKills }: DaemonRecord): number {
   return oomKills === undefined ? 0 : (readOomKills() ?? 0) - oomKills;
 }
 
-/** What each end was, and whether a bridge may start another daemon: not where somebody meant this one to end. */
+/** What each end was; where somebody meant it, no bridge is to start another daemon. */
 interface EndWords {
   was(when: string, detail: string): string;
-  healable: boolean;
+  isMeant?: boolean;
   /** A place under a lingering user manager would have outlived it. */
   lingers?: boolean;
 }
 
 const ends: Record<Exclude<EndReason, "terminated">, EndWords> = {
-  stopped: { was: (when) => `was stopped on purpose ${when}`, healable: false },
-  replaced: { was: (when) => `was replaced by another one ${when}`, healable: true },
-  crashed: { was: (when, detail) => `ended ${when} by an error of its own: ${detail}`, healable: true },
+  stopped: { was: (when) => `was stopped on purpose ${when}`, isMeant: true },
+  replaced: { was: (when) => `was replaced by another one ${when}` },
+  crashed: { was: (when, detail) => `ended ${when} by an error of its own: ${detail}` },
   "killed-at-logout": {
     was: (when) => `was ended by systemd-logind ${when}, as the session ended that it was started in`,
-    healable: true,
     lingers: true,
   },
   "idle-stop": {
     was: (when) =>
       `was ended by systemd-logind ${when}, as the session had been idle for too long that it was started in`,
-    healable: true,
     lingers: true,
   },
   "unit-stopped": {
     was: (when, detail) => `was ended ${when} with the unit that it was in (${detail})`,
-    healable: true,
     lingers: true,
   },
   "user-manager-stopped": {
     was: (when) => `was ended ${when}, as systemd stopped the user manager after the last logout`,
-    healable: true,
     lingers: true,
   },
   "user-manager-ended": {
     was: (when) => `was ended ${when}, as somebody stopped the user manager, not by a logout`,
-    healable: true,
   },
-  "host-shutdown": { was: (when) => `was ended ${when}, as the host was shut down`, healable: true },
+  "host-shutdown": { was: (when) => `was ended ${when}, as the host was shut down` },
 };
 
 function explainNoted(
@@ -195,10 +190,10 @@ function explainNoted(
   const when = timeWords(at);
   if (reason === "terminated") return explain("stopped", `${daemon} was ended ${when} by ${detail}`, serve);
   const known = Object.hasOwn(ends, reason) ? reason : "stopped"; // a newer version may know others
-  const { was, healable, lingers } = ends[known];
+  const { was, isMeant, lingers } = ends[known];
   const log = reason === "crashed" ? `; its log is "${record.log}"` : "";
   const hint = lingers ? lastingHint(record, serve) : serve;
-  return explain(known, `${daemon} ${was(when, detail)}${log}`, hint, healable);
+  return explain(known, `${daemon} ${was(when, detail)}${log}`, hint, !isMeant);
 }
 
 /** What was said to mend it at its start, where that was not lingering: an administrator's command. */

@@ -202,7 +202,7 @@ function livenessByPid(pid: number): Liveness {
 
 function livenessByStat(identity: Identity | DaemonRecord, proc: Proc): Liveness {
   const { pid, startTime } = identity;
-  const fields = allFieldsOf(proc.read(`/proc/${pid}/stat`));
+  const fields = fieldsOf(proc.read(`/proc/${pid}/stat`));
   const isEnding = hasLeft(fields) ? Number(fields[17]) > 1 : (Number(fields[6]) & endingFlags) !== 0;
   if (hasLeft(fields) && !isEnding) return dead(`process ${pid} is gone`);
   const words = "command" in identity ? argumentsOf(pid, proc) : []; // one that is just ending has none, and may still listen
@@ -223,23 +223,23 @@ export function argumentsOf(pid: number, proc: Proc = realProc): string[] {
 
 /** Field 22 of /proc/<pid>/stat; undefined for a zombie. */
 function startTimeOf(proc: Proc, pid: number): string | undefined {
-  return fieldsOf(proc.read(`/proc/${pid}/stat`))?.[19];
+  const fields = fieldsOf(proc.read(`/proc/${pid}/stat`));
+  return hasLeft(fields) ? undefined : fields[19];
 }
 
-/** What /proc/<pid>/stat says from field 3 on; undefined for a zombie. */
-function fieldsOf(stat: string): string[] | undefined {
-  const fields = allFieldsOf(stat);
-  return hasLeft(fields) ? undefined : fields;
+/** What /proc/<pid>/stat says from field 3 on; nothing where there is no such process. */
+export function statOf(pid: number): string[] {
+  return fieldsOf(readText(`/proc/${pid}/stat`) || "");
 }
 
 /** The command in field 2 may hold spaces and parentheses: proc(5). */
-function allFieldsOf(stat: string): string[] {
+function fieldsOf(stat: string): string[] {
   return stat.slice(stat.lastIndexOf(")") + 2).split(" ");
 }
 
-/** A zombie; field 20 says whether other threads of it have yet to end, which have its files open until then. */
-function hasLeft(fields: string[]): boolean {
-  return /[ZX]/.test(fields[0]!);
+/** A zombie, or there is none; field 20 says whether other threads of it have yet to end, which have its files open until then. */
+export function hasLeft(fields: string[]): boolean {
+  return /^[ZX]?$/.test(fields[0]!);
 }
 
 export interface LivingProcess {
@@ -253,8 +253,8 @@ export interface LivingProcess {
 /** All processes that can be seen; zombies have ended, also those that nobody reaps. None where there is no /proc. */
 export function livingProcesses(names = namesIn("/proc")): LivingProcess[] {
   return names.flatMap((name) => {
-    const fields = /^\d/.test(name) && safely(() => fieldsOf(readFileSync(`/proc/${name}/stat`, "latin1")));
-    if (!fields) return [];
+    const fields = /^\d/.test(name) ? statOf(Number(name)) : [""];
+    if (hasLeft(fields)) return [];
     const [parent, group, session] = fields.slice(1, 4).map(Number) as [number, number, number];
     return { pid: Number(name), parent, group, session, startTime: fields[19]! };
   });

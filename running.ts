@@ -16,7 +16,7 @@ import { capture, errnoError, errnoOf, safely } from "./failure.ts";
 import type { StdioItem } from "./program.ts";
 import { maskInherited, runtime } from "./program.ts";
 import type { LivingProcess } from "./record.ts";
-import { livingProcesses, namesIn, now, readText } from "./record.ts";
+import { hasLeft, livingProcesses, namesIn, now, readText, statOf } from "./record.ts";
 
 /** At most so much is in node's hands for a stdin that is a pipe. */
 const pipeWriteBytes = 64 << 10;
@@ -420,9 +420,9 @@ function look(held: Held): void {
 function endOf(held: Held): Ended | undefined {
   const { child, holder } = held.record;
   const stat = statOf(child.pid);
-  const isThere = stat?.[19] === child.startTime;
-  if (isThere && !isEnded(stat)) return undefined;
-  const status = isThere ? Number(stat![49]) : 0;
+  const isThere = stat[19] === child.startTime;
+  if (isThere && !hasLeft(stat)) return undefined;
+  const status = isThere ? Number(stat[49]) : 0;
   if (isThere && (status !== 0 || isReadable(child.pid))) return endOfStatus(status);
   const said = saidEnd(held.directory);
   if (said) return said;
@@ -478,24 +478,14 @@ export function raiseOomScore(pid: number): void {
   });
 }
 
-/** Fields of /proc/<pid>/stat from the third on. */
-export function statOf(pid: number): string[] | undefined {
-  const stat = readText(`/proc/${pid}/stat`);
-  return stat?.slice(stat.lastIndexOf(")") + 2).split(" ");
-}
-
-function isEnded(stat: string[] | undefined): boolean {
-  return stat === undefined || /[ZX]/.test(stat[0]!);
-}
-
 export function knownOf(pid: number): Known {
-  return { pid, startTime: statOf(pid)?.[19] ?? "" };
+  return { pid, startTime: statOf(pid)[19] ?? "" };
 }
 
 /** The state of a process that lives: "T" when it has been stopped. */
 export function stateOf({ pid, startTime }: Known): string | undefined {
   const stat = statOf(pid);
-  return isEnded(stat) || stat![19] !== startTime ? undefined : stat![0];
+  return hasLeft(stat) || stat[19] !== startTime ? undefined : stat[0];
 }
 
 /** Finds the living members of a process group, or of a session: "pid start-time". Where there is no /proc (macOS), kill(2) alone tells that there are some. */

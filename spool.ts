@@ -128,12 +128,10 @@ export interface Place {
 }
 
 export function createRoom(log: (line: string) => void, options: RoomOptions = {}): Room {
+  const { path, spoolBytes = 64 << 20, memoryBytes = 16 << 20 } = options;
+  const { allDiskBytes = 1 << 30, allMemoryBytes = 256 << 20 } = options;
   return {
-    path: options.path,
-    spoolBytes: options.spoolBytes ?? 64 << 20,
-    memoryBytes: options.memoryBytes ?? 16 << 20,
-    allDiskBytes: options.allDiskBytes ?? 1 << 30,
-    allMemoryBytes: options.allMemoryBytes ?? 256 << 20,
+    ...{ path, spoolBytes, memoryBytes, allDiskBytes, allMemoryBytes },
     spools: new Set(),
     usedDiskBytes: 0,
     usedMemoryBytes: 0,

@@ -11,7 +11,7 @@ import { Buffer } from "node:buffer";
 import { spawnSync } from "node:child_process";
 import { isatty } from "node:tty";
 import { print } from "./call.ts";
-import { cannot, exitCodes, safely } from "./failure.ts";
+import { cannot, capture, exitCodes, safely } from "./failure.ts";
 import type { Size } from "./pty.ts";
 import type { Sequence } from "./readers.ts";
 import { findSequences } from "./readers.ts";
@@ -43,7 +43,7 @@ export const defaultKey = "ctrl-\\";
  */
 export function detachKeyOf(text: string): DetachKey | undefined {
   if (text === "none") return undefined;
-  const [, letter] = /^(?:ctrl-|c-|\^)([a-z@[\\\]^_])$/i.exec(text) ?? [];
+  const letter = capture(/^(?:ctrl-|c-|\^)([a-z@[\\\]^_])$/i, text);
   if (letter === undefined)
     throw cannot(`leave by --detach-key "${text}": it must be ctrl- and a letter or one of @ [ \\ ] ^ _, or none`, {
       exit: exitCodes.usage,
