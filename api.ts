@@ -10,7 +10,8 @@
 import type { Client, Command, Message } from "./client.ts";
 import { connectClient, createClient, explainCommand, runCommand, withSignal } from "./client.ts";
 import { startServer } from "./control.ts";
-import { callBack, cannot, errorCodes, Failure } from "./failure.ts";
+import type { Deferred } from "./failure.ts";
+import { callBack, cannot, defer, errorCodes, Failure } from "./failure.ts";
 import type {
   CallOptions,
   Connection,
@@ -138,19 +139,6 @@ interface Session {
   readonly wire: Wire;
   readonly closed: Promise<Loss>;
   close(loss: Loss): void;
-}
-
-interface Deferred<T> {
-  promise: Promise<T>;
-  resolve(value: T): void;
-  reject(error: unknown): void;
-}
-
-function defer<T>(): Deferred<T> {
-  const deferred = {} as Deferred<T>;
-  deferred.promise = new Promise<T>((resolve, reject) => Object.assign(deferred, { resolve, reject }));
-  deferred.promise.catch(() => {}); // also when nobody waits
-  return deferred;
 }
 
 function createSession(options: ConnectOptions): Session {

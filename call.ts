@@ -11,6 +11,7 @@ import type { Client } from "./client.ts";
 import {
   cannot,
   cleanText,
+  defer,
   durationWords,
   errnoOf,
   errorCodes,
@@ -18,6 +19,7 @@ import {
   Failure,
   nearest,
   osFailure,
+  quoteWord,
   safely,
 } from "./failure.ts";
 import type { Output, RemoteProcess } from "./library.ts";
@@ -98,20 +100,18 @@ function parseParams(text: string): Record<string, unknown> {
 async function stream(client: Client, method: string, given: Record<string, unknown>): Promise<number> {
   const { id, fromSeq, ...params } = given as { id: string; fromSeq?: number };
   const connection = createConnection(client);
-  const takeUp = `--call process.reattach '${JSON.stringify({ id }).replaceAll("'", "'\\''")}'`;
+  const takeUp = `--call process.reattach ${quoteWord(JSON.stringify({ id }))}`;
   let told = 0;
   const tellMissed = ({ missed }: RemoteProcess): void => {
     if (missed > told) print(2, `holdfast: ${missed - told} older messages are not held any more\n`);
     told = missed;
   };
-  let stop: (error: unknown) => void;
-  const broken = new Promise<never>((_, fail) => (stop = fail));
-  broken.catch(() => {}); // also when nobody waits for it any more
+  const broken = defer<never>();
   const onOutput = ({ stream: name, data }: Output): void => {
     try {
       print(name === "stdout" ? 1 : 2, data);
     } catch (error) {
-      stop(new Failure(`${(error as Error).message}; the process goes on`, { cause: error }));
+      broken.reject(new Failure(`${(error as Error).message}; the process goes on`, { cause: error }));
     }
   };
   const remote = await (method === "process.spawn"
@@ -119,7 +119,7 @@ async function stream(client: Client, method: string, given: Record<string, unkn
     : connection.reattach(id, { fromSeq, onOutput }));
   try {
     tellMissed(remote);
-    const { exitCode } = await Promise.race([remote.exit, broken]);
+    const { exitCode } = await Promise.race([remote.exit, broken.promise]);
     tellMissed(remote); // of what came while nobody read our own stdout for so long that the daemon went on without us
     return exitCode ?? exitCodes.failed;
   } catch (error) {

@@ -12,6 +12,7 @@ import type { Duplex, Readable, Writable } from "node:stream";
 import {
   callBack,
   cannot,
+  defer,
   errnoError,
   errnoOf,
   errorCodes,
@@ -195,8 +196,7 @@ interface State {
  * @param path What it leads to, for words only.
  */
 export function createClient(line: Duplex | Line, path: string): Client {
-  let end!: () => void;
-  const closed = new Promise<void>((done) => (end = done));
+  const { promise: closed, resolve: end } = defer<void>();
   const state: State = {
     line: "input" in line ? line : { input: line, output: line, destroy: () => line.destroy() },
     path,

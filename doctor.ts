@@ -8,7 +8,7 @@ import { tryHolding } from "./adoption.ts";
 import { inColour, jsonLine } from "./call.ts";
 import type { ConnectFailure } from "./client.ts";
 import { createClient } from "./client.ts";
-import { capture, cleanText, durationWords, exitCodes, reasonOf, safely } from "./failure.ts";
+import { capture, cleanText, durationWords, exitCodes, quoteWord, reasonOf, safely } from "./failure.ts";
 import type { CommandResult, Facts, Trilean, World } from "./host.ts";
 import { probeHost, readLimit, realWorld } from "./host.ts";
 import type { Lifetime } from "./lifetime.ts";
@@ -51,7 +51,7 @@ function noteCommands(world: World, evidence: Evidence[]): World {
   return {
     ...world,
     async run(command, timeoutMs) {
-      const at = evidence.push({ command: command.map(quoteWord).join(" "), code: null, stdout: "", stderr: "" }) - 1;
+      const at = evidence.push({ command: command.map(shellWord).join(" "), code: null, stdout: "", stderr: "" }) - 1;
       const result = await world.run(command, timeoutMs);
       Object.assign(evidence[at]!, result);
       return result;
@@ -60,8 +60,8 @@ function noteCommands(world: World, evidence: Evidence[]): World {
 }
 
 /** As a shell takes it for one word. */
-function quoteWord(word: string): string {
-  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+function shellWord(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : quoteWord(word);
 }
 
 /** Looks at everything and prints it. Returns the exit code: 1 when something is a failure. */

@@ -125,6 +125,11 @@ export function cleanText(text: string, maxLength = Infinity): string {
   );
 }
 
+/** As a shell takes it for one word, whatever is in it. */
+export function quoteWord(word: string): string {
+  return `'${word.replaceAll("'", "'\\''")}'`;
+}
+
 /** Does something that may fail where failing means that there is nothing: the error is the answer "undefined". */
 export function safely<T>(action: () => T): T | undefined {
   try {
@@ -132,6 +137,20 @@ export function safely<T>(action: () => T): T | undefined {
   } catch {
     return undefined;
   }
+}
+
+/** A promise, and what settles it. */
+export interface Deferred<T> {
+  promise: Promise<T>;
+  resolve(value: T): void;
+  reject(error: unknown): void;
+}
+
+export function defer<T>(): Deferred<T> {
+  const deferred = {} as Deferred<T>;
+  deferred.promise = new Promise<T>((resolve, reject) => Object.assign(deferred, { resolve, reject }));
+  deferred.promise.catch(() => {}); // also when nobody waits
+  return deferred;
 }
 
 /** What a function of the application throws is reported as of any listener, and ends nothing here. */

@@ -51,6 +51,7 @@ import {
   socketOf,
   stateOf,
   unknownEnd,
+  watchTrial,
 } from "./running.ts";
 import { makeDirectories } from "./socket.ts";
 
@@ -170,26 +171,14 @@ async function tryHolder(holders: Holders, env: NodeJS.ProcessEnv): Promise<stri
   const start = { command: "/bin/sh", args, cwd: "/", env: { PATH: env.PATH }, hasNoStdin: true };
   const running = await startHeld(holders, directory, start);
   const { holder } = running.holder as HolderRecord;
-  let said = "";
-  let how: Ended | undefined;
-  let isClosed = false;
-  running.listen({
-    ...{ writable() {}, stdinBroken() {} },
-    output(_, chunk) {
-      said += chunk;
-    },
-    ended(ended) {
-      how = ended;
-    },
-    closed() {
-      isClosed = true;
-    },
-  });
+  const seen = watchTrial(running);
   try {
-    if (!(await soon(() => how && isClosed, trialMs, 1))) return "the end of a child that is held is not seen";
+    if (!(await soon(() => seen.how && seen.isClosed, trialMs, 1)))
+      return "the end of a child that is held is not seen";
     const state = stateOf(holder);
     if (state !== "T") return `a holder that has stopped itself is in state "${state}", not "T"`;
     if (saidEnd(directory)) return "a holder that has stopped itself reaps its child";
+    const { said, how } = seen;
     if (said !== "said\n" || how?.code !== 143)
       return `a child that said "said" and ended with 143 reads ${JSON.stringify([said, how])}`;
     process.kill(holder.pid, "SIGCONT");

@@ -353,22 +353,18 @@ async function ask(world: World, command: string[]): Promise<Answer> {
   };
 }
 
+function propertiesOf(...names: string[]): string[] {
+  return names.map((name) => `--property=${name}`);
+}
+
 function askUser(world: World, uid: number): Promise<Answer> {
-  return ask(world, [
-    "loginctl",
-    "--no-ask-password",
-    "show-user",
-    "--property=Name",
-    "--property=Linger",
-    String(uid),
-  ]);
+  return ask(world, ["loginctl", "--no-ask-password", "show-user", ...propertiesOf("Name", "Linger"), String(uid)]);
 }
 
 /** Of the id in the cgroup's path: XDG_SESSION_ID is inherited, and proves nothing. */
 function askSession(world: World, place: Place): Promise<Answer> | undefined {
   const id = place.kind === "session" && capture(/^session-(.+)\.scope$/, place.unit);
-  const names = ["Type", "Class", "Service", "TTY", "Leader", "State"];
-  const properties = names.map((name) => `--property=${name}`);
+  const properties = propertiesOf("Type", "Class", "Service", "TTY", "Leader", "State");
   return id ? ask(world, ["loginctl", "--no-ask-password", "show-session", ...properties, id]) : undefined;
 }
 
@@ -376,7 +372,7 @@ function askSession(world: World, place: Place): Promise<Answer> | undefined {
 function askUnit(world: World, place: Place): Promise<Answer> | undefined {
   const isOurs = place.kind === "user-manager" && place.owner === world.uid && place.unit !== "init.scope";
   if (place.kind !== "unit" && !isOurs) return undefined;
-  const properties = ["KillMode", "PartOf", "BindsTo", "RuntimeMaxUSec"].map((name) => `--property=${name}`);
+  const properties = propertiesOf("KillMode", "PartOf", "BindsTo", "RuntimeMaxUSec");
   return ask(world, ["systemctl", ...(isOurs ? ["--user"] : []), "show", ...properties, place.unit]);
 }
 
@@ -402,7 +398,7 @@ export async function noteScope(facts: Facts, world: World, problem: string | un
   delete facts.scopeProblem;
   if (problem === undefined) return;
   facts.scopeProblem = problem;
-  const show = ["systemctl", "show", "--property=LoadState", "--property=ActiveState", `user@${facts.uid}.service`];
+  const show = ["systemctl", "show", ...propertiesOf("LoadState", "ActiveState"), `user@${facts.uid}.service`];
   const { properties } = await ask(world, show);
   const active = properties.get("ActiveState");
   if (active) facts.manager = properties.get("LoadState") === "masked" ? "masked" : active;

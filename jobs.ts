@@ -19,7 +19,18 @@ import { createClient } from "./client.ts";
 import type { StartOptions } from "./control.ts";
 import { reachOtherwise, startServer } from "./control.ts";
 import { ownEnvironment } from "./environment.ts";
-import { cannot, cleanText, errnoOf, errorCodes, exitCodes, Failure, nearest, reasonOf, safely } from "./failure.ts";
+import {
+  cannot,
+  cleanText,
+  defer,
+  errnoOf,
+  errorCodes,
+  exitCodes,
+  Failure,
+  nearest,
+  reasonOf,
+  safely,
+} from "./failure.ts";
 import type { Lifetime } from "./lifetime.ts";
 import { ancestors, areAlive } from "./program.ts";
 import type { Size } from "./pty.ts";
@@ -327,8 +338,7 @@ function createJob(
   id: string,
   manner: Pick<Job, "isShared" | "isLossless">,
 ): Job {
-  let end!: (code: number) => void;
-  const done = new Promise<number>((resolve) => (end = resolve));
+  const { promise: done, resolve: end } = defer<number>();
   const outputs = { stdout: openOutput(1), stderr: openOutput(2) };
   return {
     ...{ world, id, ...manner, ...connected, outputs, done, end },

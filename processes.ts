@@ -43,7 +43,7 @@ import {
   requireAnswers,
   startFailure,
 } from "./environment.ts";
-import { cannot, errorCodes, Failure, reasonOf, safely, shorten } from "./failure.ts";
+import { cannot, defer, errorCodes, Failure, reasonOf, safely, shorten } from "./failure.ts";
 import { droppedNames, startHeld, takeDirectory } from "./holders.ts";
 import { closeKept, createMark, format, holdersOf, writeAbout, writeForgotten, writeMark } from "./kept.ts";
 import type { Lanes, Starts } from "./lanes.ts";
@@ -334,8 +334,8 @@ async function spawnChild(processes: Processes, params: Params, { peer }: Caller
   if (starting.has(id) || (old && !(old.isOver && ![...old.readers].some(({ place }) => place.holds))))
     throw cannot(`start process "${shorten(id)}": a process with this id is alive`, { code: errorCodes.invalidParams });
   const link = linkOf(links, peer, limits); // now: it may close while we wait
-  let settle!: () => void;
-  starting.set(id, new Promise((done) => (settle = done)));
+  const started = defer<void>();
+  starting.set(id, started.promise);
   try {
     const { child, dropped } = await startChild(processes, request, peer);
     const before = children.get(id);
@@ -351,7 +351,7 @@ async function spawnChild(processes: Processes, params: Params, { peer }: Caller
     };
   } finally {
     starting.delete(id);
-    settle();
+    started.resolve();
     announceIdle(processes);
   }
 }

@@ -13,7 +13,7 @@
 import { Buffer } from "node:buffer";
 import { spawn } from "node:child_process";
 import { closeSync, constants, fstatSync, openSync, rmSync } from "node:fs";
-import { cannot, errnoOf, errorCodes, reasonOf, safely, shorten } from "./failure.ts";
+import { cannot, errnoOf, errorCodes, quoteWord, reasonOf, safely, shorten } from "./failure.ts";
 import type { Holders } from "./holders.ts";
 import { addedNames, findProgram, shellFor, startHeld, takeDirectory } from "./holders.ts";
 import type { Keeper, Mark, TerminalMark } from "./kept.ts";
@@ -23,8 +23,8 @@ import { allModes, alternateBits, modesText, trackModes } from "./readers.ts";
 import { livingProcesses, now, sleep, soon, statOf } from "./record.ts";
 import type { Params } from "./rpc.ts";
 import { booleanParam, integerParam, invalidParam, isObject, knownParams, optionalStringParam } from "./rpc.ts";
-import type { Ended, HolderRecord, Known, Running, Start } from "./running.ts";
-import { stateOf } from "./running.ts";
+import type { HolderRecord, Known, Running, Seen, Start } from "./running.ts";
+import { stateOf, watchTrial } from "./running.ts";
 import type { Spool } from "./spool.ts";
 import { placeAt, readMessages } from "./spool.ts";
 
@@ -203,12 +203,9 @@ interface Tried {
   directory: string;
 }
 
-/** What is seen of a trial. */
-interface Trial {
+/** What is seen of a trial, and was typed in it. */
+interface Trial extends Seen {
   running: Running;
-  said: string;
-  how: Ended | undefined;
-  isClosed: boolean;
   typed: number;
   typedAt: number;
 }
@@ -219,25 +216,12 @@ async function startTrial(tried: Tried, script: string, input: Buffer): Promise<
   const start = { command: "/bin/sh", args: ["-c", script], cwd: "/", env, hasNoStdin: false, startMs: trialMs };
   const size = { rows: 41, columns: 137 };
   const running = await startHeld(holders, directory, terminalStart(holders, engine, directory, start, size));
-  const trial: Trial = { running, said: "", how: undefined, isClosed: false, typed: 0, typedAt: 0 };
   const type = (): void => {
     const taken = safely(() => running.write(input.subarray(trial.typed))) ?? 0;
     if (taken > 0) Object.assign(trial, { typed: trial.typed + taken, typedAt: now() });
   };
-  running.listen({
-    output(_, chunk) {
-      trial.said += chunk.toString("latin1");
-      if (trial.typedAt === 0 && trial.said.includes("ready\n")) type();
-    },
-    writable: type,
-    stdinBroken() {},
-    ended(how) {
-      trial.how = how;
-    },
-    closed() {
-      trial.isClosed = true;
-    },
-  });
+  const hear = () => trial.typedAt === 0 && trial.said.includes("ready\n") && type();
+  const trial: Trial = Object.assign(watchTrial(running, hear, type), { running, typed: 0, typedAt: 0 });
   return trial;
 }
 
@@ -345,11 +329,6 @@ unset ${addedNames(env)}
   const words =
     engine.name === "script" ? ["-qefc", inner, "/dev/null"] : ["-IS", "-c", pythonScript, ...shell, "-c", inner];
   return { ...start, command: engine.path, args: words, env: moved, hasTerminal: true };
-}
-
-/** As a shell takes it for one word, whatever is in it. */
-function quoteWord(word: string): string {
-  return `'${word.replaceAll("'", "'\\''")}'`;
 }
 
 /** @param kept What is known of it: it becomes a part of the child's mark. */

@@ -12,7 +12,7 @@ import { randomBytes } from "node:crypto";
 import { Readable, Writable } from "node:stream";
 import type { Message } from "./client.ts";
 import { withSignal } from "./client.ts";
-import { callBack, cannot, errorCodes, Failure } from "./failure.ts";
+import { callBack, cannot, defer, errorCodes, Failure } from "./failure.ts";
 import type {
   CallOptions,
   Exit,
@@ -108,9 +108,7 @@ export interface Remote {
 }
 
 function createRemote(wire: Wire, id: string, options: Remote["options"], fromSeq: number): Remote {
-  let settle!: Remote["settle"];
-  const exit = new Promise<Exit>((resolve, reject) => (settle = { resolve, reject }));
-  exit.catch(() => {}); // who does not ask need not know
+  const { promise: exit, ...settle } = defer<Exit>(); // who does not ask need not know
   return {
     wire,
     id,

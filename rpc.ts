@@ -354,10 +354,9 @@ export function errorOf(id: unknown, { code, message, data, hint }: Failure): un
  * Refuses members that a method does not know: what is misspelt would else be a default, without a word.
  *
  * @param names Those that it knows, in the order in which they are to be told.
- * @param ignored Those that clients of the public protocol send, and that change nothing here.
  */
-export function knownParams(params: Params, names: readonly string[], ignored: readonly string[] = []): void {
-  const unknown = Object.keys(params).find((name) => !names.includes(name) && !ignored.includes(name));
+export function knownParams(params: Params, names: readonly string[]): void {
+  const unknown = Object.keys(params).find((name) => !names.includes(name));
   if (unknown === undefined) return;
   const known = names.length === 0 ? "it takes none" : `it takes ${names.join(", ")}`;
   throw cannot(`use parameter "${cut(unknown)}": this method does not know it, ${known}`, {

@@ -221,6 +221,33 @@ function runningOf(handle: ChildProcess): Running {
   };
 }
 
+/** What is seen of a child that is a trial. */
+export interface Seen {
+  /** On both, a character a byte. */
+  said: string;
+  how: Ended | undefined;
+  isClosed: boolean;
+}
+
+export function watchTrial(running: Running, hear: () => void = () => {}, writable: () => void = () => {}): Seen {
+  const seen: Seen = { said: "", how: undefined, isClosed: false };
+  running.listen({
+    output(_, chunk) {
+      seen.said += chunk.toString("latin1");
+      hear();
+    },
+    writable,
+    stdinBroken() {},
+    ended(how) {
+      seen.how = how;
+    },
+    closed() {
+      seen.isClosed = true;
+    },
+  });
+  return seen;
+}
+
 // Held children
 
 export function createWatch(): Watch {
@@ -267,17 +294,10 @@ export function runningHeld(
   stdin: number | undefined,
 ): Running {
   const isTold = saidEnd(directory) !== undefined;
+  const openPipes = pipes.filter((pipe) => pipe !== undefined).length;
   const held: Held = {
-    ...{ watch, directory, record, pipes, sockets: [], stdin, events: undefined },
-    ...{
-      openPipes: pipes.filter((pipe) => pipe !== undefined).length,
-      hasEnded: false,
-      isTold,
-      typed: 0,
-      writeWaitMs: 0,
-      lookWaitMs: 0,
-      writeTimer: undefined,
-    },
+    ...{ watch, directory, record, pipes, sockets: [], stdin, events: undefined, openPipes, hasEnded: false, isTold },
+    ...{ typed: 0, writeWaitMs: 0, lookWaitMs: 0, writeTimer: undefined },
   };
   return {
     pid: (record.terminal?.leader ?? record.child).pid,

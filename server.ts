@@ -31,7 +31,7 @@ import {
   maxStrangers,
   noteShortage,
 } from "./connections.ts";
-import { cannot, errorCodes, exitCodes, reasonOf, safely } from "./failure.ts";
+import { cannot, defer, errorCodes, exitCodes, reasonOf, safely } from "./failure.ts";
 import { createFiles } from "./files.ts";
 import { maxBodyBytes, strangerBodyBytes } from "./frame.ts";
 import type { Facts, Place, World } from "./host.ts";
@@ -208,8 +208,7 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
     onFailure: ({ data, cause, message }) =>
       noteShortage(daemon.connections, data.errno, cause === undefined ? message : reasonOf(cause)),
   };
-  let finish!: Daemon["finish"];
-  const ended = new Promise<number>((done) => (finish = done));
+  const { promise: ended, resolve: finish } = defer<number>();
   const daemon: Daemon = {
     phase: "starting",
     record: {
