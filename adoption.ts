@@ -8,7 +8,6 @@
  * What is not ours, is damaged, or of another version is left alone, and said in the log: nobody is signalled for it.
  */
 
-import { Buffer } from "node:buffer";
 import { lstatSync, mkdtempSync, rmdirSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";

@@ -1,6 +1,5 @@
 /** One request from the shell: --call, which streams a process that it starts or takes up again, and --status; what --list shows; and printing, with nothing lost. */
 
-import { Buffer } from "node:buffer";
 import { createWriteStream, fstatSync, readFileSync, writeSync } from "node:fs";
 import { Socket } from "node:net";
 import type { Writable } from "node:stream";

@@ -9,7 +9,6 @@
  * with grandchildren: it is provably the same one, and is signalled, as long as a member is alive that was seen in it before.
  */
 
-import { Buffer } from "node:buffer";
 import { constants as osConstants } from "node:os";
 import { cannot, errnoOf, osFailure, safely, shorten } from "./failure.ts";
 import type { About, Exit, Killer, Mark } from "./kept.ts";

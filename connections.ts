@@ -8,7 +8,6 @@
  * What a body means is left to rpc.ts, how bytes become bodies to frame.ts. A socket is a Duplex here: tests hand in streams of their own.
  */
 
-import { Buffer } from "node:buffer";
 import { closeSync, openSync } from "node:fs";
 import type { Duplex } from "node:stream";
 import { cannot, errnoOf, Failure } from "./failure.ts";

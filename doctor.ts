@@ -1,6 +1,5 @@
 /** --doctor: what this host does to daemons at logout, what a daemon and its users depend on, and the command that mends what is wrong. */
 
-import { Buffer } from "node:buffer";
 import { accessSync, constants, statfsSync, statSync } from "node:fs";
 import { userInfo } from "node:os";
 import { basename, dirname, join } from "node:path";

@@ -6,7 +6,6 @@
  * meet must answer.
  */
 
-import { Buffer } from "node:buffer";
 import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import {

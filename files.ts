@@ -6,7 +6,6 @@
  * blocks the event loop; a file system that does not answer is left to lanes.ts.
  */
 
-import { Buffer } from "node:buffer";
 import { execFile } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import type { Dirent, Stats } from "node:fs";

@@ -8,7 +8,6 @@
  * What a body over the limit is answered with, and closing the connection, are left to connections.ts and bridge.ts.
  */
 
-import { Buffer } from "node:buffer";
 import { cannot } from "./failure.ts";
 
 /** 2^24 - 1: so the first byte of a native frame is 0x00, which no JSON text begins with. */

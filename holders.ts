@@ -18,7 +18,6 @@
  * What a running child offers, and how its end is seen, stands in running.ts.
  */
 
-import { Buffer } from "node:buffer";
 import type { ChildProcess } from "node:child_process";
 import { execFile, spawn } from "node:child_process";
 import {

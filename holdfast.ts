@@ -328,10 +328,10 @@ function run(): void {
   main().then((code) => process.exit(code), end); // a handle of a mode that is done must not keep us
 }
 
-// from source: Node has import.meta.main from 24.2 on, Deno and Bun always
-if (
-  build?.main ??
-  (import.meta as { main?: boolean }).main ??
-  (import.meta as { filename?: string }).filename === process.argv[1]
-)
-  run();
+/** From source: Node has import.meta.main from 24.2 on, Deno and Bun always. */
+function isRun(): boolean {
+  const isThis = (import.meta as { filename?: string }).filename === process.argv[1];
+  return build?.main ?? (import.meta as { main?: boolean }).main ?? isThis;
+}
+
+if (isRun()) run();

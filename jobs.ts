@@ -7,7 +7,6 @@
  * not the process.
  */
 
-import { Buffer } from "node:buffer";
 import type { Socket } from "node:net";
 import { constants } from "node:os";
 import type { Writable } from "node:stream";

@@ -12,7 +12,6 @@
  * daemon that dies in between nobody can know whether the child has these bytes. They count as delivered, nothing is sent twice, and reattach says so.
  */
 
-import { Buffer } from "node:buffer";
 import type { Stats } from "node:fs";
 import {
   closeSync,

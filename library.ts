@@ -16,7 +16,7 @@
 import type { Readable, Writable } from "node:stream";
 
 /** @internal `await using`, where the runtime knows it: Node from 18.18 on. */
-export const asyncDispose: typeof Symbol.asyncDispose = Symbol.asyncDispose ?? Symbol.for("nodejs.asyncDispose");
+export const asyncDispose: typeof Symbol.asyncDispose = Symbol.asyncDispose || Symbol.for("nodejs.asyncDispose");
 
 /**
  * Why, in one word. Of a daemon that is not there: what the daemon's host says. Of a command: what it ended with, and its words on stderr. Of all

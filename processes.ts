@@ -9,7 +9,6 @@
  * readers.ts.
  */
 
-import { Buffer } from "node:buffer";
 import { realpathSync } from "node:fs";
 import { basename, dirname } from "node:path";
 import type { Child, Shared } from "./children.ts";

@@ -10,7 +10,6 @@
  * others lose what is typed fast, or the exit code.
  */
 
-import { Buffer } from "node:buffer";
 import { spawn } from "node:child_process";
 import { closeSync, constants, fstatSync, openSync, rmSync } from "node:fs";
 import { cannot, errnoOf, errorCodes, quoteWord, reasonOf, safely, shorten } from "./failure.ts";

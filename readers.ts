@@ -14,7 +14,6 @@
  * Whoever comes to a terminal later is told what its output has set: trackModes().
  */
 
-import { Buffer } from "node:buffer";
 import type { Params, Peer } from "./rpc.ts";
 import { booleanParam } from "./rpc.ts";
 import type { Message, Place, Spool } from "./spool.ts";

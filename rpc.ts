@@ -7,7 +7,6 @@
  * framing and no stream: a body goes in, an answer's text comes out.
  */
 
-import { Buffer } from "node:buffer";
 import { cannot, errnoOf, errorCodes, Failure, reasonOf, safely } from "./failure.ts";
 import { lengthOf, maxBodyBytes } from "./frame.ts";
 

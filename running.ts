@@ -4,7 +4,6 @@
  * What a child says and is told is left to children.ts, where it is kept to spool.ts.
  */
 
-import type { Buffer } from "node:buffer";
 import type { ChildProcess } from "node:child_process";
 import { spawn } from "node:child_process";
 import { closeSync, constants, fstatSync, openSync, readFileSync, unlinkSync, writeFileSync, writeSync } from "node:fs";

@@ -13,7 +13,6 @@
  * them and makes them again: a --serve that finds none of them, but its process, sends that and joins.
  */
 
-import { Buffer } from "node:buffer";
 import { createHash, timingSafeEqual } from "node:crypto";
 import type { FSWatcher } from "node:fs";
 import { lutimesSync, readdirSync, stat as statSoon, watch } from "node:fs";

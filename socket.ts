@@ -11,7 +11,6 @@
  * Where others may write to the socket's directory, all but the two names of the socket are kept in the default state directory.
  */
 
-import { Buffer } from "node:buffer";
 import { createHash, randomBytes } from "node:crypto";
 import type { Stats } from "node:fs";
 import {

@@ -12,7 +12,6 @@
  * dying daemon has written is the kernel's, and of a dying host what is whole is taken.
  */
 
-import { Buffer } from "node:buffer";
 import {
   closeSync,
   constants,

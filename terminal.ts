@@ -7,7 +7,6 @@
  * Ours is raw meanwhile, and is put back as it was however we end: by a key, with the process, with the line, by a signal or an error.
  */
 
-import { Buffer } from "node:buffer";
 import { spawnSync } from "node:child_process";
 import { isatty } from "node:tty";
 import { print } from "./call.ts";
