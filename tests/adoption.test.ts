@@ -386,6 +386,7 @@ leaves("that has plain pipes is found, and signalled while it is provably the sa
     found: true,
     died: true,
   });
+  await eventually(async () => !(await left.entry("a")).running, "its exit is told");
   assert.match((await left.entry("a")).unknown, "nobody was told");
   for (const pid of [holder.keeper.pid, holder.holder.pid]) process.kill(pid, "SIGKILL");
 });
