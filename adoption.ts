@@ -105,6 +105,7 @@ export async function endLeft(
   const log = (): void => {};
   const processes = createProcesses({ env: {}, log, keptPath: path });
   takeUp(processes, 0);
+  await processes.waiting;
   await processes.sweeping;
   const count = liveCount(processes);
   if (ifIdle && count > 0) {

@@ -425,7 +425,10 @@ interface Replaceable {
   processes: { running: boolean }[];
 }
 
-/** The old daemon ends, by its bound name; its public one is the new daemon's already. */
+/**
+ * The old daemon ends, by its bound name; its public one is the new daemon's already, so that at no time there is none. Who asks that one for
+ * processes waits for what this leaves: takeUp().
+ */
 async function endReplaced({ client, record }: Reached, places: Places): Promise<void> {
   const end = (params: object) => client.request("server.shutdown", params, record.key, answerMs);
   await end({ graceMs: 0, handOver: true })

@@ -180,7 +180,7 @@ export async function startDaemon(handover: Handover, world = realWorld(), onNam
   }
   onNamed();
   takeUp(daemon.processes);
-  record.lifetime = daemon.lifetime = judgeDaemon(daemon);
+  void whenTakenUp(daemon, () => judgeDaemon(daemon));
   daemon.phase = "serving";
   daemon.checkTimer = setInterval(() => void lookAfterNames(daemon), checkMs);
   if (record.startTime === "") watchNames(daemon);
@@ -345,7 +345,7 @@ function serverMethods(daemon: Daemon): [string, Method][] {
     ["server.authenticate", ["token"], (params, caller) => authenticate(daemon, params, caller)],
     ["server.capabilities", [], () => engineSoon(daemon.processes).then(() => capabilitiesOf(daemon))],
     ["server.status", [], () => whenTakenUp(daemon, () => statusOf(daemon))],
-    ["server.shutdown", ["ifIdle", "graceMs", "forget", "handOver"], (params) => shutdown(daemon, params)],
+    ["server.shutdown", ["ifIdle", "graceMs", "forget", "handOver"], (params) => shutdownSoon(daemon, params)],
     ["server.admit", ["key", "tokenHash", "facts"], (params) => admit(daemon, params)],
   ];
   const ping: [string, Method] = ["server.ping", () => ({ pong: true })]; // with whatever a client pads it
@@ -430,6 +430,11 @@ function statusOf(daemon: Daemon): Record<string, unknown> {
   };
 }
 
+/** What is to be ended, or to forbid that, may be yet to come. What is only left is left as it is. */
+function shutdownSoon(daemon: Daemon, params: Params): object {
+  return params.handOver === true ? shutdown(daemon, params) : whenTakenUp(daemon, () => shutdown(daemon, params));
+}
+
 function shutdown(daemon: Daemon, params: Params): object {
   const graceMs = integerParam(params, "graceMs", { min: 0, max: 86_400_000, default: defaultGraceMs });
   const alive = liveCount(daemon.processes);
@@ -457,7 +462,7 @@ export async function admit(daemon: Daemon, params: Params): Promise<object> {
   if (hash !== undefined) admitToken(record, hash);
   if (params.facts !== undefined) {
     Object.assign(daemon.facts, params.facts);
-    record.lifetime = daemon.lifetime = judgeDaemon(daemon);
+    judgeDaemon(daemon);
   }
   const revived = daemon.phase === "retired";
   if (revived) {
@@ -471,10 +476,11 @@ export async function admit(daemon: Daemon, params: Params): Promise<object> {
 }
 
 /** By where it and its processes really are. */
-function judgeDaemon({ processes, facts, world }: Daemon): Lifetime {
+function judgeDaemon(daemon: Daemon): void {
+  const { processes, facts, world } = daemon;
   const work = summarise(processes).processes.filter(({ running }) => running);
   const places = work.map(({ id, pid }): [string, Place] => [id, placeOf(pid, world)]);
-  return describeVerdict(judgeWork(placeOf("self", world), places, facts));
+  daemon.record.lifetime = daemon.lifetime = describeVerdict(judgeWork(placeOf("self", world), places, facts));
 }
 
 function admitToken(record: DaemonRecord, hash: string): void {

@@ -1,7 +1,8 @@
 // time limit: 120 s
 /** What a dead daemon has left, taken up by the next; from outside, by the built file. */
 
-import { execFileSync } from "node:child_process";
+import type { ChildProcess } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
   chmodSync,
@@ -27,6 +28,7 @@ import * as assert from "uvu/assert";
 import { leaveAll, takeUp } from "../adoption.ts";
 import type { Processes } from "../processes.ts";
 import { createProcesses, endAll, processMethods } from "../processes.ts";
+import { identify } from "../record.ts";
 import type { TestDaemon, Wire } from "./daemon.ts";
 import { eventually, holdfast, isAlive, isRoot, lanesOf, openSocket, sideBySide, sleep, withDaemon } from "./daemon.ts";
 
@@ -680,6 +682,54 @@ leaves("goes on over --replace: nothing is missing, nothing is said twice, nothi
     .map(Number);
   assert.ok(numbers.every((number, at) => number === numbers[0]! + at));
   assert.match(left.daemon.log(), "Ending: replaced");
+});
+/** As an old daemon has it that takes its time to leave: until it is asked to by SIGCONT; or killed. */
+function ownedByAnother({ held }: Left, whenAsked: "exit" | "true"): ChildProcess {
+  const owner = spawn("/bin/sh", ["-c", `trap ${whenAsked} CONT; while :; do sleep 0.1; done`]);
+  writeFileSync(join(held, "owner"), JSON.stringify({ id: "old", ...identify(owner.pid) }));
+  return owner;
+}
+leaves("is waited for by a --stop, too", async (left) => {
+  const pid = await left.start("a", "sleep 1000");
+  await left.kill();
+  ownedByAnother(left, "exit");
+  assert.is(await left.stop(), "stopped 1");
+  assert.not.ok(isAlive(pid));
+});
+leaves("is waited for by all who ask the next daemon for it, which has the name before that has gone", async (left) => {
+  const { socket, tokenFile } = left.daemon;
+  const pid = await left.start("a", "sleep 1000");
+  await left.kill();
+  const record = () => JSON.parse(readFileSync(`${socket}.record`, "utf8"));
+  const { instance } = record();
+  const owner = ownedByAnother(left, "true");
+  const serving = holdfast(["--serve", "--socket", socket, "--token-file", tokenFile]);
+  await eventually(() => record().instance !== instance && existsSync(socket), "the next daemon has the name");
+  const { wire } = openSocket(left.daemon);
+  const answers: string[] = [];
+  const ask = async (method: string, params: object = {}): Promise<any> => {
+    const answer = await wire.request(method, params).catch((error) => error);
+    answers.push(method);
+    return answer;
+  };
+  const asked = [
+    ask("server.shutdown", { ifIdle: true }),
+    ask("process.list"),
+    ask("process.reattach", { id: "a" }),
+    ask("process.spawn", { id: "a", command: "true" }),
+    ask("server.status"),
+  ];
+  await ask("server.capabilities");
+  assert.equal(answers, ["server.capabilities"], "before it has the work");
+  owner.kill("SIGKILL");
+  const [stop, list, stream, spawned, status] = await Promise.all(asked);
+  assert.match(stop.message, /1 process is alive, and it was to be stopped only if idle/);
+  assert.equal([list.processes[0].id, list.processes[0].pid, list.processes[0].running], ["a", pid, true]);
+  assert.equal([stream.found, stream.running], [true, true]);
+  assert.match(spawned.message, /"a"/);
+  assert.is(status.processes[0].pid, pid);
+  assert.ok(isAlive(pid));
+  await serving;
 });
 leaves("is not taken up by a second daemon: what is kept is one's at a time", async (left) => {
   const pid = await left.start("a", "while :; do echo x; sleep 0.01; done");
