@@ -186,11 +186,12 @@ const uses: Record<string, (use: Use) => Promise<void>> = {
   "a remote make in a script": async ({ ssh, id }) => {
     const made = await ssh(`./hf --run --id ${id} --cwd project -- make -j4`);
     assert.equal(
-      [made.code, made.stdout.match(/^made \d+$/gm)?.length, made.stdout.includes("linked 12")],
-      [0, 12, true],
+      [made.code, made.stdout.match(/^gcc -c /gm)?.length, made.stdout.includes("the sum is 78\n")],
+      [0, 13, true],
+      made.stdout + made.stderr,
     );
     const failed = await ssh(`./hf --run --id ${id} --cwd project -- make -j4 broken; echo $?`);
-    assert.match(failed.stdout + failed.stderr, /Error 7/);
+    assert.match(failed.stdout + failed.stderr, /broken\.h:1:\d+: error: .*nothing/);
     assert.match(failed.stdout, /^2$/m);
     const clean = await ssh(`set -e; ./hf --run --id ${id} --cwd project make -s clean; echo went on`);
     assert.equal([clean.code, clean.stdout.endsWith("went on\n")], [0, true]);
@@ -200,16 +201,25 @@ const uses: Record<string, (use: Use) => Promise<void>> = {
 const ticksOf = (from: number, to: number): string =>
   Array.from({ length: to - from + 1 }, (_, at) => `tick ${from + at}\n`).join("");
 
-/** Twelve sources, each made into an object by a shell. */
-const makefile = `objects = $(patsubst %.c,%.o,$(wildcard *.c))
-program: $(objects)
-\t@cat $^ >$@; echo linked $$(wc -l <$@)
+/** A program of thirteen sources; made by `sh`. */
+const project = `mkdir project; cd project
+for i in $(seq 12); do echo "int f$i(void) { return $i; }" >f$i.c; done
+echo 'int main(void) { return nothing; }' >broken.h
+{
+  echo '#include <stdio.h>'
+  for i in $(seq 12); do echo "int f$i(void);"; done
+  echo "int main(void) { puts(0$(printf ' + f%d()' $(seq 12)) == 78 ? \\"the sum is 78\\" : \\"wrong\\"); }"
+} >main.c
+cat >Makefile <<'END'
+program: $(patsubst %.c,%.o,$(wildcard *.c))
+	gcc -o $@ $^ && ./$@
 %.o: %.c
-\t@sleep 0.05; cp $< $@; echo made $*
+	gcc -c -o $@ $<
 broken:
-\t@exit 7
+	gcc -x c -c -o $@ broken.h
 clean:
-\trm -f *.o program
+	rm -f *.o program
+END
 `;
 
 /** A network of 1 MB/s. @returns The hash of what came. */
@@ -275,9 +285,7 @@ async function checkMany(host: Host, count: number): Promise<void> {
 }
 
 bothHosts("does what is done every day, with -t and without", async (host, isFirst) => {
-  await host.ssh("ann", "mkdir project; cd project; for i in $(seq 12); do echo $i >$i.c; done; cat >Makefile", {
-    stdin: makefile,
-  });
+  await host.ssh("ann", "sh", { stdin: project });
   const slow = isFirst ? checkSlowReader(host) : undefined;
   const stalled = isFirst ? checkStalled(host) : undefined;
   for (const running of [slow, stalled]) running?.catch(() => {}); // told below
@@ -286,7 +294,7 @@ bothHosts("does what is done every day, with -t and without", async (host, isFir
     ["terminal", ["-tt"]],
   ] as const)
     for (const [at, [what, use]] of Object.entries(uses).entries()) {
-      if (/make/.test(what) && !existsSync(host.file("/usr/bin/make"))) continue; // the roots of other suites
+      if (/make/.test(what) && !existsSync(host.file("/usr/bin/gcc"))) continue; // the roots of other suites
       const ssh = async (command: string, options?: RunOptions): Promise<Result> => {
         const result = await host.ssh("ann", command, { timeoutMs: 60_000, ...options, sshArgs: [...args] });
         return { ...result, stdout: result.stdout.replaceAll("\r", "") };
