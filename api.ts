@@ -8,7 +8,7 @@
  */
 
 import type { Client, Command, Message } from "./client.ts";
-import { connectClient, createClient, explainCommand, runCommand, withSignal } from "./client.ts";
+import { connectClient, createClient, explainCommand, runCommand, withLimit, withSignal } from "./client.ts";
 import { startServer } from "./control.ts";
 import type { Deferred } from "./failure.ts";
 import { callBack, cannot, defer, errorCodes, Failure } from "./failure.ts";
@@ -30,6 +30,7 @@ import type {
 import { asyncDispose } from "./library.ts";
 import { daemonCommand, version } from "./program.ts";
 import { connectOwned } from "./reach.ts";
+import { within } from "./record.ts";
 import type { Remote, Wire } from "./remote.ts";
 import {
   bytesOf,
@@ -297,7 +298,7 @@ async function redial(session: Session, first: Loss): Promise<void> {
   const lostAt = performance.now();
   let loss = first;
   for (let attempt = 1; !isFinal(loss); attempt++) {
-    await waitFor(session, delayOf(attempt, delays));
+    await within(session.closed, delayOf(attempt, delays)); // a pause that close() ends
     if (session.loss) return;
     try {
       await open(session);
@@ -321,13 +322,6 @@ function isFinal({ reason, error }: Loss): boolean {
 function delayOf(attempt: number, delays: { minDelayMs?: number; maxDelayMs?: number }): number {
   const longest = Math.min((delays.minDelayMs ?? minDelayMs) * 2 ** (attempt - 1), delays.maxDelayMs ?? maxDelayMs);
   return Math.round(longest * (1 - Math.random() / 2));
-}
-
-/** A pause that close() ends. */
-async function waitFor(session: Session, ms: number): Promise<void> {
-  let timer: NodeJS.Timeout | undefined;
-  await Promise.race([session.closed, new Promise((done) => (timer = setTimeout(done, ms)))]);
-  clearTimeout(timer);
 }
 
 /** The session has ended for good: whatever waits for it is told. */
@@ -361,7 +355,8 @@ async function request(
 ): Promise<unknown> {
   signal?.throwIfAborted();
   if (session.loss) throw lossFailure(session.loss);
-  if (!session.line) await withLimit(withSignal(session.next.promise, signal), timeoutMs, method);
+  if (!session.line)
+    await withLimit(withSignal(session.next.promise, signal), timeoutMs, () => noLine(method, timeoutMs));
   const { client } = session.line!;
   const answer = client.request(method, params, undefined, timeoutMs, now);
   balance(session); // an answer is waited for: it has to be read
@@ -381,13 +376,10 @@ function balance({ line, remotes }: Session): void {
   line?.client.setPaused(line.client.waiting === 0 && all.length > 0 && all.every(isFull));
 }
 
-function withLimit<T>(promise: Promise<T>, timeoutMs: number, method: string): Promise<T> {
-  if (timeoutMs === 0) return promise;
-  return new Promise<T>((resolve, reject) => {
-    const words = `Cannot call ${method}: there is no connection, and none came within ${timeoutMs} ms`;
-    const details = { code: errorCodes.noDaemon, data: { reason: "not-answering", timedOut: true } };
-    const timer = setTimeout(() => reject(new Failure(words, details)), timeoutMs);
-    promise.then(resolve, reject).finally(() => clearTimeout(timer));
+function noLine(method: string, timeoutMs: number): Failure {
+  return cannot(`call ${method}: there is no connection, and none came within ${timeoutMs} ms`, {
+    code: errorCodes.noDaemon,
+    data: { reason: "not-answering", timedOut: true },
   });
 }
 

@@ -25,6 +25,7 @@ import {
 import type { FrameDecoder } from "./frame.ts";
 import { createFrameDecoder, encodeFrame } from "./frame.ts";
 import type { Reason } from "./library.ts";
+import { within } from "./record.ts";
 
 /** A stream, exit, detached or lost message: whatever is not the answer to a request. */
 export type Message = Record<string, unknown>;
@@ -449,10 +450,7 @@ function endCommand(child: ChildProcessByStdio<Writable, Readable, Readable>): v
 
 /** @param failure What is known without the command: the connection has ended. */
 export async function explainCommand(command: Command, failure: Failure): Promise<Failure> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<undefined>((done) => (timer = setTimeout(done, exitMs, undefined)));
-  const outcome = await Promise.race([command.ended, late]);
-  clearTimeout(timer);
+  const outcome = await within(command.ended, exitMs);
   const stderr = command.stderr.trim();
   const { reason, hint } = outcome ? diagnose(outcome, stderr) : {};
   const words = outcome ? outcomeWords(outcome) : failure.message;
@@ -521,5 +519,14 @@ export function withSignal<T>(promise: Promise<T>, signal: AbortSignal | undefin
     if (signal.aborted) abort();
     signal.addEventListener("abort", abort, { once: true });
     promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", abort));
+  });
+}
+
+/** What a promise comes to, unless that takes longer than `timeoutMs`: 0 is for ever. */
+export function withLimit<T>(promise: Promise<T>, timeoutMs: number, late: () => Failure): Promise<T> {
+  if (timeoutMs === 0) return promise;
+  return new Promise<T>((resolve, reject) => {
+    const timer = setTimeout(() => reject(late()), timeoutMs);
+    promise.then(resolve, reject).finally(() => clearTimeout(timer));
   });
 }

@@ -14,7 +14,7 @@
 import { readFileSync } from "node:fs";
 import { connect } from "./api.ts";
 import type { Command, Outcome } from "./client.ts";
-import { diagnose, outcomeWords, runCommand, withSignal } from "./client.ts";
+import { diagnose, outcomeWords, runCommand, withLimit, withSignal } from "./client.ts";
 import { cannot, capture, cleanText, errorCodes, type Failure, osFailure, safely } from "./failure.ts";
 import type { CallOptions, Deployment, DeployOptions, Served } from "./library.ts";
 import { besideFile } from "./program.ts";
@@ -56,7 +56,7 @@ export async function deploy(options: DeployOptions): Promise<Deployment> {
     return Object.assign(connection, { copied: isOther && /^copied$/m.test(answer.stdout), served });
   await connection.close();
   const words = `the daemon ${served.instance} was ${served.how}, but another session reaches ${connection.instanceId}`;
-  throw failed(answer, words, { code: errorCodes.noDaemon });
+  throw failed(answer, words, errorCodes.noDaemon);
 }
 
 interface Program {
@@ -119,19 +119,14 @@ async function runThere(
     stdout = (stdout + chunk.toString()).slice(-maxAnswerLength);
   });
   command.line.output.end(stdin);
-  let timer: NodeJS.Timeout | undefined;
   const { timeoutMs = 0, signal } = limits;
-  const timeUp = new Promise<never>((_, reject) => {
-    if (timeoutMs > 0) timer = setTimeout(() => reject(late(name, timeoutMs)), timeoutMs);
-  });
   try {
-    const outcome = await withSignal(Promise.race([command.ended, timeUp]), signal);
+    const ended = withLimit(command.ended, timeoutMs, () => late(name, timeoutMs));
+    const outcome = await withSignal(ended, signal);
     return { command: { ...command, name }, outcome, stdout };
   } catch (error) {
     command.line.destroy();
     throw error;
-  } finally {
-    clearTimeout(timer);
   }
 }
 
@@ -156,14 +151,14 @@ function readServed(answer: Answer): Served {
 }
 
 /** What holdfast itself said on stderr, else how the command ended, and what else it said. */
-function failed({ command, outcome }: Answer, words?: string, details: { code?: number } = {}): Failure {
+function failed({ command, outcome }: Answer, words?: string, code?: number): Failure {
   const { stderr, name } = command;
   const own = capture(/^holdfast: error: (.*)/m, stderr);
   const { reason, hint } = diagnose(outcome, stderr);
   const isOwn = own !== undefined && reason !== "no-runtime";
   const said = isOwn ? own : `${outcomeWords(outcome)}${stderr.trim() === "" ? "" : `: ${stderr.trim()}`}`;
   return cannot(`deploy over "${name}": ${words ?? said}`, {
-    ...details,
+    code,
     hint: isOwn ? capture(/^holdfast: hint: (.*)/m, stderr) : hint,
     data: { ...(reason && !isOwn ? { reason } : {}), stderr, exitCode: outcome.code },
   });

@@ -37,7 +37,7 @@ import { constants as osConstants } from "node:os";
 import { basename, join } from "node:path";
 import { promisify } from "node:util";
 import { errnoError, reasonOf, safely } from "./failure.ts";
-import { hasLeft, identify, livingProcesses, randomName, readText, soon, statOf } from "./record.ts";
+import { hasLeft, identify, livingProcesses, randomName, readText, soon, statOf, within } from "./record.ts";
 import type { Ended, HeldTerminal, HolderRecord, Known, Running, Start, Watch } from "./running.ts";
 import {
   createWatch,
@@ -221,11 +221,7 @@ function makeReady(holders: Holders): Promise<void> {
 export async function closeHolders(holders: Holders): Promise<void> {
   await holders.making?.catch(() => {});
   const removals = holders.ready.splice(0).map((directory) => rm(directory, { recursive: true, force: true }));
-  let isOver = false;
-  void Promise.allSettled(removals).then(() => {
-    isOver = true;
-  });
-  await soon(() => isOver, closeMs, 1);
+  await within(Promise.allSettled(removals), closeMs);
 }
 
 /** Names of the environment that a holder cannot hand on here: they are dropped. */

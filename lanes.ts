@@ -14,7 +14,7 @@ import { spawn } from "node:child_process";
 import { readlink } from "node:fs/promises";
 import type { Failure } from "./failure.ts";
 import { cannot, safely } from "./failure.ts";
-import { now, readText, sleep } from "./record.ts";
+import { now, readText, within } from "./record.ts";
 import type { Peer } from "./rpc.ts";
 
 /** File systems behind which there is another machine, or a program. */
@@ -145,7 +145,10 @@ export async function startInTurn<T>(starts: Starts, by: unknown, start: () => P
     startNext(starts);
   });
   const started = Promise.resolve().then(start); // it may also throw
-  void Promise.race([started.catch(() => {}), sleep(slowStartMs)]).then(() => {
+  void within(
+    started.catch(() => {}),
+    slowStartMs,
+  ).then(() => {
     starts.count--;
     startNext(starts);
   });

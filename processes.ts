@@ -60,7 +60,7 @@ import {
 } from "./pty.ts";
 import type { Link } from "./readers.ts";
 import { attach, detach, linkOf, mannerParams, serve } from "./readers.ts";
-import { identify, now, sleep, soon } from "./record.ts";
+import { identify, now, soon, within } from "./record.ts";
 import type { Caller, Method, Methods, Params, Peer } from "./rpc.ts";
 import {
   booleanParam,
@@ -282,7 +282,7 @@ export async function startNoMore(processes: Processes): Promise<void> {
   processes.isEnding = true;
   clearInterval(processes.sweeper);
   processes.environment.closed.abort();
-  await Promise.race([Promise.all(processes.starting.values()), sleep(startingMs)]); // one that waits for a dead mount is refused when that is told
+  await within(Promise.all(processes.starting.values()), startingMs); // one that waits for a dead mount is refused when that is told
 }
 
 export async function endThese(processes: Processes, children: Child[], graceMs: number): Promise<number> {

@@ -19,7 +19,7 @@ import type { Keeper, Mark, TerminalMark } from "./kept.ts";
 import { holdersOf, writeMark } from "./kept.ts";
 import type { Modes } from "./readers.ts";
 import { allModes, alternateBits, modesText, trackModes } from "./readers.ts";
-import { livingProcesses, now, sleep, soon, statOf } from "./record.ts";
+import { livingProcesses, now, sleep, soon, statOf, within } from "./record.ts";
 import type { Params } from "./rpc.ts";
 import { booleanParam, integerParam, invalidParam, isObject, knownParams, optionalStringParam } from "./rpc.ts";
 import type { HolderRecord, Known, Running, Seen, Start } from "./running.ts";
@@ -153,10 +153,9 @@ export function engineOf(keeper: TerminalKeeper): Promise<Engine | string> {
 
 /** For who asks what this daemon can do: on a host where one is tried that stops for ever, nobody waits for the end of that. */
 export async function engineSoon(keeper: TerminalKeeper): Promise<void> {
-  let isKnown = false;
-  void engineOf(keeper).then(() => (isKnown = true));
+  const engine = engineOf(keeper);
   await holdersOf(keeper);
-  await soon(() => isKnown, engineWaitMs, 5);
+  await within(engine, engineWaitMs);
 }
 
 /**

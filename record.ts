@@ -585,6 +585,13 @@ export function sleep(ms: number): Promise<void> {
   return new Promise((done) => setTimeout(done, ms));
 }
 
+/** What a promise comes to; undefined when it has not within `ms`. */
+export function within<T>(promise: Promise<T>, ms: number): Promise<T | undefined> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<undefined>((done) => (timer = setTimeout(done, ms, undefined)));
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
+
 /** Looks, once at least, until it is so. Returns whether it came to be, within `ms`. */
 export async function soon(isSo: () => unknown, ms: number, stepMs = 20): Promise<boolean> {
   for (const deadline = now() + ms; !(await isSo()); await sleep(stepMs)) if (now() > deadline) return false;

@@ -361,15 +361,9 @@ export function hasRecord(places: Places, record: DaemonRecord): boolean {
   return found?.instance === record.instance && found.socket.ino === record.socket.ino;
 }
 
-/** Removes a name of the socket, if it still leads to that very socket. Returns whether it did. */
-export function retireName(path: string, socket: { dev: number; ino: number }): boolean {
-  if (!isSame(path, socket)) return false;
-  try {
-    unlinkSync(path);
-    return true;
-  } catch {
-    return false;
-  }
+/** Removes a name of the socket, if it still leads to that very socket. */
+export function retireName(path: string, socket: { dev: number; ino: number }): void {
+  if (isSame(path, socket)) safely(() => unlinkSync(path));
 }
 
 export function isSame(path: string, socket: { dev: number; ino: number }): boolean {
