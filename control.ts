@@ -293,7 +293,7 @@ async function joinReached({ client, record }: Reached, options: StartOptions, w
   const isHere = isAlive(record);
   const facts = await probeHost(world, isHere ? { pid: record.pid } : {});
   if (isHere) {
-    const { processes } = (await client.request("server.status", {}, record.key, answerMs)) as { processes: Work[] };
+    const { processes } = (await client.request("server.status", {}, record.key, answerMs)) as Status;
     await mend([record.pid, ...holdersOf(processes, options.places)], facts, options, world);
   }
   const { pid, instanceId, version, lifetime } = !answer || isHere ? await admit({ facts }) : answer;
@@ -361,7 +361,14 @@ function handoverOf(
   };
 }
 
-/** A process in server.status. */
+/** Of server.status. */
+interface Status {
+  instanceId: string;
+  version: string;
+  features: string[];
+  processes: Work[];
+}
+
 interface Work {
   id: string;
   pid: number;
@@ -388,11 +395,11 @@ async function verify(
 ): Promise<{ lifetime: Lifetime; version: string }> {
   const client = await connectClient(places.socket, answerMs);
   try {
-    const { instanceId, version, processes } = (await client.request("server.status", {}, started.key, answerMs)) as {
-      instanceId: string;
-      version: string;
-      processes: Work[];
-    };
+    const { instanceId, version, processes } = (await client
+      .request("server.status", {}, started.key, answerMs)
+      .catch(({ message, exit }: Failure) => {
+        throw cannot(`verify the start: ${message}`, { exit, hint: `see the log "${places.log}"` });
+      })) as Status;
     if (instanceId !== started.instance)
       throw cannot(`verify the start: instance ${instanceId} answers, ${started.instance} was started`);
     const own = placeOf(started.pid, world);
@@ -408,7 +415,7 @@ async function verify(
 
 /** Says what ends with the daemon that is to be replaced: one of an earlier version, or with plain pipes, leaves nothing to the next. */
 async function warnOfReplaced({ client, record }: Reached, { ifIdle, warn }: StartOptions): Promise<void> {
-  const status = (await client.request("server.status", {}, record.key, answerMs)) as Replaceable;
+  const status = (await client.request("server.status", {}, record.key, answerMs)) as Status;
   const count = status.features.includes("held") ? 0 : status.processes.filter(({ running }) => running).length;
   if (count === 0) return;
   const what = `${count} ${count === 1 ? "process" : "processes"} of the daemon (version ${record.version}) cannot go on without it`;
@@ -418,13 +425,6 @@ async function warnOfReplaced({ client, record }: Reached, { ifIdle, warn }: Sta
   }
   warn?.(`${what}, and will be ended`);
 }
-
-/** Of server.status. */
-interface Replaceable {
-  features: string[];
-  processes: { running: boolean }[];
-}
-
 /**
  * The old daemon ends, by its bound name; its public one is the new daemon's already, so that at no time there is none. Who asks that one for
  * processes waits for what this leaves: takeUp().

@@ -595,6 +595,15 @@ fault(
   },
 );
 
+fault("a daemon that dies as its start is verified", "`--serve` says so; the next one starts", async (place) => {
+  change(place, "function statusOf(daemon) {", 'process.kill(process.pid, "SIGKILL");');
+  const { code, stderr } = await outcomeOf(place.spawnServe());
+  assert.is(code, 69);
+  assert.match(stderr, /^holdfast: error: Cannot verify the start: The connection .* ended before the answer came$/m);
+  assertDone(await place.serve());
+  return "so";
+});
+
 fault("a mode waits for what never comes", "it says so, with exit code 1: none ends in silence", async (place) => {
   change(place, "async function main() {", "await new Promise(() => {});");
   const { code, stdout, stderr } = await outcomeOf(place.spawnServe());
@@ -660,7 +669,7 @@ fault(
       for (const pid of place.daemons()) process.kill(pid, "SIGTERM");
       const { code, stderr } = await serving;
       if (code === 0) started++;
-      else assert.match(stderr, /^holdfast: error: Cannot /);
+      else assert.match(stderr, /^holdfast: error: Cannot /, stderr);
       await eventually(() => place.daemons().length === 0, "it has ended");
       assert.equal(
         existsSync(place.run)
