@@ -10,6 +10,7 @@ import type { Client } from "./client.ts";
 import {
   cannot,
   cleanText,
+  clockWords,
   defer,
   durationWords,
   errnoOf,
@@ -20,12 +21,12 @@ import {
   osFailure,
   quoteWord,
   safely,
+  sizeWords,
 } from "./failure.ts";
 import type { Output, RemoteProcess } from "./library.ts";
 import type { Lifetime } from "./lifetime.ts";
 import type { ChildSummary, Summary } from "./processes.ts";
 import { answerMs, connectOwned } from "./reach.ts";
-import { clockWords, sizeWords } from "./reasons.ts";
 import { isObject } from "./rpc.ts";
 import type { Places } from "./socket.ts";
 

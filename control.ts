@@ -19,9 +19,11 @@ import type { Launch, Lifetime, Verdict } from "./lifetime.ts";
 import { chooseLaunch, describeVerdict, judgePlace, judgeWork, switchLingerOn } from "./lifetime.ts";
 import type { Reached } from "./reach.ts";
 import {
+  absenceFailure,
   answerMs,
   clearDead,
   deathMs,
+  explainAbsence,
   isAlive,
   isGoneWithin,
   notAnswering,
@@ -29,7 +31,6 @@ import {
   recallServer,
   tryReach,
 } from "./reach.ts";
-import { absenceFailure, explainAbsence } from "./reasons.ts";
 import type { DaemonRecord, Identity } from "./record.ts";
 import {
   argumentsOf,

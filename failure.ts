@@ -176,6 +176,28 @@ export function durationWords(ms: number): string {
         : `${Math.round(seconds / 86_400)} days`;
 }
 
+/** "at 14:03:22 (2 h ago)". */
+export function timeWords(at: number): string {
+  return `${clockWords(at)} (${durationWords(Date.now() - at)} ago)`;
+}
+
+/** "at 14:03:22"; with the date when it is another day. */
+export function clockWords(at: number): string {
+  const time = new Date(at);
+  const day = time.toDateString() === new Date().toDateString() ? "" : `${time.toISOString().slice(0, 10)} `;
+  return `at ${day}${time.toTimeString().slice(0, 8)}`;
+}
+
+export function sizeWords(bytes: number): string {
+  return bytes < 10_000
+    ? `${bytes} B`
+    : bytes < 1e7
+      ? `${Math.round(bytes / 1e3)} kB`
+      : bytes < 1e10
+        ? `${Math.round(bytes / 1e6)} MB`
+        : `${Math.round(bytes / 1e9)} GB`;
+}
+
 /** The name that somebody may have meant: one that begins so, or is a letter in three away; undefined where none is near. */
 export function nearest(word: string, names: readonly string[]): string | undefined {
   const begins = word.length >= 3 ? names.filter((name) => name.startsWith(word)) : [];

@@ -82,7 +82,7 @@ export interface DaemonRecord extends Identity {
   command: string[];
   /** Where it lives and whether that survives logout: see lifetime.ts. */
   lifetime: unknown;
-  /** How often the kernel had killed a process for want of memory, when the daemon looked last: see reasons.ts. */
+  /** How often the kernel had killed a process for want of memory, when the daemon looked last: see reach.ts. */
   oomKills?: number | undefined;
   /** When, in the minute before it was started, such a daemon had died and was brought back by itself: unix ms. See watchdog.ts. */
   returns?: number[] | undefined;

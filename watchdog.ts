@@ -16,8 +16,7 @@ import type { Socket } from "node:net";
 import type { StartOptions } from "./control.ts";
 import { reachOtherwise } from "./control.ts";
 import { cannot, reasonOf, safely } from "./failure.ts";
-import { answerMs, deathMs, isGoneWithin, tryReach } from "./reach.ts";
-import { explainAbsence, maxReturns, returnsMs } from "./reasons.ts";
+import { answerMs, deathMs, explainAbsence, isGoneWithin, maxReturns, returnsMs, tryReach } from "./reach.ts";
 import { createLog, openLog, readRecord, sleep } from "./record.ts";
 import type { Places } from "./socket.ts";
 

@@ -68,7 +68,7 @@ test("say of a warning what --help says of it on a host", () => {
 });
 
 test("explain each reason, and no other", () => {
-  const [union] = all(/export type Reason =([^;]+);/g, readFileSync("reasons.ts", "utf8"), "reasons.ts");
+  const [union] = all(/export type Reason =([^;]+);/g, readFileSync("reach.ts", "utf8"), "reach.ts");
   const reasons = all(/"([a-z-]+)"/g, union!, "Reason");
   const table = section("docs/survival.md", "## What the messages mean");
   assert.equal(sorted(all(/^\| `([a-z-]+)` \|/gm, table, "the table")), sorted(reasons));

@@ -24,7 +24,7 @@ import type { ConnectOutcome } from "../../client.ts";
 import { tryConnect } from "../../client.ts";
 import { stopServer } from "../../control.ts";
 import { exitCodes, Failure } from "../../failure.ts";
-import { absenceFailure, explainAbsence } from "../../reasons.ts";
+import { absenceFailure, explainAbsence } from "../../reach.ts";
 import type { DaemonRecord, Identity } from "../../record.ts";
 import { identify, livenessOf, readRecord, tryClaim } from "../../record.ts";
 import type { Places } from "../../socket.ts";

@@ -1,9 +1,9 @@
-/** reasons.ts: why there is no daemon, by its record, and what helps then. */
+/** reach.ts: why there is no daemon, by its record, and what helps then. */
 
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { readOomKills } from "../lifetime.ts";
-import { explainAbsence } from "../reasons.ts";
+import { explainAbsence } from "../reach.ts";
 import type { DaemonRecord, EndReason } from "../record.ts";
 import { identify, writeRecord } from "../record.ts";
 import { placesOf } from "../socket.ts";
