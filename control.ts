@@ -12,9 +12,10 @@ import { endLeft, forgetLeft } from "./adoption.ts";
 import type { ConnectFailure } from "./client.ts";
 import { connectClient, tryConnect } from "./client.ts";
 import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, Failure, osFailure, safely } from "./failure.ts";
-import type { Facts, Place, World } from "./host.ts";
+import type { Facts, World } from "./host.ts";
 import { placeOf, probeHost, realWorld } from "./host.ts";
-import { launchDaemon, moveRunning, moveWork } from "./launch.ts";
+import type { Work } from "./launch.ts";
+import { childrenOf, familyOf, holdersOf, launchDaemon, moveRunning, moveWork, placesOf } from "./launch.ts";
 import type { Launch, Lifetime, Verdict } from "./lifetime.ts";
 import { chooseLaunch, describeVerdict, judgePlace, judgeWork, switchLingerOn } from "./lifetime.ts";
 import type { Reached } from "./reach.ts";
@@ -26,19 +27,20 @@ import {
   explainAbsence,
   isAlive,
   isGoneWithin,
+  maxReturns,
   notAnswering,
   reachServer,
   recallServer,
+  returnsMs,
   tryReach,
 } from "./reach.ts";
 import type { DaemonRecord, Identity } from "./record.ts";
 import {
-  argumentsOf,
   claimSoon,
+  createLog,
   identify,
   isOtherHost,
   livenessOf,
-  livingProcesses,
   now,
   readRecord,
   sleep,
@@ -56,6 +58,8 @@ const startMs = 15_000;
 const retireMs = 2000;
 /** For a supervisor to start its daemon again: systemd waits for 100 ms, or as RestartSec= says. */
 const supervisorMs = 3000;
+/** From a return that has failed to the next. */
+const againMs = 100;
 /** From SIGTERM to SIGKILL, for a daemon that does not answer. */
 const termMs = 3000;
 
@@ -218,6 +222,37 @@ async function awaitSupervisor(places: Places): Promise<Socket | undefined> {
   return undefined;
 }
 
+/**
+ * Starts a daemon again that has died, unless it was stopped, or somebody was quicker; and again when that one dies before it has a name. What there is
+ * to say goes to its log.
+ */
+export async function revive(places: Places, healing: Omit<StartOptions, "tokenHashes">): Promise<void> {
+  for (let known: number[] = []; ; await sleep(againMs)) {
+    const { record } = readRecord(places.record);
+    if (!record || !(await isGoneWithin(record, deathMs))) return;
+    const say = safely(() => createLog(record.log)) || (() => {});
+    const returns = recent([...(record.returns ?? []), ...known]);
+    if (returns.length >= maxReturns) {
+      return say(
+        `[Watchdog] The daemon is dead again, after ${returns.length} returns within ${returnsMs / 1000} s: now --serve or --bridge is to start it`,
+      );
+    }
+    const outcome = await tryReach(places, answerMs);
+    if ("socket" in outcome) return void outcome.socket.destroy();
+    known = [...returns, Date.now()];
+    const progress = (line: string) => say(`[Watchdog] ${line}`);
+    const reached = await reachOtherwise(places, outcome, { ...healing, progress, returns: known });
+    if ("destroy" in reached) return void reached.destroy();
+    progress(reached.message);
+    if (!explainAbsence(places, outcome).healable) return;
+  }
+}
+
+/** Each once: the record has what is known, when the one that was started got so far. */
+function recent(returns: number[]): number[] {
+  return [...new Set(returns)].filter((at) => Math.abs(Date.now() - at) < returnsMs);
+}
+
 /** Runs `join` until it succeeds, or `start` with the start claimed. */
 async function withClaim<T>(
   { places }: StartOptions,
@@ -368,23 +403,6 @@ interface Status {
   version: string;
   features: string[];
   processes: Work[];
-}
-
-interface Work {
-  id: string;
-  pid: number;
-  running: boolean;
-}
-
-function placesOf(work: Work[], world: World): [id: string, place: Place][] {
-  return work.filter(({ running }) => running).map(({ id, pid }) => [id, placeOf(pid, world)]);
-}
-
-/** The holders of processes, by their arguments: the parent of what an earlier daemon has left without one may be anybody. */
-function holdersOf(work: Work[], { held }: Places): number[] {
-  const pids = new Set(work.map(({ pid }) => pid));
-  const isHolder = (pid: number) => safely(() => argumentsOf(pid).some((word) => word.startsWith(`${held}/`)));
-  return livingProcesses().flatMap(({ pid, parent }) => (pids.has(pid) && isHolder(parent) ? [parent] : []));
 }
 
 /** A real request over the socket, and the place where the process really is. */
@@ -578,21 +596,4 @@ function signalIfSame(identity: Identity, signal: NodeJS.Signals): void {
     if (errnoOf(error) !== "ESRCH")
       throw osFailure(`send ${signal} to process ${identity.pid}`, error, { exit: exitCodes.noPermission });
   }
-}
-
-function childrenOf(daemon: number): number[] {
-  return livingProcesses()
-    .filter(({ parent }) => parent === daemon)
-    .map(({ pid }) => pid);
-}
-
-/** Some living processes, and all that is theirs: descendants, and those that have left their parents, but not the session. */
-function familyOf(pids: number[]): number[] {
-  const living = livingProcesses();
-  const family = new Set(pids);
-  for (let size = -1; size < family.size; ) {
-    size = family.size;
-    for (const { pid, parent, session } of living) if (family.has(parent) || family.has(session)) family.add(pid);
-  }
-  return [...family];
 }

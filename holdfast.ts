@@ -10,13 +10,14 @@ import { help, helpOf, parseArguments, sizeOf, usage } from "./arguments.ts";
 import { channelEnds, runBridge } from "./bridge.ts";
 import { call, inColour, jsonLine, print, printStatus, say } from "./call.ts";
 import type { Started, StartOptions } from "./control.ts";
-import { reachOtherwise, startHere, startServer, stopServer } from "./control.ts";
+import { reachOtherwise, revive, startHere, startServer, stopServer } from "./control.ts";
 import { pageOf, printDoctor } from "./doctor.ts";
 import { lendAgent } from "./environment.ts";
 import { cannot, cleanText, exitCodes, Failure, safely } from "./failure.ts";
 import type { JobsWorld } from "./jobs.ts";
 import { ask, attach, printList, printLogs, run as runJob, wait } from "./jobs.ts";
-import type { ReadyMessage } from "./launch.ts";
+import type { ReadyMessage, Watchdog } from "./launch.ts";
+import { startWatchdog } from "./launch.ts";
 import { build, daemonCommand, refuseDebuggers, version, versionFacts } from "./program.ts";
 import { explainLoss, explainSilence, isEndedDaemon, ownerKey } from "./reach.ts";
 import { readRecord } from "./record.ts";
@@ -25,8 +26,6 @@ import { startDaemon } from "./server.ts";
 import type { Places } from "./socket.ts";
 import { hashToken, makeRunDirectory, ownToken, placesOf, readToken } from "./socket.ts";
 import { defaultKey, detachKeyOf } from "./terminal.ts";
-import type { Watchdog } from "./watchdog.ts";
-import { revive, startWatchdog } from "./watchdog.ts";
 
 export { connect, deploy, HoldfastError, serve } from "./deploy.ts";
 

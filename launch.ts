@@ -1,5 +1,5 @@
 /**
- * Starts a daemon's process where lifetime.ts has chosen, and moves one that runs.
+ * Starts a daemon's process where lifetime.ts has chosen, moves one that runs, and has it watched over, to be brought back when it dies unmeant.
  *
  *     systemd-run --user --scope … -- <runtime> <file> --serve --launched --socket <path>
  *
@@ -10,7 +10,8 @@
 
 import type { ChildProcess } from "node:child_process";
 import { spawn } from "node:child_process";
-import { closeSync, fstatSync, readFileSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { closeSync, existsSync, fstatSync, readFileSync } from "node:fs";
 import type { Socket } from "node:net";
 import { basename } from "node:path";
 import { cannot, Failure, reasonOf, safely } from "./failure.ts";
@@ -20,7 +21,8 @@ import type { Launch } from "./lifetime.ts";
 import { chooseLaunch } from "./lifetime.ts";
 import type { StdioItem } from "./program.ts";
 import { build, daemonEnvironment, maskInherited, runtime } from "./program.ts";
-import { argumentsOf, now, openLog, sleep, soon } from "./record.ts";
+import { argumentsOf, createLog, livingProcesses, now, openLog, sleep, soon } from "./record.ts";
+import type { Places } from "./socket.ts";
 
 /** For systemd-run to become the daemon. It hangs where the user manager is stopped. */
 const scopeMs = 5000;
@@ -242,4 +244,111 @@ async function moveIntoScope(pids: number[], facts: Facts, world: World): Promis
   const isThere = (place: Place): boolean => place.kind === "unknown" || ("unit" in place && place.unit === name);
   const hasMoved = await soon(() => pids.every((each) => isThere(placeOf(each, world))), moveMs, 2);
   return hasMoved ? undefined : "the user manager took the call, but the daemon has not moved";
+}
+
+/** A process in server.status. */
+export interface Work {
+  id: string;
+  pid: number;
+  running: boolean;
+}
+
+export function placesOf(work: Work[], world: World): [id: string, place: Place][] {
+  return work.filter(({ running }) => running).map(({ id, pid }) => [id, placeOf(pid, world)]);
+}
+
+/** The holders of processes, by their arguments: the parent of what an earlier daemon has left without one may be anybody. */
+export function holdersOf(work: Work[], { held }: Places): number[] {
+  const pids = new Set(work.map(({ pid }) => pid));
+  const isHolder = (pid: number) => safely(() => argumentsOf(pid).some((word) => word.startsWith(`${held}/`)));
+  return livingProcesses().flatMap(({ pid, parent }) => (pids.has(pid) && isHolder(parent) ? [parent] : []));
+}
+
+export function childrenOf(daemon: number): number[] {
+  return livingProcesses()
+    .filter(({ parent }) => parent === daemon)
+    .map(({ pid }) => pid);
+}
+
+/** Some living processes, and all that is theirs: descendants, and those that have left their parents, but not the session. */
+export function familyOf(pids: number[]): number[] {
+  const living = livingProcesses();
+  const family = new Set(pids);
+  for (let size = -1; size < family.size; ) {
+    size = family.size;
+    for (const { pid, parent, session } of living) if (family.has(parent) || family.has(session)) family.add(pid);
+  }
+  return [...family];
+}
+
+// Who brings it back
+//
+//     daemon ═══ a pipe that nobody else writes ═══▶ sh, in `read`
+//
+// The word `up` comes when the daemon has a name: until then whoever starts it sees its death, and a --revive tries again. The word `over` is a meant
+// end. The pipe's end without it is a death: then the sh becomes `--serve --revive`, which heals as a bridge does: what
+// provably died, and was not stopped. At most 3 times in a minute, and only with the very file that the daemon was started from: another one is a
+// person's to start. A daemon in the foreground has a supervisor, and none of this; nor has one that is pid 1, with which all ends.
+
+const shell = "/bin/sh";
+/** $1 the hash of $2, the program; the rest: the command. Compared before any of it runs. */
+const script = `
+read -r HOLDFAST_WORD && [ "$HOLDFAST_WORD" = up ] || exit 0
+read -r HOLDFAST_WORD; [ "$HOLDFAST_WORD" != over ] || exit 0
+if ! printf '%s  %s\\n' "$1" "$2" | sha256sum -c >/dev/null 2>&1; then
+echo "$(date -u +%Y-%m-%dT%H:%M:%SZ) [Watchdog] The daemon is dead, and is not started again: $2 is not the file it was started from"; exit 1; fi
+shift 2; exec "$@"`;
+
+export interface Watchdog {
+  /** The daemon has a name. Before its launcher hears of it: there is no moment in which nobody sees its death. */
+  rise(): void;
+  /** The daemon's end is meant. */
+  stand(): void;
+}
+
+/**
+ * Makes the one that is to watch over this daemon, before it has a name: what cannot be made is in the log by then.
+ *
+ * @returns Undefined where it is not to be, or cannot be, which is in the log.
+ */
+export function startWatchdog(
+  { command, places }: { command: string[]; places: Places },
+  env: NodeJS.ProcessEnv,
+): Watchdog | undefined {
+  if (process.pid === 1 || env.HOLDFAST_WATCHDOG === "off") return undefined;
+  const log = (why: string) =>
+    safely(() => createLog(places.log)(`[Watchdog] Nobody watches over this daemon: ${why}`));
+  const at = command.lastIndexOf("--serve");
+  const file = command[at - 1]!;
+  const again = [...command.slice(0, at), "--serve", "--revive", "--socket", places.socket];
+  try {
+    if (!hasHashTool(env)) throw cannot("compare files: there is no sha256sum in PATH");
+    const hash = createHash("sha256").update(readFileSync(file)).digest("hex");
+    const words = openLog(places.log);
+    const stdio = ["pipe", words, words] as const;
+    const options = { cwd: "/", env, detached: true, stdio: [...stdio] };
+    const handle = spawn(shell, ["-c", script, "holdfast", hash, file, ...again], options);
+    closeSync(words);
+    handle.on("error", (error) => log(error.message));
+    handle.on("exit", () => log("it was ended"));
+    handle.stdin!.on("error", () => {}); // it was killed
+    handle.unref();
+    (handle.stdin as Socket).unref();
+    return {
+      rise() {
+        handle.stdin!.write("up\n");
+      },
+      stand() {
+        handle.removeAllListeners("exit");
+        handle.stdin!.end("over\n");
+      },
+    };
+  } catch (error) {
+    log(reasonOf(error));
+    return undefined;
+  }
+}
+
+function hasHashTool(env: NodeJS.ProcessEnv): boolean {
+  return (env.PATH || "").split(":").some((directory) => directory && existsSync(`${directory}/sha256sum`));
 }

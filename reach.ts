@@ -395,7 +395,7 @@ export async function clearDead(places: Places, stopped = false): Promise<void> 
 
 // Why there is none
 
-/** A daemon that has died comes back by itself at most so often within so long: watchdog.ts. */
+/** A daemon that has died comes back by itself at most so often within so long: revive(). */
 export const maxReturns = 3;
 export const returnsMs = 60_000;
 

@@ -84,7 +84,7 @@ export interface DaemonRecord extends Identity {
   lifetime: unknown;
   /** How often the kernel had killed a process for want of memory, when the daemon looked last: see reach.ts. */
   oomKills?: number | undefined;
-  /** When, in the minute before it was started, such a daemon had died and was brought back by itself: unix ms. See watchdog.ts. */
+  /** When, in the minute before it was started, such a daemon had died and was brought back by itself: unix ms. See launch.ts. */
   returns?: number[] | undefined;
   /** Set while it is stopping with processes alive: the time, in unix ms, at which they will be ended. */
   stoppingAt?: number;
