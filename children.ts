@@ -239,7 +239,7 @@ function setSeqsAside({ spool, mark }: Child): void {
 /**
  * Notes that all that was read is in the spool, when the child has been quiet for a while: after a crash later than that nothing is missing.
  *
- * Not while it stands still: node may have read a chunk that it has not told yet.
+ * Not while it stands still: what is in its pipes yet would be read later, and lost with the daemon, without a sign that it was written after this.
  */
 function settleSoon(child: Child): void {
   if (!child.mark || !child.running) return;

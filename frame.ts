@@ -28,6 +28,7 @@ const largeStoreBytes = 2 * 1024 * 1024;
 const newline = 0x0a;
 const carriageReturn = 0x0d;
 const space = 0x20;
+const nothing = Buffer.alloc(0);
 
 export type Framing = "native" | "lines";
 
@@ -64,13 +65,19 @@ export interface FrameDecoder {
 }
 
 /**
- * Encodes one body as a frame, in one allocation.
+ * Encodes one body as a frame, in one allocation, or none.
  *
  * @param body JSON. In lines framing its newlines become spaces: in JSON they can only be white space.
  * @param ascii What else the body has, at its end: base64 need not be looked at.
+ * @param into Where the frame is made, if it fits.
  * @throws {Failure} The body is over maxBodyBytes, in either framing.
  */
-export function encodeFrame(body: string | Uint8Array, framing: Framing, ...ascii: string[]): Buffer {
+export function encodeFrame(
+  body: string | Uint8Array,
+  framing: Framing,
+  ascii: string[] = [],
+  into: Buffer = nothing,
+): Buffer {
   let bodyBytes = typeof body === "string" ? Buffer.byteLength(body) : body.length;
   const asciiAt = bodyBytes;
   for (const text of ascii) bodyBytes += text.length;
@@ -78,7 +85,8 @@ export function encodeFrame(body: string | Uint8Array, framing: Framing, ...asci
     throw cannot(`encode frame: its body has ${bodyBytes} bytes, at most ${maxBodyBytes} are accepted`);
   }
   const start = framing === "native" ? headerBytes : 0;
-  const frame = Buffer.allocUnsafe(framing === "native" ? headerBytes + bodyBytes : bodyBytes + 1);
+  const frameBytes = framing === "native" ? headerBytes + bodyBytes : bodyBytes + 1;
+  const frame = frameBytes <= into.length ? into.subarray(0, frameBytes) : Buffer.allocUnsafe(frameBytes);
   if (typeof body === "string") frame.write(body, start);
   else frame.set(body, start);
   for (let i = 0, at = start + asciiAt; i < ascii.length; i++) at += frame.write(ascii[i]!, at, "latin1");
@@ -168,8 +176,6 @@ interface Decoding {
   /** Of the last chunk. */
   takenBytes: number;
 }
-
-const nothing = Buffer.alloc(0);
 
 function pushChunk(decoding: Decoding, chunk: Uint8Array, maxEvents: number): FrameEvent[] {
   const events: FrameEvent[] = [];
@@ -314,8 +320,9 @@ function forget(decoding: Store): void {
 function take(decoding: Store, piece: Buffer): Buffer {
   if (decoding.storedBytes === 0) return piece;
   const { store, storedBytes } = decoding;
-  const body = Buffer.allocUnsafe(storedBytes + piece.length);
-  store.copy(body, 0, 0, storedBytes);
+  const isFull = storedBytes + piece.length === store.length && !memoryOf(store);
+  const body = isFull ? store : Buffer.allocUnsafe(storedBytes + piece.length);
+  if (!isFull) store.copy(body, 0, 0, storedBytes);
   piece.copy(body, storedBytes);
   forget(decoding);
   return body;

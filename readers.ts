@@ -19,8 +19,6 @@ import { booleanParam } from "./rpc.ts";
 import type { Message, Place, Spool } from "./spool.ts";
 import { messageBytes, placeAt, readMessages } from "./spool.ts";
 
-/** Read from the spool, or just come, and not sent yet: at most so much is kept of one reader, and a chunk. */
-const maxAheadBytes = 256 << 10;
 /** A connection is looked at so often until it is taken for stalled. */
 const looks = 10;
 
@@ -51,7 +49,6 @@ export interface Reader extends Manner {
   /** What it has yet to read; what it has read, and not been sent. */
   readonly place: Place;
   ahead: Message[];
-  aheadBytes: number;
 }
 
 /** A connection, as the children that it reads see it. */
@@ -118,7 +115,7 @@ export function attach(
   { share, lossless, overtake }: Manner = { share: false, lossless: false, overtake: false },
 ): Reader {
   const place = placeAt(source.spool, seq, lossless || (!share && !link.isStalled));
-  const reader: Reader = { source, link, share, lossless, overtake, place, ahead: [], aheadBytes: 0 };
+  const reader: Reader = { source, link, share, lossless, overtake, place, ahead: [] };
   source.readers.add(reader);
   link.readers.add(reader);
   source.onFlow();
@@ -139,10 +136,11 @@ export function detach(reader: Reader, by?: string): void {
 export function deliver(source: Source, messages: Message[]): void {
   for (const reader of source.readers) {
     const { place, link } = reader;
-    if (messages.length > 0 && place.seq === messages[0]!.seq && reader.aheadBytes < maxAheadBytes) {
-      place.seq += messages.length;
+    for (const message of messages) {
+      if (link.isBehind || place.seq !== message.seq || reader.ahead.length > 0) break;
+      place.seq++;
       place.segment = undefined;
-      for (const message of messages) putAhead(reader, message);
+      sendTo(reader, message);
     }
     if (!reader.share) noteLoss(reader); // one that shares is told when it is its turn, of all that it has missed by then
     while (!link.isBehind && source.readers.has(reader) && sendNext(reader));
@@ -165,26 +163,24 @@ export function mayFlow({ readers }: Source): boolean {
   return ![...readers].some(({ link, place }) => link.isBehind && place.holds && !(link.isStalled && isOvertaken));
 }
 
-function putAhead(reader: Reader, message: Message): void {
-  reader.ahead.push(message);
-  reader.aheadBytes += message.data.length;
-}
-
 function sendNext(reader: Reader): boolean {
   const { source, link, place } = reader;
   if (reader.ahead.length === 0) {
     noteLoss(reader);
-    for (const message of readMessages(source.spool, place)) putAhead(reader, message);
+    reader.ahead.push(...readMessages(source.spool, place));
   }
   const message = reader.ahead.shift();
   if (!message || link.isClosed) {
     if (source.isDone && place.seq > source.spool.lastSeq) detach(reader);
     return false;
   }
-  reader.aheadBytes -= message.data.length;
-  send(link, encodeMessage(source.id, message));
-  if (message.stream === "exit") detach(reader); // what a grandchild says later is sent to those who ask for it
+  sendTo(reader, message);
   return true;
+}
+
+function sendTo(reader: Reader, message: Message): void {
+  send(reader.link, encodeMessage(reader.source.id, message));
+  if (message.stream === "exit") detach(reader); // what a grandchild says later is sent to those who ask for it
 }
 
 /** The spool has dropped what it was to be sent. One that shares is told how much, and goes on; another's stream is taken from it. */
@@ -198,7 +194,7 @@ function noteLoss(reader: Reader): void {
   }
   const maxBytes = (firstSeq - place.seq) * messageBytes;
   place.seq = firstSeq;
-  putAhead(reader, { seq: firstSeq - 1, stream: "gap", data: Buffer.from(JSON.stringify({ maxBytes })) });
+  reader.ahead.push({ seq: firstSeq - 1, stream: "gap", data: Buffer.from(JSON.stringify({ maxBytes })) });
 }
 
 function encodeMessage(processId: string, { seq, stream, data }: Message): object {

@@ -7,7 +7,7 @@
 import type { ChildProcess } from "node:child_process";
 import { spawn } from "node:child_process";
 import { closeSync, constants, fstatSync, openSync, readFileSync, unlinkSync, writeFileSync, writeSync } from "node:fs";
-import type { SocketConstructorOpts } from "node:net";
+import type { ConnectOpts, OnReadOpts, SocketConstructorOpts } from "node:net";
 import { Socket } from "node:net";
 import { constants as osConstants } from "node:os";
 import { join } from "node:path";
@@ -24,6 +24,8 @@ const lookMs = 250;
 const looksAtOnce = 64;
 /** A stdin that is full is tried again after at most so long: of a FIFO node can tell that there is room only by writing to it. */
 const maxWriteWaitMs = 32;
+/** Read at once: what a pipe holds. */
+const intakeBytes = 64 << 10;
 /** The engine of a terminal takes what its command does not read, without an end: after each 64 KiB its memory is looked at, as long as it has more it is given no more. */
 const typedBytes = 64 << 10;
 const engineBytes = 32 << 20;
@@ -62,7 +64,7 @@ export interface Ended {
 
 /** What is told of a running child, never before `listen` returns. */
 export interface RunningEvents {
-  /** Comes only while it flows, or what was read before. The chunk is the listener's to keep. */
+  /** Comes only while it flows, or what was read before. The chunk is good until it returns. */
   output(stream: "stdout" | "stderr", chunk: Buffer): void;
   /** write() took less than it was given: now it may take more. */
   writable(): void;
@@ -134,6 +136,8 @@ export interface Watch {
   readonly watched: Set<Held>;
   readonly leaving: Set<Held>;
   timer: NodeJS.Timeout | undefined;
+  /** What all of them are read into: whoever is told of a chunk has done with it before the next read. */
+  readonly intake: Buffer;
 }
 
 /** One held child. */
@@ -250,18 +254,13 @@ export function watchTrial(running: Running, hear: () => void = () => {}, writab
 // Held children
 
 export function createWatch(): Watch {
-  return { watched: new Set(), leaving: new Set(), timer: undefined };
+  return { watched: new Set(), leaving: new Set(), timer: undefined, intake: Buffer.allocUnsafeSlow(intakeBytes) };
 }
 
-export function socketOf(descriptor: number): Socket {
-  // highWaterMark: while it is paused, node has read one chunk at most
-  const options: SocketConstructorOpts & { highWaterMark: number } = {
-    fd: descriptor,
-    readable: true,
-    writable: false,
-    highWaterMark: 1,
-  };
-  return new Socket(options);
+/** @param onread Takes what comes in the place of "data" events: nothing is read while the socket is paused. */
+export function socketOf(descriptor: number, onread?: OnReadOpts): Socket {
+  const options: SocketConstructorOpts & ConnectOpts = { fd: descriptor, readable: true, writable: false };
+  return new Socket(onread ? { ...options, onread } : options);
 }
 
 /** Opens a FIFO, or a pipe through /proc: never waits for who is at its other end. */
@@ -323,10 +322,13 @@ function listenTo(held: Held, events: RunningEvents): void {
   };
   held.sockets = held.pipes.map((descriptor, at) => {
     if (descriptor === undefined) return undefined;
-    const socket = socketOf(descriptor);
     const stream = at === 0 ? "stdout" : "stderr";
-    socket.on("data", (chunk: Buffer) => held.events?.output(stream, chunk)).on("error", () => {}); // "close" follows
-    return socket.on("close", onClose);
+    const callback = (length: number) => {
+      held.events?.output(stream, held.watch.intake.subarray(0, length));
+      return true;
+    };
+    const socket = socketOf(descriptor, { buffer: held.watch.intake, callback });
+    return socket.on("error", () => {}).on("close", onClose); // which follows an error
   });
   if (held.openPipes === 0) setImmediate(onClose);
   held.watch.watched.add(held);
@@ -342,10 +344,6 @@ function release(held: Held): void {
 }
 
 function leave(held: Held): void {
-  for (const socket of held.sockets) {
-    socket?.pause();
-    socket?.read(); // what node has read: told as "data"
-  }
   letGo(held);
 }
 

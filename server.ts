@@ -72,6 +72,8 @@ import {
 
 /** Tokens accepted side by side: one per --serve that joined, the newest this many. */
 const maxTokens = 64;
+/** Written to a connection, and not yet the kernel's: with more it is behind (readers.ts), and its processes stand still. */
+const waitingBytes = 64 << 10;
 /** How often the public name is looked after: it may be deleted, and /tmp is cleaned by age. */
 const checkMs = 30_000;
 /** From the first of its names being removed to a look at all of them: rm(1) is to be done with the directory. */
@@ -249,7 +251,7 @@ export function createDaemon(handover: Handover, log: Log, world: World): Daemon
 /** Listens under a new name of its own. Connections stay: they are the old listener's no more. */
 export async function listen(daemon: Daemon): Promise<void> {
   const { connections, places, log } = daemon;
-  const next = createServer({ allowHalfOpen: true, highWaterMark: 1 << 20 }, (socket) =>
+  const next = createServer({ allowHalfOpen: true, highWaterMark: waitingBytes }, (socket) =>
     acceptConnection(connections, socket),
   );
   next.on("error", (error) => log(`[Server] Cannot accept a connection: ${error.message}`));

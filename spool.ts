@@ -216,7 +216,7 @@ function enterRoom(room: Room, name: string, directory: string | undefined): Spo
  * Holds what a child has said, cut into messages.
  *
  * @param data Of a gap or an exit: as it is, in one message.
- * @returns What it has become, oldest first. It is on disk then, or in memory; it is not copied for the caller.
+ * @returns What it has become, oldest first: views of `data`. It is on disk then, or in memory.
  */
 export function appendOutput(spool: Spool, stream: Stream, data: Buffer): Message[] {
   const messages: Message[] = [];

@@ -7,6 +7,9 @@ import * as assert from "uvu/assert";
 import { childEnvironment, daemonEnvironment } from "../program.ts";
 import { builtFile, withDirectory } from "./daemon.ts";
 
+/** Of every daemon's node: see program.ts. */
+const young = "--max-semi-space-size=2";
+
 const command = suite("daemonCommand()");
 
 command("is the runtime, its flags and the file as it was called", async () => {
@@ -17,15 +20,17 @@ command("is the runtime, its flags and the file as it was called", async () => {
     copyFileSync(builtFile, program);
     const link = join(site.directory, "link.js");
     symlinkSync(program, link);
-    for (const [flags, file] of [
+    for (const [flags, file, kept = flags] of [
       [[], program],
       [["--no-warnings", "--stack-size=800"], program],
+      [["--max-semi-space-size=8"], program],
+      [[young, "--no-warnings"], program, ["--no-warnings"]],
       [[], link],
     ] as const) {
       const started = await site.command([process.execPath, ...flags, file, "--serve", "--socket", site.socket]);
       assert.is(started.code, 0, started.stderr);
       const words = readFileSync(`/proc/${site.record().pid}/cmdline`, "utf8").split("\0").slice(0, -1);
-      const expected = [process.execPath, ...flags, file, "--serve", "--launched", "--socket", site.socket];
+      const expected = [process.execPath, young, ...kept, file, "--serve", "--launched", "--socket", site.socket];
       assert.equal(words, expected);
       assert.is((await site.run(["--stop", "--now"])).code, 0);
     }
@@ -41,7 +46,7 @@ command("of an import is the file that was imported, without the flags of the im
     const { code, stderr } = await site.command([process.execPath, "--no-warnings", script]);
     assert.is(code, 0, stderr);
     const words = readFileSync(`/proc/${site.record().pid}/cmdline`, "utf8").split("\0").slice(0, -1);
-    assert.equal(words, [process.execPath, program, "--serve", "--launched", "--socket", site.socket]);
+    assert.equal(words, [process.execPath, young, program, "--serve", "--launched", "--socket", site.socket]);
   });
 });
 
