@@ -39,6 +39,8 @@ const smallBodyBytes = 16 << 10;
 /** Of output: a frame with so much base64 is written by itself; and the largest there is, with the longest id. */
 const largeDataBytes = 16 << 10;
 const spareBytes = 48 << 10;
+/** Of their buffers so many are kept: two are under way for each connection that is read from steadily. */
+const maxSpares = 8;
 /** Decoded at once: small frames are not to cost an array each. */
 const maxEvents = 64;
 const nothing = Buffer.alloc(0);
@@ -59,8 +61,8 @@ export interface Connections {
   turnEndsAt: number | undefined;
   queue: Set<Connection>;
   isGoingOn: boolean;
-  /** What the next large frame of output is made in; undefined until there is one, and while a socket has it. */
-  spare: Buffer | undefined;
+  /** What large frames of output are made in; those that no socket has. */
+  spares: Buffer[];
   log: Log;
   /** Carries out one body: see rpc.ts. */
   handle(body: Buffer, caller: Caller): Answer | Promise<Answer>;
@@ -107,7 +109,7 @@ export function createConnections(
     turnEndsAt: undefined,
     queue: new Set(),
     isGoingOn: false,
-    spare: undefined,
+    spares: [],
     log,
     handle,
     maxOpenFiles,
@@ -423,22 +425,22 @@ function isOutput(message: object): message is OutputMessage {
 /**
  * JSON.stringify looks at each character of a string: for 32 KiB of output that is most of its cost (46 us of 77; this takes 12). Base64 needs no look.
  *
- * A large frame is made where the one before it was, unless that is on its way still: most often the kernel takes it at once. Memory that is new each
- * time has to be mapped, and stays as garbage for as long as an idle daemon collects none.
+ * Large frames are made in a few buffers, again and again: memory that is new each time has to be mapped, and stays as garbage for as long as an idle
+ * daemon collects none.
  */
-function writeOutput(connections: Connections, connection: Connection, message: OutputMessage): boolean {
+function writeOutput({ spares }: Connections, connection: Connection, message: OutputMessage): boolean {
   const { data, ...others } = message;
   const head = `${JSON.stringify(others).slice(0, -1)},"data":"`;
   const framing = framingOf(connection);
   if (data.length < largeDataBytes) return deliver(connection, [encodeFrame(head, framing, [data, '"}'])]);
   const { socket } = connection;
   if (isEnding(socket)) return true;
-  connections.spare ??= Buffer.allocUnsafeSlow(spareBytes);
-  const frame = encodeFrame(head, framing, [data, '"}'], connections.spare);
+  const room = spares.pop() ?? Buffer.allocUnsafeSlow(spareBytes);
+  const frame = encodeFrame(head, framing, [data, '"}'], room);
   connection.answeredBytes += frame.length;
-  const isTaken = socket.write(frame);
-  if (socket.writableLength > 0) connections.spare = undefined;
-  return isTaken;
+  return socket.write(frame, (error) => {
+    if (!error && spares.length < maxSpares) spares.push(room);
+  });
 }
 
 function framingOf({ decoder }: Connection): Framing {

@@ -96,9 +96,9 @@ export function versionFacts(): Record<string, unknown> {
 
 /**
  * What V8 once had for young objects it keeps: 16 MiB after much output, and what they hold waits for as long as it takes to fill them again. With 2 it
- * is 20 MiB less in all; with 1 what is still being written counts as old, and waits for ever (bench/README.md). A flag of our caller's comes after it.
+ * is 20 MiB less in all; with 1 what is still being written counts as old, and waits for ever (bench/README.md). What our caller was started with goes before it.
  */
-const youngFlag = "--max-semi-space-size=2";
+const youngName = "--max-semi-space-size";
 
 /**
  * Says what runs this very program as the daemon of some places: the runtime and the flags that this process was started with, when it is this
@@ -113,8 +113,8 @@ export function daemonCommand(places: Places, imported?: { program: string | und
   const flags = imported ? defaultFlags() : ownFlags();
   return [
     process.execPath,
-    ...(runtime === "node" ? [youngFlag] : []),
-    ...flags.filter((flag) => flag !== youngFlag),
+    ...flags,
+    ...(runtime === "node" && !flags.some((flag) => flag.startsWith(youngName)) ? [`${youngName}=2`] : []),
     imported && !build ? besideFile(imported.program) : programFile(places, imported),
     "--serve",
     "--launched",

@@ -29,7 +29,7 @@ function clientOf(connections: Connections): Client {
     highWaterMark: 1 << 20,
     read() {},
     write(chunk: Buffer, _encoding, done) {
-      chunks.push(chunk);
+      chunks.push(Buffer.from(chunk)); // as the kernel: it is the sender's again
       if (isStalled) held = done;
       else done();
     },
@@ -364,6 +364,36 @@ flow("is sent messages, each whole; what cannot be sent closes it, and throws no
   assert.ok(client.socket.destroyed);
   assert.is(peer.send({ type: "detached" }), true, "nor does one that is closed");
   assert.is(log.filter((line) => line.includes("Internal error on c1")).length, 1);
+});
+
+flow("is sent large output whole, however late it takes it, in buffers that are used again", async () => {
+  const { connections, callers } = create();
+  const clients = [clientOf(connections), clientOf(connections)];
+  for (const client of clients) client.send(frameOf("a"));
+  await settled();
+  for (const client of clients) client.stall();
+  const sent = [..."abcdefghijkl"].map((letter) => letter.repeat(43_692));
+  for (const data of sent) {
+    for (const { peer } of callers) peer.send({ type: "stream", processId: "p", stream: "stdout", seq: 1, data });
+    await settled();
+  }
+  for (const client of clients) client.takeAll();
+  await settled();
+  for (const client of clients)
+    assert.equal(
+      messagesIn(client.received())
+        .slice(1)
+        .map(({ data }) => data),
+      sent,
+    );
+  assert.ok(connections.spares.length > 0 && connections.spares.length <= 8, String(connections.spares.length));
+  const kept = [...connections.spares];
+  callers[0]!.peer.send({ type: "stream", processId: "p", stream: "stdout", seq: 2, data: sent[0]! });
+  await settled();
+  assert.ok(
+    connections.spares.every((spare) => kept.includes(spare)),
+    "none is new",
+  );
 });
 
 flow("tells who sends that it has fallen behind, and when it has caught up or closed", async () => {

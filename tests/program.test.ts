@@ -20,17 +20,17 @@ command("is the runtime, its flags and the file as it was called", async () => {
     copyFileSync(builtFile, program);
     const link = join(site.directory, "link.js");
     symlinkSync(program, link);
-    for (const [flags, file, kept = flags] of [
+    for (const [flags, file, added = [young]] of [
       [[], program],
       [["--no-warnings", "--stack-size=800"], program],
-      [["--max-semi-space-size=8"], program],
-      [[young, "--no-warnings"], program, ["--no-warnings"]],
+      [["--max-semi-space-size=8"], program, []],
+      [[young, "--no-warnings"], program, []],
       [[], link],
     ] as const) {
       const started = await site.command([process.execPath, ...flags, file, "--serve", "--socket", site.socket]);
       assert.is(started.code, 0, started.stderr);
       const words = readFileSync(`/proc/${site.record().pid}/cmdline`, "utf8").split("\0").slice(0, -1);
-      const expected = [process.execPath, young, ...kept, file, "--serve", "--launched", "--socket", site.socket];
+      const expected = [process.execPath, ...flags, ...added, file, "--serve", "--launched", "--socket", site.socket];
       assert.equal(words, expected);
       assert.is((await site.run(["--stop", "--now"])).code, 0);
     }

@@ -99,6 +99,18 @@ for (const [name, from, words] of [
     assert.is(wordsOf(peer), words);
   });
 }
+readers("that are behind are sent what it was, though its chunk is overwritten", () => {
+  const { source, link } = createWorld();
+  const [child, peer] = [source("p"), createPeer("c1", 1)];
+  attach(child, link(peer), 1);
+  const chunk = Buffer.alloc(3);
+  for (const text of ["one", "two", "six"]) {
+    chunk.write(text);
+    deliver(child, appendOutput(child.spool, "stdout", chunk));
+  }
+  peer.drain(Infinity);
+  assert.is(wordsOf(peer), "1:one 2:two 3:six");
+});
 readers("have places of their own: one that is behind, one that is not, one that came late", () => {
   const { source, link } = createWorld();
   const child = source("p");
