@@ -14,7 +14,6 @@ import type { ConnectOpts, OnReadOpts, SocketConstructorOpts } from "node:net";
 import { Socket } from "node:net";
 import type { Readable, Writable } from "node:stream";
 import { isatty } from "node:tty";
-import { openOutput } from "./call.ts";
 import type { ConnectFailure } from "./client.ts";
 import { refusedBy, tryConnect } from "./client.ts";
 import { cannot, capture, errnoOf, errorCodes, exitCodes, Failure, osFailure, safely } from "./failure.ts";
@@ -32,7 +31,7 @@ import {
 import { ancestors, areAlive, runtime } from "./program.ts";
 import { now } from "./record.ts";
 import { answerTo, errorOf, isId, isNotification, oversizeAnswer } from "./rpc.ts";
-import { setRaw } from "./terminal.ts";
+import { openOutput, setRaw } from "./terminal.ts";
 
 const connectMs = 5000;
 /** How long a daemon that owes something may say nothing at all before it is asked, over a connection of its own, whether it answers. */

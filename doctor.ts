@@ -1,22 +1,36 @@
-/** --doctor: what this host does to daemons at logout, what a daemon and its users depend on, and the command that mends what is wrong. */
+/**
+ * What people are told of a host and its daemon: --doctor, what it does to daemons at logout, what these and their users depend on, and the command
+ * that mends what is wrong; --status; and the table of --list.
+ */
 
 import { accessSync, constants, statfsSync, statSync } from "node:fs";
 import { userInfo } from "node:os";
 import { basename, dirname, join } from "node:path";
-import { tryHolding } from "./adoption.ts";
-import { inColour, jsonLine } from "./call.ts";
+import { keptWords, tryHolding } from "./adoption.ts";
 import type { ConnectFailure } from "./client.ts";
 import { createClient } from "./client.ts";
-import { capture, cleanText, durationWords, exitCodes, quoteWord, reasonOf, safely, sizeWords } from "./failure.ts";
+import {
+  capture,
+  cleanText,
+  clockWords,
+  durationWords,
+  exitCodes,
+  quoteWord,
+  reasonOf,
+  safely,
+  sizeWords,
+} from "./failure.ts";
 import type { CommandResult, Facts, Trilean, World } from "./host.ts";
 import { probeHost, readLimit, realWorld } from "./host.ts";
 import type { Lifetime } from "./lifetime.ts";
 import { chooseLaunch, spanWords } from "./lifetime.ts";
+import type { ChildSummary, Summary } from "./processes.ts";
 import { runtime } from "./program.ts";
-import { explainAbsence, programWords, tryReach } from "./reach.ts";
+import { answerMs, connectOwned, explainAbsence, programWords, tryReach } from "./reach.ts";
 import { identify, kindOf, namesIn, readRecord } from "./record.ts";
 import type { Places } from "./socket.ts";
 import { homeDirectory, maxPathBytes } from "./socket.ts";
+import { inColour, jsonLine, say } from "./terminal.ts";
 
 /** One thing that was looked at. */
 export interface Finding {
@@ -63,7 +77,7 @@ function shellWord(word: string): string {
 }
 
 /** Looks at everything and prints it. Returns the exit code: 1 when something is a failure. */
-export async function printDoctor(places: Places, json: boolean, say: (text: string) => number): Promise<number> {
+export async function printDoctor(places: Places, json: boolean): Promise<number> {
   const evidence: Evidence[] = [];
   const world = noteCommands(realWorld(), evidence);
   const findings = await examineHost(places, world);
@@ -359,6 +373,105 @@ async function listenToShell(world: World): Promise<Finding> {
   const evidence = `${shell} says ${Buffer.byteLength(stdout)} bytes before a command, which corrupt a stream: ${JSON.stringify(stdout.slice(0, 60))}${file ? `, from ${join(home, file)}` : ""}`;
   return finding("failure", "shell", evidence, file && guard && `sed -i '1i ${guard}' ${join(home, file)}`);
 }
+
+// --status
+
+/** So many processes are listed; of more, only how many. */
+const maxListed = 12;
+
+interface Status extends Summary {
+  version: string;
+  instanceId: string;
+  startedAt: number;
+  pid: number;
+  uptimeMs: number;
+  /** Undefined where there is no /proc. */
+  rssBytes?: number;
+  connections: number;
+  log: string;
+  socket: string;
+  lifetime: Lifetime;
+  /** Left out where there is no logind to tell. */
+  logoutsOutlived?: number;
+}
+
+/** Asks the daemon and prints the answer. Returns the exit code. */
+export async function printStatus(places: Places, json: boolean): Promise<number> {
+  const { client, auth } = await connectOwned(places);
+  try {
+    const status = (await client.request("server.status", {}, auth, answerMs)) as Status;
+    return say(json ? jsonLine(status) : statusWords(status));
+  } finally {
+    client.close();
+  }
+}
+
+function statusWords(status: Status): string {
+  const { lifetime, processes } = status;
+  const running = processes.filter((entry) => entry.running).length;
+  const rows: [string, string][] = [
+    ["daemon", `holdfast ${status.version}, pid ${status.pid}, instance ${status.instanceId}`],
+    ["up", `${durationWords(status.uptimeMs)}, started ${clockWords(status.startedAt)}`],
+    ["lives", lifetime.where],
+    ["survives logout", lifetime.words],
+    ...outlivedWords(status),
+    ...lifetime.warnings.flatMap(({ message, hint }): [string, string][] => [
+      ["warning", message],
+      ["hint", hint],
+    ]),
+    ["connections", String(status.connections)],
+    ["memory", status.rssBytes === undefined ? "unknown" : sizeWords(status.rssBytes)],
+    ["socket", status.socket],
+    ["log", status.log],
+    ["processes", `${running} running, ${processes.length - running} ended`],
+    ...keptWords(status),
+  ];
+  const listed = [...processes].sort((a, b) => Number(b.running) - Number(a.running)).slice(0, maxListed);
+  const lines = rows.map(([name, text]) => `${name.padEnd(16)}${cleanText(text, 1000)}`);
+  for (const entry of listed) lines.push(`  ${cleanText(entry.id, 24).padEnd(24)} ${processWords(entry)}`);
+  if (processes.length > listed.length)
+    lines.push(`  and ${processes.length - listed.length} more: --call process.list`);
+  return `${lines.join("\n")}\n`;
+}
+
+function outlivedWords({ logoutsOutlived: count }: Status): [string, string][] {
+  return count === undefined ? [] : [["outlived", `${count} ${count === 1 ? "logout" : "logouts"} so far`]];
+}
+
+function processWords({ pid, command, running, bytes, ageMs }: ChildSummary): string {
+  return `${(running ? `pid ${pid}` : "ended").padEnd(12)} ${durationWords(ageMs).padEnd(8)} ${sizeWords(bytes).padStart(9)}  ${cleanText(command, 40)}`;
+}
+
+// --list
+
+/** A row of process.list. */
+export interface Listed {
+  id: string;
+  command: string;
+  args: string[];
+  pid: number;
+  running: boolean;
+  startedAt: number;
+  bytes: number;
+  exitCode?: number;
+  signal?: string;
+}
+
+export function listWords(processes: Listed[]): string {
+  const head = ["ID", "STATE", "PID", "AGE", "SIZE", "COMMAND"];
+  const rows = processes.map(({ id, command, args, pid, running, startedAt, bytes, ...exit }) => {
+    const state = running ? "running" : (exit.signal ?? `exit ${exit.exitCode}`);
+    const words = [command, ...args].map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : JSON.stringify(word)));
+    return [id, state, String(pid), durationWords(Date.now() - startedAt), sizeWords(bytes), words.join(" ")];
+  });
+  const table = [head, ...rows].map((row) => row.map((text) => cleanText(text)));
+  const widths = head.map((_, at) => Math.max(...table.map((row) => row[at]!.length)));
+  return table
+    .map((row) => `${row.map((text, at) => (at === 5 ? text : text.padEnd(widths[at]!))).join("  ")}\n`)
+    .join("");
+}
+
+// --help NAME
 
 /** What each warning means, and what mends it, as docs/survival.md has it: `--help NAME` prints it on a host that has only the one file. */
 const pages: Record<string, string> = {

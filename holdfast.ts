@@ -1,31 +1,47 @@
 /**
- * What is run: arguments to one mode, its wiring, words on stdout and stderr, and the exit code. Imported, it is the API of api.ts.
+ * What is run: arguments to one mode, its wiring, words on stdout and stderr, and the exit code; of the modes only --call, one request. Imported, it is
+ * the API of api.ts.
  */
 
 import { closeSync, readFileSync, writeSync } from "node:fs";
 import { constants } from "node:os";
 import { isatty } from "node:tty";
+import { createConnection } from "./api.ts";
 import type { CommandLine } from "./arguments.ts";
 import { help, helpOf, parseArguments, sizeOf, usage } from "./arguments.ts";
 import { channelEnds, runBridge } from "./bridge.ts";
-import { call, inColour, jsonLine, print, printStatus, say } from "./call.ts";
+import type { Client } from "./client.ts";
 import type { Started, StartOptions } from "./control.ts";
 import { reachOtherwise, revive, startHere, startServer, stopServer } from "./control.ts";
-import { pageOf, printDoctor } from "./doctor.ts";
+import { pageOf, printDoctor, printStatus } from "./doctor.ts";
 import { lendAgent } from "./environment.ts";
-import { cannot, cleanText, exitCodes, Failure, safely } from "./failure.ts";
+import {
+  cannot,
+  cleanText,
+  defer,
+  errnoOf,
+  errorCodes,
+  exitCodes,
+  Failure,
+  nearest,
+  osFailure,
+  quoteWord,
+  safely,
+} from "./failure.ts";
 import type { JobsWorld } from "./jobs.ts";
 import { ask, attach, printList, printLogs, run as runJob, wait } from "./jobs.ts";
 import type { ReadyMessage, Watchdog } from "./launch.ts";
 import { startWatchdog } from "./launch.ts";
+import type { Output, RemoteProcess } from "./library.ts";
 import { build, daemonCommand, refuseDebuggers, version, versionFacts } from "./program.ts";
-import { explainLoss, explainSilence, isEndedDaemon, ownerKey } from "./reach.ts";
+import { connectOwned, explainLoss, explainSilence, isEndedDaemon, ownerKey } from "./reach.ts";
 import { readRecord } from "./record.ts";
+import { isObject } from "./rpc.ts";
 import type { Handover } from "./server.ts";
 import { startDaemon } from "./server.ts";
 import type { Places } from "./socket.ts";
 import { hashToken, makeRunDirectory, ownToken, placesOf, readToken } from "./socket.ts";
-import { defaultKey, detachKeyOf } from "./terminal.ts";
+import { defaultKey, detachKeyOf, inColour, jsonLine, print, say } from "./terminal.ts";
 
 export { connect, deploy, HoldfastError, serve } from "./deploy.ts";
 
@@ -52,9 +68,9 @@ async function main(): Promise<number> {
     case "stop":
       return stop(places, options);
     case "status":
-      return printStatus(places, options.json === true, say);
+      return printStatus(places, options.json === true);
     case "doctor":
-      return printDoctor(places, options.json === true, say);
+      return printDoctor(places, options.json === true);
     case "call":
       return call(places, words[0]!, words[1], text(options, "token-file"));
     default:
@@ -63,6 +79,105 @@ async function main(): Promise<number> {
 }
 
 const text = (options: CommandLine["options"], name: string): string | undefined => options[name] as string | undefined;
+
+// --call
+
+/**
+ * Carries out one call.
+ *
+ * The result is printed as JSON; or, for process.spawn and process.reattach, the process's output is, on the streams it came from. When the
+ * connection is lost the process goes on, and process.reattach takes it up again.
+ *
+ * @param paramsText JSON; "-" reads it from stdin.
+ * @returns 0; or the exit code of the process, 128 and the signal's number when a signal ended it.
+ */
+async function call(
+  places: Places,
+  method: string,
+  paramsText: string | undefined,
+  tokenFile: string | undefined,
+): Promise<number> {
+  const params = parseParams(paramsText === "-" ? readParams() : (paramsText ?? "{}"));
+  const { client, auth } = await connectOwned(places, tokenFile);
+  try {
+    await client.request("server.authenticate", { token: auth }); // first of all: what a stranger may send is little
+    if (method === "process.spawn" || method === "process.reattach") return await stream(client, method, params);
+    return say(jsonLine(await client.request(method, params)));
+  } catch (error) {
+    throw await explainRefusal(client, method, error as Failure);
+  } finally {
+    client.close();
+  }
+}
+
+async function explainRefusal(client: Client, method: string, error: Failure): Promise<Failure> {
+  const { message, code, data } = error;
+  if (code === errorCodes.unauthorized)
+    return new Failure(message, { exit: exitCodes.noPermission, hint: "give the daemon's token with --token-file" });
+  if (code !== errorCodes.unknownMethod) return error;
+  const known = (await client.request("server.capabilities", {}).catch(() => ({}))) as { methods?: string[] };
+  const near = nearest(method, known.methods ?? []);
+  return new Failure(message, {
+    code,
+    data,
+    hint: near ? `did you mean ${near}?` : "see the methods of --call server.capabilities",
+  });
+}
+
+/** All of stdin. What is not UTF-8 would name another file. */
+function readParams(): string {
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(readFileSync(0));
+  } catch (error) {
+    if (errnoOf(error) === undefined) throw cannot("read PARAMS: they are not UTF-8", { exit: exitCodes.usage });
+    throw osFailure("read PARAMS from stdin", error);
+  }
+}
+
+function parseParams(text: string): Record<string, unknown> {
+  const params = safely((): unknown => JSON.parse(text.replace(/^\ufeff/, ""))); // a BOM, of a file from Windows
+  if (isObject(params)) return params;
+  throw cannot(`read PARAMS: it is ${JSON.stringify(text.slice(0, 50))}, a JSON object is needed`, {
+    exit: exitCodes.usage,
+    hint: `quote it for the shell: '{"id":"a"}'`,
+  });
+}
+
+/** @returns The exit code of the process. */
+async function stream(client: Client, method: string, given: Record<string, unknown>): Promise<number> {
+  const { id, fromSeq, ...params } = given as { id: string; fromSeq?: number };
+  const connection = createConnection(client);
+  const takeUp = `--call process.reattach ${quoteWord(JSON.stringify({ id }))}`;
+  let told = 0;
+  const tellMissed = ({ missed }: RemoteProcess): void => {
+    if (missed > told) print(2, `holdfast: ${missed - told} older messages are not held any more\n`);
+    told = missed;
+  };
+  const broken = defer<never>();
+  const onOutput = ({ stream: name, data }: Output): void => {
+    try {
+      print(name === "stdout" ? 1 : 2, data);
+    } catch (error) {
+      broken.reject(new Failure(`${(error as Error).message}; the process goes on`, { cause: error }));
+    }
+  };
+  const remote = await (method === "process.spawn"
+    ? connection.spawn({ id, command: "", ...params, onOutput })
+    : connection.reattach(id, { fromSeq, onOutput }));
+  try {
+    tellMissed(remote);
+    const { exitCode } = await Promise.race([remote.exit, broken.promise]);
+    tellMissed(remote); // of what came while nobody read our own stdout for so long that the daemon went on without us
+    return exitCode ?? exitCodes.failed;
+  } catch (error) {
+    const { message, code } = error as Failure;
+    throw new Failure(message, {
+      exit: code === errorCodes.noDaemon ? exitCodes.unavailable : exitCodes.failed,
+      hint: takeUp,
+      cause: error,
+    });
+  }
+}
 
 // --run, --attach, --logs, --wait, --list, --kill, --forget
 

@@ -11,12 +11,12 @@ import type { Socket } from "node:net";
 import { constants } from "node:os";
 import type { Writable } from "node:stream";
 import { isatty } from "node:tty";
-import type { Listed } from "./call.ts";
-import { jsonLine, listWords, openOutput, print, say } from "./call.ts";
 import type { Client, Message } from "./client.ts";
 import { createClient } from "./client.ts";
 import type { StartOptions } from "./control.ts";
 import { reachOtherwise, startServer } from "./control.ts";
+import type { Listed } from "./doctor.ts";
+import { listWords } from "./doctor.ts";
 import { ownEnvironment } from "./environment.ts";
 import {
   cannot,
@@ -46,12 +46,16 @@ import {
   createTail,
   endOf,
   hasTerminal,
+  jsonLine,
   keepTail,
   noteModes,
+  openOutput,
   openScreen,
   ownSize,
+  print,
   redrawOn,
   requireTerminal,
+  say,
 } from "./terminal.ts";
 
 /** Of one write to stdin: a daemon's queue has room for 256 of them. */
@@ -364,23 +368,16 @@ interface TakenUp {
 
 /** @throws {Failure} There is no such process: exit code 1, naming the nearest. */
 async function takeUp({ client, id, isShared, isLossless }: Job, fromSeq: number): Promise<TakenUp> {
-  const params = {
-    id,
-    fromSeq,
-    share: isShared,
-    lossless: isLossless,
-    ...(isShared && isLossless ? { overtake: true } : {}),
-  };
+  const overtake = isShared && isLossless ? { overtake: true } : {};
+  const params = { id, fromSeq, share: isShared, lossless: isLossless, ...overtake };
   const answer = (await client.request("process.reattach", params)) as TakenUp;
   if (!answer.found) throw await unknownId(client, id);
   return answer;
 }
 
 async function unknownId(client: Client, id: string): Promise<Failure> {
-  const near = nearest(
-    id,
-    (await listProcesses(client)).map((entry) => entry.id),
-  );
+  const ids = (await listProcesses(client)).map((entry) => entry.id);
+  const near = nearest(id, ids);
   return cannot(`find process "${cleanText(id, 100)}": there is none with this id`, {
     data: { unknownId: true },
     hint: near === undefined ? "see --list" : `did you mean "${near}"? See --list`,

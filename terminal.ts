@@ -1,5 +1,5 @@
 /**
- * Our terminal, while a process on the host has one of its own: --run --terminal, and --attach.
+ * Our own ends: what we print, with nothing lost; and our terminal, while a process on the host has one of its own: --run --terminal, and --attach.
  *
  *     keys ─▶ takeKeys() ─▶ the process         all but the key that leaves it
  *     screen ◀─ noteModes() ◀─ the process      as it comes; what it sets is noted, so that it can be set back
@@ -8,13 +8,18 @@
  */
 
 import { spawnSync } from "node:child_process";
+import { createWriteStream, fstatSync, writeSync } from "node:fs";
+import { Socket } from "node:net";
+import type { Writable } from "node:stream";
 import { isatty } from "node:tty";
-import { print } from "./call.ts";
-import { cannot, capture, exitCodes, safely } from "./failure.ts";
+import type { Failure } from "./failure.ts";
+import { cannot, capture, cleanText, errnoOf, exitCodes, osFailure, safely } from "./failure.ts";
 import type { Size } from "./pty.ts";
 import type { Sequence } from "./readers.ts";
 import { findSequences } from "./readers.ts";
 
+/** How often a full pipe is tried that somebody has made non-blocking. */
+const retryMs = 5;
 /** For the second one of the key that leaves, which makes one of both. */
 const secondKeyMs = 400;
 /** What a key sends comes in one piece; an Escape that is alone for so long is the key. */
@@ -23,6 +28,58 @@ const escapeMs = 20;
 const sizedMs = 1000;
 /** Of what a process has said, so much is shown to somebody who comes back. */
 const replayBytes = 64 << 10;
+
+// What we print
+
+/**
+ * Writes all of it before it returns. Where nobody reads, the daemon is not read from either: it slows the process, or goes on without us. Had
+ * process.stdout been written to, all output would pile up here.
+ */
+export function print(fd: 1 | 2, output: string | Uint8Array): void {
+  const bytes = Buffer.from(output as string);
+  for (let at = 0; at < bytes.length; ) {
+    try {
+      at += writeSync(fd, bytes, at);
+    } catch (error) {
+      if (errnoOf(error) !== "EAGAIN") throw osFailure("write the output", error);
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, retryMs);
+    }
+  }
+}
+
+/** Prints the answer of a mode. To somebody who has stopped reading there is nothing to say; a full disk is told. */
+export function say(words: string): number {
+  try {
+    print(1, words);
+  } catch (error) {
+    if ((error as Failure).errno !== "EPIPE") throw error;
+  }
+  return exitCodes.done;
+}
+
+/** A word in colour, where it goes to a terminal that has colours, and nobody has asked for none (no-color.org). */
+export function inColour(fd: 1 | 2, colour: number, word: string): string {
+  const { NO_COLOR, TERM } = process.env;
+  return word !== "" && isatty(fd) && !NO_COLOR && TERM !== "dumb" ? `\x1b[${colour}m${word}\x1b[0m` : word;
+}
+
+/** An answer as JSON, on one line. */
+export function jsonLine(answer: unknown): string {
+  return `${cleanText(JSON.stringify(answer))}\n`;
+}
+
+/**
+ * Opens a descriptor of ours for writing.
+ *
+ * Not process.stdout: whether its writes to a pipe block is left to the runtime. If they did, a client that writes much before it reads would stop both
+ * directions for good.
+ */
+export function openOutput(fd: 1 | 2): Writable {
+  const stats = fstatSync(fd);
+  // never closed: libuv aborts where one of its own pipes, which took this number then, is
+  if (!stats.isFIFO() && !stats.isSocket()) return createWriteStream("", { fd, autoClose: false });
+  return new Socket({ fd, readable: false, writable: true });
+}
 
 // Which key leaves
 

@@ -1,5 +1,5 @@
 // time limit: 240 s; long
-/** Work that goes on while nobody is connected: processes.ts, bridge.ts and call.ts as the built file has them, seen from outside. */
+/** Work that goes on while nobody is connected: processes.ts, bridge.ts and --call as the built file has them, seen from outside. */
 
 import type { ChildProcessWithoutNullStreams } from "node:child_process";
 import { spawn } from "node:child_process";
