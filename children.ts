@@ -10,7 +10,7 @@
  */
 
 import { constants as osConstants } from "node:os";
-import { cannot, errnoOf, osFailure, safely, shorten } from "./failure.ts";
+import { cannot, cutText, errnoOf, osFailure, safely, shorten } from "./failure.ts";
 import type { About, Exit, Killer, Mark } from "./kept.ts";
 import { appendJournal, clearJournal, exitFrom, writeExit, writeMark } from "./kept.ts";
 import type { Terminal } from "./pty.ts";
@@ -575,7 +575,7 @@ export function listArguments(args: readonly string[]): string[] {
   const listed: string[] = [];
   for (const text of args) {
     if (room < 0) break;
-    listed.push(text.length > room ? `${text.slice(0, room)}…` : text);
+    listed.push(cutText(text, room));
     room -= text.length;
   }
   return listed;

@@ -105,7 +105,8 @@ export interface Started {
  *
  * @throws {Failure} Why neither is possible, with the exit code of the table.
  */
-export async function startServer(options: StartOptions, world = realWorld()): Promise<Started> {
+export async function startServer(options: StartOptions): Promise<Started> {
+  const world = realWorld();
   return withClaim(
     options,
     async () => !options.replace && joinServer(options, world),
@@ -130,9 +131,9 @@ export async function startServer(options: StartOptions, world = realWorld()): P
 export async function startHere(
   options: StartOptions,
   startDaemon: (handover: Handover, world: World) => Promise<Daemon>,
-  world = realWorld(),
 ): Promise<{ started: Started; ended: Promise<number> }> {
   const { places } = options;
+  const world = realWorld();
   const reachOld = async (): Promise<Reached | undefined> => {
     const reached = await reachServer(places);
     if (!reached || options.replace || reached.record.supervisor === "awaited") return reached;

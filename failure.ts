@@ -117,9 +117,8 @@ export function capture(pattern: RegExp, text: string | undefined): string | und
  * JSON on one line stays the same JSON.
  */
 export function cleanText(text: string, maxLength = Infinity): string {
-  const cut = text.length > maxLength ? `${text.slice(0, maxLength)}…` : text;
   // C0, DEL, C1, and the characters that turn the direction of writing
-  return cut.replace(
+  return cutText(text, maxLength).replace(
     /[\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/g,
     (found) => `\\u${found.charCodeAt(0).toString(16).padStart(4, "0")}`,
   );
@@ -128,6 +127,10 @@ export function cleanText(text: string, maxLength = Infinity): string {
 /** As a shell takes it for one word, whatever is in it. */
 export function quoteWord(word: string): string {
   return `'${word.replaceAll("'", "'\\''")}'`;
+}
+
+export function cutText(text: string, maxLength: number): string {
+  return text.length > maxLength ? `${text.slice(0, maxLength)}…` : text;
 }
 
 /** Does something that may fail where failing means that there is nothing: the error is the answer "undefined". */

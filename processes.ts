@@ -42,7 +42,7 @@ import {
   requireAnswers,
   startFailure,
 } from "./environment.ts";
-import { cannot, defer, errorCodes, Failure, reasonOf, safely, shorten } from "./failure.ts";
+import { cannot, cutText, defer, errorCodes, Failure, reasonOf, safely, shorten } from "./failure.ts";
 import { droppedNames, startHeld, takeDirectory } from "./holders.ts";
 import { closeKept, createMark, format, holdersOf, writeAbout, writeForgotten, writeMark } from "./kept.ts";
 import type { Lanes, Starts } from "./lanes.ts";
@@ -591,7 +591,7 @@ function listChildren({ children }: Processes, params: Params): object {
   knownParams(params, []);
   let room = maxListedTexts;
   const take = (text: string): string => {
-    const cut = text.length > maxListedText ? `${text.slice(0, maxListedText)}…` : text;
+    const cut = cutText(text, maxListedText);
     room -= cut.length;
     return room < 0 ? "…" : cut;
   };

@@ -204,23 +204,17 @@ async function lookForRecorded(socket: string, record: DaemonRecord): Promise<Re
   if (isOtherHost(record)) throw ofOtherHost(socket, record);
   // Where it runs in another pid namespace, the refused connection has said all: it is the same kernel's.
   const { state } = livenessOf(record);
-  if (state === "unknown" && record.startTime === "") return lookForUnseen(record);
-  if (state !== "alive") return undefined;
-  if (!record.ended) {
-    const outcome = await tryConnect(record.socket.bound, answerMs);
-    if ("socket" in outcome) return { client: createClient(outcome.socket, record.socket.bound), record };
-    if ("timedOut" in outcome) throw notAnswering(record.socket.bound, record);
-    return notAnswering(record.socket.bound, record, reasonOf(outcome.error)); // it is just ending, or its names were deleted
+  const isUnseen = state === "unknown" && record.startTime === ""; // no /proc: whoever listens at the name that it was bound to is the one
+  if (state !== "alive" && !isUnseen) return undefined;
+  if (!record.ended || isUnseen) {
+    const { bound } = record.socket;
+    const outcome = await tryConnect(bound, answerMs);
+    if ("socket" in outcome) return { client: createClient(outcome.socket, bound), record };
+    if ("timedOut" in outcome) throw notAnswering(bound, record);
+    return isUnseen ? undefined : notAnswering(bound, record, reasonOf(outcome.error)); // it is just ending, or its names were deleted
   }
   if (await isGoneWithin(record, deathMs)) return undefined;
   throw notAnswering(socket, record, "it is ending, and has not ended yet");
-}
-
-/** Where there is no /proc, whoever listens at the name that it was bound to is the one. */
-async function lookForUnseen(record: DaemonRecord): Promise<Reached | undefined> {
-  const outcome = await tryConnect(record.socket.bound, answerMs);
-  if ("timedOut" in outcome) throw notAnswering(record.socket.bound, record);
-  return "socket" in outcome ? { client: createClient(outcome.socket, record.socket.bound), record } : undefined;
 }
 
 function ofOtherHost(socket: string, { host }: DaemonRecord): Failure {

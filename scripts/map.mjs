@@ -24,7 +24,7 @@ export const layers = {
   ground: ["socket", "record", "program", "frame", "failure", "library"],
 };
 
-/** As many as there are: the next one takes the place of another. Thirty were meant; to stay within 600 lines each took nine more, terminals two. */
+/** As many as there are: the next one takes the place of another. Thirty were meant; to stay within 600 lines each, with terminals, took six more. */
 export const maxModules = 36;
 export const maxLines = 600;
 export const maxFunctionLines = 60;
