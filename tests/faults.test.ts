@@ -291,8 +291,8 @@ race(
         while (!isOver) {
           const connection = connect(place.socket);
           await new Promise<void>((done) =>
-            connection.once("connect", done).once("error", (error) => {
-              refused.push(error.message);
+            connection.once("connect", done).once("error", (error: NodeJS.ErrnoException) => {
+              if (error.code !== "EAGAIN") refused.push(error.message); // that is: its queue is full, as it gets no processor
               done();
             }),
           );
