@@ -39,7 +39,7 @@ const smallBodyBytes = 16 << 10;
 /** Of output: a frame with so much base64 is written by itself; and the largest there is, with the longest id. */
 const largeDataBytes = 16 << 10;
 const spareBytes = 48 << 10;
-/** Of their buffers so many are kept: two are under way for each connection that is read from steadily. */
+/** Of their buffers so many are kept: six are under way for a connection that is behind (server.ts). */
 const maxSpares = 8;
 /** Decoded at once: small frames are not to cost an array each. */
 const maxEvents = 64;

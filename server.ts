@@ -73,7 +73,7 @@ import {
 /** Tokens accepted side by side: one per --serve that joined, the newest this many. */
 const maxTokens = 64;
 /** Written to a connection, and not yet the kernel's: with more it is behind (readers.ts), and its processes stand still. */
-const waitingBytes = 64 << 10;
+const waitingBytes = 256 << 10;
 /** How often the public name is looked after: it may be deleted, and /tmp is cleaned by age. */
 const checkMs = 30_000;
 /** From the first of its names being removed to a look at all of them: rm(1) is to be done with the directory. */
