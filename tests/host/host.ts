@@ -128,6 +128,8 @@ export function hostsCanRun(): string | undefined {
     "libpam-systemd /usr/share/pam-configs/systemd",
     "openssh-server /usr/sbin/sshd",
     "polkitd /usr/share/polkit-1/actions/org.freedesktop.policykit.policy",
+    "make /usr/bin/make",
+    "gcc /usr/bin/gcc",
   ];
   const suite = process.env.HOLDFAST_TEST_SUITE;
   const needed = [...outside, ...(suite ? ["debootstrap /usr/sbin/debootstrap"] : inside)].map((line) =>

@@ -1,10 +1,10 @@
 #!/bin/bash
 # Builds the root directory of a Debian suite for test hosts, if it is not there yet, and prints its path.
-#   suiteroot.sh SUITE     progress goes to stderr; a first build takes a minute or two and 400 MiB of the cache
+#   suiteroot.sh SUITE     progress goes to stderr; a first build takes a minute or two and 600 MiB of the cache
 set -euo pipefail
 [[ ${1:-} =~ ^[a-z]+$ ]] || { echo "usage: suiteroot.sh SUITE" >&2; exit 64; }
 
-packages=systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,openssh-server,sudo,iproute2,procps,libstdc++6,libatomic1,python3,fish,tcsh
+packages=systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,openssh-server,sudo,iproute2,procps,libstdc++6,libatomic1,python3,fish,tcsh,make,gcc,libc6-dev
 if [ "$1" = bullseye ]; then packages+=,policykit-1; else packages+=,polkitd; fi
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/holdfast/roots
 root=$cache/$1-$(cksum <<<"$packages" | cut -d' ' -f1) # another list makes another root
