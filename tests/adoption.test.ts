@@ -143,8 +143,8 @@ leaves("has its id, pid, seqs, stdin and exit code, and what it said before and 
 });
 leaves("has what it said, and how it ended, while there was no daemon", async (left) => {
   const go = join(left.daemon.directory, "go");
-  await left.start("code", `while [ ! -e ${go} ]; do sleep 0.01; done; echo late; echo err >&2; exit 143`);
-  await left.start("signal", `while [ ! -e ${go} ]; do sleep 0.01; done; kill -SEGV $$`);
+  await left.start("code", `while [ ! -e ${go} ]; do sleep 0.1; done; echo late; echo err >&2; exit 143`);
+  await left.start("signal", `while [ ! -e ${go} ]; do sleep 0.1; done; kill -SEGV $$`);
   await sleep(100);
   await left.kill();
   const pids = ["code", "signal"].map(
@@ -181,7 +181,7 @@ leaves("names what may be missing of a child that was not quiet, and only of tha
 });
 leaves("has what was accepted of a stdin that is not read, each byte once", async (left) => {
   const go = join(left.daemon.directory, "go");
-  await left.start("a", `while [ ! -e ${go} ]; do sleep 0.01; done; sha256sum; wc -c </dev/null`);
+  await left.start("a", `while [ ! -e ${go} ]; do sleep 0.1; done; sha256sum; wc -c </dev/null`);
   const bytes = Buffer.alloc(3_000_000, "0123456789\n");
   for (let at = 0; at < bytes.length; at += 500_000) {
     const data = bytes.subarray(at, at + 500_000).toString("base64");
@@ -205,7 +205,7 @@ for (const [what, ageMs, isUnsure] of [
 ] as const) {
   leaves(`has what was accepted of a stdin where ${what}`, async (left) => {
     const go = join(left.daemon.directory, "go");
-    await left.start("a", `while [ ! -e ${go} ]; do sleep 0.01; done; wc -c`);
+    await left.start("a", `while [ ! -e ${go} ]; do sleep 0.1; done; wc -c`);
     const data = Buffer.alloc(300_000, "x").toString("base64");
     await left.wire.request("process.stdin", { id: "a", data, end: true });
     const directory = left.directoryOf("a");
@@ -732,7 +732,7 @@ leaves("is waited for by all who ask the next daemon for it, which has the name 
   await serving;
 });
 leaves("is not taken up by a second daemon: what is kept is one's at a time", async (left) => {
-  const pid = await left.start("a", "while :; do echo x; sleep 0.01; done");
+  const pid = await left.start("a", "while :; do echo x; sleep 0.1; done");
   const record = `${left.daemon.socket}.record`;
   const { pid: daemon } = await left.wire.request("server.status");
   renameSync(record, `${record}.away`);

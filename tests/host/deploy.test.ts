@@ -40,6 +40,7 @@ const sshOptions = (host: Host): string[] => [
     "StrictHostKeyChecking=no",
     "UserKnownHostsFile=/dev/null",
     "LogLevel=ERROR",
+    "KexAlgorithms=curve25519-sha256", // as host.ts has it
   ].flatMap((option) => ["-o", option]),
 ];
 
