@@ -37,7 +37,7 @@ import { livenessOf, now, readClaim, soon, statOf, tryClaim } from "./record.ts"
 import type { Ended, HolderRecord, Running, Watch } from "./running.ts";
 import { membersOf } from "./running.ts";
 import type { Spool } from "./spool.ts";
-import { appendOutput, loadSpool, restSpool, skipTo } from "./spool.ts";
+import { appendOutput, findExit, loadSpool, restSpool, skipTo } from "./spool.ts";
 
 /** The clock of files is behind by a tick of the kernel, 10 ms at most. */
 const clockMs = 12;
@@ -290,11 +290,11 @@ function mayBeWritten(directory: string, { keeper }: HolderRecord): boolean {
 }
 
 /** It had ended before, and its exit was told: what a grandchild says goes on. */
-function restoreEnd(child: Child, { exit, endedAt }: KeptExit, { holder }: KeptAbout): void {
+function restoreEnd(child: Child, { exit, endedAt, seq }: KeptExit, { holder }: KeptAbout): void {
   Object.assign(child, { exit, endedAt, isOver: true });
   child.stdin.state = "broken";
   child.spool.endedAt = now() - Math.max(0, Date.now() - endedAt);
-  if (!child.spool.exit) appendOutput(child.spool, "exit", Buffer.from(JSON.stringify(exit)));
+  if (!findExit(child.spool, seq)) appendOutput(child.spool, "exit", Buffer.from(JSON.stringify(exit)));
   if (child.running && holder) child.survivors = survivorsOf(holder as HolderRecord);
   if (!child.running) restSpool(child.spool);
 }

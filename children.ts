@@ -519,7 +519,7 @@ export function finish(shared: Shared, child: Child): void {
   const messages = child.isForgotten ? [] : appendOutput(spool, "exit", Buffer.from(JSON.stringify(exit)));
   deliver(child, messages);
   if (spool.directory !== undefined && !child.isForgotten)
-    safely(() => writeExit(spool.directory!, { exit, endedAt: child.endedAt! }));
+    safely(() => writeExit(spool.directory!, { exit, endedAt: child.endedAt!, seq: spool.exit!.seq }));
   settle(child);
   child.running?.reap();
   const how = exit.unknown ?? exit.signal ?? `exit code ${exit.exitCode}`;

@@ -105,6 +105,8 @@ export interface KeptExit {
   exit: Exit;
   /** Unix time. */
   endedAt: number;
+  /** Of the exit message. */
+  seq?: number | undefined;
 }
 
 export interface Mark {

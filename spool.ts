@@ -266,6 +266,13 @@ export function readMessages(spool: Spool, place: Place): Message[] {
   return [];
 }
 
+/** Whether the exit message is held: it may have said its seq, and a grandchild may have said more since. */
+export function findExit(spool: Spool, seq = 0): boolean {
+  const [message] = spool.exit ? [] : readMessages(spool, { seq, holds: false, segment: undefined, at: 0 });
+  if (message?.stream === "exit") spool.exit = message;
+  return spool.exit !== undefined;
+}
+
 /** Makes a place before the message of a seq. */
 export function placeAt(spool: Spool, seq: number, holds: boolean): Place {
   const place = { seq, holds, segment: undefined, at: 0 };

@@ -525,20 +525,24 @@ killed("is found again, and so is the port that it listens on", async (daemon, c
 killed("leaves what it has put into the background alone", async (daemon, client) => {
   const script = "nohup sh -c 'while sleep 0.2; do echo tick; done' & echo started $!";
   await client.spawn("service", script);
-  await client.exit("service");
+  const told = await client.exit("service");
   const pid = Number(/started (\d+)/.exec(client.text("service"))![1]);
+  await client.wire.request("process.reattach", { id: "service", fromSeq: told.seq });
+  await client.wire.message(({ seq }) => seq > told.seq);
   await killDaemon(client);
   await sleep(1000);
   assert.ok(isAlive(pid), "no SIGPIPE while there is no daemon");
   const next = joinAs(daemon);
   const { lastSeq } = await next.reattach("service");
   const { seq } = await next.exit("service");
+  assert.is(seq, told.seq);
   assert.ok(lastSeq > seq, "what it said after its exit is held");
   await next.wire.request("process.reattach", { id: "service", fromSeq: seq });
   const ticks = () => next.text("service").split("tick").length;
   const before = ticks();
   await eventually(() => ticks() > before + 2, "more ticks");
   assert.ok(isAlive(pid));
+  assert.is(next.wire.messages.filter(({ stream }) => stream === "exit").length, 1, "its exit is told once");
   process.kill(pid, "SIGKILL");
   next.close();
 });

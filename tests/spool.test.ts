@@ -22,6 +22,7 @@ import {
   createRoom,
   createSpool,
   dropOutput,
+  findExit,
   heldBytes,
   loadSpool,
   placeAt,
@@ -254,6 +255,27 @@ for (const [bytes, count] of [
       say(loaded, 5, bytes);
       check(readAll(loaded), loaded.firstSeq, count + 5, bytes);
       check(readAll(reload(site, spool)), loaded.firstSeq, count + 5, bytes);
+    }),
+  );
+}
+for (const [what, bytes, isHeld] of [
+  ["was the last", 0, true],
+  ["was not", 100, true],
+  ["is in a segment before the newest", 150_000, true],
+  ["was overwritten", 600_000, false],
+] as const) {
+  loading(
+    `an exit message that ${what} is ${isHeld ? "" : "not "}found by its seq`,
+    withSite((site) => {
+      const spool = createSpool(site.room(small), "a");
+      say(spool, 3, 100);
+      const [{ seq }] = appendOutput(spool, "exit", Buffer.from('{"exitCode":7}')) as [Message];
+      appendOutput(spool, "stdout", Buffer.alloc(bytes));
+      restSpool(spool);
+      assert.is(findExit(reload(site, spool), seq), isHeld);
+      const loaded = reload(site, spool);
+      assert.is(findExit(loaded, 2), bytes === 0, "another message is none");
+      for (const seq of [-1, 1e300, 2.5, "x", null] as number[]) assert.is(findExit(loaded, seq), bytes === 0);
     }),
   );
 }
