@@ -15,6 +15,7 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   realpathSync,
   rmSync,
   writeFileSync,
@@ -116,20 +117,16 @@ async function withHolders(
   }
 }
 
-/** Whoever has a descriptor or an argument in the directory: holders, keepers, children by their pipes. */
+/** Whoever has a descriptor or an argument in the directory: holders, keepers, children by their pipes. They may be killed, so that nobody else is to be among them. */
 function processesIn(directory: string): number[] {
-  const { stdout } = spawnSync(
-    "sh",
-    ["-c", 'ls -l /proc/[0-9]*/fd 2>/dev/null; grep -l "$1" -a /proc/[0-9]*/cmdline', "sh", directory],
-    {
-      encoding: "utf8",
-    },
-  );
-  const owners = stdout.split("/proc/").flatMap((part) => {
-    const pid = Number(/^\d+/.exec(part));
-    return part.includes(directory) || /\/cmdline/.test(part) ? [pid] : [];
-  });
-  return [...new Set(owners)].filter((pid) => pid > 0 && pid !== process.pid && isAlive(pid));
+  const linkOf = (path: string): string => safely(() => readlinkSync(path)) ?? "";
+  const isIn = (pid: number): boolean => {
+    const links = (safely(() => readdirSync(`/proc/${pid}/fd`)) ?? []).map((name) => linkOf(`/proc/${pid}/fd/${name}`));
+    const words = safely(() => readFileSync(`/proc/${pid}/cmdline`, "latin1")) ?? "";
+    return [words, ...links].some((text) => text.includes(directory));
+  };
+  const pids = readdirSync("/proc").map(Number);
+  return pids.filter((pid) => pid > 0 && pid !== process.pid && isAlive(pid) && isIn(pid));
 }
 
 /** What a daemon that was started by another process of this file knows. */
