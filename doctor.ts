@@ -72,8 +72,11 @@ function noteCommands(world: World, evidence: Evidence[]): World {
 }
 
 /** As a shell takes it for one word. */
+/** Which needs no quotes. */
+const plainWord = /^[\w@%+=:,./-]+$/;
+
 function shellWord(word: string): string {
-  return /^[\w@%+=:,./-]+$/.test(word) ? word : quoteWord(word);
+  return plainWord.test(word) ? word : quoteWord(word);
 }
 
 /** Looks at everything and prints it. Returns the exit code: 1 when something is a failure. */
@@ -461,7 +464,7 @@ export function listWords(processes: Listed[]): string {
   const head = ["ID", "STATE", "PID", "AGE", "SIZE", "COMMAND"];
   const rows = processes.map(({ id, command, args, pid, running, startedAt, bytes, ...exit }) => {
     const state = running ? "running" : (exit.signal ?? `exit ${exit.exitCode}`);
-    const words = [command, ...args].map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : JSON.stringify(word)));
+    const words = [command, ...args].map((word) => (plainWord.test(word) ? word : JSON.stringify(word)));
     return [id, state, String(pid), durationWords(Date.now() - startedAt), sizeWords(bytes), words.join(" ")];
   });
   const table = [head, ...rows].map((row) => row.map((text) => cleanText(text)));

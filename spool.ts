@@ -268,9 +268,11 @@ export function readMessages(spool: Spool, place: Place): Message[] {
 
 /** Whether the exit message is held: it may have said its seq, and a grandchild may have said more since. */
 export function findExit(spool: Spool, seq = 0): boolean {
-  const [message] = spool.exit ? [] : readMessages(spool, { seq, holds: false, segment: undefined, at: 0 });
-  if (message?.stream === "exit") spool.exit = message;
-  return spool.exit !== undefined;
+  if (spool.exit) return true;
+  const [message] = readMessages(spool, { seq, holds: false, segment: undefined, at: 0 });
+  if (message?.stream !== "exit") return false;
+  spool.exit = message;
+  return true;
 }
 
 /** Makes a place before the message of a seq. */

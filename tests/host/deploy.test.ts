@@ -29,23 +29,8 @@ function within(
   );
 }
 
-const sshOptions = (host: Host): string[] => [
-  "-F",
-  "none",
-  "-i",
-  join(host.directory, "key"),
-  ...[
-    "IdentitiesOnly=yes",
-    "BatchMode=yes",
-    "StrictHostKeyChecking=no",
-    "UserKnownHostsFile=/dev/null",
-    "LogLevel=ERROR",
-    "KexAlgorithms=curve25519-sha256", // as host.ts has it
-  ].flatMap((option) => ["-o", option]),
-];
-
 const deploy = (host: Host, user: string, env: NodeJS.ProcessEnv = {}): Promise<Outcome> =>
-  within(host, resolve("examples/deploy.sh"), [`${user}@127.0.0.1`, ...sshOptions(host)], { env });
+  within(host, resolve("examples/deploy.sh"), [`${user}@127.0.0.1`, ...host.sshArguments], { env });
 
 /** A build of another version: the hash differs, and so do the bytes. */
 function otherBuild(host: Host): string {
@@ -128,7 +113,7 @@ script("deploys to ten at once with xargs, and ten times at once to one", () => 
   const users = Array.from({ length: 10 }, (_, at) => `u${at}`);
   return withHost({ users: [...users, "one"] }, async (host) => {
     const many = (hosts: string[]): Promise<Outcome> =>
-      within(host, "xargs", ["-P", "10", "-I{}", resolve("examples/deploy.sh"), "{}", ...sshOptions(host)], {
+      within(host, "xargs", ["-P", "10", "-I{}", resolve("examples/deploy.sh"), "{}", ...host.sshArguments], {
         stdin: hosts.map((user) => `${user}@127.0.0.1\n`).join(""),
       });
     const [all, same] = [await many(users), await many(Array(10).fill("one"))];
@@ -261,7 +246,7 @@ embedded("starts a process over ssh, loses the connection, and takes the process
       String(host.init),
       "-n",
       "ssh",
-      ...sshOptions(host),
+      ...host.sshArguments,
       "dev@127.0.0.1",
       "sh .holdfast/holdfast.js --bridge",
     ];
@@ -360,7 +345,7 @@ playbook("copies and starts, and reports changed and unchanged truthfully", () =
           "--private-key",
           join(host.directory, "key"),
           "--ssh-common-args",
-          sshOptions(host).slice(4).join(" "),
+          host.sshArguments.slice(4).join(" "),
           ...more,
           resolve("examples/ansible.yml"),
         ],

@@ -196,6 +196,8 @@ export async function bootHost(options: HostOptions) {
   const reach = reachOf(machine);
   return {
     ...{ init, cgroup, directory, ended },
+    /** What ssh and scp need to log in, in the host's network. */
+    sshArguments: machine.login,
     /** The command that runs a program in the host's network; with ssh and these arguments a person can log in, too. */
     loginCommand: (user: string): string[] => [...enterNetwork(init), "ssh", ...machine.login, `${user}@127.0.0.1`],
     ...reach,
