@@ -389,23 +389,28 @@ async function adopt(soak: Soak, instance: string): Promise<void> {
   soak.lives.push({ ...soak.site.life, from: at(soak), rests: [], end: undefined });
 }
 
+/** What it had started goes on, and is the next one's; but for `--stop`, of which nothing may be left. */
 async function endDaemon(soak: Soak, how: (typeof ends)[number]): Promise<void> {
   const old = soak.lives.at(-1)!;
   soak.usedByEnded.set(old.pid, cpuOf(old.pid));
   old.end = how;
+  const isEnded = () => until(`the end of ${old.pid} by ${how}`, () => !isAlive(old.pid), 20_000);
+  if (how === "--serve --replace") {
+    await startAnew(soak, ["--replace"]);
+    return isEnded();
+  }
   if (how === "kill -9") {
     process.kill(old.pid, "SIGKILL");
     soak.killed++;
-    await until(`the end of ${old.pid}`, () => !isAlive(old.pid), 20_000);
-    return heal(soak, old); // what it had started goes on, and is the next one's
+    await isEnded();
+    return heal(soak, old);
   }
-  if (how === "--stop --now") await run(soak.director, ["--stop", "--now"]);
-  else await startAnew(soak, ["--replace"]);
-  await until(`the end of ${old.pid} by ${how}`, () => !isAlive(old.pid), 20_000);
+  await run(soak.director, ["--stop", "--now"]);
+  await isEnded();
   const left = orphans(soak);
   if (left.length > 0)
     throw new Wrong(`after ${how} there are processes of the old daemon: ${left.map(describeProcess).join("; ")}`);
-  if (how === "--stop --now") await startAnew(soak);
+  await startAnew(soak);
 }
 
 /** Bridges at once find it dead; one of them is killed in the middle. */
