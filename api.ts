@@ -30,7 +30,7 @@ import type {
 import { asyncDispose } from "./library.ts";
 import { daemonCommand, version } from "./program.ts";
 import { connectOwned } from "./reach.ts";
-import { within } from "./record.ts";
+import { now, within } from "./record.ts";
 import type { Remote, Wire } from "./remote.ts";
 import {
   bytesOf,
@@ -295,7 +295,7 @@ async function redial(session: Session, first: Loss): Promise<void> {
   const { reconnect } = session.options;
   const { giveUpAfterMs = 0, ...delays } = reconnect === true ? {} : reconnect || {};
   const { instanceId } = session.capabilities;
-  const lostAt = performance.now();
+  const lostAt = now();
   let loss = first;
   for (let attempt = 1; !isFinal(loss); attempt++) {
     await within(session.closed, delayOf(attempt, delays)); // a pause that close() ends
@@ -307,7 +307,7 @@ async function redial(session: Session, first: Loss): Promise<void> {
     } catch (error) {
       loss = lossOf(error as Failure);
       if (session.loss) return;
-      if (isFinal(loss) || (giveUpAfterMs > 0 && performance.now() - lostAt > giveUpAfterMs)) break;
+      if (isFinal(loss) || (giveUpAfterMs > 0 && now() - lostAt > giveUpAfterMs)) break;
       emit(session, "retry", { attempt, delayMs: delayOf(attempt + 1, delays), error: error as Failure });
     }
   }

@@ -25,7 +25,7 @@ import {
 import type { FrameDecoder } from "./frame.ts";
 import { createFrameDecoder, encodeFrame } from "./frame.ts";
 import type { Reason } from "./library.ts";
-import { within } from "./record.ts";
+import { now, within } from "./record.ts";
 
 /** A stream, exit, detached or lost message: whatever is not the answer to a request. */
 export type Message = Record<string, unknown>;
@@ -210,7 +210,7 @@ export function createClient(line: Duplex | Line, path: string): Client {
     refusal: undefined,
     loss: undefined,
     isPaused: false,
-    heardAt: performance.now(),
+    heardAt: now(),
     timer: undefined,
     end,
   };
@@ -244,7 +244,7 @@ function listen(state: State): void {
 }
 
 function takeChunk(state: State, received: Buffer): void {
-  state.heardAt = performance.now();
+  state.heardAt = now();
   const chunk = state.noise ? skipNoise(state, state.noise, received) : received;
   for (const event of state.decoder.push(chunk)) {
     const message = "body" in event && safely(() => parseMessage(event.body));
@@ -317,7 +317,7 @@ function sendRequest(
 function setPaused(state: State, isPaused: boolean): void {
   if (state.isPaused === isPaused || state.loss) return;
   state.isPaused = isPaused;
-  state.heardAt = performance.now();
+  state.heardAt = now();
   if (isPaused) state.line.input.pause();
   else state.line.input.resume();
 }
@@ -329,17 +329,17 @@ function setPaused(state: State, isPaused: boolean): void {
 function watch(state: State, silenceMs: number, answered: () => void): void {
   let askedAt = -1;
   const look = (): void => {
-    const now = performance.now();
-    const isSilent = now - state.heardAt >= silenceMs;
-    const isUnanswered = askedAt > state.heardAt && now - askedAt < 1.5 * silenceMs;
-    if (isSilent && isUnanswered && !state.isPaused) lose(state, silent(state.path, now - state.heardAt));
+    const at = now();
+    const isSilent = at - state.heardAt >= silenceMs;
+    const isUnanswered = askedAt > state.heardAt && at - askedAt < 1.5 * silenceMs;
+    if (isSilent && isUnanswered && !state.isPaused) lose(state, silent(state.path, at - state.heardAt));
     if (state.loss) return;
     if (isSilent) {
       setPaused(state, false);
-      askedAt = performance.now();
+      askedAt = now();
       sendRequest(state, "server.ping", {}, undefined, 2 * silenceMs).then(answered, answered); // any answer will do
     }
-    state.timer = setTimeout(look, isSilent ? silenceMs : silenceMs - (now - state.heardAt));
+    state.timer = setTimeout(look, isSilent ? silenceMs : silenceMs - (at - state.heardAt));
   };
   state.timer = setTimeout(look, silenceMs);
 }

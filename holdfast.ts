@@ -33,7 +33,7 @@ import { ask, attach, printList, printLogs, run as runJob, wait } from "./jobs.t
 import type { ReadyMessage, Watchdog } from "./launch.ts";
 import { startWatchdog } from "./launch.ts";
 import type { Output, RemoteProcess } from "./library.ts";
-import { build, daemonCommand, refuseDebuggers, version, versionFacts } from "./program.ts";
+import { build, daemonCommand, keepYoungSmall, refuseDebuggers, version, versionFacts } from "./program.ts";
 import { connectOwned, explainLoss, explainSilence, isEndedDaemon, ownerKey } from "./reach.ts";
 import { readRecord } from "./record.ts";
 import { isObject } from "./rpc.ts";
@@ -295,6 +295,7 @@ async function serveHere(
   options: CommandLine["options"],
 ): Promise<number> {
   const { started, ended } = await startHere(start, startDaemon);
+  await keepYoungSmall();
   const code = report(started, start, tokenFile, options);
   if (code !== exitCodes.done)
     warn(`exit code ${code} is given as it ends: in the foreground it serves all the same`, undefined);
@@ -320,6 +321,7 @@ async function launched(): Promise<number> {
     watchdog = startWatchdog(start, process.env);
     const { record, ended } = await startDaemon(start, undefined, () => watchdog?.rise());
     report({ ok: true, pid: process.pid, instance: record.instance });
+    await keepYoungSmall();
     const code = await ended;
     if (code === exitCodes.done) watchdog?.stand(); // else it has come to grief
     if (record.ended?.reason !== "stopped") process.exit(code); // systemd, or whoever ended it, is not to wait for a disk

@@ -95,10 +95,15 @@ export function versionFacts(): Record<string, unknown> {
 }
 
 /**
- * What V8 once had for young objects it keeps: 16 MiB after much output, and what they hold waits for as long as it takes to fill them again. With 2 it
- * is 20 MiB less in all; with 1 what is still being written counts as old, and waits for ever (bench/README.md). What our caller was started with goes before it.
+ * Keeps V8's young generation, the process's own, at the size that it has: it would double it again and again as more objects outlive a collection,
+ * up to 16 MiB, never give them back, and hold whatever they refer to until they have been filled once more. For a daemon that has started, of its
+ * own file: as a flag of its command it would cost 11 ms of each start (bench/README.md). What its caller has chosen for this generation goes before it.
  */
-const youngName = "--max-semi-space-size";
+export async function keepYoungSmall(): Promise<void> {
+  const chosen = [...process.execArgv, process.env.NODE_OPTIONS].join();
+  if (runtime !== "node" || chosen.includes("semi-space")) return;
+  (await import("node:v8")).setFlagsFromString("--semi-space-growth-factor=1");
+}
 
 /**
  * Says what runs this very program as the daemon of some places: the runtime and the flags that this process was started with, when it is this
@@ -114,7 +119,6 @@ export function daemonCommand(places: Places, imported?: { program: string | und
   return [
     process.execPath,
     ...flags,
-    ...(runtime === "node" && !flags.some((flag) => flag.startsWith(youngName)) ? [`${youngName}=2`] : []),
     imported && !build ? besideFile(imported.program) : programFile(places, imported),
     "--serve",
     "--launched",

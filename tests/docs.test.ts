@@ -19,7 +19,7 @@ const texts = new Map(documents.map((path) => [path, readFileSync(path, "utf8")]
 const forUsers = documents.filter((path) => path === "README.md" || path.startsWith("docs/"));
 /** Options of other programs, and of the tests, that documents name. */
 const otherOptions = new Set(
-  "--suite --only --minutes --no-opt --init --all --launched --max-old-space-size --max-semi-space-size --user --strip-components --wildcards --shutdown --dmesg".split(
+  "--suite --only --minutes --no-opt --init --all --launched --max-old-space-size --max-semi-space-size --semi-space-growth-factor --user --strip-components --wildcards --shutdown --dmesg".split(
     " ",
   ),
 );

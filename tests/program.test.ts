@@ -2,13 +2,26 @@
 
 import { copyFileSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { getHeapSpaceStatistics } from "node:v8";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { childEnvironment, daemonEnvironment } from "../program.ts";
+import { childEnvironment, daemonEnvironment, keepYoungSmall } from "../program.ts";
 import { builtFile, withDirectory } from "./daemon.ts";
 
-/** Of every daemon's node: see program.ts. */
-const young = "--max-semi-space-size=2";
+const youngSize = () => getHeapSpaceStatistics().find((space) => space.space_name === "new_space")!.space_size;
+
+// first of all: what it has grown to it keeps
+const young = suite("keepYoungSmall()");
+
+young("keeps V8's young generation at its size, whatever outlives a collection", async () => {
+  const before = youngSize();
+  assert.ok(before <= 8 * 2 ** 20, `${before} bytes are too much already to show anything`);
+  await keepYoungSmall();
+  for (let round = 0; round < 5; round++) Array.from({ length: 300_000 }, (_, at) => ({ at }));
+  assert.is(youngSize(), before);
+});
+
+young.run();
 
 const command = suite("daemonCommand()");
 
@@ -20,17 +33,15 @@ command("is the runtime, its flags and the file as it was called", async () => {
     copyFileSync(builtFile, program);
     const link = join(site.directory, "link.js");
     symlinkSync(program, link);
-    for (const [flags, file, added = [young]] of [
+    for (const [flags, file] of [
       [[], program],
       [["--no-warnings", "--stack-size=800"], program],
-      [["--max-semi-space-size=8"], program, []],
-      [[young, "--no-warnings"], program, []],
       [[], link],
     ] as const) {
       const started = await site.command([process.execPath, ...flags, file, "--serve", "--socket", site.socket]);
       assert.is(started.code, 0, started.stderr);
       const words = readFileSync(`/proc/${site.record().pid}/cmdline`, "utf8").split("\0").slice(0, -1);
-      const expected = [process.execPath, ...flags, ...added, file, "--serve", "--launched", "--socket", site.socket];
+      const expected = [process.execPath, ...flags, file, "--serve", "--launched", "--socket", site.socket];
       assert.equal(words, expected);
       assert.is((await site.run(["--stop", "--now"])).code, 0);
     }
@@ -46,7 +57,7 @@ command("of an import is the file that was imported, without the flags of the im
     const { code, stderr } = await site.command([process.execPath, "--no-warnings", script]);
     assert.is(code, 0, stderr);
     const words = readFileSync(`/proc/${site.record().pid}/cmdline`, "utf8").split("\0").slice(0, -1);
-    assert.equal(words, [process.execPath, young, program, "--serve", "--launched", "--socket", site.socket]);
+    assert.equal(words, [process.execPath, program, "--serve", "--launched", "--socket", site.socket]);
   });
 });
 
