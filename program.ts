@@ -53,12 +53,14 @@ export function version(): string {
  * Sees to it that nobody debugs this process: whoever reaches its port runs code as our user.
  *
  * Node opens one for --inspect, and on a SIGUSR1 that nobody handles: log rotation sends it by habit, and a sandbox may be allowed to. So this comes
- * first of all; what was opened in the milliseconds before is closed, also where it comes a moment later.
+ * first of all. One that was asked for is closed at once, one of a signal in the milliseconds before as soon as a start is over: to look for it loads
+ * a module; and once more, since it comes a moment later than its signal.
  */
 export async function refuseDebuggers(): Promise<void> {
   process.on("SIGUSR1", () => {});
-  await closeDebugger();
-  setTimeout(closeDebugger, 1000).unref();
+  for (const ms of [200, 1000]) setTimeout(closeDebugger, ms).unref();
+  const { NODE_OPTIONS, BUN_INSPECT } = process.env;
+  if (BUN_INSPECT || /--(inspect|debug)/.test([...process.execArgv, NODE_OPTIONS].join())) await closeDebugger();
 }
 
 /** Not every runtime, nor every build of node, has one. */

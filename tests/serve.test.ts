@@ -779,6 +779,23 @@ signalled("a debugger that NODE_OPTIONS has for all programs is for those that t
   }),
 );
 
+signalled("a debugger that a signal opened before the first line of ours ran is closed", () =>
+  withDirectory(async (site) => {
+    await site.serve();
+    const early = join(site.directory, "early.cjs");
+    writeFileSync(early, 'require("node:inspector").open(0, "127.0.0.1")');
+    const bridge = spawn(process.execPath, ["--require", early, builtFile, "--bridge", "--socket", site.socket], {
+      env: site.env,
+    });
+    let port = 0;
+    bridge.stderr.on("data", (text: Buffer) => (port ||= Number(/ws:..127.0.0.1:(\d+)/.exec(String(text))?.[1] ?? 0)));
+    await until("node has said so", () => port > 0);
+    await until("it is closed", () => isRefused(port));
+    bridge.stdin.end();
+    assert.is(await new Promise((done) => bridge.once("close", done)), 0);
+  }),
+);
+
 const stops = suite("--stop");
 const stopped = sideBySide(stops, lanes);
 
