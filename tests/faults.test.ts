@@ -184,20 +184,22 @@ const race = (done: string, promised: string, body: () => Promise<string>): void
   races(`${done}: ${promised}`, async () => row(await body()));
 };
 
+const crowd = rounds(50, 20);
+
 race(
-  "50 `--serve` at once with 50 tokens; from the second round on, a random one is killed with -9",
+  `${crowd} \`--serve\` at once with ${crowd} tokens; from the second round on, a random one is killed with -9`,
   "one daemon, one instance, exit code 0 for all others, each token accepted",
   async () => {
     const times: number[] = [];
     for (let round = 0; round < rounds(30, 2); round++) {
       await withPlace(async (place) => {
         const start = Date.now();
-        const victim = round === 0 ? -1 : Math.floor(Math.random() * 50);
+        const victim = round === 0 ? -1 : Math.floor(Math.random() * crowd);
         const outcomes = await Promise.all(
-          Array.from({ length: 50 }, (_, i) => {
+          Array.from({ length: crowd }, (_, i) => {
             const child = place.spawnServe(`t${i}`);
-            // the one that starts the daemon holds the claim for some 200 ms, somewhere in the first second
-            if (i === victim) setTimeout(() => child.kill("SIGKILL"), Math.random() * 1500);
+            // the one that starts the daemon holds the claim for some 200 ms, somewhere in the first second of 50
+            if (i === victim) setTimeout(() => child.kill("SIGKILL"), Math.random() * 30 * crowd);
             return outcomeOf(child, "", 60_000);
           }),
         );
