@@ -23,6 +23,9 @@ import { Failure } from "../failure.ts";
 
 export const builtFile = resolve("dist/holdfast.js");
 
+/** For many files: on a disk to make one may take longer than all that is done with it. */
+export const inMemory = existsSync("/dev/shm") ? "/dev/shm" : tmpdir();
+
 /** What a test kills is to stay dead until somebody starts it again; tests of the watchdog turn it on. */
 process.env.HOLDFAST_WATCHDOG = "off";
 

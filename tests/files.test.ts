@@ -26,14 +26,11 @@ import * as assert from "uvu/assert";
 import { Failure } from "../failure.ts";
 import { createFiles, resolvePath } from "../files.ts";
 import { decodeBase64, JsonPieces } from "../rpc.ts";
-import { busyMs } from "./daemon.ts";
+import { busyMs, inMemory } from "./daemon.ts";
 
 const isRoot = process.getuid?.() === 0;
 
 /** Runs a test with a directory of its own, which is also the home; nothing of it stays, and no descriptor. */
-/** For many files: on a disk to make one may take longer than all that is done with it. */
-const inMemory = existsSync("/dev/shm") ? "/dev/shm" : tmpdir();
-
 async function withDirectory(
   run: (directory: string, call: (name: string, params: object) => Promise<any>) => unknown,
   parent = tmpdir(),

@@ -32,6 +32,7 @@ import {
   eventually,
   faultRow,
   frameOf,
+  inMemory,
   isAlive,
   isRoot,
   openSocket,
@@ -487,9 +488,9 @@ limit(
     withWires(site, async (open) => {
       const { pid } = await serveBy(site, [], { flags: ["--max-old-space-size=64"] });
       const big = join(site.directory, "big");
-      const directory = join(site.directory, "many");
+      const directory = mkdtempSync(join(inMemory, "holdfast-many-"));
+      process.once("exit", () => rmSync(directory, { recursive: true, force: true }));
       writeFileSync(big, Buffer.alloc(12 << 20, "a"));
-      mkdirSync(directory);
       for (let i = 0; i < 5000; i++) writeFileSync(join(directory, "a rather long name for a file".repeat(8) + i), "");
       const reading = { path: big, maxBytes: 16 << 20 };
       const wire = open();
