@@ -97,12 +97,12 @@ const shellNames = ["PWD", "OLDPWD", "SHLVL", "_"];
  * $0: the directory; the rest: what becomes the child. No variable is set whose name a child might be given: HOLDFAST_* is for nobody.
  *
  * The keeper says its pid, and stops itself, again and again. The other part stops the holder, `$$`, waits until it has, and becomes the child: on
- * a busy machine the signal is seen late, and a child that has ended by then would be reaped first.
+ * a busy machine the signal is seen late, and a child that has ended by then would be reaped first. One that was killed, and that nobody reaps, never stops.
  */
 const holderScript = `
 while :; do read -r HOLDFAST_PID HOLDFAST_REST </proc/self/stat; echo $HOLDFAST_PID; kill -STOP $HOLDFAST_PID; done | {
 read -r HOLDFAST_PID
-until read -r HOLDFAST_1 HOLDFAST_2 HOLDFAST_STATE HOLDFAST_REST </proc/$$/stat; [ "$HOLDFAST_STATE" = T ]; do kill -STOP $$ || exit; done
+until read -r HOLDFAST_1 HOLDFAST_2 HOLDFAST_STATE HOLDFAST_REST </proc/$$/stat; [ "$HOLDFAST_STATE" = T ]; do [ "$HOLDFAST_STATE" != Z ] && kill -STOP $$ || exit; done
 exec 3<&- 4<&- 9>"$0/start"; echo $HOLDFAST_PID >&9; exec "$@"; }
 echo $? >"$0/code"; [ ! -e "$0/out" ] || kill -STOP $$`;
 
