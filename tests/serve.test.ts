@@ -1,4 +1,4 @@
-// time limit: 90 s
+// time limit: 250 s
 /** --serve, --stop, --status and --call of the built file, seen from outside: exit codes, words, /proc, and what is left behind. */
 
 import { spawn } from "node:child_process";

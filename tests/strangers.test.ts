@@ -1,4 +1,4 @@
-// time limit: 120 s; long
+// time limit: 250 s; long
 /**
  * Those who are not to be trusted, against a built daemon on this machine: where a token stands and how it is compared, what a connection without
  * one may cost, and what a client's own words (paths, arguments, variables, ids) may set going. What other users may do is in
