@@ -94,6 +94,11 @@ configure_root() {
     ln -sf /dev/null "$etc/systemd/system/polkit.service"
     rm -f "$root/usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service"
   fi
+  # What makes units of disks, consoles and old scripts, at each boot and login: there are none here, and none of it is ours.
+  mkdir -p "$etc/systemd/system-generators" "$etc/systemd/user-environment-generators"
+  for name in "$root"/usr/lib/systemd/system-generators/* "$root"/usr/lib/systemd/user-environment-generators/*gpg*; do
+    [ ! -e "$name" ] || ln -sf /dev/null "$etc${name#"$root/usr/lib"}"
+  done
   # Not multi-user.target: the root may have services that have no business here.
   printf '%s\n' "[Unit]" "Requires=basic.target dbus.service ssh.service systemd-logind.service" "AllowIsolate=yes" \
     "Wants=systemd-user-sessions.service" "After=basic.target ssh.service systemd-user-sessions.service" >"$etc/systemd/system/test.target"
