@@ -24,6 +24,7 @@ import { join, resolve } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { createProcesses, endAll, processMethods } from "../processes.ts";
+import { keepYoungSmall } from "../program.ts";
 import type { Peer } from "../rpc.ts";
 import type { Outcome, Site, Wire } from "./daemon.ts";
 import {
@@ -44,6 +45,7 @@ import {
   withDirectory,
 } from "./daemon.ts";
 
+await keepYoungSmall(); // what JSON.parse takes here is compared with what it takes in a daemon
 const limits = suite("limits");
 const test = sideBySide(limits, 3);
 const limit = (what: string, promised: string, body: (site: Site) => Promise<string>, owner?: number): void => {
