@@ -172,7 +172,7 @@ finish() {
 }
 
 main() {
-  local attempt line
+  local attempt ended line part word=
   id=$$ dir=/run/holdfast-hosts/$$ init=
   root=$dir/root
   export id dir root
@@ -194,10 +194,13 @@ main() {
   done
   echo "READY $init $dir $(sed -n 's|^0::\(.*\)/init.scope$|\1|p' "/proc/$init/cgroup")"
   while [ -d "/proc/$unshare" ]; do # which may also end by itself: someone may have run `poweroff`
-    line=
-    read -r -t 0.2 line
-    [ $? -ne 1 ] || return # 1 is the end of stdin, over 128 the end of these 0.2 s
-    [ "$line" != poweroff ] || kill -RTMIN+4 "$init" # may take 90 s, if a service ignores SIGTERM
+    read -r -t 0.2 part
+    ended=$?
+    word+=$part # on a busy machine the 0.2 s may end within a line
+    [ "$ended" -ne 1 ] || return # 1 is the end of stdin, over 128 the end of these 0.2 s
+    [ "$ended" -eq 0 ] || continue
+    [ "$word" != poweroff ] || kill -RTMIN+4 "$init" # may take 90 s, if a service ignores SIGTERM
+    word=
   done
 }
 
