@@ -350,7 +350,6 @@ function keepStdin(child: Child): void {
     stdin.journalEnd = 0;
   } else if (stdin.journalEnd < stdin.applied) {
     const from = Math.max(mark!.delivered, stdin.journalEnd);
-    if (from > stdin.journalEnd) clearJournal(directory); // all that it has is delivered: it begins anew, further on
     try {
       appendJournal(directory, lastOf(stdin, stdin.applied - from), from);
       stdin.journalEnd = stdin.applied;

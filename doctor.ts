@@ -71,10 +71,10 @@ function noteCommands(world: World, evidence: Evidence[]): World {
   };
 }
 
-/** As a shell takes it for one word. */
 /** Which needs no quotes. */
 const plainWord = /^[\w@%+=:,./-]+$/;
 
+/** As a shell takes it for one word. */
 function shellWord(word: string): string {
   return plainWord.test(word) ? word : quoteWord(word);
 }

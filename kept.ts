@@ -17,6 +17,7 @@ import {
   closeSync,
   constants,
   fstatSync,
+  ftruncateSync,
   lstatSync,
   openSync,
   readSync,
@@ -279,15 +280,19 @@ export function readMark(directory: string): Mark | undefined {
   };
 }
 
-/** Adds to what is accepted and not delivered. @param from The offset of the first byte, for a journal that is begun. */
+/** Adds to what is accepted and not delivered. @param from The offset of the first byte: where the journal does not end there, all that it has is delivered. */
 export function appendJournal(directory: string, bytes: Uint8Array, from: number): void {
-  withFile(join(directory, "stdin"), constants.O_WRONLY | constants.O_CREAT, (file) => {
+  withFile(join(directory, "stdin"), constants.O_RDWR | constants.O_CREAT, (file) => {
     const { size } = fstatSync(file);
     const header = Buffer.alloc(headerBytes);
-    header.writeDoubleBE(from);
-    if (size < headerBytes) writeSync(file, header, 0, headerBytes, 0);
-    const at = Math.max(size, headerBytes);
-    const written = writeSync(file, bytes, 0, bytes.length, at);
+    readSync(file, header, 0, headerBytes, 0);
+    const goesOn = size >= headerBytes && header.readDoubleBE() + size - headerBytes === from;
+    if (!goesOn) {
+      ftruncateSync(file);
+      header.writeDoubleBE(from);
+      writeSync(file, header, 0, headerBytes, 0);
+    }
+    const written = writeSync(file, bytes, 0, bytes.length, goesOn ? size : headerBytes);
     if (written < bytes.length) throw errnoError("ENOSPC", "no space left on device, write");
   });
 }

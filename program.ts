@@ -59,14 +59,18 @@ export function version(): string {
 export async function refuseDebuggers(): Promise<void> {
   process.on("SIGUSR1", () => {});
   for (const ms of [200, 1000]) setTimeout(closeDebugger, ms).unref();
-  const { NODE_OPTIONS, BUN_INSPECT } = process.env;
-  if (BUN_INSPECT || /--(inspect|debug)/.test([...process.execArgv, NODE_OPTIONS].join())) await closeDebugger();
+  if (process.env.BUN_INSPECT || givenWords().search(debugWords) >= 0) await closeDebugger();
 }
 
 /** Not every runtime, nor every build of node, has one. */
 async function closeDebugger(): Promise<void> {
   const inspector = await import("node:inspector").catch(() => undefined);
   safely(() => inspector?.url() !== undefined && inspector.close());
+}
+
+/** The flags of this process, by its command and by its environment. */
+function givenWords(): string {
+  return [...process.execArgv, process.env.NODE_OPTIONS].join(" ");
 }
 
 /** A word of node's that has a debugger attached, as it stands among others in NODE_OPTIONS. */
@@ -102,8 +106,7 @@ export function versionFacts(): Record<string, unknown> {
  * own file: as a flag of its command it would cost 11 ms of each start (bench/README.md). What its caller has chosen for this generation goes before it.
  */
 export async function keepYoungSmall(): Promise<void> {
-  const chosen = [...process.execArgv, process.env.NODE_OPTIONS].join();
-  if (runtime !== "node" || chosen.includes("semi-space")) return;
+  if (runtime !== "node" || givenWords().includes("semi-space")) return;
   (await import("node:v8")).setFlagsFromString("--semi-space-growth-factor=1");
 }
 

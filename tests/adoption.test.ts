@@ -25,6 +25,7 @@ import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { leaveAll, takeUp } from "../adoption.ts";
+import { appendJournal, readJournal } from "../kept.ts";
 import type { Processes } from "../processes.ts";
 import { createProcesses, endAll, processMethods } from "../processes.ts";
 import { identify } from "../record.ts";
@@ -741,3 +742,23 @@ leaves("is not taken up by a second daemon: what is kept is one's at a time", as
   assert.ok(isAlive(pid) && isAlive(daemon));
 });
 test.run();
+
+const journals = suite("the journal of a stdin");
+
+for (const [what, from] of [
+  ["goes on where it ended", 103],
+  ["begins anew where more than it has was delivered", 150],
+] as const) {
+  journals(what, () => {
+    const directory = mkdtempSync(join(tmpdir(), "holdfast-journal-"));
+    try {
+      appendJournal(directory, Buffer.from("old"), 100);
+      appendJournal(directory, Buffer.from("next"), from);
+      assert.is(readJournal(directory, from, from + 4).toString(), "next");
+      assert.is(readJournal(directory, 100, 103).toString(), from === 103 ? "old" : "");
+    } finally {
+      rmSync(directory, { recursive: true });
+    }
+  });
+}
+journals.run();

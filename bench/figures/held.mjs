@@ -126,8 +126,10 @@ function commandLineOf(pid) {
   }
 }
 
-/** The sh that brings the daemon back: what it takes, and how often it wakes, while nothing happens. */
-/** Its pages are those of an sh and of libc: what others have of them counts in part. Alone on a machine that has nothing else, and as it is beside work. */
+/**
+ * The sh that brings the daemon back: what it takes, and how often it wakes, while nothing happens.
+ * Its pages are those of an sh and of libc: what others have of them counts in part. Alone on a machine that has nothing else, and as it is beside work.
+ */
 async function watchdogRows(rounds, progress) {
   const rows = [];
   for (const [count, words] of [
