@@ -27,6 +27,7 @@ import {
   readExit,
   readJournal,
   readMark,
+  writeMark,
 } from "./kept.ts";
 import type { Processes, Summary } from "./processes.ts";
 import { createProcesses, endAll, endThese, forget, freeId, keep, liveCount, startNoMore } from "./processes.ts";
@@ -216,6 +217,9 @@ function takeUpOne(processes: Processes, directory: string, about: KeptAbout): C
   const found = findChild(processes.watch, directory, about);
   const spool = loadSpool(processes.room, shorten(about.id), directory);
   const mark = readMark(directory);
+  const settledAt = mark?.settledAt ?? 0;
+  if (mark && "running" in found && !found.running.isTelling)
+    writeMark(directory, Object.assign(mark, { settledAt: 0 })); // it is read from now on, and nothing tells when
   if (mark) skipTo(spool, mark.seqLimit);
   const kept = readExit(directory) ?? exitIn(spool);
   const restored = restoreStdin(processes, directory, mark, "running" in found ? about.holder : undefined);
@@ -231,7 +235,7 @@ function takeUpOne(processes: Processes, directory: string, about: KeptAbout): C
   if (!about.holder) child.known = about.process;
   if (kept) restoreEnd(child, kept, about);
   else {
-    nameGap(child, mark, found);
+    nameGap(child, settledAt, found);
     if ("ended" in found) endNow(processes, child, found.ended);
     else pumpStdin(processes, child);
   }
@@ -298,8 +302,8 @@ function survivorsOf({ child, terminal }: HolderRecord): Set<string> {
 }
 
 /** Says how much may be missing: nothing, when its pipes were not read since all that was read was safe. */
-function nameGap({ spool }: Child, mark: Mark | undefined, found: Exclude<Adopted, { problem: string }>): void {
-  if ("running" in found && found.readAtMs + clockMs <= (mark?.settledAt ?? 0)) return;
+function nameGap({ spool }: Child, settledAt: number, found: Exclude<Adopted, { problem: string }>): void {
+  if ("running" in found && found.readAtMs + clockMs <= settledAt) return;
   const maxBytes = "running" in found ? maxGapBytes : maxLostBytes;
   appendOutput(spool, "gap", Buffer.from(JSON.stringify({ maxBytes })));
 }

@@ -96,6 +96,7 @@ export async function serve(options: ServeOptions = {}): Promise<Served> {
  * @throws {HoldfastError} There is no daemon and why, the token is refused, or the command failed and what it said.
  */
 export async function connect(options: ConnectOptions = {}): Promise<Connection> {
+  options.signal?.throwIfAborted();
   const session = createSession(options);
   await withSignal(open(session), options.signal).catch((error) => {
     over(session, { reason: "closed-here", message: "It was given up" });

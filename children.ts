@@ -249,14 +249,15 @@ function settleSoon(child: Child): void {
   }
   child.settleTimer = setTimeout(() => {
     child.settleTimer = undefined;
-    if (child.isFlowing && child.running) settle(child);
+    const isQuiet = (): boolean => !child.settleTimer && child.isFlowing && child.running !== undefined;
+    setImmediate(() => isQuiet() && settle(child)); // what was written while others had their turn is read first
   }, settleMs).unref();
 }
 
 /** @param aheadMs Nothing is read any more from now on, whatever a file's clock says. */
-function settle(child: Child, aheadMs = 0): void {
-  const { mark, spool, outputBytes } = child;
-  if (mark) writeMark(spool.directory!, Object.assign(mark, { settledAt: Date.now() + aheadMs, outputBytes }));
+function settle({ mark, spool, running, outputBytes }: Child, aheadMs = 0): void {
+  const settledAt = running?.isTelling || aheadMs > 0 ? Date.now() + aheadMs : 0;
+  if (mark) writeMark(spool.directory!, Object.assign(mark, { settledAt, outputBytes }));
 }
 
 /** Counts what a child says that nobody has read for long, and lets it stand still for the rest of a tenth of a second. */

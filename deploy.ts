@@ -38,6 +38,7 @@ const differs = 97;
  */
 export async function deploy(options: DeployOptions): Promise<Deployment> {
   const { ssh, program, directory = ".holdfast", signal, deployTimeoutMs = deployMs, ...rest } = options;
+  signal?.throwIfAborted(); // what has begun on a host may come through without us
   if (!/^[\w./][\w./-]*$/.test(directory))
     throw cannot(`deploy to the directory "${directory}": it must have letters, digits, and . _ - / alone`);
   const file = readProgram(besideFile(program));

@@ -116,7 +116,7 @@ export interface Mark {
   delivered: number;
   intent: number;
   stdin: (typeof states)[number];
-  /** All that was read of its pipes by then is in the spool: unix ms. */
+  /** All that was read of its pipes by then is in the spool: unix ms; 0 where nobody could tell whether more was read since. */
   settledAt: number;
   /** Where output is in memory: no message has a higher seq. */
   seqLimit: number;

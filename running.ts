@@ -81,6 +81,8 @@ export interface Running {
   readonly pid: number;
   /** What a later daemon needs to take it up, as JSON: kept in `about`. Undefined for one that ends with this daemon's pipes. */
   readonly holder?: object | undefined;
+  /** Whether the next daemon can know if its pipes were read since some time. */
+  readonly isTelling?: boolean;
   /** Begins to read and to tell. Called once, before all that follows. */
   listen(events: RunningEvents): void;
   /** Reads on, or leaves what comes in the pipes: then whoever writes stands still. It flows at first. Cheap to call with what is so already. */
@@ -120,9 +122,14 @@ export interface HolderRecord {
   keeper: Known;
   /** Of the FIFO `out`: what the holder has as descriptor 3. */
   out: { dev: number; ino: number };
+  /** Which time of `out` and `err` moves when they are read, or written to; absent where neither does. */
+  times?: PipeTimes;
   /** Where `child` is the engine of a terminal. */
   terminal?: HeldTerminal;
 }
+
+/** Reading moves the one, unless the mount is `noatime`; writing the other, but not on an overlay. */
+export type PipeTimes = "atime" | "mtime";
 
 export interface HeldTerminal {
   /** The command itself, which leads the session of the terminal. */
@@ -300,6 +307,7 @@ export function runningHeld(
   return {
     pid: (record.terminal?.leader ?? record.child).pid,
     holder: held.record,
+    isTelling: record.times !== undefined,
     pendingBytes: 0,
     listen: (events) => listenTo(held, events),
     setFlow: (flows) => {

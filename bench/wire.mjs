@@ -10,6 +10,11 @@ export function encodeFrame(message) {
   return frame;
 }
 
+/** A frame of so many bytes in all: `messageOf(data)` with as much data as it takes. */
+export function frameOf(length, messageOf) {
+  return encodeFrame(messageOf("x".repeat(length - encodeFrame(messageOf("")).length)));
+}
+
 /** @returns Takes chunks, cut anywhere; calls `take` with each body. */
 export function createDecoder(take) {
   let rest = [];

@@ -536,7 +536,7 @@ async function endAll(site: Site): Promise<string | undefined> {
 }
 
 /** Finds processes by one of some environment variables: children have them too, whatever their session, parent and name; but HOLDFAST_* not of a daemon. */
-function processesWith(...variables: string[]): number[] {
+export function processesWith(...variables: string[]): number[] {
   const isOne = (pid: number): boolean => {
     const found = readFileSync(`/proc/${pid}/environ`, "latin1").split("\0");
     return variables.some((variable) => found.includes(variable));

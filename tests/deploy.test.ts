@@ -1,7 +1,6 @@
 // time limit: 180 s
 /** deploy() on this machine: a command that runs what it is given in a home of its own, as ssh would. The same over ssh: host/deploy.test.ts. */
 
-import { spawnSync } from "node:child_process";
 import {
   copyFileSync,
   existsSync,
@@ -17,9 +16,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { deploy as deployFrom } from "../deploy.ts";
+import { connect, deploy as deployFrom } from "../deploy.ts";
 import type { Deployment, DeployOptions, HoldfastError } from "../library.ts";
-import { builtFile, eventually, holdfast } from "./daemon.ts";
+import { builtFile, eventually, holdfast, processesWith } from "./daemon.ts";
 
 interface Host {
   home: string;
@@ -40,7 +39,7 @@ async function withHost(use: (host: Host) => Promise<void>): Promise<void> {
     await eventually(async () => {
       const { stdout } = await holdfast(["--stop", "--now"], { env: { HOME: home, XDG_STATE_HOME: "" } });
       assert.match(stdout.toString(), /^(stopped|none)/);
-      return spawnSync("pgrep", ["-f", home]).status === 1;
+      return processesWith(`HOME=${home}`).length === 0;
     }, "the end of all that was started in this home");
     rmSync(home, { recursive: true, force: true });
   }
@@ -108,7 +107,7 @@ test("copies once when ten deploy at once", () =>
   }));
 
 test("says which failed, and why", () =>
-  withHost(async ({ home, ssh, deploy }) => {
+  withHost(async ({ home, deploy }) => {
     mkdirSync(join(home, "empty"));
     const nowhere = ["env", "-C", home, `HOME=${home}`, `PATH=${join(home, "bin")}`, "/bin/sh", "-c"];
     // what the script needs, but no runtime
@@ -137,9 +136,17 @@ test("says which failed, and why", () =>
       const bare = await refusal(deploy({ ssh: nowhere }));
       assert.equal([bare.reason, bare.exitCode], ["no-runtime", 127], bare.message);
       assert.match(bare.hint ?? "", /put a node/);
-    } else assert.ok(ssh);
-    const given = await refusal(deploy({ signal: AbortSignal.abort() }));
-    assert.is(given.name, "AbortError");
+    }
+  }));
+
+test("begins nothing for a signal that is aborted already", () =>
+  withHost(async ({ deploy }) => {
+    const children = (): number => process.getActiveResourcesInfo().filter((name) => name === "ProcessWrap").length;
+    const before = children();
+    const deployed = refusal(deploy({ signal: AbortSignal.abort() }));
+    const connected = refusal(connect({ command: ["sleep", "1000"], signal: AbortSignal.abort() }));
+    assert.is(children(), before);
+    assert.equal([(await deployed).name, (await connected).name], ["AbortError", "AbortError"]);
   }));
 
 test.run();

@@ -112,25 +112,22 @@ async function copied(pids, directory, work) {
   const traces = [];
   for (const [name, pid] of Object.entries(pids)) {
     const file = `${directory}/copied.${name}`;
-    const strace = start("strace", ["-f", "-s", "0", "-e", `trace=${copying}`, "-o", file, "-p", String(pid)], {
+    // not -f: a holder that is traced does not stop as others do
+    const threads = readdirSync(`/proc/${pid}/task`).flatMap((thread) => ["-p", thread]);
+    const strace = start("strace", ["-s", "0", "-e", `trace=${copying}`, "-o", file, ...threads], {
       stdio: ["ignore", "ignore", "pipe"],
     });
     await new Promise((done) => strace.stderr.once("data", done)); // "attached"
-    traces.push({ name, file, strace, threads: readdirSync(`/proc/${pid}/task`) });
+    traces.push({ name, file, strace });
   }
   await work();
   await sleep(200);
   const found = {};
-  for (const { name, file, strace, threads } of traces) {
+  for (const { name, file, strace } of traces) {
     await end(strace, "SIGINT");
     found[name] = { taken: 0, given: 0 };
-    for (const [, thread, call, bytes] of readFileSync(file, "utf8").matchAll(
-      /^(\d+) +(?:<\.\.\. )?(\w+).* = (\d+)$/gm,
-    )) {
-      // not of head, which strace follows as well
-      if (threads.includes(thread))
-        found[name][/^(read|recv)/.test(call) ? "taken" : "given"] += Number(bytes) / outputBytes;
-    }
+    for (const [, call, bytes] of readFileSync(file, "utf8").matchAll(/^\d+ +(?:<\.\.\. )?(\w+).* = (\d+)$/gm))
+      found[name][/^(read|recv)/.test(call) ? "taken" : "given"] += Number(bytes) / outputBytes;
   }
   return found;
 }

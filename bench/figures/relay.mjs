@@ -5,10 +5,13 @@ import { writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { program, withDirectory } from "../daemon.mjs";
 import { end, exitOf, sideBySide, start } from "../measure.mjs";
+import { frameOf } from "../wire.mjs";
 
 const endpoint = fileURLToPath(new URL("../peers/endpoint.mjs", import.meta.url));
 
 export const title = "Relay";
+
+const requestOf = (data) => ({ jsonrpc: "2.0", id: 1, method: "process.stdin", params: { id: "a", data } });
 
 export async function run({ rounds, progress, scale }) {
   const bytes = scale(4 * 2 ** 30);
@@ -19,8 +22,7 @@ export async function run({ rounds, progress, scale }) {
   ]) {
     await withDirectory(async (directory) => {
       const socket = `${directory}/s`;
-      const frame = Buffer.alloc(65536, "x");
-      frame.writeUInt32BE(65532);
+      const frame = frameOf(65536, requestOf);
       writeFileSync(`${directory}/frames`, Buffer.concat(Array(1024).fill(frame))); // 64 MiB
       const far = fork(endpoint, [socket, direction, String(bytes)]);
       await new Promise((done) => far.once("message", done));

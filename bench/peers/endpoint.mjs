@@ -1,10 +1,10 @@
 /** What a relay leads to: `node endpoint.mjs SOCKET source|sink BYTES`. A source sends frames of 64 KiB as soon as it is connected to; a sink counts. */
 
 import { createServer } from "node:net";
+import { frameOf } from "../wire.mjs";
 
 const [path, mode, bytes] = process.argv.slice(2);
-const frame = Buffer.alloc(65536);
-frame.writeUInt32BE(65532);
+const frame = frameOf(65536, (data) => ({ type: "stream", processId: "a", stream: "stdout", seq: 1, data }));
 const block = Buffer.concat(Array(64).fill(frame));
 
 createServer({ allowHalfOpen: true, highWaterMark: 1 << 20 }, (socket) => {
