@@ -25,7 +25,7 @@ import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { leaveAll, takeUp } from "../adoption.ts";
-import { appendJournal, readJournal } from "../kept.ts";
+import { appendJournal, readJournal, readMark } from "../kept.ts";
 import type { Processes } from "../processes.ts";
 import { createProcesses, endAll, processMethods } from "../processes.ts";
 import { identify } from "../record.ts";
@@ -121,7 +121,9 @@ leaves("has its id, pid, seqs, stdin and exit code, and what it said before and 
     left.wire.request("process.stdin", { id: "a", data: Buffer.from(data).toString("base64"), offset, end });
   assert.is((await write("one\n", 0)).applied, 4);
   await eventually(async () => (await left.entry("a")).lastSeq === 2, "its second line");
-  await sleep(100); // it is quiet, and known to be
+  const directory = left.directoryOf("a");
+  const isSettled = () => statSync(join(directory, "out")).atimeMs + 12 <= readMark(directory)!.settledAt;
+  await eventually(isSettled, "it is quiet, and known to be");
   await left.kill();
   await left.serve();
   const entry = await left.entry("a");
