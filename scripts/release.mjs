@@ -1,7 +1,7 @@
 /**
  * Makes a release, and publishes nothing: `npm run release -- VERSION [--dry-run]`
  *
- *     1  the tree is clean, and CHANGELOG.md has a section of VERSION
+ *     1  the tree is clean, CHANGELOG.md has a section of VERSION, and no tag is named so
  *     2  in a clone of its own: npm ci, the version, types and lint, two builds that are the same bytes, the package, installed and run
  *     3  release/VERSION/: holdfast.js, its hash, the tarball, the notes
  *     4  here: the version is committed and tagged. With --dry-run it is not
@@ -24,6 +24,8 @@ const [version] = positionals;
 if (!/^\d+\.\d+\.\d+$/.test(version ?? "")) fail("a version is needed, such as 0.2.0", 64);
 if (run(root, "git", ["status", "--porcelain"]) !== "") fail("the tree is not clean: commit or stash first");
 const notes = notesOf(version);
+if (run(root, "git", ["tag", "--list", `v${version}`]) !== "")
+  fail(`v${version} is tagged already; to make it anew: git tag -d v${version}`);
 
 const directory = mkdtempSync(join(tmpdir(), "holdfast-release-"));
 process.once("exit", () => rmSync(directory, { recursive: true, force: true }));
@@ -33,8 +35,7 @@ console.log(`in ${clone}: npm ci …`);
 run(clone, "npm", ["ci", "--no-audit", "--no-fund", "--prefer-offline"]);
 setVersion(clone);
 console.log("types, format and lint …");
-run(clone, "npx", ["tsc"]);
-run(clone, "npx", ["biome", "check", "--error-on-warnings"]);
+run(clone, "npm", ["run", "check"]);
 const hash = buildTwice(clone);
 const tarball = pack(clone);
 tryPackage(clone, tarball);

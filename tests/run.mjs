@@ -42,8 +42,11 @@ if (![undefined, "unit", "long", "host"].includes(options.only)) {
   process.exit(64);
 }
 
+/** A signal has come: no more files are begun. */
+let isEnding = false;
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
   process.once(signal, async () => {
+    isEnding = true;
     await Promise.all([...running].map(endFile));
     removeBundles();
     process.kill(process.pid, signal); // the listener is gone: now it ends us
@@ -53,6 +56,11 @@ for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
 const isWanted = (kind) => options.only === undefined || options.only === kind;
 const units = findTests("tests").filter((file) => isWanted(isLong(file) ? "long" : "unit"));
 const hosts = isWanted("host") ? findTests("tests/host") : [];
+const unmatched = fragments.find((fragment) => ![...units, ...hosts].some((file) => file.includes(fragment)));
+if (unmatched !== undefined) {
+  console.error(`error: Cannot run "${unmatched}": it is in the name of no ${options.only ?? "test"} file`);
+  process.exit(64);
+}
 if (options.suite && hosts.length > 0) buildSuite(options.suite); // its minutes count on no file's time limit
 
 const paint =
@@ -120,7 +128,7 @@ function buildSuite(suite) {
 
 /** Takes files from the front of a list, which others may share, and runs them one by one. */
 async function inTurn(files) {
-  for (let file = files.shift(); file !== undefined; file = files.shift()) {
+  for (let file = files.shift(); file !== undefined && !isEnding; file = files.shift()) {
     current.add(file);
     showProgress();
     const result = await runFile(file);
@@ -148,6 +156,7 @@ async function runFile(file) {
       ms: Date.now() - start,
     };
   }
+  if (isEnding) return { ...judge({ source, output: "", problem: "was not begun" }), output: "", ms: 0 };
   const limitMs = patience * limitOf(file) * (options.all ? 10_000 : 1000);
   // certificates beside its own take each start of node three times its time, and only the installation of the runtimes may need them
   const { FORCE_COLOR, NODE_TEST_CONTEXT, NODE_EXTRA_CA_CERTS, ...env } = process.env;
