@@ -40,8 +40,6 @@ import { membersOf } from "./running.ts";
 import type { Spool } from "./spool.ts";
 import { appendOutput, findExit, loadSpool, restSpool, skipTo } from "./spool.ts";
 
-/** The clock of files is behind by a tick of the kernel, 10 ms at most. */
-const clockMs = 12;
 /** What a daemon may have read, and not yet written to a spool: a chunk of each pipe; and what was in the pipes, where nobody holds these. */
 const maxGapBytes = 2 * (64 << 10);
 const maxLostBytes = 2 * maxGapBytes;
@@ -110,7 +108,7 @@ export async function endLeft(
   await processes.sweeping;
   const count = liveCount(processes);
   if (ifIdle && count > 0) {
-    for (const { running } of processes.children.values()) running?.leave?.();
+    for (const child of processes.children.values()) if (child.mark) leaveChild(processes, child);
     processes.claim?.release();
     throw cannot(`stop: ${count} processes of a daemon that is dead are alive, and it was to be stopped only if idle`, {
       exit: exitCodes.busy,
@@ -216,10 +214,7 @@ function takeUpAll(processes: Processes, path: string, afterMs: number): void {
 function takeUpOne(processes: Processes, directory: string, about: KeptAbout): Child {
   const found = findChild(processes.watch, directory, about);
   const spool = loadSpool(processes.room, shorten(about.id), directory);
-  const mark = readMark(directory);
-  const settledAt = mark?.settledAt ?? 0;
-  if (mark && "running" in found && !found.running.isTelling)
-    writeMark(directory, Object.assign(mark, { settledAt: 0 })); // it is read from now on, and nothing tells when
+  const { mark, wasLeft } = takeMark(directory);
   if (mark) skipTo(spool, mark.seqLimit);
   const kept = readExit(directory) ?? exitIn(spool);
   const restored = restoreStdin(processes, directory, mark, "running" in found ? about.holder : undefined);
@@ -233,13 +228,22 @@ function takeUpOne(processes: Processes, directory: string, about: KeptAbout): C
   });
   processes.children.set(child.id, child);
   if (!about.holder) child.known = about.process;
+  if ("running" in found && !wasLeft && !found.isArmed) nameGap(child, maxGapBytes);
   if (kept) restoreEnd(child, kept, about);
+  else if ("running" in found) pumpStdin(processes, child);
   else {
-    nameGap(child, settledAt, found);
-    if ("ended" in found) endNow(processes, child, found.ended);
-    else pumpStdin(processes, child);
+    nameGap(child, maxLostBytes);
+    endNow(processes, child, found.ended);
   }
   return child;
+}
+
+/** @returns Whether its daemon had left it in order; which holds only until it is read again. */
+function takeMark(directory: string): { mark: Mark | undefined; wasLeft: boolean } {
+  const mark = readMark(directory);
+  const wasLeft = mark !== undefined && mark.leftAt > 0;
+  if (wasLeft) writeMark(directory, Object.assign(mark, { leftAt: 0 }));
+  return { mark, wasLeft };
 }
 
 function exitIn({ exit }: Spool): KeptExit | undefined {
@@ -249,7 +253,7 @@ function exitIn({ exit }: Spool): KeptExit | undefined {
 /** Without a holder it has lost its pipes, but may go on. */
 function findChild(watch: Watch, directory: string, about: KeptAbout): Exclude<Adopted, { problem: string }> {
   if (!about.holder) {
-    if (livenessOf(about.process).state === "alive") return { running: runningOrphan(about.process), readAtMs: 0 };
+    if (livenessOf(about.process).state === "alive") return { running: runningOrphan(about.process), isArmed: false };
     return { ended: { code: null, signal: null, unknown: "its daemon died, and with it its pipes" } };
   }
   const found = adoptHeld({ watch }, directory, about.holder);
@@ -301,10 +305,8 @@ function survivorsOf({ child, terminal }: HolderRecord): Set<string> {
   return new Set(statOf(pid)[19] === startTime ? membersOf(pid, terminal ? "session" : "group") : []);
 }
 
-/** Says how much may be missing: nothing, when its pipes were not read since all that was read was safe. */
-function nameGap({ spool }: Child, settledAt: number, found: Exclude<Adopted, { problem: string }>): void {
-  if ("running" in found && found.readAtMs + clockMs <= settledAt) return;
-  const maxBytes = "running" in found ? maxGapBytes : maxLostBytes;
+/** Says how much may be missing. */
+function nameGap({ spool }: Child, maxBytes: number): void {
   appendOutput(spool, "gap", Buffer.from(JSON.stringify({ maxBytes })));
 }
 

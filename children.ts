@@ -224,7 +224,6 @@ function setFlow({ limits }: Shared, child: Child): void {
   if (child.readers.size > 0) child.unwatchedSince = now();
   const isBurst = burst.bytes > (limits.unwatchedBytes * throttleMs) / 1000;
   const flows = isLast || (mayFlow(child) && !isBurst);
-  if (flows && !child.isFlowing) settleSoon(child);
   child.isFlowing = flows;
   child.running?.setFlow(flows);
 }
@@ -236,11 +235,7 @@ function setSeqsAside({ spool, mark }: Child): void {
   writeMark(spool.directory!, mark);
 }
 
-/**
- * Notes that all that was read is in the spool, when the child has been quiet for a while: after a crash later than that nothing is missing.
- *
- * Not while it stands still: what is in its pipes yet would be read later, and lost with the daemon, without a sign that it was written after this.
- */
+/** Notes that all that was read is in the spool, when the child has been quiet for a while: if nothing is read until the daemon dies, nothing is missing. */
 function settleSoon(child: Child): void {
   if (!child.mark || !child.running) return;
   if (child.settleTimer) {
@@ -249,15 +244,13 @@ function settleSoon(child: Child): void {
   }
   child.settleTimer = setTimeout(() => {
     child.settleTimer = undefined;
-    const isQuiet = (): boolean => !child.settleTimer && child.isFlowing && child.running !== undefined;
-    setImmediate(() => isQuiet() && settle(child)); // what was written while others had their turn is read first
+    if (child.running) settle(child);
   }, settleMs).unref();
 }
 
-/** @param aheadMs Nothing is read any more from now on, whatever a file's clock says. */
-function settle({ mark, spool, running, outputBytes }: Child, aheadMs = 0): void {
-  const settledAt = running?.isTelling || aheadMs > 0 ? Date.now() + aheadMs : 0;
-  if (mark) writeMark(spool.directory!, Object.assign(mark, { settledAt, outputBytes }));
+function settle({ mark, spool, running, outputBytes }: Child): void {
+  running?.arm?.();
+  if (mark) writeMark(spool.directory!, Object.assign(mark, { outputBytes }));
 }
 
 /** Counts what a child says that nobody has read for long, and lets it stand still for the rest of a tenth of a second. */
@@ -592,7 +585,8 @@ export function leaveChild({ ends }: Shared, child: Child): void {
   for (const children of [ends.waiting, ends.finishing]) children.delete(child); // the next one sees its end, too: its holder was not told
   for (const timer of [child.burst.timer, child.exitTimer, child.settleTimer]) clearTimeout(timer);
   child.running?.leave?.();
-  if (child.running?.leave) settle(child, settleMs);
+  if (child.mark) Object.assign(child.mark, { leftAt: Date.now() });
+  settle(child);
   restSpool(child.spool);
   child.stdin.state = "broken"; // what a request that is being read brings yet is not taken, nor noted
   child.mark = undefined;

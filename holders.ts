@@ -25,13 +25,13 @@ import {
   constants,
   existsSync,
   fstatSync,
+  futimesSync,
   mkdirSync,
   readlinkSync,
   readSync,
   realpathSync,
   rmSync,
   statSync,
-  utimesSync,
 } from "node:fs";
 import { rm } from "node:fs/promises";
 import { constants as osConstants } from "node:os";
@@ -39,18 +39,20 @@ import { basename, join } from "node:path";
 import { promisify } from "node:util";
 import { errnoError, reasonOf, safely } from "./failure.ts";
 import { hasLeft, identify, livingProcesses, randomName, readText, soon, statOf, within } from "./record.ts";
-import type { Ended, HeldTerminal, HolderRecord, Known, PipeTimes, Running, Start, Watch } from "./running.ts";
+import type { Ended, HeldTerminal, HolderRecord, Known, Running, Start, Watch } from "./running.ts";
 import {
   createWatch,
   dismissHolder,
   fifoNames,
   knownOf,
+  neverWritten,
   openFifo,
   runningHeld,
   saidEnd,
   socketOf,
   stateOf,
   unknownEnd,
+  unread,
   watchTrial,
 } from "./running.ts";
 import { makeDirectories } from "./socket.ts";
@@ -75,7 +77,7 @@ export interface Holders {
   making: Promise<void> | undefined;
   readonly watch: Watch;
   /** Found out by the trial. */
-  times?: PipeTimes | undefined;
+  notesReads: boolean;
 }
 
 /** Directories made ahead at a time, and how few of them are left when more are made. */
@@ -93,8 +95,6 @@ const engineLookMs = 20;
 /** oom_score_adj: the kernel is to take the child that ate the memory, not the daemon. The raise of a child, and the most there is. */
 const oomRaise = 200;
 const oomMost = 1000;
-/** In seconds: of a pipe that was never written to, and the latest that every file system can keep. */
-const neverWritten = 2 ** 31 - 1;
 /** What shells put into the environment by themselves. */
 const shellNames = ["PWD", "OLDPWD", "SHLVL", "_"];
 
@@ -142,7 +142,7 @@ export async function probeHolders(
   if (typeof tools === "string") return tools;
   try {
     makeDirectories(path);
-    const holders: Holders = { path, tools, ready: [], making: undefined, watch };
+    const holders: Holders = { path, tools, ready: [], making: undefined, watch, notesReads: false };
     return (await tryHolder(holders, env)) ?? holders;
   } catch (error) {
     return `a child cannot be held: ${reasonOf(error)}`;
@@ -175,6 +175,7 @@ async function tryHolder(holders: Holders, env: NodeJS.ProcessEnv): Promise<stri
   const start = { command: "/bin/sh", args, cwd: "/", env: { PATH: env.PATH }, hasNoStdin: true };
   const running = await startHeld(holders, directory, start);
   const { holder } = running.holder as HolderRecord;
+  const wasArmed = isArmed(join(directory, "out")); // it is not read before the next line
   const seen = watchTrial(running);
   try {
     if (!(await soon(() => seen.how && seen.isClosed, trialMs, 1)))
@@ -185,7 +186,7 @@ async function tryHolder(holders: Holders, env: NodeJS.ProcessEnv): Promise<stri
     const { said, how } = seen;
     if (said !== "said\n" || how?.code !== 143)
       return `a child that said "said" and ended with 143 reads ${JSON.stringify([said, how])}`;
-    holders.times = timesOf(join(directory, "out"));
+    holders.notesReads = wasArmed && !isArmed(join(directory, "out"));
     process.kill(holder.pid, "SIGCONT");
     if (!(await soon(() => saidEnd(directory)?.code === 143, trialMs, 1)))
       return "a holder does not say how its child ended";
@@ -196,10 +197,9 @@ async function tryHolder(holders: Holders, env: NodeJS.ProcessEnv): Promise<stri
   }
 }
 
-/** @param path A pipe that was written to and read, once each. */
-function timesOf(path: string): PipeTimes | undefined {
-  const { atimeMs, mtimeMs } = statSync(path);
-  return atimeMs > 0 ? "atime" : mtimeMs < neverWritten * 1000 ? "mtime" : undefined;
+/** Nothing was read of it since it was armed. */
+function isArmed(path: string): boolean {
+  return safely(() => statSync(path).atimeMs) === unread;
 }
 
 /** Takes a directory with FIFOs, for one child. */
@@ -266,8 +266,7 @@ export async function startHeld(holders: Holders, directory: string, start: Star
   const begun: Begun = { handle: undefined, keeper: undefined, child: undefined };
   try {
     begun.handle = await spawnHolder(holders, directory, start, pipes);
-    const { times } = holders;
-    const record = { ...(await readHolder(directory, start, begun, pipes)), ...(times ? { times } : {}) };
+    const record = { ...(await readHolder(directory, start, begun, pipes)), notesReads: holders.notesReads };
     const stdin = openFifo(`/proc/${record.keeper.pid}/fd/1`, constants.O_WRONLY);
     const running = runningHeld(holders.watch, directory, record, [pipes.out, pipes.err], stdin);
     if (start.hasNoStdin) running.endStdin();
@@ -323,20 +322,13 @@ interface Pipes {
   start: number;
 }
 
-/**
- * Opened before the child does: poll(2) tells the end of a FIFO only of writers that came after us.
- *
- * A mount that is `relatime`, as most are, moves the time of reading where that of writing is not before it. An overlay does not move that of writing:
- * so it begins as far ahead as it can.
- */
+/** Opened before the child does: poll(2) tells the end of a FIFO only of writers that came after us. */
 function openPipes(directory: string): Pipes {
   const opened: number[] = [];
   try {
-    for (const path of fifoNames.map((name) => join(directory, name))) {
-      utimesSync(path, 0, neverWritten);
-      opened.push(openFifo(path, constants.O_RDONLY));
-    }
+    for (const name of fifoNames) opened.push(openFifo(join(directory, name), constants.O_RDONLY));
     const [out, err, start] = opened as [number, number, number];
+    for (const pipe of [out, err]) safely(() => futimesSync(pipe, unread, neverWritten));
     return { out, err, start };
   } catch (error) {
     for (const descriptor of opened) closeSync(descriptor);
@@ -440,17 +432,17 @@ function terminalOf(line: string | undefined): HeldTerminal | undefined {
 }
 
 /** What became of a child whose daemon is dead: it goes on, or has ended meanwhile; or it is not to be told, and left alone. */
-export type Adopted = { running: Running; readAtMs: number } | { ended: Ended } | { problem: string };
+export type Adopted = { running: Running; isArmed: boolean } | { ended: Ended } | { problem: string };
 
 /**
  * Takes up a child that another daemon started. Only when that is provably dead: two readers would share the output between them.
  *
  * @param value Of `about`: what Running.holder was.
- * @returns `readAtMs`: when its pipes were last read, at most, in unix ms, by a clock that may be 10 ms behind; of no worth where they are not `isTelling`.
+ * @returns `isArmed`: nothing was read of its pipes since what was read is safe.
  */
 export function adoptHeld({ watch }: Pick<Holders, "watch">, directory: string, value: unknown): Adopted {
   if (!isHolderRecord(value)) return { problem: "its holder is not described as it must be" };
-  const { bootId, pidNamespace, child, holder, keeper, times } = value;
+  const { bootId, pidNamespace, child, holder, keeper, notesReads = false } = value;
   const here = identify();
   if (bootId !== here.bootId) return { ended: unknownEnd("the host was booted again") };
   if (pidNamespace !== here.pidNamespace) {
@@ -470,19 +462,12 @@ export function adoptHeld({ watch }: Pick<Holders, "watch">, directory: string, 
   const [stdout, stderr] = [3, 4].map((at) =>
     isHeld ? `/proc/${holder.pid}/fd/${at}` : join(directory, at === 3 ? "out" : "err"),
   );
-  const readAtMs = Math.max(...[stdout, stderr].map((path) => safely(() => readAt(path!, times)) ?? 0));
+  const areArmed = notesReads && [stdout, stderr].every((path) => isArmed(path!));
   const pipes = [stdout, stderr].map((path) => safely(() => openReader(path!)));
   const stdin =
     stateOf(keeper) === undefined ? undefined : safely(() => openFifo(`/proc/${keeper.pid}/fd/1`, constants.O_WRONLY)); // ENXIO: the child has closed it
   const running = runningHeld(watch, directory, value, pipes, stdin);
-  return { running, readAtMs };
-}
-
-/** @returns When a pipe was last read, at most: what was not written cannot have been. */
-function readAt(path: string, times: PipeTimes | undefined): number {
-  const { atimeMs, mtimeMs } = statSync(path);
-  if (times !== "mtime") return atimeMs;
-  return mtimeMs < neverWritten * 1000 ? mtimeMs : 0;
+  return { running, isArmed: areArmed };
 }
 
 /** Its leader lives, but leads no session, or is not the child of its engine, as it is as long as that lives. */
@@ -493,7 +478,7 @@ function isStrange({ child, terminal }: HolderRecord): boolean {
 }
 
 function isHolderRecord(value: unknown): value is HolderRecord {
-  const { bootId, pidNamespace, out, times, terminal, ...processes } = Object(value) as HolderRecord;
+  const { bootId, pidNamespace, out, notesReads = false, terminal, ...processes } = Object(value) as HolderRecord;
   const isKnown = (known: Known) =>
     Number.isSafeInteger(Object(known).pid) &&
     known.pid > 1 &&
@@ -504,7 +489,7 @@ function isHolderRecord(value: unknown): value is HolderRecord {
     typeof pidNamespace === "string" &&
     [processes.child, processes.holder, processes.keeper].every(isKnown) &&
     (terminal === undefined || (isKnown(Object(terminal).leader) && /^\/dev\/pts\/\d+$/.test(String(terminal.tty)))) &&
-    [undefined, "atime", "mtime"].includes(times) &&
+    typeof notesReads === "boolean" &&
     [Object(out).dev, Object(out).ino].every(Number.isSafeInteger)
   );
 }

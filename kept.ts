@@ -2,8 +2,8 @@
  * What is kept of a child beside its output, so that the next daemon can take it up: files in the child's own directory, 0600.
  *
  *     about    what it is, and its holder: once, by rename, before the answer to process.spawn
- *     mark     64 bytes, 96 with a terminal, that are written in place, so that a full disk does not matter: how far its stdin is, when its output was
- *              safe, and what of its terminal is to be known
+ *     mark     64 bytes, 96 with a terminal, that are written in place, so that a full disk does not matter: how far its stdin is, whether it
+ *              was left in order, and what of its terminal is to be known
  *     stdin    what of its stdin was accepted and did not fit into the pipe: a header, the offset of what follows, and the bytes
  *     exit     how it ended: once, by rename
  *     forgotten   nobody can name it any more, but a grandchild has its pipes: the directory goes when these are at their ends
@@ -116,8 +116,8 @@ export interface Mark {
   delivered: number;
   intent: number;
   stdin: (typeof states)[number];
-  /** All that was read of its pipes by then is in the spool: unix ms; 0 where nobody could tell whether more was read since. */
-  settledAt: number;
+  /** When its daemon left it to the next one, with all that was read in the spool: unix ms; 0 where it has not. */
+  leftAt: number;
   /** Where output is in memory: no message has a higher seq. */
   seqLimit: number;
   /** Of output, ever. */
@@ -243,15 +243,15 @@ function readJson(directory: string, name: string): unknown {
 }
 
 export function createMark(): Mark {
-  return { applied: 0, delivered: 0, intent: 0, stdin: "open", settledAt: 0, seqLimit: 0, outputBytes: 0 };
+  return { applied: 0, delivered: 0, intent: 0, stdin: "open", leftAt: 0, seqLimit: 0, outputBytes: 0 };
 }
 
 type MarkNumbers = [number, number, number, number, number, number, number, number];
 
 /** In place: there is room for it on a full disk, and it is whole, whenever the daemon dies. */
 export function writeMark(directory: string, mark: Mark): void {
-  const { applied, delivered, intent, stdin, settledAt, seqLimit, outputBytes, terminal } = mark;
-  const numbers = [format, applied, delivered, intent, states.indexOf(stdin), settledAt, seqLimit, outputBytes];
+  const { applied, delivered, intent, stdin, leftAt, seqLimit, outputBytes, terminal } = mark;
+  const numbers = [format, applied, delivered, intent, states.indexOf(stdin), leftAt, seqLimit, outputBytes];
   if (terminal) numbers.push(terminal.rows, terminal.columns, terminal.modes, terminal.seq);
   const bytes = Buffer.alloc(numbers.length * 8);
   for (const [at, value] of numbers.entries()) bytes.writeDoubleBE(value, at * 8);
@@ -269,13 +269,13 @@ export function readMark(directory: string): Mark | undefined {
   const isWhole = length === bytes.length || length === markNumbers * 8;
   const numbers = isWhole ? Array.from({ length: length / 8 }, (_, at) => bytes.readDoubleBE(at * 8)) : [];
   if (!isWhole || !numbers.every((value) => value >= 0 && value <= Number.MAX_SAFE_INTEGER)) return undefined;
-  const [found, applied, delivered, intent, state, settledAt, seqLimit, outputBytes] = numbers as MarkNumbers;
+  const [found, applied, delivered, intent, state, leftAt, seqLimit, outputBytes] = numbers as MarkNumbers;
   const stdin = states[state];
   if (found !== format || stdin === undefined) return undefined;
   const [rows, columns, modes, seq] = numbers.slice(markNumbers);
   const terminal = seq === undefined ? undefined : ({ rows, columns, modes, seq } as TerminalMark);
   return {
-    ...{ applied, delivered, intent, stdin, settledAt, seqLimit, outputBytes },
+    ...{ applied, delivered, intent, stdin, leftAt, seqLimit, outputBytes },
     ...(terminal ? { terminal } : {}),
   };
 }

@@ -6,7 +6,17 @@
 
 import type { ChildProcess } from "node:child_process";
 import { spawn } from "node:child_process";
-import { closeSync, constants, fstatSync, openSync, readFileSync, unlinkSync, writeFileSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  futimesSync,
+  openSync,
+  readFileSync,
+  unlinkSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import type { ConnectOpts, OnReadOpts, SocketConstructorOpts } from "node:net";
 import { Socket } from "node:net";
 import { constants as osConstants } from "node:os";
@@ -37,6 +47,14 @@ const lookStep = 256;
 const freshMs = 20;
 /** What a holder's directory has beside files. */
 export const fifoNames = ["out", "err", "start"];
+/**
+ * In seconds, the times of a pipe that is armed: whether it was read since is then seen by the first.
+ *
+ * `relatime`, as most mounts have it, moves the time of reading only where that of writing, or of a change, is not before it. That of writing moves
+ * when a whole write(2) is over, which may take minutes; by splice(2) and on an overlay never. So it stands as far ahead as every file system can have it.
+ */
+export const unread = 0;
+export const neverWritten = 2 ** 31 - 1;
 
 /** What is to be started. It leads a session and group of its own. */
 export interface Start {
@@ -81,8 +99,6 @@ export interface Running {
   readonly pid: number;
   /** What a later daemon needs to take it up, as JSON: kept in `about`. Undefined for one that ends with this daemon's pipes. */
   readonly holder?: object | undefined;
-  /** Whether the next daemon can know if its pipes were read since some time. */
-  readonly isTelling?: boolean;
   /** Begins to read and to tell. Called once, before all that follows. */
   listen(events: RunningEvents): void;
   /** Reads on, or leaves what comes in the pipes: then whoever writes stands still. It flows at first. Cheap to call with what is so already. */
@@ -100,6 +116,8 @@ export interface Running {
   endStdin(): void;
   /** How it ended is kept: the zombie may go. After `ended`. */
   reap(): void;
+  /** All that was read so far is safe: the next daemon is to see whether more was. */
+  arm?(): void;
   /** Lets go of all that is left: pipes, FIFOs, holder. Nothing is told after it. */
   release(): void;
   /** Stops reading, tells what was read before, and leaves all to the next daemon; undefined where that is not possible. */
@@ -122,14 +140,11 @@ export interface HolderRecord {
   keeper: Known;
   /** Of the FIFO `out`: what the holder has as descriptor 3. */
   out: { dev: number; ino: number };
-  /** Which time of `out` and `err` moves when they are read, or written to; absent where neither does. */
-  times?: PipeTimes;
+  /** Whether the time of reading (atime) of its FIFOs moves when they are read. */
+  notesReads?: boolean;
   /** Where `child` is the engine of a terminal. */
   terminal?: HeldTerminal;
 }
-
-/** Reading moves the one, unless the mount is `noatime`; writing the other, but not on an overlay. */
-export type PipeTimes = "atime" | "mtime";
 
 export interface HeldTerminal {
   /** The command itself, which leads the session of the terminal. */
@@ -307,7 +322,6 @@ export function runningHeld(
   return {
     pid: (record.terminal?.leader ?? record.child).pid,
     holder: held.record,
-    isTelling: record.times !== undefined,
     pendingBytes: 0,
     listen: (events) => listenTo(held, events),
     setFlow: (flows) => {
@@ -316,8 +330,9 @@ export function runningHeld(
     write: (bytes) => writeStdin(held, bytes),
     endStdin: () => endStdin(held),
     reap() {}, // until release() its pid is to be nobody else's
+    arm: () => arm(held),
     release: () => release(held),
-    leave: () => leave(held),
+    leave: () => letGo(held),
   };
 }
 
@@ -343,16 +358,18 @@ function listenTo(held: Held, events: RunningEvents): void {
   startWatch(held.watch);
 }
 
+/** A descriptor is the socket's to close. */
+function arm({ pipes, sockets }: Held): void {
+  for (const [at, pipe] of pipes.entries())
+    if (pipe !== undefined && sockets[at]?.destroyed === false) safely(() => futimesSync(pipe, unread, neverWritten));
+}
+
 function release(held: Held): void {
   letGo(held);
   const { holder, keeper } = held.record;
   dismissHolder(held.directory, holder, keeper);
   held.watch.leaving.add(held);
   startWatch(held.watch);
-}
-
-function leave(held: Held): void {
-  letGo(held);
 }
 
 function letGo(held: Held): void {
