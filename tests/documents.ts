@@ -61,6 +61,7 @@ export const notTyped: Record<string, string> = {
   "npm run bench -- --write": minutes,
   "npm run bench -- --check": minutes,
   "npm run bench -- --quick": minutes,
+  "npm run demo": "it builds anew beside other tests, as npm run host would",
   "npm run host": "its script is run by tests/host/docs.test.ts, without a build beside other tests",
   "npm run host -- --keep": "as npm run host",
   "npm run host -- --suite trixie": "as npm run host; the suite's root is made by debootstrap",

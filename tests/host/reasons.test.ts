@@ -1,6 +1,7 @@
 // time limit: 240 s
 /**
- * Every reason why there is no daemon, produced for real, and told apart; and the healing of those that may be healed.
+ * The reasons why there is no daemon, produced for real, and told apart; and the healing of those that may be healed. Two are told only from evidence
+ * that is handed in (tests/reach.test.ts): `replaced`, whose successor has gone without a record, and `out-of-memory`.
  */
 
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
