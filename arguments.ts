@@ -39,7 +39,7 @@ interface Mode {
 }
 
 /** In the order in which they are named where none is given. */
-const modes: Record<string, Mode> = {
+export const modes: Record<string, Mode> = {
   run: {
     words: [1, Infinity, "COMMAND"],
     help: `--run [OPTION…] [--] COMMAND [ARG…]: start a process that outlives this line
@@ -154,7 +154,7 @@ It speaks length-prefixed JSON, or one JSON object a line, as its peer does.
 };
 
 /** Each option: the modes that take it; and its value's name, or none for a switch. */
-const options: Record<string, [modes: string, value?: string]> = {
+export const options: Record<string, [modes: string, value?: string]> = {
   socket: ["serve bridge stop status doctor call run attach logs wait list kill forget", "a path"],
   "token-file": ["serve call", "a file"],
   "token-fd": ["serve", "a number"],
@@ -184,7 +184,7 @@ const options: Record<string, [modes: string, value?: string]> = {
   json: ["serve stop status doctor version list"],
 };
 /** Short names, as everywhere. */
-const aliases: Record<string, string> = {
+export const aliases: Record<string, string> = {
   ...{ h: "help", v: "version" },
   ...{ t: "terminal", it: "terminal", ti: "terminal", d: "detach", e: "env", f: "follow", n: "lines" }, // docker's
 };

@@ -8,21 +8,20 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, join, normalize, resolve } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { help } from "../arguments.ts";
+import { aliases, help, helpOf, modes, options } from "../arguments.ts";
 import { pageOf } from "../doctor.ts";
 import { errorCodes, exitCodes } from "../failure.ts";
 import { holdfast, openSocket, withDaemon, withDirectory } from "./daemon.ts";
 import { commandsOf, documents, isForHost, manuals, notTyped } from "./documents.ts";
 
 const texts = new Map(documents.map((path) => [path, readFileSync(path, "utf8")]));
-/** What a user reads; not the history, nor what is for those who change it. */
-const forUsers = documents.filter((path) => path === "README.md" || path.startsWith("docs/"));
 /** Options of other programs, and of the tests, that documents name. */
-const otherOptions = new Set(
-  "--suite --only --minutes --no-opt --init --all --launched --max-old-space-size --max-semi-space-size --semi-space-growth-factor --user --strip-components --wildcards --shutdown --dmesg".split(
-    " ",
-  ),
-);
+const otherOptions = [
+  "all check init keep minutes only quick suite write", // our tests, benchmarks and scripts
+  "disable-wasm-trap-handler expose-gc inspect lite-mode max-lazy max-old-space-size max-semi-space-size min-semi-space-size no-opt",
+  "optimize-for-size semi-space-growth-factor single-threaded single-threaded-gc snapshot-blob stack-size", // node
+  "dmesg scope shutdown strip-components user wildcards", // systemd, tar, WSL
+].flatMap((names) => names.split(" "));
 
 /** All first groups of a pattern. At least one, or the pattern is out of date. */
 function all(pattern: RegExp, text: string, where: string): string[] {
@@ -120,16 +119,62 @@ test("have each parameter of each method, and no other", () =>
     connection.destroy();
   }));
 
-test("have each option, and none that is not there", () => {
-  const table = all(/^ {2}"?([a-z-]+)"?: \["/gm, readFileSync("arguments.ts", "utf8"), "arguments.ts");
-  const taken = table.filter((name) => name !== "launched" && name !== "revive").map((name) => `--${name}`);
-  const options = sorted([...taken, ...all(/(?<![\w-])(--?[a-z][a-z-]*)/g, help, "the help")]);
-  const read = forUsers.map((path) => texts.get(path)!).join("\n");
-  for (const option of options) assert.ok(read.includes(option), `${option} is documented`);
-  for (const path of forUsers) {
-    for (const [, option] of texts.get(path)!.matchAll(/(?<![\w-])(--[a-z][a-z-]*)/g))
-      assert.ok(options.includes(option!) || otherOptions.has(option!), `${option} of ${path} is an option`);
+/** Long and short options, as whole words. */
+const optionsIn = (text: string): string[] =>
+  [...text.matchAll(/(?<![\w-])--?([a-z][a-z-]*)(?!\w)/g)].map(([, name]) => name!);
+/** Options that we give ourselves. */
+const ownOptions = ["launched", "revive"];
+const optionsOf = (mode: string): string[] =>
+  Object.keys(options).filter((name) => options[name]![0].split(" ").includes(mode) && !ownOptions.includes(name));
+
+test("have each mode, and no other", () => {
+  const headings = all(/^## (--.*)$/gm, texts.get("docs/commands.md")!, "docs/commands.md");
+  const shorts = Object.keys(aliases).filter((name) => aliases[name]! in modes);
+  assert.equal(sorted(headings.flatMap(optionsIn)), sorted([...Object.keys(modes), ...shorts]));
+  assert.equal(
+    sorted(optionsIn(help)),
+    sorted([...Object.keys(modes), ...shorts, "socket", "detach", "require-survival"]),
+  );
+  const table = all(/^\| (.*?) \|/gm, section("README.md", "## Commands"), "README.md").join(" ");
+  for (const mode of Object.keys(modes).filter((name) => name !== "version" && name !== "help"))
+    assert.ok(optionsIn(table).includes(mode), `--${mode} stands in README.md`);
+});
+
+test("have the options of each mode, and no other; so has its help", () => {
+  for (const heading of all(/^## (--.*)$/gm, texts.get("docs/commands.md")!, "docs/commands.md")) {
+    const [mode] = optionsIn(heading);
+    const taken = [...optionsOf(mode!), ...(mode === "stop" ? ["forget"] : [])]; // which is a mode, too
+    const hasSocket = mode !== "version" && mode !== "help"; // said once, above
+    const rows = [...section("docs/commands.md", `## ${heading}`).matchAll(/^\| ((?:\\\||[^|])*) \|/gm)].map(
+      ([, row]) => row!,
+    );
+    const shorts = Object.keys(aliases).filter((name) => taken.includes(aliases[name]!));
+    assert.equal(
+      sorted([...rows.flatMap(optionsIn), ...(hasSocket ? ["socket"] : [])]),
+      sorted([...taken, ...shorts]),
+      mode,
+    );
+    if (mode === "help") continue;
+    const lines = helpOf(mode)
+      .split("\n")
+      .filter((line, at) => at === 0 || /^ {2}-/.test(line));
+    lines[0] = lines[0]!.split(": ")[0]!; // its usage
+    const helped = lines.flatMap((line) => optionsIn(line)).filter((name) => name !== mode);
+    assert.equal(sorted(helped.filter((name) => !shorts.includes(name))), sorted(taken), `the help of --${mode}`);
   }
+});
+
+test("name no option that is not there", () => {
+  const known = [...Object.keys(options), ...Object.keys(modes), ...Object.keys(aliases)].filter(
+    (name) => !ownOptions.includes(name),
+  );
+  const found = manuals.flatMap((path) =>
+    [...texts.get(path)!.matchAll(/(?<![\w-])--([a-z][a-z-]*)/g)].map(([, option]) => ({ option: option!, path })),
+  );
+  const others = found.filter(({ option }) => !known.includes(option));
+  for (const { option, path } of others)
+    assert.ok(otherOptions.includes(option), `--${option} of ${path} is an option`);
+  assert.equal(sorted(others.map(({ option }) => option)), sorted(otherOptions), "otherOptions");
 });
 
 test("name the commands of npm that this project has", () => {
