@@ -19,6 +19,9 @@ export const exitCodes = {
   willNotSurvive: 78,
 } as const;
 
+/** Beside them what env(1) has, of --run and its like. */
+export type ExitCode = (typeof exitCodes)[keyof typeof exitCodes] | 125 | 126 | 127;
+
 /** JSON-RPC 2.0 error codes, and ours. */
 export const errorCodes = {
   parse: -32700,
@@ -34,7 +37,7 @@ export const errorCodes = {
 
 export interface FailureDetails {
   /** The process's exit code when this ends a command. 1 by default. */
-  exit?: number;
+  exit?: ExitCode;
   /** The RPC error code when this answers a request. -32603 by default. */
   code?: number;
   /** A command that can be pasted, or one sentence of what to do next. */
@@ -45,7 +48,7 @@ export interface FailureDetails {
 }
 
 export class Failure extends HoldfastError {
-  declare readonly exit: number;
+  declare readonly exit: ExitCode;
 
   constructor(message: string, details: FailureDetails = {}) {
     const { exit = exitCodes.failed, code = errorCodes.internal } = details;

@@ -14,6 +14,7 @@ import { createHash } from "node:crypto";
 import { closeSync, existsSync, fstatSync, readFileSync } from "node:fs";
 import type { Socket } from "node:net";
 import { basename } from "node:path";
+import type { ExitCode } from "./failure.ts";
 import { cannot, Failure, reasonOf, safely } from "./failure.ts";
 import type { Facts, Place, World } from "./host.ts";
 import { noteScope, placeOf, plainText, probeMs, refusalOf } from "./host.ts";
@@ -45,7 +46,7 @@ export interface DaemonStart {
 /** The daemon's one line on descriptor 4. */
 export type ReadyMessage =
   | { ok: true; instance: string; pid: number }
-  | { ok: false; exit: number; message: string; hint?: string };
+  | { ok: false; exit: ExitCode; message: string; hint?: string };
 
 /** How a start came out: the daemon's word, or why there was none. */
 type Outcome = ReadyMessage | { silent: string };

@@ -66,27 +66,40 @@ test("say of a warning what --help says of it on a host", () => {
   assert.is(pageOf("toString"), undefined);
 });
 
-test("explain each reason, and no other", () => {
-  const [union] = all(/export type Reason =([^;]+);/g, readFileSync("reach.ts", "utf8"), "reach.ts");
-  const reasons = all(/"([a-z-]+)"/g, union!, "Reason");
+test("explain each reason, and no other; the library has each", () => {
+  const [reasons, library] = ["reach.ts", "library.ts"].map((path) => {
+    const [union] = all(/export type Reason =([\s\S]+?);\n\n/g, readFileSync(path, "utf8"), path);
+    return all(/"([a-z-]+)"/g, union!, "Reason");
+  });
   const table = section("docs/survival.md", "## What the messages mean");
-  assert.equal(sorted(all(/^\| `([a-z-]+)` \|/gm, table, "the table")), sorted(reasons));
+  assert.equal(sorted(all(/^\| `([a-z-]+)` \|/gm, table, "the table")), sorted(reasons!));
+  for (const reason of reasons!) assert.ok(library!.includes(reason), `${reason} is in library.ts`);
 });
+
+/** Those of a process, of --run and its like; and of ssh. */
+const otherExitCodes = ["125", "126", "127", "128+n", "255"];
 
 test("have each exit code, and no other", () => {
   const table = section("README.md", "### Exit codes");
   const rows = all(/^\| (\d[^|]*) \|/gm, table, "the table").flatMap((row) => row.split(", "));
-  const others = new Set(["125", "126", "127", "128+n"]); // those of a process, of --run and its like
-  assert.equal(
-    sorted(rows.filter((code) => !others.has(code))),
-    sorted(Object.values(exitCodes).filter((code) => !others.has(String(code)))),
-  );
-  for (const code of Object.values(exitCodes)) assert.match(help, new RegExp(`\\b${code}\\b`));
+  const codes = Object.values(exitCodes).map(String);
+  assert.equal(sorted(rows), sorted([...codes, ...otherExitCodes.slice(0, -1)]));
+  const [listed] = all(/^Exit codes: ([^.]*)\./gm, help, "the help");
+  assert.equal(sorted(all(/\b(\d+) /g, listed!, "the help")), sorted(codes));
+  for (const [where, text] of [
+    ...texts,
+    ...Object.keys(modes).map((mode) => [`--${mode} --help`, helpOf(mode)] as const),
+  ])
+    for (const [, code] of text.matchAll(/(?<!ended with )\bexits? (?:codes? |with )`?(\d+)\b(?! ?\+)/g))
+      assert.ok([...codes, ...otherExitCodes].includes(code!), `exit code ${code} of ${where} is one`);
 });
 
 test("have each error code, and no other", () => {
   const table = section("docs/protocol.md", "## Errors");
-  assert.equal(sorted(all(/^\| (-32\d{3}) \|/gm, table, "the table")), sorted(Object.values(errorCodes)));
+  const codes = Object.values(errorCodes).map(String);
+  assert.equal(sorted(all(/^\| (-32\d{3}) \|/gm, table, "the table")), sorted(codes));
+  for (const [path, text] of texts)
+    for (const [code] of text.matchAll(/-32\d{3}/g)) assert.ok(codes.includes(code), `${code} of ${path} is one`);
 });
 
 test("have each method and feature of the daemon, and no other", () =>

@@ -1,5 +1,6 @@
 /** reach.ts: why there is no daemon, by its record, and what helps then. */
 
+import { readFileSync } from "node:fs";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { readOomKills } from "../lifetime.ts";
@@ -120,5 +121,13 @@ for (const [what, changes, reason, words, hint, healable] of absences) {
     }),
   );
 }
+
+absence("is what docs/survival.md says of the bridge: which reasons have it start another one", () => {
+  const rows = readFileSync("docs/survival.md", "utf8").matchAll(
+    /^\| `([a-z-]+)` \| [^|]* \| (starts it|tells)\b[^|]* \|/gm,
+  );
+  const healed = [...rows].filter(([, , does]) => does === "starts it").map(([, reason]) => reason);
+  assert.equal(healed.sort(), [...new Set(absences.filter((row) => row[5]).map((row) => row[2]))].sort());
+});
 
 absence.run();
