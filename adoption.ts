@@ -110,7 +110,7 @@ export async function endLeft(
   if (ifIdle && count > 0) {
     for (const child of processes.children.values()) if (child.mark) leaveChild(processes, child);
     processes.claim?.release();
-    throw cannot(`stop: ${count} processes of a daemon that is dead are alive, and it was to be stopped only if idle`, {
+    throw cannot(`stop: a dead daemon left ${count} of its processes alive, and it was to be stopped only if idle`, {
       exit: exitCodes.busy,
       data: { processes: count },
     });

@@ -53,7 +53,6 @@ import { isSame, makeRunDirectory } from "./socket.ts";
 
 /** How long a start waits for another one under way. Longer than the slowest start, with a wedged user manager. */
 const startMs = 15_000;
-
 /** How long one with processes takes to retire its name. */
 const retireMs = 2000;
 /** For a supervisor to start its daemon again: systemd waits for 100 ms, or as RestartSec= says. */
@@ -62,7 +61,6 @@ const supervisorMs = 3000;
 const againMs = 100;
 /** From SIGTERM to SIGKILL, for a daemon that does not answer. */
 const termMs = 3000;
-
 /** From SIGKILL to giving up. */
 const killMs = 3000;
 
@@ -435,8 +433,10 @@ async function verify(
 
 /** Says what ends with the daemon that is to be replaced: one of an earlier version, or with plain pipes, leaves nothing to the next. */
 async function warnOfReplaced({ client, record }: Reached, { ifIdle, warn }: StartOptions): Promise<void> {
-  const status = (await client.request("server.status", {}, record.key, answerMs)) as Status;
-  const count = status.features.includes("held") ? 0 : status.processes.filter(({ running }) => running).length;
+  const ask = (method: string): Promise<unknown> => client.request(method, {}, record.key, 2 * answerMs);
+  const { features } = (await ask("server.capabilities")) as Status; // which finds out whether they are held
+  const { processes } = (await ask("server.status")) as Status;
+  const count = features.includes("held") ? 0 : processes.filter(({ running }) => running).length;
   if (count === 0) return;
   const what = `${count} ${count === 1 ? "process" : "processes"} of the daemon (version ${record.version}) cannot go on without it`;
   if (ifIdle) {

@@ -458,12 +458,20 @@ export interface Listed {
   bytes: number;
   exitCode?: number;
   signal?: string;
+  /** Why nobody knows how it ended. */
+  unknown?: string;
+}
+
+/** @param why "its holder was killed", … */
+export function unknownEndWords(id: string, why: string): string {
+  return `"${id}" ended, nobody knows how: ${why}`;
 }
 
 export function listWords(processes: Listed[]): string {
   const head = ["ID", "STATE", "PID", "AGE", "SIZE", "COMMAND"];
   const rows = processes.map(({ id, command, args, pid, running, startedAt, bytes, ...exit }) => {
-    const state = running ? "running" : (exit.signal ?? `exit ${exit.exitCode}`);
+    const end = exit.unknown === undefined ? (exit.signal ?? `exit ${exit.exitCode}`) : "unknown";
+    const state = running ? "running" : end;
     const words = [command, ...args].map((word) => (plainWord.test(word) ? word : JSON.stringify(word)));
     return [id, state, String(pid), durationWords(Date.now() - startedAt), sizeWords(bytes), words.join(" ")];
   });
@@ -499,8 +507,8 @@ const pages: Record<string, string> = {
   "may-end-with-session":
     "logind's policy could not be read, since there is no loginctl, the system bus is down, or logind does not " +
     "answer: the daemon stays where it survives the default policy. Mend it: loginctl enable-linger <user> makes " +
-    "a scope safe whatever the policy is; where that is so already and no scope can be made, KillExcludeUsers= as " +
-    "above.",
+    "a scope safe whatever the policy is; where that is so already and no scope can be made, an " +
+    "administrator can except the user: KillExcludeUsers=root <user> in a drop-in of logind.conf.",
   "ends-when-idle":
     "logind ends a session with a terminal, and kills all that is in it, once it has been idle for a time " +
     "(StopIdleSessionSec= in logind.conf, often 10 or 15 minutes on company hosts): also while you are logged in, " +

@@ -13,7 +13,7 @@ import { channelEnds, runBridge } from "./bridge.ts";
 import type { Client } from "./client.ts";
 import type { Started, StartOptions } from "./control.ts";
 import { reachOtherwise, revive, startHere, startServer, stopServer } from "./control.ts";
-import { pageOf, printDoctor, printStatus } from "./doctor.ts";
+import { pageOf, printDoctor, printStatus, unknownEndWords } from "./doctor.ts";
 import { lendAgent } from "./environment.ts";
 import {
   cannot,
@@ -166,9 +166,10 @@ async function stream(client: Client, method: string, given: Record<string, unkn
     : connection.reattach(id, { fromSeq, onOutput }));
   try {
     tellMissed(remote);
-    const { exitCode } = await Promise.race([remote.exit, broken.promise]);
+    const { exitCode, reason } = await Promise.race([remote.exit, broken.promise]);
     tellMissed(remote); // of what came while nobody read our own stdout for so long that the daemon went on without us
-    return exitCode ?? exitCodes.failed;
+    if (reason !== undefined) note(unknownEndWords(remote.id, reason));
+    return exitCode ?? 125;
   } catch (error) {
     const { message, code } = error as Failure;
     throw new Failure(message, {

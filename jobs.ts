@@ -16,7 +16,7 @@ import { createClient } from "./client.ts";
 import type { StartOptions } from "./control.ts";
 import { reachOtherwise, startServer } from "./control.ts";
 import type { Listed } from "./doctor.ts";
-import { listWords } from "./doctor.ts";
+import { listWords, unknownEndWords } from "./doctor.ts";
 import { ownEnvironment } from "./environment.ts";
 import {
   cannot,
@@ -458,14 +458,18 @@ function takeMessage(job: Job, message: Message): void {
   if (name === "stdout" || name === "stderr") write(job, name, Buffer.from(message.data as string, "base64"));
   else if (name === "gap" && job.screen) redrawOn(job.screen);
   else if (name === "gap") job.world.note(`at most ${message.maxBytes} bytes of its output were lost here`);
-  else if (name === "exit") job.end(exitCodeOf(message as { exitCode?: number; signal?: string }));
+  else if (name === "exit") job.end(exitCodeOf(job, message));
   if (job.tail && seq >= job.tail.untilSeq) flushTail(job);
   if (seq >= job.stopSeq) job.end(exitCodes.done);
 }
 
-function exitCodeOf({ exitCode, signal }: { exitCode?: number | null; signal?: string | null }): number {
+/** Its own, as far as anybody knows it. */
+function exitCodeOf(job: Job, message: Message): number {
+  const { exitCode, signal, unknown } = message as { exitCode?: number; signal?: string; unknown?: string };
+  if (unknown !== undefined) job.farewell = unknownEndWords(job.id, unknown);
+  const own = unknown === undefined ? (exitCode ?? exitCodes.failed) : 125;
   const number = signal ? (constants.signals as Record<string, number>)[signal] : undefined;
-  return number === undefined ? (exitCode ?? exitCodes.failed) : 128 + number;
+  return number === undefined ? own : 128 + number;
 }
 
 /** The daemon is not read from while nobody reads us. */

@@ -274,9 +274,9 @@ export interface Exit {
   /** 128 and the signal's number when a signal ended it. Null when nobody could see how it ended: `reason` says why. */
   exitCode: number | null;
   signal?: string;
-  /** "client" when it was killed through the daemon. */
+  /** "client" when it was killed through the daemon, "shutdown" when it was ended with it. */
   killedBy?: string;
-  /** Why the exit code is not known: "rebooted", … */
+  /** Why the exit code is not known, in words: "its holder was killed", "the host was booted again", … */
   reason?: string;
 }
 
@@ -351,9 +351,10 @@ export interface ProcessSummary {
   pid: number;
   cwd: string;
   running: boolean;
-  /** Once it has ended. */
+  /** Once it has ended; -1 when nobody could see how: `unknown` says why. */
   exitCode?: number | null;
   signal?: string;
+  unknown?: string;
   /** The first message that is held, and the last. */
   firstSeq: number;
   lastSeq: number;
@@ -409,7 +410,7 @@ export interface FileEntry {
   raw?: string;
 }
 
-/** All reject with a HoldfastError that has `errno`. */
+/** All reject with a HoldfastError. What the operating system refuses has `errno`. */
 export interface Files {
   /** What is there; `exists: false` when nothing is. */
   stat(path: HostPath, options?: CallOptions): Promise<FileStat>;

@@ -210,34 +210,36 @@ export async function runProcess(wire: Wire, options: RunOptions): Promise<RunRe
   const { input, maxBytes = maxRunBytes, check, onOutput, ...rest } = options;
   const pieces = { stdout: [] as Uint8Array[], stderr: [] as Uint8Array[] };
   let bytes = 0;
-  let excess: Failure | undefined;
+  const excess = defer<void>();
   const remote = await spawnProcess(wire, {
     ...rest,
     ...(input === undefined ? { stdin: "none" } : {}),
     onOutput(output) {
       bytes += output.data.length;
       if (bytes <= maxBytes) pieces[output.stream].push(output.data);
-      else if (!excess) excess = tooMuch(process, maxBytes);
+      else excess.resolve();
       callBack(onOutput, output);
     },
   });
-  const process: RemoteProcess = processOf(remote);
+  const process = processOf(remote);
+  void excess.promise.then(() => process.terminate()).catch(() => {}); // output may have come together with the answer to its start
   if (input !== undefined) void Promise.all([process.write(input), process.end()]).catch(() => {}); // a process may end without reading all of it
   const exit = await process.exit;
   void wire.request("process.forget", { id: remote.id }).catch(() => {}); // an older daemon forgets it in time
-  if (excess) throw excess;
+  if (bytes > maxBytes) throw tooMuch(remote.id, maxBytes);
   const [stdoutBytes, stderrBytes] = [Buffer.concat(pieces.stdout), Buffer.concat(pieces.stderr)];
   const result = { ...exit, stdout: stdoutBytes.toString(), stderr: stderrBytes.toString(), stdoutBytes, stderrBytes };
   if (!check || exit.exitCode === 0) return result;
-  const words = `"${options.command}" ended with exit code ${exit.exitCode}: ${result.stderr.trim().slice(-200)}`;
-  throw new Failure(`Cannot run ${words}`, {
+  const how =
+    exit.exitCode === null ? `nobody knows how it ended: ${exit.reason}` : `it ended with exit code ${exit.exitCode}`;
+  const said = result.stderr.trim().slice(-200);
+  throw cannot(`run "${options.command}": ${how}${said && `: ${said}`}`, {
     data: { reason: "exit-code", result, exitCode: exit.exitCode, stderr: result.stderr.slice(-2000) },
   });
 }
 
-function tooMuch(process: RemoteProcess, maxBytes: number): Failure {
-  process.terminate().catch(() => {});
-  const words = `Cannot collect the output of process "${process.id}": it has written more than ${maxBytes} bytes, which is the limit`;
+function tooMuch(id: string, maxBytes: number): Failure {
+  const words = `Cannot collect the output of process "${id}": it has written more than ${maxBytes} bytes, which is the limit`;
   return new Failure(words, {
     data: { reason: "too-large" },
     hint: "raise maxBytes, or read it as it comes with spawn()",
@@ -361,7 +363,7 @@ export async function takeUp(remote: Remote, request: Wire["request"]): Promise<
   } finally {
     remote.isFetching = false;
   }
-  const details = { data: { reason: "not-found" }, hint: "--call process.list" };
+  const details = { data: { reason: "not-found" }, hint: "look for it with list(), or on the host with --list" };
   throw cannot(`reattach: no process has the id "${id}"`, details);
 }
 
@@ -556,11 +558,11 @@ export function isLoss(error: unknown): boolean {
   return code === errorCodes.noDaemon && !data.timedOut;
 }
 
-function finish(remote: Remote, { exitCode, signal, killedBy, reason, seq }: Message): void {
+function finish(remote: Remote, { exitCode, signal, killedBy, unknown, seq }: Message): void {
   remote.wire.unroute(remote);
   remote.isOver = true;
   remote.endSeq = Number(seq);
-  const exit = { exitCode: exitCode ?? null, signal, killedBy, reason };
+  const exit = { exitCode: unknown === undefined ? (exitCode ?? null) : null, signal, killedBy, reason: unknown };
   if (remote.limit) remote.settle.reject(remote.limit.reason);
   else remote.settle.resolve(JSON.parse(JSON.stringify(exit)) as Exit); // without what is undefined; of several ends the first counts
   pump(remote);

@@ -2,7 +2,10 @@
  * Runs a shell command on several hosts at once, each line behind its host's name. It puts holdfast there first, where it is not; and when a line is lost
  * it goes on where it was. Ctrl-C ends the command everywhere. Exit code 1 if it failed anywhere.
  *
- *     npm install holdfast && node fleet.ts 'make -j4' build1 ann@build2        (before Node 24: build it with esbuild first)
+ *     npm install ./holdfast-0.2.0.tgz && node fleet.ts 'make -j4' build1 ann@build2
+ *
+ * Before Node 24: npx esbuild fleet.ts --format=esm --target=node18 --outfile=fleet.mjs && node fleet.mjs 'make -j4' …
+ * In one file with the library: with --bundle --platform=node, too; HOLDFAST_FILE then says where holdfast.js is.
  *
  * SSH in the environment is the ssh command: "ssh -o BatchMode=yes" by default.
  */

@@ -358,6 +358,7 @@ leaves("is ended by --stop, with its holder and its FIFOs, and counted; its exit
   await left.kill();
   const refused = await holdfast(["--stop", "--if-idle", "--socket", left.daemon.socket]);
   assert.is(refused.code, 75, refused.stderr);
+  assert.match(refused.stderr, /a dead daemon left 2 of its processes alive, and it/);
   assert.ok(pids.every(isAlive));
   assert.is(await left.stop(), "stopped 2");
   assert.equal([...pids, ...parents].filter(isAlive), []);

@@ -43,7 +43,8 @@ const part = "it is the beginning of a command, or its name";
 export const notTyped: Record<string, string> = {
   "npm ci": "it fetches from a registry; .ci/run begins with it",
   "npm ci && npm run build": "it fetches from a registry; .ci/run does the same",
-  "npm install holdfast": "nothing is published",
+  "npm install ./holdfast-0.2.0.tgz": "tests/library.test.ts installs one that it has packed",
+  "npm pack": "tests/library.test.ts packs it, and installs what comes of that",
   "npm test": suite,
   "npm test -- --only unit": suite,
   "npm test -- --only host": suite,

@@ -3,7 +3,7 @@
 
 import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, readlinkSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, readlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
@@ -11,7 +11,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { lastLines } from "../terminal.ts";
 import type { Outcome, Site } from "./daemon.ts";
-import { builtFile, filesIn, lanesOf, outcomeOf, sideBySide, sleep, until, withDirectory } from "./daemon.ts";
+import { builtFile, filesIn, lanesOf, outcomeOf, sideBySide, sleep, statOf, until, withDirectory } from "./daemon.ts";
 
 const lanes = lanesOf(2);
 
@@ -290,6 +290,28 @@ runs("goes on over a --replace under it", () =>
   }),
 );
 
+for (const [what, before] of [
+  ["was handed over", ""],
+  ["was taken up from a daemon that was killed, and then handed over", "killed"],
+])
+  runs(`is no reason against --replace --if-idle where it ${what}`, () =>
+    withDirectory(async (site) => {
+      await site.serve();
+      if (!(await shell(site, "hf --call server.capabilities")).stdout.includes('"held"')) return;
+      await shell(site, "hf --run --detach --id L sleep 400 2>/dev/null");
+      if (before) {
+        process.kill(site.record().pid, "SIGKILL");
+        await shell(site, "hf --list"); // which starts it again, or finds it started
+      }
+      for (const more of [[], ["--if-idle"], ["--if-idle"]]) {
+        const { code, stderr } = await shell(site, `hf --serve --replace ${more.join(" ")}`);
+        assert.is(code, 0, stderr);
+        assert.not.match(stderr, /cannot go on without it/);
+      }
+      assert.match((await shell(site, "hf --list")).stdout.toString(), /\nL +running /);
+    }),
+  );
+
 runs("says in words that it was stopped with the daemon", () =>
   withDirectory(async (site) => {
     const child = await started(site);
@@ -385,6 +407,35 @@ backs("list what runs and what has ended, with control characters shown", () =>
     assert.match(rows[4]!, /^k +SIGKILL +/);
     assert.match(rows[5]!, /^c +exit 0 .* true "\\u001b\[31m"$/);
     assert.is(JSON.parse(rows[6]!).processes.length, 4);
+  }),
+);
+
+backs("say of one whose end nobody saw that nobody knows how it ended, and exit with 125", () =>
+  withDirectory(async (site) => {
+    await site.serve([], { env: { HOLDFAST_WATCHDOG: "off" } });
+    if (!(await shell(site, "hf --call server.capabilities")).stdout.includes('"held"')) return;
+    const run = "hf --run --detach --id kk sh -c 'echo said; exec sleep 400' >&2";
+    const { pid } = JSON.parse((await shell(site, `${run}; hf --list --json`)).stdout.toString()).processes[0];
+    await until("it has spoken", async () => (await shell(site, "hf --logs kk")).stdout.length > 0);
+    process.kill(site.record().pid, "SIGKILL");
+    const held = `${site.socket}.held`;
+    const about = filesIn(held)
+      .map((name) => join(held, name, "about"))
+      .find(existsSync)!;
+    writeFileSync(about, readFileSync(about, "utf8").replaceAll(/"bootId":"[^"]*"/g, '"bootId":"another"'));
+    for (const left of [Number(statOf(pid)![1]), -pid]) process.kill(left, "SIGKILL");
+    const words = 'holdfast: "kk" ended, nobody knows how: the host was booted again\n';
+    for (const [line, code, stdout] of [
+      ["hf --wait kk", 125, ""],
+      ["hf --attach kk </dev/null", 125, "said\n"],
+      ["hf --logs kk", 0, "said\n"],
+      [`hf --call process.reattach '{"id":"kk"}'`, 125, "said\n"],
+    ] as const) {
+      const outcome = await shell(site, line);
+      assert.equal([outcome.code, outcome.stdout.toString()], [code, stdout], line);
+      assert.ok(outcome.stderr.endsWith(words), outcome.stderr);
+    }
+    assert.match((await shell(site, "hf --list")).stdout.toString(), /\nkk +unknown +/);
   }),
 );
 

@@ -11,7 +11,9 @@ import { pipeline } from "node:stream/promises";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { connect } from "../api.ts";
-import type { Connection, ConnectOptions, HoldfastError, Output, RemoteProcess } from "../library.ts";
+import type { Connection, ConnectOptions, HoldfastError, Output, RemoteProcess, RunOptions } from "../library.ts";
+import type { Wire } from "../remote.ts";
+import { runProcess, takeMessage } from "../remote.ts";
 import type { TestDaemon } from "./daemon.ts";
 import { builtFile, eventually, sleep, withDaemon } from "./daemon.ts";
 
@@ -184,6 +186,69 @@ running("rejects on request, when it is too long, too much, or given up; and the
     const aborted = there.run({ command: "sleep", args: ["1000"], signal: AbortSignal.abort() });
     assert.is((await refusal(aborted)).name, "AbortError");
     await eventually(async () => (await there.list()).every(({ running }) => !running), "all have ended");
+  }),
+);
+
+/** run() of a process that has said so much when the answer to its start comes, and ends when it is told to; or by itself, where `end` says how. */
+async function runOf(end: object | undefined, options: Partial<RunOptions>): Promise<[asked: string[], result: any]> {
+  const asked: string[] = [];
+  let seq = 0;
+  let child: Parameters<Wire["route"]>[0];
+  const say = (stream: string, more: object): void =>
+    takeMessage(child, { type: "stream", processId: child.id, stream, seq: ++seq, ...more });
+  const wire: Wire = {
+    async request(method, _params, _options, now) {
+      asked.push(method);
+      now?.({ pid: 1, id: "a" });
+      if (method === "process.spawn") say("stderr", { data: Buffer.from("said\n").toString("base64") });
+      if (method === "process.spawn" && end) say("exit", end);
+      if (method === "process.killAndWait") say("exit", { exitCode: 143, signal: "SIGTERM" });
+      return { died: true };
+    },
+    route: (remote) => (child = remote),
+    unroute: () => {},
+    balance: () => {},
+    online: async () => {},
+    mayReturn: false,
+  };
+  const result = await runProcess(wire, { command: "c", ...options }).catch((error) => error);
+  return [asked, result];
+}
+
+running("ends what has written too much before it was known to be there", async () => {
+  for (const [end, maxBytes, reason, calls] of [
+    [undefined, 4, "too-large", ["process.spawn", "process.killAndWait", "process.forget"]],
+    [{ exitCode: 0 }, 5, undefined, ["process.spawn", "process.forget"]],
+  ] as const) {
+    const [asked, result] = await runOf(end, { maxBytes });
+    assert.equal([asked, result.reason], [calls, reason], String(result));
+  }
+});
+
+running("says how it ended, or why nobody knows", async () => {
+  const unknown = { exitCode: -1, unknown: "its holder was killed" };
+  const [, { exitCode, reason, killedBy }] = await runOf({ ...unknown, killedBy: "shutdown" }, {});
+  assert.equal([exitCode, reason, killedBy], [null, "its holder was killed", "shutdown"]);
+  for (const [end, words] of [
+    [{ exitCode: 2 }, 'Cannot run "c": it ended with exit code 2: said'],
+    [unknown, 'Cannot run "c": nobody knows how it ended: its holder was killed: said'],
+  ] as const)
+    assert.is((await runOf(end, { check: true }))[1].message, words);
+});
+
+running("says nothing of what was not said", () =>
+  withConnection(async (there) => {
+    const failed = await refusal(there.run({ ...sh("exit 2"), check: true }));
+    assert.is(failed.message, 'Cannot run "/bin/sh": it ended with exit code 2');
+    const absent = await refusal(there.reattach("x"));
+    assert.equal(
+      [absent.reason, absent.message, absent.hint],
+      [
+        "not-found",
+        'Cannot reattach: no process has the id "x"',
+        "look for it with list(), or on the host with --list",
+      ],
+    );
   }),
 );
 
