@@ -11,10 +11,9 @@ import * as assert from "uvu/assert";
 import { aliases, help, helpOf, modes, options } from "../arguments.ts";
 import { pageOf } from "../doctor.ts";
 import { errorCodes, exitCodes } from "../failure.ts";
-import { holdfast, openSocket, withDaemon, withDirectory } from "./daemon.ts";
-import { commandsOf, documents, isForHost, manuals, notTyped } from "./documents.ts";
+import { withDirectory } from "./daemon.ts";
+import { all, commandsOf, isForHost, manuals, notTyped, section, sorted, texts } from "./documents.ts";
 
-const texts = new Map(documents.map((path) => [path, readFileSync(path, "utf8")]));
 /** Options of other programs, and of the tests, that documents name. */
 const otherOptions = [
   "all check init keep minutes only quick suite write", // our tests, benchmarks and scripts
@@ -22,26 +21,6 @@ const otherOptions = [
   "optimize-for-size semi-space-growth-factor single-threaded single-threaded-gc snapshot-blob stack-size", // node
   "dmesg scope shutdown strip-components user wildcards", // systemd, tar, WSL
 ].flatMap((names) => names.split(" "));
-
-/** All first groups of a pattern. At least one, or the pattern is out of date. */
-function all(pattern: RegExp, text: string, where: string): string[] {
-  const found = [...text.matchAll(pattern)].map((match) => match[1]!);
-  assert.ok(found.length > 0, `${where} has ${pattern}`);
-  return found;
-}
-
-/** A section of a document, from its heading to the next one of that level. */
-function section(path: string, heading: string): string {
-  const text = texts.get(path)!;
-  const level = /^#+/.exec(heading)![0];
-  const from = text.indexOf(`\n${heading}\n`);
-  assert.ok(from >= 0, `${path} has "${heading}"`);
-  const rest = text.slice(from + heading.length + 2);
-  const to = rest.search(new RegExp(`^#{1,${level.length}} `, "m"));
-  return to < 0 ? rest : rest.slice(0, to);
-}
-
-const sorted = (names: Iterable<string | number>): string[] => [...new Set([...names].map(String))].sort();
 
 const test = suite("documents");
 
@@ -101,36 +80,6 @@ test("have each error code, and no other", () => {
   for (const [path, text] of texts)
     for (const [code] of text.matchAll(/-32\d{3}/g)) assert.ok(codes.includes(code), `${code} of ${path} is one`);
 });
-
-test("have each method and feature of the daemon, and no other", () =>
-  withDaemon(async ({ socket }) => {
-    const { stdout } = await holdfast(["--call", "server.capabilities", "--socket", socket]);
-    const { methods, features } = JSON.parse(stdout.toString()) as { methods: string[]; features: string[] };
-    const text = texts.get("docs/protocol.md")!;
-    assert.equal(sorted(all(/^### ([a-z]+\.[a-zA-Z]+)$/gm, text, "docs/protocol.md")), sorted(methods));
-    const rows = all(/^\| (`[^|]+`) \|/gm, section("docs/protocol.md", "### server.capabilities"), "the table");
-    const documented = rows.flatMap((row) => all(/`([a-z-]+)`/g, row, "the row"));
-    for (const feature of features) assert.ok(documented.includes(feature), `${feature} is documented`);
-    const code = readFileSync("server.ts", "utf8") + readFileSync("processes.ts", "utf8");
-    for (const feature of documented) assert.ok(code.includes(`"${feature}"`), `${feature} is in the code`);
-  }));
-
-test("have each parameter of each method, and no other", () =>
-  withDaemon(async (daemon) => {
-    const { connection, wire } = openSocket(daemon);
-    const text = texts.get("docs/protocol.md")!;
-    for (const method of all(/^### ([a-z]+\.[a-zA-Z]+)$/gm, text, "docs/protocol.md")) {
-      if (method === "server.ping") continue; // takes anything
-      const [, listed] = /^`\{(.*?)\}`/.exec(section("docs/protocol.md", `### ${method}`).trim())!;
-      const documented = listed!.split(", ").map((name) => name.replace("?", ""));
-      // a name that no method knows: the refusal has those that it knows
-      const refusal: string = await wire.request(method, { nonsense: 1 }).catch(({ message }) => message);
-      const [, known] = /this method does not know it, it takes (.*)$/.exec(refusal) ?? [];
-      assert.ok(known !== undefined, `${method} refuses what it does not know: ${refusal}`);
-      assert.equal(sorted(known === "none" ? [""] : known!.split(", ")), sorted(documented), method);
-    }
-    connection.destroy();
-  }));
 
 /** Long and short options, as whole words. */
 const optionsIn = (text: string): string[] =>

@@ -1,11 +1,34 @@
-/** The commands of the documents: which a test types on a booted host (tests/host/docs.test.ts), or here (tests/docs.test.ts); and which none does, and why. */
+/** The documents, and parts of them. Their commands: which a test types on a booted host (tests/host/docs.test.ts), or here (tests/docs.test.ts); and which none does, and why. */
 
 import { readdirSync, readFileSync } from "node:fs";
+import * as assert from "uvu/assert";
 
 export const documents = [
   ...readdirSync(".").filter((name) => name.endsWith(".md")),
   ...["docs", "bench", "examples"].flatMap((folder) => readdirSync(folder).map((name) => `${folder}/${name}`)),
 ].filter((path) => path.endsWith(".md"));
+
+export const texts = new Map(documents.map((path) => [path, readFileSync(path, "utf8")]));
+
+/** All first groups of a pattern. At least one, or the pattern is out of date. */
+export function all(pattern: RegExp, text: string, where: string): string[] {
+  const found = [...text.matchAll(pattern)].map((match) => match[1]!);
+  assert.ok(found.length > 0, `${where} has ${pattern}`);
+  return found;
+}
+
+/** A section of a document, from its heading to the next one of that level. */
+export function section(path: string, heading: string): string {
+  const text = texts.get(path)!;
+  const level = /^#+/.exec(heading)![0];
+  const from = text.indexOf(`\n${heading}\n`);
+  assert.ok(from >= 0, `${path} has "${heading}"`);
+  const rest = text.slice(from + heading.length + 2);
+  const to = rest.search(new RegExp(`^#{1,${level.length}} `, "m"));
+  return to < 0 ? rest : rest.slice(0, to);
+}
+
+export const sorted = (names: Iterable<string | number>): string[] => [...new Set([...names].map(String))].sort();
 
 export interface Command {
   /** As it stands there, without prompt and comment. */
