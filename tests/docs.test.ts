@@ -139,8 +139,18 @@ test("name no option that is not there", () => {
   assert.equal(sorted(others.map(({ option }) => option)), sorted(otherOptions), "otherOptions");
 });
 
-test("name the commands of npm that this project has", () => {
-  const { scripts } = JSON.parse(readFileSync("package.json", "utf8"));
+test("name the commands of npm that this project has, and each finds its files", () => {
+  const { scripts } = JSON.parse(readFileSync("package.json", "utf8")) as { scripts: Record<string, string> };
+  const tests = ["tests", "tests/host"].flatMap((folder) => readdirSync(folder).map((name) => `${folder}/${name}`));
+  for (const part of Object.values(scripts).flatMap((script) => script.split(" && "))) {
+    const [program, file, ...words] = part.split(" ");
+    if (program === "node") assert.ok(existsSync(file!), `${file} of "${part}" is there`);
+    for (const word of file === "tests/run.mjs" ? words.filter((word) => !word.startsWith("--")) : [])
+      assert.ok(
+        tests.some((path) => path.includes(word) && path.endsWith(".test.ts")),
+        `${word} of "${part}" is in the name of a test`,
+      );
+  }
   for (const [path, text] of texts)
     for (const [, name] of text.matchAll(/npm run ([\w:]+)/g)) assert.ok(name! in scripts, `${name} of ${path}`);
 });
@@ -150,6 +160,7 @@ const hash: string = JSON.parse(version.stdout).sha256;
 /** What is typed here, where dist/ is, and what it is to say. */
 const typedHere: Record<string, RegExp> = {
   "node -e 0": /^$/,
+  "./holdfast.js --help ends-with-session": /^ends-with-session\n/,
   'sed "s/$hash/$(printf %064d 0)/" holdfast.js | sha256sum': new RegExp(`^${hash} `),
 };
 
@@ -191,7 +202,19 @@ test("have no link that leads nowhere", () => {
       assert.ok(existsSync(target), `${path}: ${link} is there`);
       if (anchor !== undefined) assert.ok(anchors.get(target)?.includes(anchor), `${path}: ${link} has its heading`);
     }
+    const [other] =
+      /\]\([^)]*\s[^)]*\)|\]\s?\[|^\[[^\]]+\]:|\b(?:href|src)=/m.exec(text.replace(/^ {4}.*|`[^`\n]*`/gm, "")) ?? [];
+    assert.is(other, undefined, `${path}: links are written [words](where)`);
   }
+});
+
+test("name no file that is not there; nor do the comments of the code", () => {
+  const code = [".", "scripts", "tests"].flatMap((folder) => readdirSync(folder).map((name) => join(folder, name)));
+  for (const path of [...manuals, ...code.filter((name) => /\.m?[jt]s$/.test(name))])
+    for (const [name] of readFileSync(path, "utf8").matchAll(
+      /(?<![\w/.-])(?:tests|examples|scripts|docs|bench)\/[\w./-]*\w/g,
+    ))
+      assert.ok(existsSync(name), `${path}: ${name} is there`);
 });
 
 test("name no function that is not in one of the modules beside it", () => {

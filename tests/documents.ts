@@ -40,17 +40,25 @@ export interface Command {
 /** What a reader would type; the history is not for that. */
 export const manuals = documents.filter((path) => path !== "CHANGELOG.md");
 
-/** Lines of indented blocks, and whole `commands` in a text, that begin with a program that a reader would type; each once, in their order. */
+/** No commands: JSON, TypeScript, lines of a configuration and of its sections. */
+const isOther = (line: string): boolean => /^(?:[{[→←A-Z ]|(?:import|const|for|await)\b|[\w.]+\.\w+\()/.test(line);
+/** Programs that a reader would type. */
+const inline = /`((?:ssh|scp|npm|npx|node|deno|bun|python3|sh|sed|loginctl|\.\/[^`\s]+) [^`\n]+)`/g;
+
+/** Indented lines, but for those that are no command and what a command said, and whole `commands` in a text; each once, in their order. */
 export function commandsOf(path: string): Command[] {
-  const text = readFileSync(path, "utf8");
-  const block = /^ {4}(?:\$ )?((?:ssh|scp|xargs|npm|npx|node|tar|echo .*\| ssh) .*)$/gm;
-  const inline = /`((?:ssh|scp|npm|node|sed|loginctl) [^`\n]+)`/g;
-  const found = [...text.matchAll(block), ...text.matchAll(inline)].sort((a, b) => a.index! - b.index!);
   const commands = new Map<string, Command>();
-  for (const [, whole] of found) {
-    const line = whole!.replace(/ +# .*$/, "");
-    const [, exitCode] = /#.*\bexit code (\d+)/.exec(whole!) ?? [];
+  const add = (whole: string): void => {
+    const line = whole.replace(/ +# .*$/, "");
+    const [, exitCode] = /#.*\bexit code (\d+)/.exec(whole) ?? [];
     if (!commands.has(line)) commands.set(line, { line, exitCode: Number(exitCode ?? 0) });
+  };
+  let isSaid = false;
+  for (const line of readFileSync(path, "utf8").split("\n")) {
+    const indented = /^ {4}(?:\$ )?(.+)/.exec(line)?.[1];
+    isSaid = indented !== undefined && (isSaid || indented.startsWith("holdfast: "));
+    if (indented === undefined) for (const [, command] of line.matchAll(inline)) add(command!);
+    else if (!isSaid && !isOther(indented)) add(indented);
   }
   return [...commands.values()];
 }
@@ -91,7 +99,10 @@ export const notTyped: Record<string, string> = {
   "npm run host -- --suite trixie": "as npm run host; the suite's root is made by debootstrap",
   "npm run release -- 0.2.0": "it commits and tags",
   "node scripts/map.mjs --write": "it writes ARCHITECTURE.md; tests/map.test.ts compares that with what it would write",
+  "npx biome check --write": "it writes; tests/check.test.ts runs it without --write",
   "node holdfast.js": part,
+  "sh holdfast.js": part,
+  "sh -c 'read x'": "it stands for a program that waits",
   "node --max-old-space-size=64": part,
   "node --snapshot-blob": part,
   "loginctl enable-linger": part,
