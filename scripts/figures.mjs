@@ -142,8 +142,16 @@ const figures = {
   ],
 };
 
-process.chdir(fileURLToPath(new URL("..", import.meta.url)));
-for (const [name, [height, title, ...shapes]] of Object.entries(figures)) {
-  const head = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" role="img" aria-label="${title}">`;
-  writeFileSync(`docs/${name}.svg`, `${head}\n${style}\n${shapes.join("\n")}\n</svg>\n`);
+/** @returns The text of each file of docs/ by its name. */
+export function drawFigures() {
+  return Object.entries(figures).map(([name, [height, title, ...shapes]]) => {
+    const head = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" role="img" aria-label="${title}">`;
+    return [`docs/${name}.svg`, `${head}\n${style}\n${shapes.join("\n")}\n</svg>\n`];
+  });
+}
+
+// its own name, too: bundled into a test it is not what was run
+if (process.argv[1]?.endsWith("figures.mjs") && process.argv[1] === fileURLToPath(import.meta.url)) {
+  process.chdir(fileURLToPath(new URL("..", import.meta.url)));
+  for (const [path, text] of drawFigures()) writeFileSync(path, text);
 }

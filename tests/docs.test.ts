@@ -11,6 +11,8 @@ import * as assert from "uvu/assert";
 import { aliases, help, helpOf, modes, options } from "../arguments.ts";
 import { pageOf } from "../doctor.ts";
 import { errorCodes, exitCodes } from "../failure.ts";
+// @ts-expect-error: a script has no types
+import { drawFigures } from "../scripts/figures.mjs";
 import { withDirectory } from "./daemon.ts";
 import { all, commandsOf, isForHost, manuals, notTyped, section, sorted, texts } from "./documents.ts";
 
@@ -139,6 +141,26 @@ test("name no option that is not there", () => {
   assert.equal(sorted(others.map(({ option }) => option)), sorted(otherOptions), "otherOptions");
 });
 
+test("have each member of each type of the library, each of its reasons, and no other", () => {
+  const types = readFileSync("dist/index.d.mts", "utf8");
+  const declared = [...types.matchAll(/^export (?:declare class|interface) (\w+)[^{]*\{([\s\S]*?)^\}/gm)];
+  assert.ok(declared.length > 25);
+  for (const [, name, body] of declared) {
+    const isError = name === "HoldfastError";
+    const text = section("docs/library.md", `${isError ? "##" : "###"} ${name}`);
+    const isOwn = (member: string): boolean => !isError || (member !== "name" && member !== "cause"); // those of each Error
+    const members = [...body!.matchAll(/^ {4}(?:readonly |get )?(\w+)\??[:(<]/gm)].map(([, member]) => member!);
+    const documented = [...text.matchAll(/^- `(\w+)/gm)].map(([, member]) => member!);
+    assert.equal(sorted(documented.filter(isOwn)), sorted(members.filter(isOwn)), name);
+  }
+  const [union] = all(/^export type Reason =([\s\S]*?)\| \(string/gm, types, "Reason");
+  const rows = all(/^\| (`[^|]*`) \|/gm, section("docs/library.md", "## HoldfastError"), "the table").slice(1); // without its head
+  assert.equal(
+    sorted(rows.flatMap((row) => all(/`([a-z-]+)`/g, row, "the row"))),
+    sorted(all(/"([a-z-]+)"/g, union!, "Reason")),
+  );
+});
+
 test("name the commands of npm that this project has, and each finds its files", () => {
   const { scripts } = JSON.parse(readFileSync("package.json", "utf8")) as { scripts: Record<string, string> };
   const tests = ["tests", "tests/host"].flatMap((folder) => readdirSync(folder).map((name) => `${folder}/${name}`));
@@ -217,18 +239,24 @@ test("name no file that is not there; nor do the comments of the code", () => {
       assert.ok(existsSync(name), `${path}: ${name} is there`);
 });
 
-test("name no function that is not in one of the modules beside it", () => {
+test("name no function that is not in the module beside it, or in one of the line's", () => {
+  const all = [...readdirSync(".").filter((name) => name.endsWith(".ts")), "tests/daemon.ts"];
+  const isIn = (name: string, files: string[]): boolean =>
+    files.some((file) => new RegExp(`\\bfunction ${name}\\b`).test(readFileSync(file, "utf8")));
   let count = 0;
-  for (const line of texts.get("ARCHITECTURE.md")!.split("\n")) {
+  for (const line of ["ARCHITECTURE.md", "CONTRIBUTING.md"].flatMap((path) => texts.get(path)!.split("\n"))) {
     const files = [...line.matchAll(/`(\w+\.ts)`/g)].map(([, file]) => file!);
-    const modules = files.length > 0 ? files : readdirSync(".").filter((name) => name.endsWith(".ts"));
-    const code = modules.map((file) => readFileSync(file, "utf8")).join("\n");
-    for (const [, name] of line.matchAll(/`(\w+)\(\)`/g)) {
-      assert.match(code, new RegExp(`\\bfunction ${name}\\b`), `${name}() is in ${modules.join(" or ")}`);
+    for (const [, file, name] of line.matchAll(/(?:`(\w+\.ts)`: )?`(\w+)\(\)`/g)) {
+      const modules = file ? [file] : files.length > 0 ? files : all;
+      assert.ok(isIn(name!, modules), `${name}() is in ${modules.join(" or ")}`);
       count++;
     }
   }
   assert.ok(count > 40);
+});
+
+test("have the figures that the script draws", () => {
+  for (const [path, drawn] of drawFigures()) assert.is(readFileSync(path, "utf8"), drawn, path);
 });
 
 test("are short where a stranger begins", () => {

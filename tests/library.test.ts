@@ -210,32 +210,3 @@ withTools("publint and attw find nothing in the package", () => {
 });
 
 bundles.run();
-
-const documented = suite("docs/library.md");
-
-documented("has each member of each type, each reason, and no other reason", () => {
-  const text = readFileSync("docs/library.md", "utf8");
-  const types = readFileSync("dist/index.d.mts", "utf8");
-  const declared = [...types.matchAll(/^export (?:declare class|interface) (\w+)[^{]*\{([\s\S]*?)^\}/gm)];
-  assert.ok(declared.length > 25);
-  for (const [, name, body] of declared) {
-    const section = name === "HoldfastError" ? text : text.slice(text.indexOf(`\n### ${name}\n`));
-    assert.ok(text.includes(`\n### ${name}\n`) || name === "HoldfastError", name);
-    const members = [...body!.matchAll(/^ {4}(?:readonly |get )?(\w+)\??[:(<]/gm)].map((match) => match[1]!);
-    for (const member of members.filter((member) => member !== "name" || name !== "HoldfastError"))
-      assert.ok(section.includes(`\n- \`${member}`), `${name}.${member}`);
-  }
-  const [, union] = /export type Reason =([\s\S]*?)\| \(string/.exec(types)!;
-  const reasons = [...union!.matchAll(/"([a-z-]+)"/g)].map((match) => match[1]!);
-  const table = text.slice(text.indexOf("| `reason` | |"), text.indexOf("\n## connect("));
-  const rows = [...table.matchAll(/^\| (`[^|]*`) \|/gm)].flatMap((row) => [...row[1]!.matchAll(/`([a-z-]+)`/g)]);
-  assert.equal(
-    rows
-      .map((match) => match[1]!)
-      .filter((word) => word !== "reason")
-      .sort(),
-    reasons.sort(),
-  );
-});
-
-documented.run();
