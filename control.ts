@@ -433,10 +433,8 @@ async function verify(
 
 /** Says what ends with the daemon that is to be replaced: one of an earlier version, or with plain pipes, leaves nothing to the next. */
 async function warnOfReplaced({ client, record }: Reached, { ifIdle, warn }: StartOptions): Promise<void> {
-  const ask = (method: string): Promise<unknown> => client.request(method, {}, record.key, 2 * answerMs);
-  const { features } = (await ask("server.capabilities")) as Status; // which finds out whether they are held
-  const { processes } = (await ask("server.status")) as Status;
-  const count = features.includes("held") ? 0 : processes.filter(({ running }) => running).length;
+  const status = (await client.request("server.status", {}, record.key, answerMs)) as Status;
+  const count = status.features.includes("held") ? 0 : status.processes.filter(({ running }) => running).length;
   if (count === 0) return;
   const what = `${count} ${count === 1 ? "process" : "processes"} of the daemon (version ${record.version}) cannot go on without it`;
   if (ifIdle) {

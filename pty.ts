@@ -158,6 +158,11 @@ export async function engineSoon(keeper: TerminalKeeper): Promise<void> {
   await within(engine, engineWaitMs);
 }
 
+/** For who asks only whether what runs is held. */
+export async function holdersSoon(keeper: TerminalKeeper): Promise<void> {
+  await within(holdersOf(keeper), engineWaitMs);
+}
+
 /**
  * Finds the first engine that does all that is needed of it.
  *

@@ -42,7 +42,7 @@ import { describeVerdict, judgeEnd, judgePlace, judgeWork, readOomKills, watchLo
 import type { Processes } from "./processes.ts";
 import { createProcesses, endAll, featuresOf, liveCount, processMethods, summarise } from "./processes.ts";
 import { childEnvironment } from "./program.ts";
-import { engineSoon } from "./pty.ts";
+import { engineSoon, holdersSoon } from "./pty.ts";
 import type { DaemonRecord, EndReason, Log } from "./record.ts";
 import { createLog, identify, livenessOf, now } from "./record.ts";
 import type { Caller, Method, Params, Rpc } from "./rpc.ts";
@@ -87,7 +87,6 @@ const killAfterSignalMs = 1000;
 const signalsMs = 50;
 /** A signal counts among those that came together for so long. */
 const togetherMs = 1000;
-
 /** A person's, or a supervisor's, word to end. */
 const endingSignals: NodeJS.Signals[] = ["SIGTERM", "SIGINT", "SIGQUIT"];
 /** What would end a process that does not handle it, and is not meant for a daemon. Real-time signals are not for node to catch. */
@@ -408,8 +407,9 @@ function whenTakenUp<T>({ processes }: Daemon, tell: () => T): T | Promise<T> {
   return processes.waiting ? processes.waiting.then(tell) : tell();
 }
 
-function statusOf(daemon: Daemon): Record<string, unknown> {
+async function statusOf(daemon: Daemon): Promise<Record<string, unknown>> {
   const { places, phase, logouts, connections, processes, bornAt } = daemon;
+  if (liveCount(processes) > 0) await holdersSoon(processes); // it may have taken over all that runs, and not looked yet
   return {
     ...capabilitiesOf(daemon),
     pid: process.pid,

@@ -598,7 +598,7 @@ fault(
 );
 
 fault("a daemon that dies as its start is verified", "`--serve` says so; the next one starts", async (place) => {
-  change(place, "function statusOf(daemon) {", 'process.kill(process.pid, "SIGKILL");');
+  change(place, "async function statusOf(daemon) {", 'process.kill(process.pid, "SIGKILL");');
   const { code, stderr } = await outcomeOf(place.spawnServe());
   assert.is(code, 69);
   assert.match(stderr, /^holdfast: error: Cannot verify the start: The connection .* ended before the answer came$/m);
