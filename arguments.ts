@@ -18,8 +18,8 @@ export const help = `holdfast: a remote server that is still there when you come
   --stop                   end it; for 10 s a --serve revives it, with its work
   --version, -v, --help, -h
 
-Each takes --socket PATH, and has a help of its own: --run --help. Single and
-double dashes are equal.
+Each but --version takes --socket PATH, and each has a help of its own: --run
+--help. Single and double dashes are equal.
 
   scp holdfast.js host:     ssh host node holdfast.js --run --detach make -j4
 Exit codes: 0 done, 1 failed, 64 usage, 69 no daemon, 73 cannot create, 75 busy,

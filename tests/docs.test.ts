@@ -118,6 +118,9 @@ test("have the options of each mode, and no other; so has its help", () => {
       sorted([...taken, ...shorts]),
       mode,
     );
+    for (const names of rows.map(optionsIn))
+      for (const short of names.filter((name) => name in aliases))
+        assert.ok(names.includes(aliases[short]!), `-${short} stands beside --${aliases[short]}`);
     if (mode === "help") continue;
     const lines = helpOf(mode)
       .split("\n")
@@ -153,6 +156,9 @@ test("have each member of each type of the library, each of its reasons, and no 
     const documented = [...text.matchAll(/^- `(\w+)/gm)].map(([, member]) => member!);
     assert.equal(sorted(documented.filter(isOwn)), sorted(members.filter(isOwn)), name);
   }
+  const others = all(/^export type (\w+)/gm, types, "dist/index.d.mts");
+  for (const name of all(/^### ([A-Z]\w*)$/gm, texts.get("docs/library.md")!, "docs/library.md"))
+    assert.ok(declared.some(([, type]) => type === name) || others.includes(name), `${name} is a type`);
   const [union] = all(/^export type Reason =([\s\S]*?)\| \(string/gm, types, "Reason");
   const rows = all(/^\| (`[^|]*`) \|/gm, section("docs/library.md", "## HoldfastError"), "the table").slice(1); // without its head
   assert.equal(

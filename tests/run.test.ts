@@ -1,6 +1,6 @@
-/** What runs the tests, on tests of its own: in a directory like this one. */
+/** What runs the tests, and what makes a release: in directories of their own, which are like this one. */
 
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { copyFileSync, mkdirSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { suite } from "uvu";
@@ -39,3 +39,28 @@ test("refuses a fragment that is in the name of no file", async () => {
 });
 
 test.run();
+
+const release = suite("scripts/release.mjs");
+
+release("makes nothing over a tag that is there", () =>
+  withDirectory(async ({ directory }) => {
+    mkdirSync(join(directory, "scripts"));
+    copyFileSync("scripts/release.mjs", join(directory, "scripts/release.mjs"));
+    writeFileSync(join(directory, "CHANGELOG.md"), "## 1.2.3\n- all is new\n");
+    const who = ["-c", "user.name=a", "-c", "user.email=a@b"];
+    for (const args of [
+      ["init", "-q"],
+      ["add", "."],
+      [...who, "commit", "-qm", "first"],
+      ["tag", "v1.2.3"],
+    ])
+      assert.is(spawnSync("git", args, { cwd: directory }).status, 0);
+    const child = spawn(process.execPath, ["scripts/release.mjs", "1.2.3", "--dry-run"], { cwd: directory });
+    const { code, stdout, stderr } = await outcomeOf(child, "", 60_000);
+    assert.is(code, 1);
+    assert.is(stdout.toString(), ""); // it has not begun
+    assert.match(stderr, /v1\.2\.3 is tagged already; to make it anew: git tag -d v1\.2\.3/);
+  }),
+);
+
+release.run();
