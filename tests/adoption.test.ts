@@ -30,7 +30,18 @@ import type { Processes } from "../processes.ts";
 import { createProcesses, endAll, processMethods } from "../processes.ts";
 import { identify, readText } from "../record.ts";
 import type { TestDaemon, Wire } from "./daemon.ts";
-import { eventually, holdfast, isAlive, isRoot, lanesOf, openSocket, sideBySide, sleep, withDaemon } from "./daemon.ts";
+import {
+  eventually,
+  holdfast,
+  isAlive,
+  isRoot,
+  lanesOf,
+  openSocket,
+  removeAll,
+  sideBySide,
+  sleep,
+  withDaemon,
+} from "./daemon.ts";
 
 const test = suite("what a dead daemon has left");
 const tests = sideBySide(test, lanesOf(2));
@@ -685,15 +696,7 @@ tests(
     takeUp(next);
     assert.is((await write(next, "two\n")).applied, 8);
     await endAll(next, { graceMs: 0 });
-    const isRemoved = (): boolean => {
-      try {
-        rmSync(directory, { recursive: true, force: true });
-        return true;
-      } catch {
-        return false; // a holder is just leaving
-      }
-    };
-    await eventually(isRemoved, "its directory to be empty");
+    await removeAll(directory); // a holder may be just leaving
   },
 );
 

@@ -12,7 +12,7 @@ import { diagnose } from "../client.ts";
 import type * as Api from "../deploy.ts";
 import type { Connection, ConnectOptions, Output, Served } from "../library.ts";
 import type { TestDaemon } from "./daemon.ts";
-import { builtFile, eventually, holdfast, isAlive, sleep, withDaemon } from "./daemon.ts";
+import { builtFile, eventually, holdfast, isAlive, removeAll, sleep, withDaemon } from "./daemon.ts";
 
 const { connect, serve, HoldfastError } = createRequire("/")(builtFile) as typeof Api;
 
@@ -464,7 +464,7 @@ serving("starts a daemon that outlives the script, joins it the next time, and r
     assert.is((await refusal(serve({ socket: `/${"x".repeat(200)}` }))).message.slice(0, 16), "Cannot listen on");
   } finally {
     await holdfast(["--stop", "--now", "--socket", socket]);
-    rmSync(directory, { recursive: true, force: true });
+    await removeAll(directory);
   }
 });
 

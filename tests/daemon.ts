@@ -19,7 +19,7 @@ import { cpus, loadavg, tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import type { Readable, Writable } from "node:stream";
 import * as assert from "uvu/assert";
-import { Failure } from "../failure.ts";
+import { errnoOf, Failure } from "../failure.ts";
 
 export const builtFile = resolve("dist/holdfast.js");
 
@@ -210,7 +210,7 @@ export async function withDaemon(
   } finally {
     if (!isStopped) await holdfast(["--stop", "--now", "--socket", socket]);
     endHeld(`${socket}.held`); // of holders that a test has killed, and what a daemon was made to leave alone
-    rmSync(directory, { recursive: true, force: true });
+    await removeAll(directory);
   }
 }
 
@@ -361,6 +361,20 @@ export function eventually(isSo: () => unknown, what: string, timeoutMs = 20_000
   return until(what, isSo, timeoutMs);
 }
 
+/** Removes a directory in which others may be writing yet. */
+export function removeAll(path: string): Promise<void> {
+  const isRemoved = (): boolean => {
+    try {
+      rmSync(path, { recursive: true, force: true });
+      return true;
+    } catch (error) {
+      if (errnoOf(error) === "ENOTEMPTY") return false;
+      throw error;
+    }
+  };
+  return eventually(isRemoved, `the end of ${path}`);
+}
+
 /** So many tests at once. */
 export function lanesOf(count: number): Promise<void>[] {
   return Array.from({ length: count }, () => Promise.resolve());
@@ -465,7 +479,7 @@ export async function withDirectory(
   } finally {
     problem = await endAll(site);
     daemons.delete(site.socket);
-    rmSync(directory, { recursive: true, force: true });
+    await removeAll(directory);
   }
   if (problem !== undefined) throw new Error(problem);
 }

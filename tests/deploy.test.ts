@@ -8,7 +8,6 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
-  rmSync,
   statSync,
   writeFileSync,
 } from "node:fs";
@@ -18,7 +17,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { connect, deploy as deployFrom } from "../deploy.ts";
 import type { Deployment, DeployOptions, HoldfastError } from "../library.ts";
-import { builtFile, eventually, holdfast, processesWith } from "./daemon.ts";
+import { builtFile, eventually, holdfast, processesWith, removeAll } from "./daemon.ts";
 
 interface Host {
   home: string;
@@ -41,7 +40,7 @@ async function withHost(use: (host: Host) => Promise<void>): Promise<void> {
       assert.match(stdout.toString(), /^(stopped|none)/);
       return processesWith(`HOME=${home}`).length === 0;
     }, "the end of all that was started in this home");
-    rmSync(home, { recursive: true, force: true });
+    await removeAll(home);
   }
 }
 

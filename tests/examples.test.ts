@@ -10,7 +10,7 @@ import { build } from "esbuild";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { Outcome, TestDaemon } from "./daemon.ts";
-import { builtFile, eventually, holdfast, outcomeOf, sideBySide, until, withDaemon } from "./daemon.ts";
+import { builtFile, eventually, holdfast, outcomeOf, removeAll, sideBySide, until, withDaemon } from "./daemon.ts";
 
 /** Node 20 does not run TypeScript: the types are stripped, nothing else is done to it. */
 const typescript = resolve("node_modules/.cache/holdfast-example-client.mjs");
@@ -181,7 +181,7 @@ mkdir -p "${directory}/$1"; cd "${directory}/$1" && exec env -u XDG_STATE_HOME H
   } finally {
     for (const host of ["one", "two"])
       await holdfast(["--stop", "--now"], { env: { HOME: join(directory, host), XDG_STATE_HOME: "" } });
-    rmSync(directory, { recursive: true, force: true });
+    await removeAll(directory);
   }
 }
 

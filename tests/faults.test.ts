@@ -42,6 +42,7 @@ import {
   holdfast,
   isAlive,
   outcomeOf,
+  removeAll,
   runsAll,
   sideBySide,
 } from "./daemon.ts";
@@ -132,7 +133,7 @@ async function withPlace(use: (place: Place) => Promise<string>): Promise<string
   } finally {
     for (const close of connections) close();
     for (const pid of processesOf(socket)) process.kill(pid, "SIGKILL");
-    rmSync(directory, { recursive: true, force: true });
+    await removeAll(directory);
   }
 }
 
@@ -406,7 +407,7 @@ fault("the socket is deleted", "found by its second name at once, published agai
 
 fault("the whole run directory is deleted", "there again within 30 s", async (place) => {
   const instance = assertDone(await place.serve());
-  rmSync(place.run, { recursive: true });
+  await removeAll(place.run);
   const start = Date.now();
   await eventually(() => existsSync(place.socket), "it is there again", 33_000);
   await assertOne(place, instance);
@@ -749,7 +750,7 @@ fault("an old daemon ends after a new one has published", "it removes nothing", 
   await eventually(() => existsSync(place.socket), "it serves", 20_000);
   const wire = await place.open();
   await wire.request("process.spawn", { id: "a", command: "sleep", args: ["60"] });
-  rmSync(place.run, { recursive: true });
+  await removeAll(place.run);
   const instance = assertDone(await place.serve());
   const names = readdirSync(place.run).sort();
   const record = readFileSync(place.record, "utf8");
@@ -769,7 +770,7 @@ fault(
     const ended = outcomeOf(old, "", 60_000);
     await eventually(() => existsSync(place.socket), "it serves", 20_000);
     await sleep(100);
-    rmSync(place.run, { recursive: true });
+    await removeAll(place.run);
     const instance = assertDone(await place.serve());
     old.kill("SIGCONT"); // it would look by itself within 30 s
     assert.is((await ended).code, 0);
@@ -927,7 +928,7 @@ fault(
   async (place) => {
     const instance = assertDone(await place.serve());
     const pid = await place.start("a", "sleep 60");
-    rmSync(place.run, { recursive: true });
+    await removeAll(place.run);
     const joined = await place.serve("u");
     assert.is(assertDone(joined), instance, joined.stderr);
     await assertOne(place, instance);
@@ -945,9 +946,9 @@ fault(
   async (place) => {
     const instance = assertDone(await place.serve());
     const pid = await place.start("a", "sleep 60");
-    rmSync(place.run, { recursive: true });
+    await removeAll(place.run);
     assert.is((await place.stop()).stdout.toString(), "stopped 1\n");
-    rmSync(place.run, { recursive: true }); // once more, within the grace
+    await removeAll(place.run); // once more, within the grace
     assert.is(assertDone(await place.serve()), instance);
     assert.ok(isAlive(pid));
     return "so";

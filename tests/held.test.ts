@@ -22,6 +22,7 @@ import {
   openBridge,
   openSocket,
   outcomeOf,
+  removeAll,
   runsAll,
   sleep,
   statOf,
@@ -381,7 +382,7 @@ killed("twice, and its directory removed in between, goes on", async (daemon, cl
   await killDaemon(client);
   const next = joinAs(daemon);
   await next.reattach("a");
-  rmSync(`${daemon.socket}.held`, { recursive: true });
+  await removeAll(`${daemon.socket}.held`);
   await next.wire.request("process.stdin", { id: "a", data: Buffer.from("one\n").toString("base64"), end: true });
   const { exitCode } = await next.exit("a");
   assert.equal([next.text("a"), exitCode], ["one\n", 3]);

@@ -40,7 +40,7 @@ import {
 import { soon } from "../record.ts";
 import type { Ended, HolderRecord, Running, Start } from "../running.ts";
 import { dismissHolder, knownOf } from "../running.ts";
-import { asNobody, isAlive, isRoot, statOf } from "./daemon.ts";
+import { asNobody, isAlive, isRoot, removeAll, statOf } from "./daemon.ts";
 
 type Shell = [name: string, words: string[]];
 
@@ -113,7 +113,7 @@ async function withHolders(
     await until(() => processesIn(directory).length === 0, `left: ${processesIn(directory)}`);
   } finally {
     for (const pid of processesIn(directory)) safely(() => process.kill(pid, "SIGKILL"));
-    rmSync(directory, { recursive: true, force: true });
+    await removeAll(directory);
   }
 }
 

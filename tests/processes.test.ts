@@ -10,7 +10,6 @@ import {
   readdirSync,
   readFileSync,
   realpathSync,
-  rmSync,
   statSync,
   writeFileSync,
 } from "node:fs";
@@ -26,7 +25,7 @@ import { createProcesses, dropExpired, endAll, liveCount, processMethods, summar
 import type { Params, Peer } from "../rpc.ts";
 import type { Room } from "../spool.ts";
 import { createRoom } from "../spool.ts";
-import { busyMs } from "./daemon.ts";
+import { busyMs, removeAll } from "./daemon.ts";
 
 type Reply = Record<string, any>;
 type Limits = Partial<typeof defaultLimits & Pick<Room, "path" | "spoolBytes" | "memoryBytes" | "allMemoryBytes">>;
@@ -122,7 +121,7 @@ async function withProcesses(
     await run({ processes, peer, directory, log, env: world, call, idleCount: () => idle });
   } finally {
     await endAll(processes, { graceMs: 200 });
-    rmSync(directory, { recursive: true, force: true });
+    await removeAll(directory);
   }
   await until(
     () => findProcesses(mark).length === 0,

@@ -2,7 +2,7 @@
 /** Terminals: what makes them, tried against engines that do not; the modes that output sets; and processes in them, from outside. */
 
 import { spawn, spawnSync } from "node:child_process";
-import { chmodSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, mkdtempSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
@@ -13,7 +13,18 @@ import { probeEngines } from "../pty.ts";
 import { modesText, trackModes } from "../readers.ts";
 import type { HolderRecord } from "../running.ts";
 import type { TestDaemon, Wire } from "./daemon.ts";
-import { eventually, holdfast, isAlive, lanesOf, openSocket, sideBySide, sleep, statOf, withDaemon } from "./daemon.ts";
+import {
+  eventually,
+  holdfast,
+  isAlive,
+  lanesOf,
+  openSocket,
+  removeAll,
+  sideBySide,
+  sleep,
+  statOf,
+  withDaemon,
+} from "./daemon.ts";
 
 // What output sets
 
@@ -121,7 +132,7 @@ async function withHolders(run: (holders: Holders, directory: string) => Promise
   } finally {
     if (typeof holders !== "string") await closeHolders(holders);
     const left = readdirSync(join(directory, "held"));
-    rmSync(directory, { recursive: true, force: true });
+    await removeAll(directory);
     assert.equal(left, [], "what it has tried is gone");
   }
 }
@@ -279,7 +290,7 @@ for (const name of notPython === undefined ? ["script", "python3"] : ["script"])
         assert.is(givenTo(other.pid), givenTo(plain.pid));
         throw error;
       });
-    }, env).finally(() => rmSync(directory, { recursive: true, force: true }));
+    }, env).finally(() => removeAll(directory));
   });
 
 for (const name of notPython === undefined ? ["script", "python3"] : ["script"])
@@ -297,7 +308,7 @@ for (const name of notPython === undefined ? ["script", "python3"] : ["script"])
       process.kill(daemon.pid, "SIGCONT");
       assert.is((await seat.exit("a")).exitCode, 5);
       assert.is(seat.text("a").split("z").length - 1, bytes);
-    }, env).finally(() => rmSync(directory, { recursive: true, force: true }));
+    }, env).finally(() => removeAll(directory));
   });
 
 seat("is told of another size, and of one that is no other when it is to draw again", async (seat) => {
@@ -684,7 +695,7 @@ if (notPython === undefined)
       await seat.says("a", "got it");
       const { exitCode, signal } = await seat.exit("a");
       assert.equal([exitCode, signal], [143, "SIGTERM"]);
-    }, env).finally(() => rmSync(directory, { recursive: true, force: true }));
+    }, env).finally(() => removeAll(directory));
   });
 
 const none = suite("where nothing makes terminals");
@@ -703,7 +714,7 @@ none("the daemon and --doctor say why, and a process is refused one", async () =
     const { findings } = JSON.parse(stdout.toString());
     const { state, evidence } = findings.find((found: any) => found.name === "terminals");
     assert.equal([state, evidence], ["warning", `cannot be given to processes: ${why}`]);
-  }, env).finally(() => rmSync(directory, { recursive: true, force: true }));
+  }, env).finally(() => removeAll(directory));
 });
 
 for (const each of [modes, probe, inside, none]) each.run();
