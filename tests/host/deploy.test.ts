@@ -196,7 +196,6 @@ embedded("goes on where it was when the network is gone for a while, and with it
       program: builtFile,
       reconnect: { minDelayMs: 100, maxDelayMs: 1000 },
       heartbeatMs: 1000,
-      timeoutMs: 5000,
     });
     const events: string[] = [];
     there.on("lost", ({ reason }) => events.push(reason)).on("reconnected", () => events.push("again"));
