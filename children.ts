@@ -585,8 +585,8 @@ export function leaveChild({ ends }: Shared, child: Child): void {
   for (const children of [ends.waiting, ends.finishing]) children.delete(child); // the next one sees its end, too: its holder was not told
   for (const timer of [child.burst.timer, child.exitTimer, child.settleTimer]) clearTimeout(timer);
   child.running?.leave?.();
-  if (child.mark) Object.assign(child.mark, { leftAt: Date.now() });
-  settle(child);
+  const { mark, spool, running, outputBytes } = child;
+  if (mark && running) writeMark(spool.directory!, Object.assign(mark, { leftAt: Date.now(), outputBytes }));
   restSpool(child.spool);
   child.stdin.state = "broken"; // what a request that is being read brings yet is not taken, nor noted
   child.mark = undefined;

@@ -25,7 +25,6 @@ import {
   constants,
   existsSync,
   fstatSync,
-  futimesSync,
   mkdirSync,
   readlinkSync,
   readSync,
@@ -41,11 +40,11 @@ import { errnoError, reasonOf, safely } from "./failure.ts";
 import { hasLeft, identify, livingProcesses, randomName, readText, soon, statOf, within } from "./record.ts";
 import type { Ended, HeldTerminal, HolderRecord, Known, Running, Start, Watch } from "./running.ts";
 import {
+  armPipe,
   createWatch,
   dismissHolder,
   fifoNames,
   knownOf,
-  neverWritten,
   openFifo,
   runningHeld,
   saidEnd,
@@ -76,7 +75,7 @@ export interface Holders {
   readonly ready: string[];
   making: Promise<void> | undefined;
   readonly watch: Watch;
-  /** Found out by the trial. */
+  /** As of a holder's record; found out by the trial. */
   notesReads: boolean;
 }
 
@@ -328,7 +327,7 @@ function openPipes(directory: string): Pipes {
   try {
     for (const name of fifoNames) opened.push(openFifo(join(directory, name), constants.O_RDONLY));
     const [out, err, start] = opened as [number, number, number];
-    for (const pipe of [out, err]) safely(() => futimesSync(pipe, unread, neverWritten));
+    for (const pipe of [out, err]) armPipe(pipe);
     return { out, err, start };
   } catch (error) {
     for (const descriptor of opened) closeSync(descriptor);

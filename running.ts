@@ -47,14 +47,9 @@ const lookStep = 256;
 const freshMs = 20;
 /** What a holder's directory has beside files. */
 export const fifoNames = ["out", "err", "start"];
-/**
- * In seconds, the times of a pipe that is armed: whether it was read since is then seen by the first.
- *
- * `relatime`, as most mounts have it, moves the time of reading only where that of writing, or of a change, is not before it. That of writing moves
- * when a whole write(2) is over, which may take minutes; by splice(2) and on an overlay never. So it stands as far ahead as every file system can have it.
- */
+/** In seconds, the times of a pipe that is armed: of reading; and of writing, as far ahead as every file system can have it. */
 export const unread = 0;
-export const neverWritten = 2 ** 31 - 1;
+const neverWritten = 2 ** 31 - 1;
 
 /** What is to be started. It leads a session and group of its own. */
 export interface Start {
@@ -358,10 +353,18 @@ function listenTo(held: Held, events: RunningEvents): void {
   startWatch(held.watch);
 }
 
+/**
+ * The next read(2) of it is seen, by its time of reading.
+ * `relatime`, as most mounts have it, moves that only where the time of writing, or of a change, is not before it. That of writing moves when a whole
+ * write(2) is over, which may take minutes; by splice(2) and on an overlay never.
+ */
+export function armPipe(descriptor: number): void {
+  safely(() => futimesSync(descriptor, unread, neverWritten));
+}
+
 /** A descriptor is the socket's to close. */
 function arm({ pipes, sockets }: Held): void {
-  for (const [at, pipe] of pipes.entries())
-    if (pipe !== undefined && sockets[at]?.destroyed === false) safely(() => futimesSync(pipe, unread, neverWritten));
+  for (const [at, pipe] of pipes.entries()) if (pipe !== undefined && sockets[at]?.destroyed === false) armPipe(pipe);
 }
 
 function release(held: Held): void {

@@ -40,6 +40,7 @@ import {
   removeAll,
   sideBySide,
   sleep,
+  stopWhen,
   withDaemon,
 } from "./daemon.ts";
 
@@ -82,7 +83,8 @@ function leaves(name: string, run: (left: Left) => Promise<void>, env: NodeJS.Pr
           join(held, readdirSync(held).find((path) => existsSync(join(held, path, "about")) && about(path).id === id)!),
         async kill(loud) {
           const { pid } = await left.wire.request("server.status");
-          if (loud !== undefined) await stopWhenRead(pid, join(left.directoryOf(loud), "out"));
+          const isRead = (): boolean => statSync(join(left.directoryOf(loud!), "out")).atimeMs > 0;
+          if (loud !== undefined) await stopWhen(pid, isRead, "something is read");
           process.kill(pid, "SIGKILL");
           await left.wire.closed;
           await eventually(() => !isAlive(pid), "the daemon is dead");
@@ -116,17 +118,6 @@ function leaves(name: string, run: (left: Left) => Promise<void>, env: NodeJS.Pr
       await run(left);
     }, env),
   );
-}
-
-async function stopWhenRead(pid: number, pipe: string): Promise<void> {
-  const isStopped = async (): Promise<boolean> => {
-    process.kill(pid, "SIGSTOP");
-    await eventually(() => readText(`/proc/${pid}/stat`)!.includes(") T "), "it stands still");
-    const isRead = statSync(pipe).atimeMs > 0;
-    if (!isRead) process.kill(pid, "SIGCONT");
-    return isRead;
-  };
-  await eventually(isStopped, "something is read");
 }
 
 /** Pids of the holders and keepers of a daemon, by what /proc says. */

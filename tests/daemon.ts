@@ -361,6 +361,18 @@ export function eventually(isSo: () => unknown, what: string, timeoutMs = 20_000
   return until(what, isSo, timeoutMs);
 }
 
+/** Stops a process in a moment when something is so: it can change nothing of it any more. */
+export async function stopWhen(pid: number, isSo: () => boolean, what: string): Promise<void> {
+  const isStopped = async (): Promise<boolean> => {
+    process.kill(pid, "SIGSTOP");
+    await eventually(() => statOf(pid)?.[0] === "T", "it stands still");
+    const isNow = isSo();
+    if (!isNow) process.kill(pid, "SIGCONT");
+    return isNow;
+  };
+  await eventually(isStopped, what);
+}
+
 /** Removes a directory in which others may be writing yet. */
 export function removeAll(path: string): Promise<void> {
   const isRemoved = (): boolean => {

@@ -5,10 +5,12 @@
  * Each step is in an ssh session of its own, and between them nobody is logged in.
  */
 
+import { existsSync, statSync } from "node:fs";
+import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { Wire } from "../daemon.ts";
-import { builtFile, createWire, sideBySide } from "../daemon.ts";
+import { builtFile, createWire, filesIn, sideBySide, stopWhen } from "../daemon.ts";
 import type { Host, HostProcess } from "./host.ts";
 import { requireHosts, until, withHost } from "./host.ts";
 
@@ -73,6 +75,17 @@ async function killDaemon(host: Host): Promise<void> {
   await until(() => host.processes("--launched").every(({ pid }) => pid !== daemon!.pid), "the daemon to be dead");
 }
 
+/** In a moment when all that was read is safe: then nothing may be missing. */
+async function stopWhenSafe(host: Host): Promise<void> {
+  const [daemon] = host.processes("--launched");
+  const held = host.file(`/home/dev/${socket}.held`);
+  const pipes = filesIn(held)
+    .filter((name) => existsSync(join(held, name, "about")))
+    .map((name) => join(held, name, "out"));
+  assert.is(pipes.length, 1);
+  await stopWhen(daemon!.pid, () => pipes.every((pipe) => statSync(pipe).atimeMs === 0), "what was read is safe");
+}
+
 const all = suite("Work on a host that kills at logout:");
 const held = sideBySide(all, 3);
 
@@ -87,6 +100,7 @@ held("lives where lingering is on, over the last logout and its daemon's death, 
       heldOf(host).every(({ cgroup }) => /\/user@\d+\.service\//.test(cgroup)),
       JSON.stringify(heldOf(host)),
     );
+    await stopWhenSafe(host);
     await killDaemon(host);
     const start = performance.now();
     await until(() => host.processes("--launched").length === 1, "the daemon to be back, though nobody is there");
@@ -99,6 +113,8 @@ held("lives where lingering is on, over the last logout and its daemon's death, 
       assert.equal([job.id, job.pid, job.running], ["job", pid, true]);
       const { lines, exit } = await finishJob(wire);
       assert.is(lines.pop(), "read now");
+      const gaps = wire.messages.filter(({ stream }) => stream === "gap");
+      assert.equal(gaps, []);
       assert.equal(
         lines,
         lines.map((_, at) => String(at + 1)),
