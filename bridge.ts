@@ -499,7 +499,8 @@ async function afterLoss(relay: Relay, link: Link, mayGoOn: boolean): Promise<nu
   if (relay.inputHasEnded && relay.owed.size === 0 && link.error === undefined) return finish(relay, exitCodes.done);
   const failure = tokenHint(await world.explainLoss(link.instance), link);
   const doubtful = new Failure(`${failure.message}; what was asked may have been carried out`, failure);
-  if (!link.held || !mayGoOn || !(world.isDead() || world.instance() !== link.instance)) {
+  const isOver = world.isDead() || failure.data.reason === "crashed" || world.instance() !== link.instance;
+  if (!link.held || !mayGoOn || !isOver) {
     if (isBetweenFrames(link.answers)) answerOwed(relay, doubtful);
     if (isBetweenFrames(link.answers) && !relay.inputHasEnded) sayLost(relay, failure);
     world.warn(failure);

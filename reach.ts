@@ -11,6 +11,7 @@ import {
   cannot,
   clockWords,
   elsewhere,
+  errnoError,
   errnoOf,
   errorCodes,
   exitCodes,
@@ -291,7 +292,9 @@ export async function explainLoss(places: Places, instance?: string): Promise<Fa
       },
     );
   }
-  return absenceFailure(explainAbsence(places));
+  const isRefused = record && !record.ended && !record.stoppingAt; // it is gone; without /proc, that nobody listens is all that says so
+  const outcome = isRefused ? { error: errnoError("ECONNREFUSED", "nobody listens there any more") } : undefined;
+  return absenceFailure(explainAbsence(places, outcome));
 }
 
 export function isAlive(identity: Identity): boolean {
@@ -479,9 +482,10 @@ function explainElsewhere({ places, record, daemon }: Case): Finding | undefined
   return explain("other-host", message, hint);
 }
 
-/** It lives, and was told to end. */
+/** It lives, as far as can be known, and was told to end. */
 function explainStop({ record: { ended, stoppingAt }, life, daemon, serve }: Case): Finding | undefined {
-  if (life.state !== "alive" || !(stoppingAt || ended?.reason === "stopped")) return undefined;
+  if (life.state === "dead" || (life.state === "unknown" && ended)) return undefined;
+  if (!stoppingAt && ended?.reason !== "stopped") return undefined;
   return explain(
     "stopped",
     `${daemon} was told to stop${stoppingAt ? `, and ends ${clockWords(stoppingAt)}` : ""}`,

@@ -5,11 +5,21 @@
  */
 
 import { spawn, spawnSync } from "node:child_process";
-import { rmSync, unlinkSync, writeFileSync } from "node:fs";
+import { readFileSync, rmSync, unlinkSync, writeFileSync } from "node:fs";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { Outcome, Site } from "./daemon.ts";
-import { builtFile, frameOf, isAlive, messagesIn, request, sideBySide, until, withDirectory } from "./daemon.ts";
+import {
+  builtFile,
+  frameOf,
+  isAlive,
+  messagesIn,
+  request,
+  sideBySide,
+  stopWhen,
+  until,
+  withDirectory,
+} from "./daemon.ts";
 
 const without = suite("without /proc");
 const isPossible = spawnSync("unshare", ["--mount", "mount", "-t", "tmpfs", "none", "/proc"]).status === 0;
@@ -129,6 +139,28 @@ test(
     assert.is(code, 0, stderr);
     assert.is.not(messagesIn(stdout)[0].result.instanceId, instance);
     assert.is(daemons().length, 1);
+  }),
+);
+
+test(
+  "a bridge whose daemon dies before it answers goes on with another one, though there is a process of its pid",
+  withPlace(async ({ start, inside, record, socket, token, daemons }) => {
+    const { pid, instance } = await start();
+    const other = spawn("sleep", ["1000"]); // in the place of a zombie that nobody has reaped yet
+    try {
+      await stopWhen(pid, () => true, "it stands still");
+      writeFileSync(`${socket}.record`, JSON.stringify({ ...record(), pid: other.pid }));
+      const bridge = inside(["--bridge"], frameOf(request("server.capabilities", {}, token)));
+      const isConnected = () => readFileSync("/proc/net/unix", "latin1").split(record().socket.bound).length > 2;
+      await until("it has connected", isConnected);
+      process.kill(pid, "SIGKILL");
+      const { code, stdout, stderr } = await bridge;
+      assert.is(code, 0, stderr);
+      assert.is.not(messagesIn(stdout)[0].result.instanceId, instance);
+      assert.equal([isAlive(other.pid!), daemons().length], [true, 1]);
+    } finally {
+      other.kill("SIGKILL");
+    }
   }),
 );
 
