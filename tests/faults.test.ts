@@ -185,7 +185,7 @@ const race = (done: string, promised: string, body: () => Promise<string>): void
   races(`${done}: ${promised}`, async () => row(await body()));
 };
 
-const crowd = rounds(50, 20);
+const crowd = rounds(50, 14);
 
 race(
   `${crowd} \`--serve\` at once with ${crowd} tokens; from the second round on, a random one is killed with -9`,
