@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { readOomKills } from "../lifetime.ts";
-import { explainAbsence } from "../reach.ts";
+import { explainAbsence, explainLoss } from "../reach.ts";
 import type { DaemonRecord, EndReason } from "../record.ts";
 import { identify, writeRecord } from "../record.ts";
 import { placesOf } from "../socket.ts";
@@ -118,6 +118,26 @@ for (const [what, changes, reason, words, hint, healable] of absences) {
       assert.equal([found.reason, found.healable], [reason, healable]);
       assert.match(found.message, words);
       assert.match(found.hint, hint);
+    }),
+  );
+}
+
+const refused = { error: Object.assign(new Error("refused"), { code: "ECONNREFUSED" }) };
+for (const [what, changes, reason, words, healable] of [
+  ["gone, as nobody listens", {}, "crashed", /does not listen any more \(it runs in another pid namespace/, true],
+  ["told to stop", { stoppingAt: Date.now() + 5000 }, "stopped", /was told to stop, and ends at/, false],
+  ["stopped", ended("stopped"), "stopped", /was stopped on purpose at/, false],
+] as [string, Partial<DaemonRecord>, string, RegExp, boolean][]) {
+  absence(`says of a daemon whose process cannot be seen that it is ${what}`, () =>
+    withDirectory(async ({ directory }) => {
+      const places = placesOf({ socket: `${directory}/rpc.sock` });
+      writeRecord(places.record, recordOf(places.socket, { pidNamespace: "another", ...changes }));
+      const found = explainAbsence(places, refused);
+      assert.equal([found.reason, found.healable], [reason, healable]);
+      assert.match(found.message, words);
+      const { data, message } = await explainLoss(places, "0".repeat(32));
+      assert.is(data.reason, reason);
+      assert.match(message, words);
     }),
   );
 }
