@@ -219,7 +219,8 @@ async function askMayLinger(world: World): Promise<Trilean> {
     2000,
   );
   if (code === 0) return "yes";
-  return problem === "is not installed" && world.exists("/usr/share/polkit-1") ? "unknown" : "no";
+  if (problem === "is not installed") return world.exists("/usr/share/polkit-1") ? "unknown" : "no";
+  return problem === undefined ? "no" : "unknown"; // polkit is started by the question, which may take long
 }
 
 function examineManager(facts: Facts): Finding {

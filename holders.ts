@@ -86,7 +86,7 @@ const readyLeft = 4;
 const executedMs = 2000;
 /** For a holder to say that it has started its child: of a shell that does something else altogether. */
 const startMs = 10_000;
-const trialMs = 5000;
+const trialMs = 10_000;
 /** For the directories made ahead to be removed, at the daemon's end. */
 const closeMs = 2000;
 /** How often it is looked whether what is to make a terminal has ended instead. */

@@ -10,7 +10,7 @@
 import { watch } from "node:fs";
 import { capture, cleanText, durationWords, safely } from "./failure.ts";
 import type { Facts, Place, World } from "./host.ts";
-import { isService, probeMs, refusalOf } from "./host.ts";
+import { isService, refusalOf } from "./host.ts";
 import type { EndReason } from "./record.ts";
 import { readText } from "./record.ts";
 
@@ -197,6 +197,9 @@ export function chooseLaunch(facts: Facts): { launch: Launch; verdict: Verdict }
     : { launch: "detach", verdict: stay };
 }
 
+/** For logind to switch lingering on: it asks polkit, which the question may have to start. */
+const lingerMs = 6000;
+
 /**
  * Switches lingering on, when that is what it takes to survive logout; else does nothing. It is persistent, and starts the user's manager at
  * boot: so only where it was asked for. Nobody is asked for a password.
@@ -209,7 +212,7 @@ export async function switchLingerOn(facts: Facts, world: World): Promise<void> 
   }
   // by name: without one it is asked of the session, and there may be none
   const command = ["loginctl", "--no-ask-password", "enable-linger", world.user];
-  facts.lingerRefused = refusalOf(command, await world.run(command, probeMs))?.replace(
+  facts.lingerRefused = refusalOf(command, await world.run(command, lingerMs))?.replace(
     /^Could not enable linger: /,
     "",
   );

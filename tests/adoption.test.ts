@@ -182,6 +182,9 @@ async function gapsOf(left: Left, isNoted = true): Promise<string[]> {
   await left.start("silent", "read x");
   await left.start("loud", "echo 1; sleep 0.1; echo 2; sleep 0.1; while :; do echo x; sleep 0.001; done");
   await eventually(async () => (await left.entry("loud")).lastSeq > 100, "it is loud");
+  const isSettled = async () =>
+    (await left.entry("quiet")).bytes === 4 && statSync(join(left.directoryOf("quiet"), "out")).atimeMs === 0;
+  await eventually(isSettled, "the other is quiet, and known to be");
   await left.kill(isNoted ? "loud" : undefined);
   await left.serve();
   const named: string[] = [];

@@ -271,7 +271,7 @@ told("is ended by its heartbeat where the network says nothing, also when it is 
     // floods a process that nobody takes the output of, and then says nothing
     `if (method === "process.spawn") { answer({ pid: 1 }); for (let seq = 1; seq < 60; seq++) send({ type: "stream", processId: params.id, stream: "stdout", seq, data: "A".repeat(40000) }); }`,
   ]) {
-    const there = await connect({ command: peer(script), heartbeatMs: 300 });
+    const there = await connect({ command: peer(script), heartbeatMs: 1000 });
     const pending = refusal(there.request("server.ping"));
     const spawned = script === "" ? undefined : await there.spawn({ command: "x" });
     await spawned?.output[Symbol.asyncIterator]().next(); // and no more
@@ -284,11 +284,11 @@ told("is ended by its heartbeat where the network says nothing, also when it is 
 });
 
 told("is not ended by it while there are answers, nor with heartbeatMs 0", async () => {
-  const lively = await connect({ command: peer("answer({})"), heartbeatMs: 50 });
+  const lively = await connect({ command: peer("answer({})"), heartbeatMs: 1000 });
   const silent = await connect({ command: peer(""), heartbeatMs: 0 });
   let ended = 0;
   for (const there of [lively, silent]) void there.closed.then(() => ended++);
-  await sleep(500);
+  await sleep(3500); // three questions
   assert.is(ended, 0);
   for (const there of [lively, silent]) await there.close();
 });

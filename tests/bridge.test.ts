@@ -211,7 +211,7 @@ for (const [what, cause] of causes) {
       const bridge = site.bridge();
       assert.equal(await bridge.ask("server.ping", {}, site.token), pong(1));
       cause(bridge, site.token);
-      await Promise.race([bridge.exit, sleep(3000)]);
+      await Promise.race([bridge.exit, sleep(busyMs(3000))]);
       assert.not.ok(isAlive(bridge.child.pid!), "it ends within 3 s");
       await until("its connection is closed", () => /Connection closed: @\n$/.test(site.log()));
       assert.equal(site.processes(), [pid]);
@@ -238,7 +238,7 @@ for (const daemon of [true, false]) {
         );
         await sleep(200);
         shell.kill("SIGKILL");
-        await until("the bridge has ended", () => !isAlive(bridge), 6000);
+        await until("the bridge has ended", () => !isAlive(bridge), busyMs(6000));
       } finally {
         descriptors.forEach(closeSync);
       }
@@ -382,7 +382,7 @@ for (const framing of ["native", "lines"] as const) {
   ended(`with an answer, when the daemon falls silent after its first word, in ${framing} framing`, () =>
     withDirectory(async (site) => {
       const { pid } = await site.serve();
-      const quick = builtWith(site.directory, { silenceMs: 300, answerMs: 300 });
+      const quick = builtWith(site.directory, { silenceMs: 1500, answerMs: 1500 });
       const child = spawn(process.execPath, [quick, "--bridge", "--socket", site.socket], { env: site.env });
       const bridge = peerOf(child.stdout, child.stdin, framing, "the bridge");
       assert.equal(await bridge.ask("server.ping", {}, site.token), pong(1));
@@ -417,7 +417,7 @@ ended("when another daemon takes its place: with that word, and an answer to wha
 
 ended("when a client says nothing for too long, with a hint where the token is", () =>
   withDirectory(async (site) => {
-    const quick = builtWith(site.directory, { strangerMs: 500 });
+    const quick = builtWith(site.directory, { strangerMs: 2000 });
     await site.serve([], { file: quick });
     const bridge = site.bridge();
     const lost = await bridge.next(20_000);

@@ -63,7 +63,7 @@ export interface Outcome {
 export function outcomeOf(
   child: ChildProcessWithoutNullStreams,
   stdin: string | Buffer = "",
-  timeoutMs = 20_000,
+  timeoutMs = busyMs(20_000),
 ): Promise<Outcome> {
   const start = Date.now();
   const stdout: Buffer[] = [];
@@ -554,7 +554,8 @@ async function endAll(site: Site): Promise<string | undefined> {
     await stopDaemon(socket!).catch((error) => process.stderr.write(`${error.message}\n`));
   }
   let left = site.allProcesses();
-  for (let i = 1; i <= 10 && left.length > 0; i++, left = site.allProcesses()) await sleep(20 * i);
+  for (const end = Date.now() + busyMs(1100); left.length > 0 && Date.now() < end; left = site.allProcesses())
+    await sleep(50);
   const words = left.map((pid) => commandLineOf(pid).replaceAll("\0", " "));
   left.forEach(killGroupOf);
   for (const pid of left) await until(`the end of ${pid}`, () => !isAlive(pid));

@@ -134,11 +134,12 @@ const killable = (daemon: TestDaemon): { connect: string[]; kill: () => Promise<
 test("client.ts goes on where it was when its connection is lost, and each line is printed once", () =>
   withDaemon(async (daemon) => {
     const { connect, kill } = killable(daemon);
+    const go = join(daemon.directory, "go"); // not over before the last kill
     const lines = Array.from({ length: 40 }, (_, index) => `line ${index}\n`).join("");
     const client = run(
       clients[0]![1],
       daemon.tokenFile,
-      'i=0; while [ $i -lt 40 ]; do echo "line $i"; i=$((i+1)); sleep 0.1; done; exit 9',
+      `i=0; while [ $i -lt 40 ]; do echo "line $i"; i=$((i+1)); sleep 0.1; done; until [ -e '${go}' ]; do sleep 0.1; done; exit 9`,
       connect,
     );
     await eventually(() => daemon.log().includes("[Process] Started"), "it has started");
@@ -146,6 +147,7 @@ test("client.ts goes on where it was when its connection is lost, and each line 
       await new Promise((done) => setTimeout(done, 500));
       await kill();
     }
+    writeFileSync(go, "");
     const { stdout, stderr, code } = await client;
     assert.equal([stdout.toString(), code], [lines, 9]);
     assert.match(stderr, /^(connection lost\n)+$/);

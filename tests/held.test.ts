@@ -464,10 +464,13 @@ killed("goes on, and its stdin stays open", async (daemon, client) => {
 });
 
 killed("and that ends meanwhile is told with its last words and its exit", async (daemon, client) => {
-  const scripts = { code: "sleep 0.5; echo last; exit 7", signal: "sleep 0.5; echo last; kill -SEGV $$" };
+  const go = join(daemon.directory, "go");
+  const wait = `while [ ! -e '${go}' ]; do sleep 0.05; done; echo last`;
+  const scripts = { code: `${wait}; exit 7`, signal: `${wait}; kill -SEGV $$` };
   const pids: number[] = [];
   for (const [id, script] of Object.entries(scripts)) pids.push(await client.spawn(id, script));
   await killDaemon(client);
+  writeFileSync(go, "");
   await eventually(() => pids.every((pid) => statOf(pid)?.[0] === "Z"), "both have ended, and are kept");
   const next = joinAs(daemon);
   for (const id of Object.keys(scripts)) await next.reattach(id);

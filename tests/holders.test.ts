@@ -246,8 +246,12 @@ const table: Row[] = [
     start: sh("setsid sleep 1 </dev/null >/dev/null 2>&1 & exit 7"),
   },
   {
-    ...{ name: "a grandchild holds the pipe", start: sh("(sleep 1; echo late) & exit 8"), how: code(8), word: 8 },
-    ...{ act: (seen: Seen) => until(() => seen.how && !seen.isClosed, "an end before the pipe's"), stdout: "late\n" },
+    ...{ name: "a grandchild holds the pipe", how: code(8), word: 8, stdout: "late\n" },
+    start: sh("exec 3<&0; (read -r x <&3; echo late) & exit 8"), // what is put into the background has /dev/null for stdin
+    async act(seen) {
+      await until(() => seen.how && !seen.isClosed, "an end before the pipe's");
+      seen.running.write(Buffer.from("\n"));
+    },
   },
   {
     ...{ name: "cat, stdin ended", start: startOf("cat"), how: code(0), word: 0, stdout: "hello" },
@@ -368,7 +372,10 @@ async function tryLosses(holders: Holders): Promise<void> {
   const start = sh("echo before; read -r line; echo $line; exit 4");
   const lost = await startByDead(holders.tools.shell, holders.path, start);
   rmSync(lost.directory, { recursive: true });
-  const headless = await startByDead(holders.tools.shell, holders.path, start);
+  const said = `${holders.path}.said`;
+  const saying = sh(`echo before; : >'${said}'; read -r line; echo $line; exit 4`);
+  const headless = await startByDead(holders.tools.shell, holders.path, saying);
+  await until(() => existsSync(said), "its word is in the pipe"); // which nobody has open once the holder is dead
   process.kill(headless.holder.holder.pid, "SIGKILL");
   const closed = await startByDead(holders.tools.shell, holders.path, start);
   process.kill(closed.holder.keeper.pid, "SIGKILL");

@@ -11,6 +11,7 @@ import type { Holders } from "../holders.ts";
 import { closeHolders, findProgram, probeHolders } from "../holders.ts";
 import { probeEngines } from "../pty.ts";
 import { modesText, trackModes } from "../readers.ts";
+import { readText } from "../record.ts";
 import type { HolderRecord } from "../running.ts";
 import type { TestDaemon, Wire } from "./daemon.ts";
 import {
@@ -422,7 +423,7 @@ seat("is refused where there is no such command, and leaves nothing", async (sea
   const args = ["x".repeat(140_000)];
   const long = { id: "a", command: "true", args, terminal: { rows: 30, columns: 100 } };
   assert.is((await seat.wire.request("process.spawn", long).catch((error) => error)).data?.errno, "E2BIG");
-  const isOurs = (pid: number) => isAlive(pid) && commandLineOf(pid).includes(`${held}/`);
+  const isOurs = (pid: number) => isAlive(pid) && readText(`/proc/${pid}/cmdline`)?.includes(`${held}/`);
   await eventually(
     () =>
       !readdirSync("/proc")

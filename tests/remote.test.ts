@@ -4,7 +4,7 @@
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { once } from "node:events";
-import { readFileSync, rmSync } from "node:fs";
+import { readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
@@ -303,8 +303,13 @@ function withCuts(
 }
 
 cut("loses no output and doubles none", () =>
-  withCuts(async (there) => {
-    const child = await there.spawn(sh("for i in 1 2 3 4 5 6 7 8; do seq 1 100000; sleep 0.25; done; exit 5"));
+  withCuts(async (there, { directory }, cuts) => {
+    const go = join(directory, "go"); // not over before the line was cut twice
+    const wait = "while ! [ -e $1 ]; do sleep 0.05; done";
+    const child = await there.spawn(
+      sh(`for i in 1 2 3 4 5 6 7 8; do seq 1 100000; sleep 0.25; done; ${wait}; exit 5`, go),
+    );
+    void eventually(() => cuts() >= 2, "two cuts").then(() => writeFileSync(go, ""));
     const text = await textOf(child.output);
     assert.ok(text === lines(100_000).repeat(8), `${text.length} bytes, ${child.missed} missed`);
     assert.equal(await child.exit, { exitCode: 5 });
@@ -380,7 +385,7 @@ cut("is given up after its time, or at once where no attempt helps", () =>
       ["echo Host key verification failed. >&2; exit 255", "host-key"],
       ["echo ssh: connect to host x port 22: No route to host >&2; exit 255", "no-route"],
     ] as const) {
-      const reconnect = { ...quick, giveUpAfterMs: 500 };
+      const reconnect = { ...quick, giveUpAfterMs: 3000 };
       const there = await connect({ command: script(more), token: daemon.token, reconnect });
       const child: RemoteProcess = await there.spawn({ command: "true" });
       await child.exit;

@@ -254,6 +254,13 @@ secret(
 const floods = suite("a connection without a token");
 const flood = sideBySide(floods, lanes);
 
+/** What a daemon has open beside one connection, once that of its --serve is closed. */
+async function baselineOf(pid: number, wire: Peer): Promise<number> {
+  const isAlone = async () => (await ask(wire, "server.status", {})).result.connections === 1;
+  await until("only we are connected", isAlone, answerMs);
+  return descriptorsOf(pid);
+}
+
 /** A daemon, an authenticated connection to it, and what it has open beside. */
 async function withServed(
   run: (site: Site, known: Peer, pid: number, baseline: number) => Promise<void>,
@@ -266,7 +273,7 @@ async function withServed(
     );
     const known = await site.dial();
     assert.equal((await ask(known, "server.authenticate", { token: site.token })).result, { authenticated: true });
-    const baseline = descriptorsOf(pid);
+    const baseline = await baselineOf(pid, known);
     await run(site, known, pid, baseline);
     await until("its descriptors are back", () => descriptorsOf(pid) === baseline, answerMs);
     assert.is((await ask(known, "server.capabilities", {})).result.instanceId, instance);
@@ -595,7 +602,7 @@ tricked("keeps to what it promises of each path, hangs on none, and goes on", ()
     const { pid, instance } = await serve(site, { HOME: site.directory });
     const wire = await site.dial();
     await ask(wire, "server.authenticate", { token: site.token });
-    const baseline = descriptorsOf(pid);
+    const baseline = await baselineOf(pid, wire);
     for (const [what, method, params, promised] of tricks) {
       const { result, error } = await ask(wire, `files.${method}`, params);
       const label = `${what}: files.${method} ${JSON.stringify(params).slice(0, 80)}: ${JSON.stringify(result ?? error).slice(0, 300)}`;

@@ -7,6 +7,7 @@ import { appendFileSync, copyFileSync, existsSync, readFileSync, writeFileSync }
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { readText } from "../record.ts";
 import type { Bridge, Site } from "./daemon.ts";
 import { bridgeOf, builtFile, builtWith, isAlive, request, sideBySide, sleep, until, withDirectory } from "./daemon.ts";
 
@@ -27,7 +28,7 @@ async function killAndWait(site: Site, withinMs: number): Promise<number | undef
 
 /** The pids of those who watch, by their arguments. */
 const watchers = (site: Site): number[] =>
-  site.processes().filter((pid) => readFileSync(`/proc/${pid}/cmdline`, "utf8").includes("--revive"));
+  site.processes().filter((pid) => readText(`/proc/${pid}/cmdline`)?.includes("--revive"));
 
 test("that is killed is there again within a moment, with its work and its tokens, and without a client", () =>
   withDirectory(async (site) => {
@@ -48,7 +49,8 @@ test("that dies again and again comes back three times, and then says no more", 
     await site.serve([], { env: on });
     for (let i = 0; i < 3; i++) assert.ok((await killAndWait(site, 20_000)) !== undefined, `return ${i + 1}`);
     assert.is(await killAndWait(site, 3000), undefined);
-    assert.match(site.log(), /\[Watchdog\] The daemon is dead again, after 3 returns within 60 s/);
+    const isSaid = () => /\[Watchdog\] The daemon is dead again, after 3 returns within 60 s/.test(site.log());
+    await until("it says that it does so no more", isSaid);
     assert.match(
       (await site.run(["--doctor"])).stdout.toString(),
       /come back by itself 3 times within a minute: it does so no more/,
@@ -139,7 +141,7 @@ test("is not started again from a file that is another one by then", () =>
 /** A supervisor: runs a daemon in the foreground, again and again, until it is told to end. @returns The exit codes that it has seen. */
 function supervise(
   site: Site,
-  pauseMs: number,
+  pause: () => Promise<unknown>,
   file: string,
 ): { codes: (number | null)[]; pid(): number; end(): void } {
   const args = [file, "--serve", "--lifetime", "foreground", "--socket", site.socket, "--token-file", site.tokenFile];
@@ -150,7 +152,7 @@ function supervise(
     child = spawn(process.execPath, args, { env: { ...site.env, ...on }, stdio: "ignore" });
     child.once("exit", (code) => {
       codes.push(code);
-      if (!isOver) setTimeout(() => isOver || start(), pauseMs);
+      if (!isOver) void pause().then(() => isOver || start());
     });
   };
   start();
@@ -162,9 +164,13 @@ function supervise(
 }
 
 /** A supervised daemon with a process is killed, and a bridge comes before the supervisor does. */
-async function killSupervised(site: Site, pauseMs: number, run: (bridge: Bridge, found: Supervised) => Promise<void>) {
-  const file = builtWith(site.directory, { supervisorMs: 5000 });
-  const supervisor = supervise(site, pauseMs, file);
+async function killSupervised(
+  site: Site,
+  { supervisorMs, pause }: { supervisorMs: number; pause: () => Promise<unknown> },
+  run: (bridge: Bridge, found: Supervised) => Promise<void>,
+): Promise<void> {
+  const file = builtWith(site.directory, { supervisorMs });
+  const supervisor = supervise(site, pause, file);
   await until("it listens", () => existsSync(site.socket), 20_000);
   assert.equal(watchers(site), [], "nobody else watches over it");
   const client = await site.dial();
@@ -190,28 +196,34 @@ interface Supervised {
 
 test("in the foreground is its supervisor's to start again: a bridge that comes first waits for it", () =>
   withDirectory((site) =>
-    killSupervised(site, 1000, async (bridge, { supervisor }) => {
+    killSupervised(site, { supervisorMs: 20_000, pause: () => sleep(1000) }, async (bridge, { supervisor }) => {
       assert.is((await bridge.ask("server.status", {}, site.token)).result.pid, supervisor.pid());
     }),
   ));
 
 test("in the foreground whose supervisor takes its time is stood in for, until that comes", () =>
-  withDirectory((site) =>
-    killSupervised(site, 9000, async (bridge, { supervisor, work }) => {
+  withDirectory((site) => {
+    let come = (): void => {};
+    const told = new Promise<void>((done) => {
+      come = done;
+    });
+    return killSupervised(site, { supervisorMs: 2000, pause: () => told }, async (bridge, { supervisor, work }) => {
       bridge.send(request("server.status", {}, site.token));
       const { pid, processes } = (await bridge.next(20_000)).result;
       assert.ok(pid !== supervisor.pid() && isAlive(pid), "another one answers");
       assert.is(processes[0].pid, work);
+      come();
       await until("the supervisor has its own again", () => site.record().pid === supervisor.pid(), 20_000);
       await until("the other one has left", () => !isAlive(pid));
-    }),
-  ));
+    });
+  }));
 
 test("that is not to be watched over is left to itself", () =>
   withDirectory(async (site) => {
     const { pid } = await site.serve([]);
     assert.equal(watchers(site), []);
     process.kill(pid, "SIGKILL");
+    await until("its end", () => !isAlive(pid));
     await sleep(1000);
     assert.equal(site.processes(), []);
   }));

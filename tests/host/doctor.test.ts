@@ -135,6 +135,9 @@ hosts("names the command for a host that kills, and a user who does not linger",
     const { screen, findings } = await examine(host);
     assert.is(screen.code, 0);
     assert.match(findings.linger!.evidence, "off for dev, who may switch it on");
+    const hanging = "mkdir ~/bin && printf '#!/bin/sh\\nexec sleep 100\\n' >~/bin/pkcheck && chmod +x ~/bin/pkcheck";
+    const unsure = await host.ssh("dev", `${hanging} && PATH=~/bin:$PATH ./server --doctor`);
+    assert.match(unsure.stdout, /linger +off for dev, who may or may not switch it on/);
     assert.equal(
       [findings.plan!.state, findings.plan!.remedy, findings.plan!.administrator],
       ["warning", "loginctl enable-linger dev", undefined],

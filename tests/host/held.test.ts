@@ -119,7 +119,7 @@ held("lives where lingering is on, over the last logout and its daemon's death, 
         lines,
         lines.map((_, at) => String(at + 1)),
       );
-      assert.ok(lines.length > loggedOutMs / 250, `${lines.length} lines`);
+      assert.ok(lines.length > loggedOutMs / 1000, `${lines.length} lines`); // five a second; fewer on a busy machine
       assert.is(exit.exitCode, 7);
     });
     assert.match((await host.ssh("dev", `./server --stop --socket ${socket}`)).stdout, /^stopped 0$/m);
@@ -154,7 +154,7 @@ held("is moved to where its next daemon is, out of a session that would take it 
     const session = host.spawnSsh("dev", `${serve} --lifetime detach; cat`);
     const said = await new Promise((done) => session.stdout.once("data", (chunk) => done(String(chunk))));
     assert.match(String(said), /none 0/);
-    await until(() => host.processes("--launched").length === 1, "its daemon");
+    await until(() => existsSync(host.file(`/home/dev/${socket}`)), "its daemon to have its name");
     const pid = await spawnJob(host);
     assert.ok(
       heldOf(host).every(({ cgroup }) => /\/session-/.test(cgroup)),

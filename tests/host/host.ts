@@ -30,6 +30,7 @@ import { resolve } from "node:path";
 import { createInterface } from "node:readline";
 import type { Readable, Writable } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
+import { busyMs } from "../daemon.ts";
 
 const scripts = "tests/host";
 /** On a hybrid machine the second hierarchy is here; on a unified one all of it is in /sys/fs/cgroup. */
@@ -71,7 +72,7 @@ export interface Result {
 }
 
 export interface RunOptions {
-  /** Time limit, in milliseconds. 20 s by default. */
+  /** Time limit, in milliseconds. 20 s by default, and more on a busy machine. */
   timeoutMs?: number;
   /** What the command reads; nothing by default. */
   stdin?: string | Uint8Array;
@@ -408,7 +409,11 @@ function sessionsOf(root: string, uid: number | undefined): HostSession[] {
 }
 
 /** Runs a program to its end. Killed when its time limit is reached. */
-async function run(program: string, args: string[], { stdin, timeoutMs = 20_000 }: RunOptions = {}): Promise<Result> {
+async function run(
+  program: string,
+  args: string[],
+  { stdin, timeoutMs = busyMs(20_000) }: RunOptions = {},
+): Promise<Result> {
   const start = Date.now();
   const child = spawn(program, args);
   let timedOut = false;

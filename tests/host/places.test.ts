@@ -244,6 +244,7 @@ places("with a user manager that does not answer (SIGSTOP) is not held up: it en
       warns: /no scope could be made to leave it: systemd-run did not answer within 5 s/,
       lives: false,
       before: async () => {
+        await host.ssh("dev", "true"); // which waits until it has started
         manager = host.processes("systemd --user").find(({ uid }) => uid === host.uid("dev"))!.pid;
         process.kill(manager, "SIGSTOP");
       },
@@ -345,9 +346,9 @@ bridges(
         for (const client of clients) client.kill("SIGKILL");
       }
       await until(
-        () => host.processes("--bridge").length === 0 && descriptors() === before,
+        () => host.processes("--bridge").length === 0 && descriptors() <= before, // fewer, where the connection of --serve was closed late
         `no bridge and ${before} descriptors`,
-        10_000,
+        30_000,
       ).catch((error) => {
         throw new Error(`${error.message}: ${host.processes("--bridge").length} bridges, ${descriptors()} descriptors`);
       });

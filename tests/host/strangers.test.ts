@@ -133,7 +133,7 @@ const dialer = `process.argv.slice(1).forEach((path) => require("node:net").conn
 /** Says what was sent to it. */
 const squatter = `const path = process.argv[1]; process.umask(0);
 require("node:net").createServer((socket) => socket.on("error", () => {}).on("data", (data) => require("node:fs").appendFileSync(process.argv[2], data))).listen(path);
-setTimeout(process.exit, 120_000);`;
+setTimeout(process.exit, 900_000);`; // longer than this file may take; it ends with the host
 const ptraceNumber: Record<string, number> = { x64: 101, arm64: 117 };
 
 /** The attempt in words, the command, what must be said, with which exit code (any but 0 when it is left out). */

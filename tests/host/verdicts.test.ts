@@ -28,10 +28,15 @@ async function endsIdleSessions(host: Host): Promise<boolean> {
 }
 
 /** Starts a daemon in a session with a terminal, which is then left alone, and open: says what it said, and whether it lives after that. */
-async function idleAway(host: Host, user: string, args = ""): Promise<{ said: string; lives: boolean }> {
+async function idleAway(
+  host: Host,
+  user: string,
+  isToLive: boolean,
+  args = "",
+): Promise<{ said: string; lives: boolean }> {
   await host.copy(user, builtFile, "server");
   const socket = `/home/${user}/idle.sock`;
-  const session = host.spawnSsh(user, `./server --serve --socket ${socket} ${args}; sleep 60`, ["-tt"]);
+  const session = host.spawnSsh(user, `./server --serve --socket ${socket} ${args}; sleep 200`, ["-tt"]);
   let said = "";
   for (const stream of [session.stdout, session.stderr])
     stream.on("data", (chunk) => {
@@ -40,8 +45,11 @@ async function idleAway(host: Host, user: string, args = ""): Promise<{ said: st
   await until(() => /survives logout: [^\n]*\n/.test(said), "the word of --serve", 30_000).catch((error: Error) => {
     throw new Error(`${error.message}: ${said}`);
   });
-  await new Promise((done) => setTimeout(done, (2 * idleS + 5) * 1000)); // logind looks when the time is over, and again
-  const lives = host.processes(`--launched --socket ${socket}`).length === 1;
+  const isThere = (): boolean => host.processes(`--launched --socket ${socket}`).length === 1;
+  if (isToLive)
+    await new Promise((done) => setTimeout(done, (2 * idleS + 5) * 1000)); // logind looks when the time is over, and again
+  else await until(() => !isThere(), "its end, as it is idle", 90_000);
+  const lives = isThere();
   session.kill("SIGKILL");
   return { said, lives };
 }
@@ -52,9 +60,9 @@ verdicts(
     withHost(quick({ ...idle, users: ["dev", "eve", "ann+linger"] }), async (host) => {
       const applies = await endsIdleSessions(host);
       const [dev, eve, ann] = await Promise.all([
-        idleAway(host, "dev"),
-        idleAway(host, "eve", "--enable-linger"),
-        idleAway(host, "ann"),
+        idleAway(host, "dev", !applies),
+        idleAway(host, "eve", true, "--enable-linger"),
+        idleAway(host, "ann", true),
       ]);
       if (applies) {
         assert.match(dev.said, /detached in the session; survives logout: until this session has been idle for 10 s\)/);
@@ -233,8 +241,8 @@ verdicts(
   () =>
     withHost(quick({ users: ["dev+linger", "ann+linger"] }), async (host) => {
       const by = (user: string) => (_host: Host, command: string) =>
-        host.ssh(user, `systemd-run --user --scope --quiet -p RuntimeMaxSec=8 /bin/sh -c '${command}'`);
-      const after = () => new Promise<void>((done) => setTimeout(done, 8000));
+        host.ssh(user, `systemd-run --user --scope --quiet -p RuntimeMaxSec=12 /bin/sh -c '${command}'`);
+      const after = () => new Promise<void>((done) => setTimeout(done, 12_000));
       await checkWay(host, {
         run: by("dev"),
         after,
@@ -246,8 +254,8 @@ verdicts(
         run: by("ann"),
         after,
         args: "--lifetime detach",
-        says: /survives logout: until run-.*\.scope is 8 s old\)/,
-        warns: /RuntimeMaxSec= is 8 s\).*ends-with-unit\]\n.*start it outside of run-.*\.scope/,
+        says: /survives logout: until run-.*\.scope is 12 s old\)/,
+        warns: /RuntimeMaxSec= is 12 s\).*ends-with-unit\]\n.*start it outside of run-.*\.scope/,
         lives: false,
       });
     }),
