@@ -1,6 +1,6 @@
 // time limit: 400 s; long
 /**
- * A million cases on CI and by `npm run test:faults`, a hundred thousand elsewhere: the first of them, the same ones in each run. `npm run fuzz` does
+ * A million cases on CI and by `npm run test:faults`, fifty thousand elsewhere: the first of them, the same ones in each run. `npm run fuzz` does
  * others, for as long as it is given.
  */
 
