@@ -173,16 +173,18 @@ export async function reachOtherwise(
   outcome: ConnectFailure,
   healing: Omit<StartOptions, "tokenHashes"> | undefined,
 ): Promise<Socket | Failure> {
-  const explanation = explainAbsence(places, outcome);
-  const { record, reason, message } = explanation;
+  let explanation = explainAbsence(places, outcome);
+  const { record } = explanation;
   if (!record && (await recallServer(places).catch(() => undefined))) {
     const second = await tryConnect(places.socket, answerMs);
     if ("socket" in second) return second.socket;
   }
-  if (record && reason === "not-answering" && !("timedOut" in outcome)) {
+  if (record && explanation.reason === "not-answering" && !("timedOut" in outcome)) {
     const second = await tryConnect(record.socket.bound, answerMs);
     if ("socket" in second) return second.socket;
+    explanation = explainAbsence(places, second); // it may have died in the middle of the first attempt: ECONNRESET
   }
+  const { message, reason } = explanation;
   if (!record || !explanation.healable || !healing) return absenceFailure(explanation);
   const supervised = record.supervisor && (await awaitSupervisor(places));
   if (supervised) return supervised;

@@ -1,8 +1,12 @@
 /** reach.ts: why there is no daemon, by its record, and what helps then. */
 
-import { readFileSync } from "node:fs";
+import { once } from "node:events";
+import { readFileSync, renameSync } from "node:fs";
+import { createServer } from "node:net";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { reachOtherwise } from "../control.ts";
+import { Failure } from "../failure.ts";
 import { readOomKills } from "../lifetime.ts";
 import { explainAbsence, explainLoss } from "../reach.ts";
 import type { DaemonRecord, EndReason } from "../record.ts";
@@ -141,6 +145,24 @@ for (const [what, changes, reason, words, healable] of [
     }),
   );
 }
+
+absence(
+  "looks again where the first attempt did not tell: a daemon that died in the middle of it refuses by then",
+  () =>
+    withDirectory(async ({ directory }) => {
+      const places = placesOf({ socket: `${directory}/rpc.sock` });
+      const record = recordOf(places.socket, { pidNamespace: "another" });
+      const server = createServer().listen(`${directory}/other`);
+      await once(server, "listening");
+      renameSync(`${directory}/other`, record.socket.bound); // as a killed daemon leaves it: nobody listens there
+      server.close();
+      writeRecord(places.record, record);
+      const reset = { error: Object.assign(new Error("reset"), { code: "ECONNRESET" }) };
+      assert.is(explainAbsence(places, reset).reason, "not-answering");
+      const found = await reachOtherwise(places, reset, undefined);
+      assert.ok(found instanceof Failure && found.data.reason === "crashed", String(found));
+    }),
+);
 
 absence("is what docs/survival.md says of the bridge: which reasons have it start another one", () => {
   const rows = readFileSync("docs/survival.md", "utf8").matchAll(
