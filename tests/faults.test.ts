@@ -227,7 +227,7 @@ race(
 );
 
 race("serve, kill -9, serve", "a new daemon each time, never two, never a socket that leads nowhere", async () => {
-  const count = rounds(50, 5);
+  const count = rounds(50, 3);
   await withPlace(async (place) => {
     const seen = new Set<string>();
     for (let round = 0; round < count; round++) {
@@ -285,7 +285,7 @@ race(
   "`--replace` while a client connects as fast as it can",
   "no connection is refused, the old daemon ends, old and new tokens are good",
   async () => {
-    const count = rounds(20, 3);
+    const count = rounds(20, 2);
     let connects = 0;
     await withPlace(async (place) => {
       let instance = assertDone(await place.serve());
@@ -340,7 +340,7 @@ race(
   "`--stop && --serve` with a new token each, while a process prints a numbered line every 10 ms",
   "one process, one instance, every line once, every token good",
   async () => {
-    const count = rounds(100, 8);
+    const count = rounds(100, 4);
     let lines = 0;
     await withPlace(async (place) => {
       const instance = assertDone(await place.serve());
@@ -666,7 +666,7 @@ fault(
   "SIGTERM to a daemon that is just starting, at a random time",
   "none is left, or a whole one; no half socket",
   async (place) => {
-    const count = rounds(30, 5);
+    const count = rounds(30, 3);
     let started = 0;
     for (let round = 0; round < count; round++) {
       const serving = place.serve();
@@ -717,7 +717,7 @@ fault(
   "SIGTERM while a `--serve` revives it",
   "it ends; the `--serve` had revived it, or starts another: nothing half",
   async (place) => {
-    const count = rounds(20, 3);
+    const count = rounds(20, 2);
     for (let round = 0; round < count; round++) {
       assertDone(await place.serve());
       await place.start("a", "sleep 60");

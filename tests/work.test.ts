@@ -473,7 +473,7 @@ hardTest("a command or working directory that is not there is refused with the r
   }),
 );
 
-const many = runsAll ? 300 : 100;
+const many = runsAll ? 300 : 50;
 
 hardTest(`${many} processes at once each have their own group, input, output and exit`, () =>
   withDaemon(async (daemon) => {

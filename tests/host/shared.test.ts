@@ -84,7 +84,7 @@ fault(
   () =>
     withHost({ killUserProcesses: true, users: ["dev+linger"], logind: ["UserStopDelaySec=1"] }, async (host) => {
       await host.copy("dev", builtFile, "server");
-      const rounds = runsAll ? 50 : 5;
+      const rounds = runsAll ? 50 : 3;
       const serve = (token: string): Promise<{ stdout: string; stderr: string; code: number | null }> =>
         host.ssh(
           "dev",
