@@ -292,9 +292,8 @@ export async function explainLoss(places: Places, instance?: string): Promise<Fa
       },
     );
   }
-  const isRefused = record && !record.ended && !record.stoppingAt; // it is gone; without /proc, that nobody listens is all that says so
-  const outcome = isRefused ? { error: errnoError("ECONNREFUSED", "nobody listens there any more") } : undefined;
-  return absenceFailure(explainAbsence(places, outcome));
+  // where its process cannot be seen, that nobody listens any more is all that tells
+  return absenceFailure(explainAbsence(places, { error: errnoError("ECONNREFUSED", "nobody listens there any more") }));
 }
 
 export function isAlive(identity: Identity): boolean {

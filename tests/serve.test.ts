@@ -22,6 +22,7 @@ import { connect, createServer } from "node:net";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { safely } from "../failure.ts";
 import type { Outcome, Site } from "./daemon.ts";
 import {
   asNobody,
@@ -357,16 +358,10 @@ serves(
       const outcome = await site.command(["bash", "-c", words]);
       assert.is(outcome.code, 0, outcome.stderr);
       const { pid } = site.record();
-      const linkOf = (name: string): string => {
-        try {
-          return readlinkSync(`/proc/${pid}/fd/${name}`);
-        } catch {
-          return ""; // just closed: the connection of --serve
-        }
-      };
+      const linkOf = (name: string) => safely(() => readlinkSync(`/proc/${pid}/fd/${name}`)); // or just closed: the connection of --serve
       const links = readdirSync(`/proc/${pid}/fd`).map(linkOf);
       assert.equal(
-        links.filter((link) => /\/(low|high)$/.test(link)),
+        links.filter((link) => /\/(low|high)$/.test(link ?? "")),
         [],
       );
       // nor have its processes the log, which was once put in the place of such a one
@@ -922,7 +917,7 @@ const ends: [signals: NodeJS.Signals[], reason: string][] = [
 for (const [signals, reason] of ends) {
   stopped(`is not needed: ${signals.join(" + ")} ends the daemon within 2 s, as ${reason} in record and log`, () =>
     withDirectory(async (site) => {
-      for (let isAtOnce = false; !isAtOnce; ) {
+      for (let isAtOnce = false, left = 20; !isAtOnce && left > 0; left--) {
         const { pid } = await site.serve();
         const start = performance.now();
         try {
