@@ -420,12 +420,13 @@ export async function failureOf(action: () => unknown, withinMs = 500): Promise<
   throw new Error("It did not fail");
 }
 
-/** Waits for something to become true. What takes longer is looked at less often: a look at all processes is work. */
+/** Waits for something to become true. What takes longer, or is dear to look at, is looked at less often: a look may be a session of its own. */
 export async function until(what: string, check: () => unknown, timeoutMs = 20_000): Promise<void> {
-  for (const start = performance.now(); !(await check()); ) {
-    const waitedMs = performance.now() - start;
+  const start = performance.now();
+  for (let at = start; !(await check()); at = performance.now()) {
+    const [waitedMs, lookMs] = [performance.now() - start, performance.now() - at];
     if (waitedMs > timeoutMs) throw new Error(`Not within ${timeoutMs} ms: ${what}`);
-    await sleep(Math.min(10 + waitedMs / 20, 100));
+    await sleep(Math.max(Math.min(10 + waitedMs / 20, 100), Math.min(2 * lookMs, 500)));
   }
 }
 
@@ -700,6 +701,8 @@ export function filesIn(directory: string): string[] {
 
 /** Every test is to do all its rounds (node tests/run.mjs --all). */
 export const runsAll = process.env.HOLDFAST_TEST_ALL === "1";
+/** How much of something a test does: all of it, or as much as shows whether it is right. */
+export const rounds = (all: number, few: number): number => (runsAll ? all : few);
 
 const rows: string[] = [];
 

@@ -44,11 +44,11 @@ import {
   isAlive,
   outcomeOf,
   removeAll,
+  rounds,
   runsAll,
   sideBySide,
 } from "./daemon.ts";
 
-const rounds = (all: number, few: number): number => (runsAll ? all : few);
 /** npm test runs two files at once on what may be two processors: there a bound is only to catch what hangs. */
 const withinMs = (ms: number): number => busyMs(runsAll ? ms : ms * 4);
 const sleep = (ms: number): Promise<void> => new Promise((done) => setTimeout(done, ms));

@@ -38,6 +38,7 @@ import {
   isRoot,
   openSocket,
   request,
+  rounds,
   sideBySide,
   sleep,
   statOf,
@@ -502,16 +503,16 @@ limit(
       for (let i = 0; i < 30; i++) void deaf.wire.request("files.read", reading).catch(() => {});
       const pingMs = await pingDuring(open(), async () => {
         await Promise.all([
-          ...[...Array(6)].map(async () =>
+          ...[...Array(rounds(6, 3))].map(async () =>
             assert.is((await wire.request("files.read", reading)).content.length, 12 << 20),
           ),
-          ...[...Array(30)].map(async () =>
+          ...[...Array(rounds(30, 10))].map(async () =>
             assert.is((await wire.request("files.list", { path: directory })).entries.length, 5000),
           ),
-          writeLarge(wire, `${site.directory}/w`, 6),
+          writeLarge(wire, `${site.directory}/w`, rounds(6, 3)),
         ]);
       });
-      await writeLarge(wire, `${site.directory}/large`, 8); // nobody else waits: requests that are large, and take their time
+      await writeLarge(wire, `${site.directory}/large`, rounds(8, 6)); // nobody else waits: requests that are large, and take their time
       // together more than may be held in memory
       for (let i = 0; i < 16; i++)
         await wire.request("process.spawn", {

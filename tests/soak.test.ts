@@ -124,7 +124,7 @@ for (const one of [judges, long]) one.run();
 const library = suite("an application with the library, over lines that are cut");
 
 library("loses no byte, doubles none, waits for nothing for ever, and leaves no rejection to nobody", async () => {
-  const minutes = String((process.env.CI === "true" || runsAll ? 60 : 10) / 60);
+  const minutes = String((process.env.CI === "true" || runsAll ? 60 : 5) / 60);
   const args = ["tests/soak/run.mjs", "--only", "library", "--minutes", minutes, "--seed", String(seed)];
   const child = spawn(process.execPath, args);
   const isOver = new Int32Array(new SharedArrayBuffer(4));

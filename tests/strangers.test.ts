@@ -449,7 +449,7 @@ flood(
           let left = 16;
           const push = (): void => void (left-- > 0 && !peer.destroyed && peer.write(blob, push));
           push();
-          await Promise.race([closed, sleep(4000)]);
+          await Promise.race([closed, sleep(2000)]);
           peer.destroy();
         });
         const timer = setInterval(() => (most = Math.max(most, mebibytesOf(pid))), 50);

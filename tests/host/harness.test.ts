@@ -13,7 +13,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { busyMs } from "../daemon.ts";
 import type { Host } from "./host.ts";
-import { bootHost, readIfThere, requireHosts, until, withHost } from "./host.ts";
+import { bootHost, readIfThere, requireHosts, shareHost, until, withHost } from "./host.ts";
 
 if (process.env.HARNESS_TEST_BOOTS !== undefined) await bootAndWait();
 requireHosts(18);
@@ -21,54 +21,50 @@ requireHosts(18);
 const background = "</dev/null >/dev/null 2>&1 &";
 
 const logins = suite("host.ssh()");
-
-logins("runs a command in a session of its own, with its output, exit code and stdin", () =>
-  withHost({}, async (host) => {
-    const command = "id -un; grep ^0:: /proc/self/cgroup; cat >&2; exit 3";
-    const both = await Promise.all([1, 2].map(() => host.ssh("dev", command, { stdin: "words" })));
-    for (const { code, stdout, stderr } of both) {
-      assert.match(stdout, /^dev\n0::\/user\.slice\/user-\d+\.slice\/session-\w+\.scope\n$/);
-      assert.is(stderr, "words");
-      assert.is(code, 3);
-    }
-    assert.is.not(both[0]?.stdout, both[1]?.stdout);
-    assert.match((await host.root("id -u; hostname")).stdout, /^0\nhost-\d+\n$/);
-    assert.match((await host.ssh("dev", "node --version")).stdout, /^v\d+/);
-  }),
-);
-
-logins("kills the client when its time is up, which ends the session", () =>
-  withHost({ killUserProcesses: true }, async (host) => {
-    const { code, signal, timedOut } = await host.ssh("dev", "sleep 1001", { timeoutMs: 1000 });
-    assert.equal([code, signal, timedOut], [null, "SIGKILL", true]);
-    await host.sleepUntilLoggedOut("dev");
-    assert.is(host.processes("sleep 1001").length, 0);
-  }),
-);
-
-logins("has a twin, spawnSsh(), with the caller's streams, and copy() brings files", () =>
-  withHost({ users: ["ann"] }, async (host) => {
-    const child = host.spawnSsh("ann", "cat");
-    child.stdin.write("ping\n");
-    assert.is(String((await once(child.stdout, "data"))[0]), "ping\n");
-    assert.is(host.sessions("ann").length, 1);
-    child.stdin.end();
-    assert.equal(await once(child, "close"), [0, null]);
-
-    await host.copy("ann", "package.json", "copy of it");
-    assert.is((await host.ssh("ann", "cat 'copy of it'")).stdout, readFileSync("package.json", "utf8"));
-  }),
-);
-
 const policies = suite("a host's policy");
+const shared = shareHost(policies, { killUserProcesses: true, users: ["dev", "tom", "ann", "eve", "bob"] });
 
-policies("kills what a user left behind at logout, even after setsid, with KillUserProcesses=yes", () =>
-  withHost({ killUserProcesses: true }, async (host) => {
-    assert.is((await host.ssh("dev", `setsid sleep 1001 ${background}`)).code, 0);
-    await host.sleepUntilLoggedOut("dev");
-    assert.is(host.processes("sleep 1001").length, 0);
-  }),
-);
+logins("runs a command in a session of its own, with its output, exit code and stdin", async () => {
+  const host = await shared();
+  const command = "id -un; grep ^0:: /proc/self/cgroup; cat >&2; exit 3";
+  const both = await Promise.all([1, 2].map(() => host.ssh("dev", command, { stdin: "words" })));
+  for (const { code, stdout, stderr } of both) {
+    assert.match(stdout, /^dev\n0::\/user\.slice\/user-\d+\.slice\/session-\w+\.scope\n$/);
+    assert.is(stderr, "words");
+    assert.is(code, 3);
+  }
+  assert.is.not(both[0]?.stdout, both[1]?.stdout);
+  assert.match((await host.root("id -u; hostname")).stdout, /^0\nhost-\d+\n$/);
+  assert.match((await host.ssh("dev", "node --version")).stdout, /^v\d+/);
+});
+
+logins("kills the client when its time is up, which ends the session", async () => {
+  const host = await shared();
+  const { code, signal, timedOut } = await host.ssh("tom", "sleep 1001", { timeoutMs: 1000 });
+  assert.equal([code, signal, timedOut], [null, "SIGKILL", true]);
+  await host.sleepUntilLoggedOut("tom");
+  assert.is(host.processes("sleep 1001").length, 0);
+});
+
+logins("has a twin, spawnSsh(), with the caller's streams, and copy() brings files", async () => {
+  const host = await shared();
+  const child = host.spawnSsh("ann", "cat");
+  child.stdin.write("ping\n");
+  assert.is(String((await once(child.stdout, "data"))[0]), "ping\n");
+  assert.is(host.sessions("ann").length, 1);
+  child.stdin.end();
+  assert.equal(await once(child, "close"), [0, null]);
+
+  await host.copy("ann", "package.json", "copy of it");
+  assert.is((await host.ssh("ann", "cat 'copy of it'")).stdout, readFileSync("package.json", "utf8"));
+});
+
+policies("kills what a user left behind at logout, even after setsid, with KillUserProcesses=yes", async () => {
+  const host = await shared();
+  assert.is((await host.ssh("eve", `setsid sleep 1001 ${background}`)).code, 0);
+  await host.sleepUntilLoggedOut("eve");
+  assert.is(host.processes("sleep 1001").length, 0);
+});
 
 policies("lets it live with KillUserProcesses=no", () =>
   withHost({ killUserProcesses: false }, async (host) => {
@@ -120,13 +116,12 @@ policies("ends a user's scopes soon after the last logout, but not those of a us
   }),
 );
 
-policies("allows users to enable linger for themselves when polkit is there", () =>
-  withHost({}, async (host) => {
-    const { code, stderr } = await host.ssh("dev", "loginctl enable-linger dev");
-    assert.equal([code, stderr], [0, ""]);
-    assert.ok(existsSync(host.file("/var/lib/systemd/linger/dev")));
-  }),
-);
+policies("allows users to enable linger for themselves when polkit is there", async () => {
+  const host = await shared();
+  const { code, stderr } = await host.ssh("bob", "loginctl enable-linger bob");
+  assert.equal([code, stderr], [0, ""]);
+  assert.ok(existsSync(host.file("/var/lib/systemd/linger/bob")));
+});
 
 policies("denies it when polkit is not", () =>
   withHost({ polkit: false }, async (host) => {

@@ -29,8 +29,10 @@ import {
 import { resolve } from "node:path";
 import { createInterface } from "node:readline";
 import type { Readable, Writable } from "node:stream";
-import { setTimeout as sleep } from "node:timers/promises";
-import { busyMs } from "../daemon.ts";
+import { busyMs, eventually } from "../daemon.ts";
+
+/** Waits until something of a host is so. */
+export { eventually as until } from "../daemon.ts";
 
 const scripts = "tests/host";
 /** On a hybrid machine the second hierarchy is here; on a unified one all of it is in /sys/fs/cgroup. */
@@ -107,6 +109,17 @@ export async function withHost<T>(options: HostOptions, use: (host: Host) => Pro
   }
 }
 
+/**
+ * Tests of a suite that need nothing of a host but a user of their own have one together: it boots with the first and ends after the last.
+ *
+ * @param options `users` are those of all of them.
+ */
+export function shareHost(suite: { after(end: () => Promise<void>): void }, options: HostOptions): () => Promise<Host> {
+  let booting: Promise<Host> | undefined;
+  suite.after(async () => (await booting)?.end());
+  return () => (booting ??= bootHost(options));
+}
+
 /** Why no host can be booted on this machine; undefined when one can. */
 export function hostsCanRun(): string | undefined {
   if (process.platform !== "linux") return "hosts need Linux";
@@ -157,15 +170,6 @@ export async function suiteRoot(suite: string): Promise<string> {
   const built = await run("bash", [`${scripts}/suiteroot.sh`, suite], { timeoutMs: 600_000 });
   if (built.code !== 0) throw new Error(`Cannot build the root of "${suite}": ${built.stderr}`);
   return built.stdout.trim();
-}
-
-/** Polls until `isSo` holds. @throws {Error} It does not within the time limit; `what` completes "Waited N ms for …". */
-export async function until(isSo: () => boolean | Promise<boolean>, what: string, timeoutMs = 15_000): Promise<void> {
-  const start = Date.now();
-  while (!(await isSo())) {
-    if (Date.now() - start > timeoutMs) throw new Error(`Waited ${timeoutMs} ms for ${what}`);
-    await sleep(25);
-  }
 }
 
 /** A host that has booted, as it is reached from here. */
@@ -317,8 +321,8 @@ function sightOf(machine: Machine, { inside }: Reach) {
 
     /** Waits until the user's sessions have ended, and all processes that end with them. */
     async sleepUntilLoggedOut(user: string) {
-      await until(() => sessions(user).every(({ state }) => state === "closing"), `"${user}" to be logged out`);
-      await until(async () => {
+      await eventually(() => sessions(user).every(({ state }) => state === "closing"), `"${user}" to be logged out`);
+      await eventually(async () => {
         // what logind leaves alone stays in a scope that it has abandoned, and the session stays "closing"
         const show = ["systemctl", "show", "-p", "SubState", "--value"];
         const scopes = await Promise.all(sessions(user).map(({ id }) => inside([...show, `session-${id}.scope`])));
@@ -329,7 +333,7 @@ function sightOf(machine: Machine, { inside }: Reach) {
     /** Whether `user@UID.service` runs; without linger it ends 10 s (UserStopDelaySec=) after the last session. */
     hasUserManager,
     sleepUntilUserManagerEnded: (user: string) =>
-      until(() => !hasUserManager(user), `the user manager of "${user}" to end`, 30_000),
+      eventually(() => !hasUserManager(user), `the user manager of "${user}" to end`, 30_000),
   };
 }
 

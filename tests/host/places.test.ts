@@ -10,7 +10,7 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { builtFile, frameOf, messagesIn, outcomeOf, request, runsAll, sideBySide } from "../daemon.ts";
 import type { Host } from "./host.ts";
-import { maskedManager, requireHosts, until, withHost } from "./host.ts";
+import { maskedManager, requireHosts, shareHost, until, withHost } from "./host.ts";
 import { checkWay, quick } from "./ways.ts";
 
 requireHosts(17);
@@ -18,43 +18,53 @@ requireHosts(17);
 const serve = suite("--serve");
 const places = sideBySide(serve, 4);
 
+/** For those of them that need nothing of a host but users of their own. */
+const lingeringUsers = ["sub", "var", "xdg", "odd", "hang", "sue", "liv", "eve"];
+const shared = shareHost(
+  serve,
+  quick({
+    users: [...lingeringUsers.map((name) => `${name}+linger`), "sam", "die", "req", "dan", "ann"],
+    pre: "echo 'dan ALL=(ALL) NOPASSWD: ALL' >$root/etc/sudoers.d/test",
+  }),
+);
+
 places(
   "takes its token from a process substitution, returns at once, holds nothing of its caller's, and is there for the next session",
-  () =>
-    withHost(quick({ users: ["dev+linger"] }), async (host) => {
-      await host.copy("dev", builtFile, "server");
-      const started = await host.ssh(
-        "dev",
-        `exec 9>held; readlink /proc/$$/fd/*; ./server --serve --socket /tmp/v.sock --token-file <(echo t)`,
-      );
-      assert.is(started.code, 0, started.stderr);
-      assert.match(started.stdout, /Remote server listening on \/tmp\/v\.sock .*survives logout: yes/);
-      const [daemon] = host.processes("--launched --socket /tmp/v.sock");
-      const callers = started.stdout.split("\n").filter((line) => /^(pipe|socket):|\/held$/.test(line));
-      assert.ok(callers.length >= 4, `its caller has ${callers}`);
-      const held = readdirSync(`/proc/${daemon!.pid}/fd`)
-        .sort((a, b) => Number(a) - Number(b))
-        .map((fd) => readlinkSync(`/proc/${daemon!.pid}/fd/${fd}`));
-      assert.equal(
-        held.filter((target) => callers.includes(target)),
-        [],
-      );
-      assert.equal(
-        held.slice(0, 3).map((target) => target.replace(/.*\//, "")),
-        ["null", held[1]!.replace(/.*\//, ""), held[1]!.replace(/.*\//, "")],
-      );
-      assert.match(held[1]!, /\/\.local\/state\/holdfast\/host-\d+\/v\.sock-[0-9a-f]{12}\.log$/);
+  async () => {
+    const host = await shared();
+    await host.copy("sub", builtFile, "server");
+    const started = await host.ssh(
+      "sub",
+      `exec 9>held; readlink /proc/$$/fd/*; ./server --serve --socket /tmp/v.sock --token-file <(echo t)`,
+    );
+    assert.is(started.code, 0, started.stderr);
+    assert.match(started.stdout, /Remote server listening on \/tmp\/v\.sock .*survives logout: yes/);
+    const [daemon] = host.processes("--launched --socket /tmp/v.sock");
+    const callers = started.stdout.split("\n").filter((line) => /^(pipe|socket):|\/held$/.test(line));
+    assert.ok(callers.length >= 4, `its caller has ${callers}`);
+    const held = readdirSync(`/proc/${daemon!.pid}/fd`)
+      .sort((a, b) => Number(a) - Number(b))
+      .map((fd) => readlinkSync(`/proc/${daemon!.pid}/fd/${fd}`));
+    assert.equal(
+      held.filter((target) => callers.includes(target)),
+      [],
+    );
+    assert.equal(
+      held.slice(0, 3).map((target) => target.replace(/.*\//, "")),
+      ["null", held[1]!.replace(/.*\//, ""), held[1]!.replace(/.*\//, "")],
+    );
+    assert.match(held[1]!, /\/\.local\/state\/holdfast\/host-\d+\/v\.sock-[0-9a-f]{12}\.log$/);
 
-      await host.sleepUntilLoggedOut("dev");
-      const bridged = await host.ssh("dev", "./server --bridge --socket /tmp/v.sock < /dev/null");
-      assert.equal([bridged.code, bridged.stdout, bridged.stderr], [0, "", ""]);
-      const asked = await outcomeOf(
-        host.spawnSsh("dev", "./server --bridge --socket /tmp/v.sock"),
-        frameOf(request("server.ping", {}, "t")),
-      );
-      assert.equal(messagesIn(asked.stdout), [{ jsonrpc: "2.0", id: 1, result: { pong: true } }]);
-      assert.is(host.processes("--bridge").length, 0);
-    }),
+    await host.sleepUntilLoggedOut("sub");
+    const bridged = await host.ssh("sub", "./server --bridge --socket /tmp/v.sock < /dev/null");
+    assert.equal([bridged.code, bridged.stdout, bridged.stderr], [0, "", ""]);
+    const asked = await outcomeOf(
+      host.spawnSsh("sub", "./server --bridge --socket /tmp/v.sock"),
+      frameOf(request("server.ping", {}, "t")),
+    );
+    assert.equal(messagesIn(asked.stdout), [{ jsonrpc: "2.0", id: 1, result: { pong: true } }]);
+    assert.is(host.processes("--bridge").length, 0);
+  },
 );
 
 places("from sshd without PAM lives in its service, and survives logout", () =>
@@ -208,116 +218,121 @@ places("counts a stop delay of infinity as lingering", () =>
   ),
 );
 
-places("keeps a $ in its arguments, which systemd would expand from 258 on", () =>
-  withHost(quick({ users: ["dev+linger"] }), async (host) => {
-    await host.copy("dev", builtFile, "server");
-    const path = `/home/dev/.run$HOME/$$/a$${"{USER}"}b.sock`;
-    const started = await host.ssh("dev", `./server --serve --socket '${path}'`);
-    assert.match(started.stdout, /under your user manager; survives logout: yes\)/, started.stderr);
-    assert.is(host.processes(`--launched --socket ${path}`).length, 1);
-    assert.is((await host.ssh("dev", `./server --stop --socket '${path}'`)).stdout, "stopped 0\n");
-  }),
-);
+places("keeps a $ in its arguments, which systemd would expand from 258 on", async () => {
+  const host = await shared();
+  await host.copy("var", builtFile, "server");
+  const path = `/home/var/.run$HOME/$$/a$${"{USER}"}b.sock`;
+  const started = await host.ssh("var", `./server --serve --socket '${path}'`);
+  assert.match(started.stdout, /under your user manager; survives logout: yes\)/, started.stderr);
+  assert.is(host.processes(`--launched --socket ${path}`).length, 1);
+  assert.is((await host.ssh("var", `./server --stop --socket '${path}'`)).stdout, "stopped 0\n");
+});
 
-places("finds its user manager without XDG_RUNTIME_DIR, and with another's", () =>
-  withHost(quick({ users: ["dev+linger", "ann+linger"] }), async (host) => {
-    const by = (user: string, env: string) => (_host: Host, command: string) => host.ssh(user, `env ${env} ${command}`);
-    await checkWay(host, {
-      run: by("dev", "-u XDG_RUNTIME_DIR -u DBUS_SESSION_BUS_ADDRESS"),
-      says: /survives logout: yes\)/,
-      lives: true,
-    });
-    await checkWay(host, {
-      user: "ann",
-      run: by("ann", "XDG_RUNTIME_DIR=/run/user/0"),
-      says: /survives logout: yes\)/,
-      lives: true,
-    });
-  }),
-);
+places("finds its user manager without XDG_RUNTIME_DIR, and with another's", async () => {
+  const host = await shared();
+  const by = (user: string, env: string) => (_host: Host, command: string) => host.ssh(user, `env ${env} ${command}`);
+  await checkWay(host, {
+    user: "xdg",
+    run: by("xdg", "-u XDG_RUNTIME_DIR -u DBUS_SESSION_BUS_ADDRESS"),
+    says: /survives logout: yes\)/,
+    lives: true,
+  });
+  await checkWay(host, {
+    user: "odd",
+    run: by("odd", "XDG_RUNTIME_DIR=/run/user/0"),
+    says: /survives logout: yes\)/,
+    lives: true,
+  });
+});
 
-places("with a user manager that does not answer (SIGSTOP) is not held up: it ends with its session, and says so", () =>
-  withHost(quick({ users: ["dev+linger"] }), async (host) => {
+places(
+  "with a user manager that does not answer (SIGSTOP) is not held up: it ends with its session, and says so",
+  async () => {
+    const host = await shared();
     let manager = 0;
     await checkWay(host, {
+      user: "hang",
       says: /detached in the session; survives logout: no\)/,
       warns: /no scope could be made to leave it: systemd-run did not answer within 5 s/,
       lives: false,
       before: async () => {
-        await host.ssh("dev", "true"); // which waits until it has started
-        manager = host.processes("systemd --user").find(({ uid }) => uid === host.uid("dev"))!.pid;
+        await host.ssh("hang", "true"); // which waits until it has started
+        manager = host.processes("systemd --user").find(({ uid }) => uid === host.uid("hang"))!.pid;
         process.kill(manager, "SIGSTOP");
       },
       after: async () => void process.kill(manager, "SIGCONT"),
     });
-  }),
+  },
 );
 
-places("in a login made by a system service (su - user, as Tailscale SSH does) is in a session like any other", () =>
-  withHost(quick({ users: ["dev+linger", "ann"] }), async (host) => {
+places(
+  "in a login made by a system service (su - user, as Tailscale SSH does) is in a session like any other",
+  async () => {
+    const host = await shared();
     const by = (user: string) => (_host: Host, command: string) =>
       host.root(`systemd-run --quiet --wait --pipe su - ${user} -c '${command}'`);
-    await checkWay(host, { run: by("dev"), says: /under your user manager; survives logout: yes\)/, lives: true });
     await checkWay(host, {
-      user: "ann",
-      run: by("ann"),
+      user: "sue",
+      run: by("sue"),
+      says: /under your user manager; survives logout: yes\)/,
+      lives: true,
+    });
+    await checkWay(host, {
+      user: "sam",
+      run: by("sam"),
       says: /until about 1 s after/,
-      warns: /enable-linger ann/,
+      warns: /enable-linger sam/,
       lives: false,
     });
-  }),
+  },
 );
 
-places("by sudo in another user's session shares that session's fate, and names both", () =>
-  withHost(
-    quick({ users: ["dev", "ann", "eve+linger"], pre: "echo 'dev ALL=(ALL) NOPASSWD: ALL' >$root/etc/sudoers.d/test" }),
-    async (host) => {
-      const by = (user: string) => async (_host: Host, command: string) => {
-        const result = await host.ssh("dev", `sudo -u ${user} "$(command -v node)" ${command}`);
-        await host.sleepUntilLoggedOut("dev");
-        return result;
-      };
-      await checkWay(host, {
-        user: "ann",
-        run: by("ann"),
-        says: /in a session of dev; survives logout: no\)/,
-        warns: /session of dev .*\n.*enable-linger ann/,
-        lives: false,
-      });
-      await checkWay(host, {
-        user: "eve",
-        run: by("eve"),
-        says: /under your user manager; survives logout: yes\)/,
-        lives: true,
-      });
-    },
-  ),
-);
+places("by sudo in another user's session shares that session's fate, and names both", async () => {
+  const host = await shared();
+  const by = (user: string) => async (_host: Host, command: string) => {
+    const result = await host.ssh("dan", `sudo -u ${user} "$(command -v node)" ${command}`);
+    await host.sleepUntilLoggedOut("dan");
+    return result;
+  };
+  await checkWay(host, {
+    user: "ann",
+    run: by("ann"),
+    says: /in a session of dan; survives logout: no\)/,
+    warns: /session of dan .*\n.*enable-linger ann/,
+    lives: false,
+  });
+  await checkWay(host, {
+    user: "eve",
+    run: by("eve"),
+    says: /under your user manager; survives logout: yes\)/,
+    lives: true,
+  });
+});
 
-places("obeys --lifetime and --require-survival, and says what it means", () =>
-  withHost(quick({ users: ["dev+linger", "ann", "eve"] }), async (host) => {
-    await checkWay(host, {
-      args: "--lifetime detach",
-      says: /detached in the session; survives logout: no\)/,
-      warns: /the launch was not to use one/,
-      lives: false,
-    });
-    await checkWay(host, {
-      user: "ann",
-      args: "--lifetime scope || [ $? = 1 ]",
-      says: /until about 1 s/,
-      warns: /enable-linger ann/,
-      lives: false,
-    });
-    await checkWay(host, {
-      user: "eve",
-      args: "--require-survival || [ $? = 78 ] && echo was 78",
-      says: /was 78/,
-      warns: /not sure to survive logout/,
-      lives: false,
-    });
-  }),
-);
+places("obeys --lifetime and --require-survival, and says what it means", async () => {
+  const host = await shared();
+  await checkWay(host, {
+    user: "liv",
+    args: "--lifetime detach",
+    says: /detached in the session; survives logout: no\)/,
+    warns: /the launch was not to use one/,
+    lives: false,
+  });
+  await checkWay(host, {
+    user: "die",
+    args: "--lifetime scope || [ $? = 1 ]",
+    says: /until about 1 s/,
+    warns: /enable-linger die/,
+    lives: false,
+  });
+  await checkWay(host, {
+    user: "req",
+    args: "--require-survival || [ $? = 78 ] && echo was 78",
+    says: /was 78/,
+    warns: /not sure to survive logout/,
+    lives: false,
+  });
+});
 
 const bridges = suite("--bridge");
 const clientRounds = runsAll ? 20 : 1; // of ten

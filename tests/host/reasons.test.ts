@@ -10,8 +10,8 @@ import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { builtFile, frameOf, messagesIn, outcomeOf, request, sideBySide } from "../daemon.ts";
-import type { Host, HostOptions } from "./host.ts";
-import { maskedManager, requireHosts, until, withHost } from "./host.ts";
+import type { Host, HostOptions, HostProcess } from "./host.ts";
+import { maskedManager, requireHosts, shareHost, until, withHost } from "./host.ts";
 
 requireHosts(17);
 
@@ -32,8 +32,12 @@ async function serve(host: Host, user = "dev", args = ""): Promise<{ pid: number
   assert.is(started.code, 0, started.stderr);
   const { pid, instance } = JSON.parse(started.stdout);
   // where it ends with this session, it may be gone by now
-  return { pid: host.processes("--launched").find(({ inside }) => inside === pid)?.pid ?? Number.NaN, instance };
+  return { pid: daemonsOf(host, user).find(({ inside }) => inside === pid)?.pid ?? Number.NaN, instance };
 }
+
+/** The daemons of a user that run. */
+const daemonsOf = (host: Host, user = "dev"): HostProcess[] =>
+  host.processes("--launched").filter(({ uid }) => uid === host.uid(user));
 
 interface Answer {
   code: number | null;
@@ -76,28 +80,38 @@ async function assertHealed(host: Host, instance: string, words: RegExp, user = 
 const all = suite("--bridge tells why, and mends it:");
 const reasons = sideBySide(all, 3);
 
-reasons("never-started", () =>
-  withHost(quick({}), async (host) => {
-    await host.copy("dev", builtFile, "server");
-    assertReason(await ask(host), "never-started", /no daemon has been started at/);
-    assert.is(host.processes("--launched").length, 0);
-  }),
+/** Of the host that most of them share: a user each, and one who has no daemon. */
+const plainUsers = ["new", "out", "job"];
+const lingeringUsers = ["sam", "ben", "bob", "max", "sue", "kim", "lea", "ann"];
+const shared = shareHost(
+  all,
+  quick({ users: ["eve", ...plainUsers, ...lingeringUsers.map((name) => `${name}+linger`)] }),
 );
+const plain = (): string => plainUsers.shift()!;
+const lingering = (): string => lingeringUsers.shift()!;
 
-reasons("stopped, by --stop: and then it is not started again", () =>
-  withHost(quick({ users: ["dev+linger"] }), async (host) => {
-    await serve(host);
-    assert.is((await host.ssh("dev", `./server --stop --socket ${socket}`)).stdout, "stopped 0\n");
-    assertReason(await ask(host), "stopped", /was stopped on purpose at \d\d:\d\d:\d\d/);
-    assert.is(host.processes("--launched").length, 0);
-  }),
-);
+reasons("never-started", async () => {
+  const host = await shared();
+  const user = plain();
+  await host.copy(user, builtFile, "server");
+  assertReason(await ask(host, "", user), "never-started", /no daemon has been started at/);
+  assert.is(daemonsOf(host, user).length, 0);
+});
+
+reasons("stopped, by --stop: and then it is not started again", async () => {
+  const host = await shared();
+  const user = lingering();
+  await serve(host, user);
+  assert.is((await host.ssh(user, `./server --stop --socket ${socket}`)).stdout, "stopped 0\n");
+  assertReason(await ask(host, "", user), "stopped", /was stopped on purpose at \d\d:\d\d:\d\d/);
+  assert.is(daemonsOf(host, user).length, 0);
+});
 
 reasons("killed-at-logout, where the session's end kills it and no scope can be had", () =>
   withHost(quick({ pre: maskedManager }), async (host) => {
     const { instance } = await serve(host);
     await host.sleepUntilLoggedOut("dev");
-    await until(() => host.processes("--launched").length === 0, "the daemon to be killed");
+    await until(() => daemonsOf(host).length === 0, "the daemon to be killed");
     assertReason(
       await ask(host, "--no-start"),
       "killed-at-logout",
@@ -107,19 +121,19 @@ reasons("killed-at-logout, where the session's end kills it and no scope can be 
   }),
 );
 
-reasons("user-manager-stopped, without lingering", () =>
-  withHost(quick({}), async (host) => {
-    const { instance } = await serve(host);
-    await host.sleepUntilUserManagerEnded("dev");
-    await until(() => host.processes("--launched").length === 0, "the daemon to be ended");
-    assertReason(
-      await ask(host, "--no-start"),
-      "user-manager-stopped",
-      /as systemd stopped the user manager after the last logout/,
-    );
-    await assertHealed(host, instance, /started it again/);
-  }),
-);
+reasons("user-manager-stopped, without lingering", async () => {
+  const host = await shared();
+  const user = plain();
+  const { instance } = await serve(host, user);
+  await host.sleepUntilUserManagerEnded(user);
+  await until(() => daemonsOf(host, user).length === 0, "the daemon to be ended");
+  assertReason(
+    await ask(host, "--no-start", user),
+    "user-manager-stopped",
+    /as systemd stopped the user manager after the last logout/,
+  );
+  await assertHealed(host, instance, /started it again/, user);
+});
 
 reasons("idle-stop, where logind ends a session with a terminal that is idle", () =>
   withHost(quick({ killUserProcesses: false, logind: ["StopIdleSessionSec=10"] }), async (host) => {
@@ -129,8 +143,8 @@ reasons("idle-stop, where logind ends a session with a terminal that is idle", (
     await host.copy("dev", builtFile, "server");
     await host.ssh("dev", "umask 077; mkdir -p .run; echo t > token");
     host.spawnSsh("dev", `./server --serve --socket ${socket} --token-file token; sleep 100`, ["-tt"]);
-    await until(() => host.processes("--launched").length === 1, "a daemon", 30_000);
-    await until(() => host.processes("--launched").length === 0, "the daemon to be ended", 60_000);
+    await until(() => daemonsOf(host).length === 1, "a daemon", 30_000);
+    await until(() => daemonsOf(host).length === 0, "the daemon to be ended", 60_000);
     assertReason(
       await ask(host, "--no-start"),
       "idle-stop",
@@ -140,45 +154,46 @@ reasons("idle-stop, where logind ends a session with a terminal that is idle", (
   }),
 );
 
-reasons("unit-stopped, with the service that it was started by", () =>
-  withHost(quick({}), async (host) => {
-    await host.copy("dev", builtFile, "server");
-    await host.ssh("dev", "umask 077; mkdir -p .run; echo t > token");
-    const path = `/home/dev/${socket}`;
-    const unit = "systemd-run --wait --pipe --quiet -p Type=oneshot -p User=dev --unit=build.service";
-    const started = await host.root(
-      `${unit} /home/dev/server --serve --json --socket ${path} --token-file /home/dev/token`,
-    );
-    assert.is(started.code, 0, started.stderr);
-    await until(() => host.processes("--launched").length === 0, "the daemon to be ended");
-    assertReason(
-      await ask(host, "--no-start"),
-      "unit-stopped",
-      /with the unit that it was in \(.* as build\.service ended\)/,
-    );
-    await assertHealed(host, JSON.parse(started.stdout).instance, /started it again/);
-  }),
-);
+reasons("unit-stopped, with the service that it was started by", async () => {
+  const host = await shared();
+  const user = plain();
+  await host.copy(user, builtFile, "server");
+  await host.ssh(user, "umask 077; mkdir -p .run; echo t > token");
+  const path = `/home/${user}/${socket}`;
+  const unit = `systemd-run --wait --pipe --quiet -p Type=oneshot -p User=${user} --unit=build.service`;
+  const started = await host.root(
+    `${unit} /home/${user}/server --serve --json --socket ${path} --token-file /home/${user}/token`,
+  );
+  assert.is(started.code, 0, started.stderr);
+  await until(() => daemonsOf(host, user).length === 0, "the daemon to be ended");
+  assertReason(
+    await ask(host, "--no-start", user),
+    "unit-stopped",
+    /with the unit that it was in \(.* as build\.service ended\)/,
+  );
+  await assertHealed(host, JSON.parse(started.stdout).instance, /started it again/, user);
+});
 
-reasons("user-manager-ended, by somebody, where lingering is on; and a scope that is stopped was meant", () =>
-  withHost(quick({ users: ["dev+linger", "ann+linger"] }), async (host) => {
-    const { instance } = await serve(host);
-    await host.sleepUntilLoggedOut("dev");
-    assert.is((await host.root(`systemctl restart user@${host.uid("dev")}`)).code, 0);
-    await until(() => host.processes("--launched").length === 0, "the daemon to be ended");
-    const status = await host.ssh("dev", `./server --status --socket ${socket}`);
-    assert.match(status.stderr, /was ended at .*, as somebody stopped the user manager, not by a logout/);
-    assert.not.match(status.stderr, /enable-linger/);
-    assertReason(await ask(host, "--no-start"), "user-manager-ended", /somebody stopped the user manager/);
-    await assertHealed(host, instance, /started it again/);
+reasons("user-manager-ended, by somebody, where lingering is on; and a scope that is stopped was meant", async () => {
+  const host = await shared();
+  const user = lingering();
+  const other = lingering();
+  const { instance } = await serve(host, user);
+  await host.sleepUntilLoggedOut(user);
+  assert.is((await host.root(`systemctl restart user@${host.uid(user)}`)).code, 0);
+  await until(() => daemonsOf(host, user).length === 0, "the daemon to be ended");
+  const status = await host.ssh(user, `./server --status --socket ${socket}`);
+  assert.match(status.stderr, /was ended at .*, as somebody stopped the user manager, not by a logout/);
+  assert.not.match(status.stderr, /enable-linger/);
+  assertReason(await ask(host, "--no-start", user), "user-manager-ended", /somebody stopped the user manager/);
+  await assertHealed(host, instance, /started it again/, user);
 
-    await serve(host, "ann");
-    const show = `basename $(sed -n 's/^0:://p' /proc/$(pgrep -u ann -f -- [-]-launched)/cgroup)`;
-    const stopped = await host.ssh("ann", `systemctl --user stop $(${show})`);
-    assert.is(stopped.code, 0, stopped.stderr);
-    assertReason(await ask(host, "", "ann"), "stopped", /was ended at .* as run-.*\.scope was stopped/);
-  }),
-);
+  await serve(host, other);
+  const show = `basename $(sed -n 's/^0:://p' /proc/$(pgrep -u ${other} -f -- [-]-launched)/cgroup)`;
+  const stopped = await host.ssh(other, `systemctl --user stop $(${show})`);
+  assert.is(stopped.code, 0, stopped.stderr);
+  assertReason(await ask(host, "", other), "stopped", /was ended at .* as run-.*\.scope was stopped/);
+});
 
 reasons("host-shutdown: a host that is shut down in order, and booted again", async () => {
   const directory = mkdtempSync(join(tmpdir(), "holdfast-shutdown-"));
@@ -203,14 +218,17 @@ reasons("host-shutdown: a host that is shut down in order, and booted again", as
   }
 });
 
-reasons("stopped, for timeout(1) and for a person with the signals of systemd: nothing of it was stopping", () =>
-  withHost(quick({ users: ["dev+linger"] }), async (host) => {
-    const { pid } = await serve(host);
+reasons(
+  "stopped, for timeout(1) and for a person with the signals of systemd: nothing of it was stopping",
+  async () => {
+    const host = await shared();
+    const user = lingering();
+    const { pid } = await serve(host, user);
     process.kill(pid, "SIGTERM");
     process.kill(pid, "SIGCONT");
-    await until(() => host.processes("--launched").length === 0, "the daemon to be ended");
-    assertReason(await ask(host), "stopped", /by SIGCONT, SIGTERM: by a person or a program/);
-  }),
+    await until(() => daemonsOf(host, user).length === 0, "the daemon to be ended");
+    assertReason(await ask(host, "", user), "stopped", /by SIGCONT, SIGTERM: by a person or a program/);
+  },
 );
 
 reasons("and none of them for a host that was given another name: its daemon is found, and stopped", () =>
@@ -222,12 +240,12 @@ reasons("and none of them for a host that was given another name: its daemon is 
     assert.is((await ask(host)).answer.result.instanceId, instance);
     const joined = await host.ssh("dev", "./server --serve --json");
     assert.is(JSON.parse(joined.stdout).instance, JSON.parse(inDefault.stdout).instance, joined.stderr);
-    assert.is(host.processes("--launched").length, 2);
+    assert.is(daemonsOf(host).length, 2);
     for (const args of ["", `--socket ${socket}`])
       assert.is((await host.ssh("dev", `./server --stop ${args}`)).stdout, "stopped 0\n", args);
     const again = await host.ssh("dev", `./server --serve --socket ${socket}`);
     assert.is(again.code, 0, again.stderr);
-    assert.is(host.processes("--launched").length, 1);
+    assert.is(daemonsOf(host).length, 1);
   }),
 );
 
@@ -255,44 +273,44 @@ reasons("rebooted: a host booted twice on one disk", async () => {
   }
 });
 
-reasons("crashed, by kill -9; and eight bridges at once start one", () =>
-  withHost(quick({ users: ["dev+linger"] }), async (host) => {
-    const { pid } = await serve(host);
-    process.kill(pid, "SIGKILL");
-    await until(() => host.processes("--launched").length === 0, "the daemon to be gone");
-    assertReason(await ask(host, "--no-start"), "crashed", /gone without a word: killed by SIGKILL/);
-    const answers = await Promise.all(Array.from({ length: 8 }, () => ask(host)));
-    const instances = new Set(answers.map(({ answer, stderr }) => answer?.result?.instanceId ?? stderr));
-    assert.is(instances.size, 1, [...instances].join("\n"));
-    assert.match([...instances][0]!, /^[0-9a-f]{32}$/);
-    assert.is(host.processes("--launched").length, 1);
-  }),
-);
+reasons("crashed, by kill -9; and eight bridges at once start one", async () => {
+  const host = await shared();
+  const user = lingering();
+  const { pid } = await serve(host, user);
+  process.kill(pid, "SIGKILL");
+  await until(() => daemonsOf(host, user).length === 0, "the daemon to be gone");
+  assertReason(await ask(host, "--no-start", user), "crashed", /gone without a word: killed by SIGKILL/);
+  const answers = await Promise.all(Array.from({ length: 8 }, () => ask(host, "", user)));
+  const instances = new Set(answers.map(({ answer, stderr }) => answer?.result?.instanceId ?? stderr));
+  assert.is(instances.size, 1, [...instances].join("\n"));
+  assert.match([...instances][0]!, /^[0-9a-f]{32}$/);
+  assert.is(daemonsOf(host, user).length, 1);
+});
 
-reasons("not-answering, for a daemon that is stopped (SIGSTOP): it is neither killed nor replaced", () =>
-  withHost(quick({ users: ["dev+linger"] }), async (host) => {
-    const { pid, instance } = await serve(host);
-    process.kill(pid, "SIGSTOP");
-    const child = host.spawnSsh("dev", `./server --bridge --socket ${socket}`);
-    const output: Buffer[] = [];
-    let stderr = "";
-    child.stderr.on("data", (chunk) => (stderr += chunk));
-    child.stdout.on("data", (chunk) => output.push(chunk));
-    child.stdin.write(frameOf(request("server.capabilities", {}, "t", "an id")));
-    const code = await new Promise<number | null>((done) => child.once("close", done));
-    assertReason(
-      { code, stderr, answer: messagesIn(Buffer.concat(output))[0] },
-      "not-answering",
-      /is not answering: it is not known to be dead, and was left alone/,
-    );
-    assert.equal(
-      host.processes("--launched").map((found) => found.pid),
-      [pid],
-    );
-    process.kill(pid, "SIGCONT");
-    assert.is((await ask(host)).answer.result.instanceId, instance);
-  }),
-);
+reasons("not-answering, for a daemon that is stopped (SIGSTOP): it is neither killed nor replaced", async () => {
+  const host = await shared();
+  const user = lingering();
+  const { pid, instance } = await serve(host, user);
+  process.kill(pid, "SIGSTOP");
+  const child = host.spawnSsh(user, `./server --bridge --socket ${socket}`);
+  const output: Buffer[] = [];
+  let stderr = "";
+  child.stderr.on("data", (chunk) => (stderr += chunk));
+  child.stdout.on("data", (chunk) => output.push(chunk));
+  child.stdin.write(frameOf(request("server.capabilities", {}, "t", "an id")));
+  const code = await new Promise<number | null>((done) => child.once("close", done));
+  assertReason(
+    { code, stderr, answer: messagesIn(Buffer.concat(output))[0] },
+    "not-answering",
+    /is not answering: it is not known to be dead, and was left alone/,
+  );
+  assert.equal(
+    daemonsOf(host, user).map((found) => found.pid),
+    [pid],
+  );
+  process.kill(pid, "SIGCONT");
+  assert.is((await ask(host, "", user)).answer.result.instanceId, instance);
+});
 
 reasons("other-host, for the record of another host in a shared home", async () => {
   // An overlay for the second host: as over NFS, it sees the first one's files, and its socket refuses.
@@ -334,36 +352,36 @@ reasons("other-host, for the record of another host in a shared home", async () 
   }
 });
 
-reasons("permission, for a directory of another user", () =>
-  withHost(quick({ users: ["dev+linger", "eve"] }), async (host) => {
-    await serve(host);
-    await host.copy("eve", builtFile, "server");
-    assertReason(
-      await ask(host, "", "eve", "/home/dev/.run/rpc.sock"),
-      "permission",
-      /may not be used: permission denied \(EACCES\)/,
-      77,
-    );
-  }),
-);
+reasons("permission, for a directory of another user", async () => {
+  const host = await shared();
+  const user = lingering();
+  await serve(host, user);
+  await host.copy("eve", builtFile, "server");
+  assertReason(
+    await ask(host, "", "eve", `/home/${user}/.run/rpc.sock`),
+    "permission",
+    /may not be used: permission denied \(EACCES\)/,
+    77,
+  );
+});
 
-reasons("and to a client that is attached as it ends, by one message between frames", () =>
-  withHost(quick({ users: ["dev", "ann+linger"] }), async (host) => {
-    const { pid } = await serve(host, "ann");
-    const attached = host.spawnSsh("ann", `./server --bridge --socket ${socket}`);
-    const output: Buffer[] = [];
-    attached.stdout.on("data", (chunk) => output.push(chunk));
-    attached.stdin.write(frameOf(request("server.ping", {}, "t")));
-    await until(() => output.length > 0, "the first answer");
-    process.kill(pid, "SIGTERM");
-    const code = await new Promise((done) => attached.once("close", done));
-    const [pong, lost, ...more] = messagesIn(Buffer.concat(output));
-    assert.equal(pong.result, { pong: true });
-    assert.equal([lost.type, lost.event, lost.reason, more.length], ["bridge", "lost", "stopped", 0]);
-    assert.match(lost.message, /was ended at .* by SIGTERM: by a person or a program/);
-    assert.is(code, 69);
-  }),
-);
+reasons("and to a client that is attached as it ends, by one message between frames", async () => {
+  const host = await shared();
+  const user = lingering();
+  const { pid } = await serve(host, user);
+  const attached = host.spawnSsh(user, `./server --bridge --socket ${socket}`);
+  const output: Buffer[] = [];
+  attached.stdout.on("data", (chunk) => output.push(chunk));
+  attached.stdin.write(frameOf(request("server.ping", {}, "t")));
+  await until(() => output.length > 0, "the first answer");
+  process.kill(pid, "SIGTERM");
+  const code = await new Promise((done) => attached.once("close", done));
+  const [pong, lost, ...more] = messagesIn(Buffer.concat(output));
+  assert.equal(pong.result, { pong: true });
+  assert.equal([lost.type, lost.event, lost.reason, more.length], ["bridge", "lost", "stopped", 0]);
+  assert.match(lost.message, /was ended at .* by SIGTERM: by a person or a program/);
+  assert.is(code, 69);
+});
 
 reasons(
   "so that the three invocations end in a handshake where nothing can outlive its session; and --status counts what it outlived",
