@@ -147,7 +147,6 @@ function parseParams(text: string): Record<string, unknown> {
 async function stream(client: Client, method: string, given: Record<string, unknown>): Promise<number> {
   const { id, fromSeq, ...params } = given as { id: string; fromSeq?: number };
   const connection = createConnection(client);
-  const takeUp = `--call process.reattach ${quoteWord(JSON.stringify({ id }))}`;
   let told = 0;
   const tellMissed = ({ missed }: RemoteProcess): void => {
     if (missed > told) print(2, `holdfast: ${missed - told} older messages are not held any more\n`);
@@ -161,10 +160,11 @@ async function stream(client: Client, method: string, given: Record<string, unkn
       broken.reject(new Failure(`${(error as Error).message}; the process goes on`, { cause: error }));
     }
   };
-  const remote = await (method === "process.spawn"
-    ? connection.spawn({ id, command: "", ...params, onOutput })
-    : connection.reattach(id, { fromSeq, onOutput }));
+  let remote: RemoteProcess | undefined;
   try {
+    remote = await (method === "process.spawn"
+      ? connection.spawn({ id, command: "", ...params, onOutput })
+      : connection.reattach(id, { fromSeq, onOutput }));
     tellMissed(remote);
     const { exitCode, reason } = await Promise.race([remote.exit, broken.promise]);
     tellMissed(remote); // of what came while nobody read our own stdout for so long that the daemon went on without us
@@ -172,9 +172,14 @@ async function stream(client: Client, method: string, given: Record<string, unkn
     return exitCode ?? 125;
   } catch (error) {
     const { message, code } = error as Failure;
+    const isLost = code === errorCodes.noDaemon;
+    if (!remote && !isLost) throw error; // refused
+    const known = remote?.id ?? id; // a line that is lost before the answer leaves open whether it was started
     throw new Failure(message, {
-      exit: code === errorCodes.noDaemon ? exitCodes.unavailable : exitCodes.failed,
-      hint: takeUp,
+      exit: isLost ? exitCodes.unavailable : exitCodes.failed,
+      hint: known
+        ? `--call process.reattach ${quoteWord(JSON.stringify({ id: known }))}`
+        : "--call process.list tells whether it was started",
       cause: error,
     });
   }

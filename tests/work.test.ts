@@ -3,8 +3,9 @@
 
 import type { ChildProcessWithoutNullStreams } from "node:child_process";
 import { spawn } from "node:child_process";
-import { readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { connect } from "node:net";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
@@ -1018,6 +1019,32 @@ callTest("says what is wrong, with the exit code of the table", () =>
     connection.destroy();
   }),
 );
+
+callTest("says what finds out whether it was started, where the daemon ends before it has answered", async () => {
+  const directory = mkdtempSync(join(tmpdir(), "holdfast-shell-"));
+  const shell = join(directory, "sh");
+  writeFileSync(shell, `#!/bin/sh\ntouch ${directory}/asked; exec sleep 100\n`, { mode: 0o755 }); // what starts first asks it for its environment
+  const started = (params: string, hint: string): Promise<void> =>
+    withDaemon(
+      async (daemon) => {
+        const calling = call(daemon, ["process.spawn", params]);
+        await eventually(() => existsSync(join(directory, "asked")), "the login shell is asked");
+        rmSync(join(directory, "asked"));
+        process.kill(daemon.pid, "SIGKILL");
+        const { code, stdout, stderr } = await calling;
+        assert.equal([code, stdout.toString()], [69, ""], stderr);
+        assert.match(stderr, /^holdfast: error: The connection to ".*" ended before the answer came\n/);
+        assert.ok(stderr.endsWith(`\nholdfast: hint: ${hint}\n`), stderr);
+      },
+      { SHELL: shell },
+    );
+  try {
+    await started('{"id":"a","command":"true"}', `--call process.reattach '{"id":"a"}'`);
+    await started('{"command":"true"}', "--call process.list tells whether it was started");
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+});
 
 // Last and by itself in this file: it measures.
 const flood = suite("a client that stops reading");
