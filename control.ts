@@ -24,6 +24,7 @@ import {
   answerMs,
   clearDead,
   deathMs,
+  endingMs,
   explainAbsence,
   isAlive,
   isGoneWithin,
@@ -59,10 +60,8 @@ const retireMs = 2000;
 const supervisorMs = 3000;
 /** From a return that has failed to the next. */
 const againMs = 100;
-/** From SIGTERM to SIGKILL, for a daemon that does not answer. */
+/** From SIGTERM to SIGKILL, for a daemon that does not answer; and from that to giving up. */
 const termMs = 3000;
-/** From SIGKILL to giving up. */
-const killMs = 3000;
 
 export interface StartOptions {
   places: Places;
@@ -529,7 +528,7 @@ async function stopUnheard(
 ): Promise<Stopped> {
   if (failure.data.processes) throw new Failure(failure.message, { exit: exitCodes.busy });
   if (failure.code !== errorCodes.noDaemon) throw failure;
-  if (await isGoneWithin(record, 100)) return { word: "stopped", count: 0 };
+  if (await isGoneWithin(record, 100)) return awaitStop(places, record, options, 0);
   // another --stop was quicker, and it closed all connections; of many, each does
   const { stoppingAt = 0 } = readRecord(places.record).record ?? {};
   const mayRepeat = attempt < 3 || Date.now() < stoppingAt;
@@ -553,6 +552,7 @@ async function awaitStop(
 ): Promise<Stopped> {
   if (count > 0 && graceMs !== 0) await soon(() => !isSame(places.socket, record.socket), retireMs);
   else if (!(await isGoneWithin(record, deathMs))) return killServer(places, record);
+  else await soon(() => !livenessOf(record).isPidTaken, endingMs, 5); // its socket refuses some ms before it is gone
   return { word: "stopped", count };
 }
 
@@ -579,12 +579,9 @@ async function killServer(places: Places, record: DaemonRecord): Promise<Stopped
 
 /** SIGTERM, and SIGKILL to those that it does not end. Returns whether none is left. */
 async function endBySignal(find: () => Identity[]): Promise<boolean> {
-  for (const [signal, waitMs] of [
-    ["SIGTERM", termMs],
-    ["SIGKILL", killMs],
-  ] as const) {
+  for (const signal of ["SIGTERM", "SIGKILL"] as const) {
     for (const identity of find()) signalIfSame(identity, signal);
-    if (await soon(() => find().length === 0, waitMs)) return true;
+    if (await soon(() => find().length === 0, termMs)) return true;
   }
   return false;
 }

@@ -51,9 +51,11 @@ export const deathMs = 6000;
 const publicationMs = 1000;
 
 const recallMs = 3000;
+/** Without /proc one that has lost its names is not seen: it makes them again within so much of their loss (watchMs in server.ts). */
+const unseenMs = 300;
 
 /** How long what has ended may take to leave the kernel: closing sockets is a matter of ms, a core dump of a second; a thread on a dead mount never goes. */
-const endingMs = 2000;
+export const endingMs = 2000;
 /** So soon a living server that has no business with us has closed the connection or said something, or is none. */
 const silentMs = 200;
 
@@ -93,11 +95,12 @@ export async function recallServer(places: Places): Promise<Reached | undefined>
   if (there) return there;
   await clearDead(places);
   const [pid] = callDaemons(places);
-  if (!pid) return undefined;
-  for (const deadline = now() + answerMs; now() < deadline; await sleep(20)) {
+  if (!pid && (identify(process.pid).startTime !== "" || readRecord(places.record).record)) return undefined;
+  for (const deadline = now() + (pid ? answerMs : unseenMs); now() < deadline; await sleep(20)) {
     const reached = await reachServer(places);
-    if (reached || daemonsOf(places).length === 0) return reached; // none is left: it was ending
+    if (reached || (pid && daemonsOf(places).length === 0)) return reached; // none is left: it was ending
   }
+  if (!pid) return undefined;
   throw cannot(
     `use the socket "${places.socket}": process ${pid} serves it, and has not published it again within ${answerMs / 1000} s`,
     {

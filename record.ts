@@ -157,6 +157,8 @@ export interface Liveness {
   why: string;
   /** It is on its way out of the kernel: nothing of it runs any more, but what it has open may be so for some ms. */
   isEnding?: boolean;
+  /** Somebody has its pid, and there is no /proc that tells who. */
+  isPidTaken?: boolean;
 }
 
 /** PF_EXITING and PF_DUMPCORE, in field 9 of /proc/<pid>/stat: from there no process comes back (include/linux/sched.h). */
@@ -197,7 +199,8 @@ function livenessByPid(pid: number): Liveness {
   } catch (error) {
     if (errnoOf(error) === "ESRCH") return dead(`process ${pid} is gone`); // EPERM: another user's
   }
-  return { state: "unknown", why: `there is a process ${pid}, and without /proc nothing tells whether it is the same` };
+  const why = `there is a process ${pid}, and without /proc nothing tells whether it is the same`;
+  return { state: "unknown", why, isPidTaken: true };
 }
 
 function livenessByStat(identity: Identity | DaemonRecord, proc: Proc): Liveness {

@@ -5,12 +5,15 @@
  */
 
 import { spawn, spawnSync } from "node:child_process";
-import { readFileSync, rmSync, unlinkSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, unlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { Outcome, Site } from "./daemon.ts";
 import {
   builtFile,
+  builtWith,
   frameOf,
   isAlive,
   messagesIn,
@@ -29,40 +32,46 @@ const test: (name: string, body: () => Promise<void>) => void = isPossible
 
 interface Place extends Site {
   /** Runs the built file there, with --socket. */
-  inside(args: string[], stdin?: Buffer): Promise<Outcome>;
-  start(): Promise<{ pid: number; instance: string; how: string }>;
+  inside(args: string[], stdin?: Buffer, env?: NodeJS.ProcessEnv): Promise<Outcome>;
+  start(env?: NodeJS.ProcessEnv): Promise<{ pid: number; instance: string; how: string }>;
   call(method: string, params?: object): Promise<any>;
   /** Daemons of this place, as the kernel knows them. */
   daemons(): number[];
 }
 
-const withPlace = (run: (place: Place) => Promise<void>) => (): Promise<void> =>
-  withDirectory(async (site) => {
-    const script = "mount -t tmpfs none /proc && echo ready && exec sleep 1000";
-    const holder = spawn("unshare", ["--mount", "--propagation", "private", "sh", "-c", script]);
-    try {
-      await new Promise((done) => holder.stdout.once("data", done));
-      const words = ["nsenter", `--mount=/proc/${holder.pid}/ns/mnt`, process.execPath, builtFile];
-      const inside: Place["inside"] = (args, stdin = Buffer.alloc(0)) =>
-        site.command([...words, ...args, "--socket", site.socket], { stdin });
-      const start = async () => {
-        const { code, stdout, stderr } = await inside(["--serve", "--json", "--token-file", site.tokenFile]);
-        assert.is(code, 0, stderr);
-        return JSON.parse(String(stdout));
-      };
-      const call = async (method: string, params: object = {}) => {
-        const { code, stdout, stderr } = await inside(["--call", method, JSON.stringify(params)]);
-        assert.is(code, 0, stderr);
-        return JSON.parse(String(stdout));
-      };
-      const daemons = () => site.processes().filter((pid) => isAlive(pid) && isDaemon(pid));
-      await run({ ...site, inside, start, call, daemons });
-      for (const pid of daemons()) process.kill(pid, "SIGTERM");
-      await until("all have ended", () => daemons().length === 0);
-    } finally {
-      holder.kill("SIGKILL");
-    }
-  });
+const withPlace =
+  (run: (place: Place) => Promise<void>, times: Record<string, number> = {}) =>
+  (): Promise<void> =>
+    withDirectory(async (site) => {
+      const away = mkdtempSync(join(tmpdir(), "holdfast-noproc-")); // a test may remove all that is in its directory
+      const file = Object.keys(times).length > 0 ? builtWith(away, times) : builtFile;
+      const script = "mount -t tmpfs none /proc && echo ready && exec sleep 1000";
+      const holder = spawn("unshare", ["--mount", "--propagation", "private", "sh", "-c", script]);
+      try {
+        await new Promise((done) => holder.stdout.once("data", done));
+        const words = ["nsenter", `--mount=/proc/${holder.pid}/ns/mnt`, process.execPath, file];
+        const inside: Place["inside"] = (args, stdin = Buffer.alloc(0), env = {}) =>
+          site.command([...words, ...args, "--socket", site.socket], { stdin, env });
+        const start = async (env: NodeJS.ProcessEnv = {}) => {
+          const serve = ["--serve", "--json", "--token-file", site.tokenFile];
+          const { code, stdout, stderr } = await inside(serve, undefined, env);
+          assert.is(code, 0, stderr);
+          return JSON.parse(String(stdout));
+        };
+        const call = async (method: string, params: object = {}) => {
+          const { code, stdout, stderr } = await inside(["--call", method, JSON.stringify(params)]);
+          assert.is(code, 0, stderr);
+          return JSON.parse(String(stdout));
+        };
+        const daemons = () => site.processes().filter((pid) => isAlive(pid) && isDaemon(pid));
+        await run({ ...site, inside, start, call, daemons });
+        for (const pid of daemons()) process.kill(pid, "SIGTERM");
+        await until("all have ended", () => daemons().length === 0);
+      } finally {
+        holder.kill("SIGKILL");
+        rmSync(away, { recursive: true });
+      }
+    });
 
 function isDaemon(pid: number): boolean {
   return spawnSync("cat", [`/proc/${pid}/cmdline`]).stdout.includes("--launched");
@@ -94,6 +103,18 @@ test(
 );
 
 test(
+  "one whose process takes a while to end is gone when it is said to be stopped",
+  withPlace(async ({ start, inside, directory, daemons }) => {
+    const slow = join(directory, "slow.cjs");
+    const wait = "Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 700)"; // its socket is closed by then
+    writeFileSync(slow, `process.on("exit", () => process.argv.includes("--launched") && ${wait});`);
+    await start({ NODE_OPTIONS: `--require ${slow}` });
+    const { code, stdout, stderr } = await inside(["--stop"]);
+    assert.equal([code, String(stdout), daemons()], [0, "stopped 0\n", []], stderr);
+  }),
+);
+
+test(
   "a daemon is joined by its other name when its public one is removed, and makes it again",
   withPlace(async ({ start, inside, socket, token }) => {
     const { instance } = await start();
@@ -106,18 +127,21 @@ test(
 
 test(
   "there are no two daemons when the directory of the first is removed",
-  withPlace(async ({ start, directory, socket, daemons, command }) => {
-    const { pid, instance } = await start();
-    // the token is in it, too
-    for (let i = 0; i < 3; i++) {
-      rmSync(`${directory}/given.token`);
-      await command(["find", directory, "-mindepth", "1", "-delete"]);
-      writeFileSync(`${directory}/given.token`, "a good token\n", { mode: 0o600 });
-      const again = await start();
-      assert.equal([again.pid, again.instance], [pid, instance]);
-      assert.equal(daemons(), [pid], socket);
-    }
-  }),
+  withPlace(
+    async ({ start, directory, socket, daemons, command }) => {
+      const { pid, instance } = await start();
+      // the token is in it, too
+      for (let i = 0; i < 3; i++) {
+        rmSync(`${directory}/given.token`);
+        await command(["find", directory, "-mindepth", "1", "-delete"]);
+        writeFileSync(`${directory}/given.token`, "a good token\n", { mode: 0o600 });
+        const again = await start();
+        assert.equal([again.pid, again.instance], [pid, instance]);
+        assert.equal(daemons(), [pid], socket);
+      }
+    },
+    { watchMs: 250 },
+  ), // longer than a start takes to look
 );
 
 test(
