@@ -215,9 +215,7 @@ function livenessByStat(identity: Identity | DaemonRecord, proc: Proc): Liveness
   return { state: "alive", why: `process ${pid} runs` };
 }
 
-function dead(why: string): Liveness {
-  return { state: "dead", why };
-}
+const dead = (why: string): Liveness => ({ state: "dead", why });
 
 /** What a process was started with; nothing for a zombie. */
 export function argumentsOf(pid: number, proc: Proc = realProc): string[] {
