@@ -239,7 +239,7 @@ places("finds its user manager without XDG_RUNTIME_DIR, and with another's", asy
   });
   await checkWay(host, {
     user: "odd",
-    run: by("odd", "XDG_RUNTIME_DIR=/run/user/0"),
+    run: by("odd", "XDG_RUNTIME_DIR=/run/user/$(id -u xdg)"),
     says: /survives logout: yes\)/,
     lives: true,
   });

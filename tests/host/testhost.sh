@@ -2,7 +2,7 @@
 # A throw-away machine for tests: systemd, logind, dbus and sshd of a root directory, booted in under a second.
 #
 # It is described by the environment (see `settings` below) and lives until its stdin ends:
-#   stdout  `READY <pid of its init> <its directory> <its cgroup>` once root can log in over ssh, or `FAILED <why>`
+#   stdout  `READY <pid of its init> <its directory> <its cgroup>` once users can log in over ssh, or `FAILED <why>`
 #   stdin   a line `poweroff` shuts it down in order; the end of stdin, like TERM, ends it at once
 #
 #   this script ── setpriv ── unshare ── systemd-nspawn ── init of the machine
@@ -94,11 +94,15 @@ configure_root() {
     ln -sf /dev/null "$etc/systemd/system/polkit.service"
     rm -f "$root/usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service"
   fi
-  # What makes units of disks, consoles and old scripts, at each boot and login: there are none here, and none of it is ours.
-  mkdir -p "$etc/systemd/system-generators" "$etc/systemd/user-environment-generators"
-  for name in "$root"/usr/lib/systemd/system-generators/* "$root"/usr/lib/systemd/user-environment-generators/*gpg*; do
+  # What makes units of disks, consoles, desktops and old scripts, and a greeting, at each boot and login: there are none here, and none of it is ours.
+  mkdir -p "$etc"/systemd/{system,user,user-environment}-generators
+  for name in "$root"/usr/lib/systemd/{system-generators/*,user-generators/*xdg*,user-environment-generators/*gpg*}; do
     [ ! -e "$name" ] || ln -sf /dev/null "$etc${name#"$root/usr/lib"}"
   done
+  for name in systemd-{sysusers,sysctl,journal-flush,tmpfiles-setup-dev}.service dev-{hugepages,mqueue}.mount timers.target; do
+    ln -sf /dev/null "$etc/systemd/system/$name"
+  done
+  rm -rf "$etc/update-motd.d"
   # Not multi-user.target: the root may have services that have no business here.
   printf '%s\n' "[Unit]" "Requires=basic.target dbus.service ssh.service systemd-logind.service" "AllowIsolate=yes" \
     "Wants=systemd-user-sessions.service" "After=basic.target ssh.service systemd-user-sessions.service" >"$etc/systemd/system/test.target"
@@ -131,37 +135,38 @@ boot() {
 
 # ---- outside
 
-children() { tr ' ' '\n' 2>/dev/null <"/proc/$1/task/$1/children"; }
+# Reads the pids of the children of process $1 into an array, without a process of its own: it is done twenty times while a host boots.
+read_children() { children=() && { read -r -a children <"/proc/$1/task/$1/children"; } 2>/dev/null; }
 
 # Finds the machine's init: nspawn's child that is process 1 of a namespace of its own. $init is empty until it is there.
 find_init() {
-  local nspawn child
-  nspawn=$(children "$unshare")
-  for child in $(children "${nspawn:-none}"); do
-    [ "$(awk '/^NSpid/ { print $NF }' "/proc/$child/status" 2>/dev/null)" = 1 ] && init=$child
+  local child line children
+  read_children "$unshare"
+  read_children "${children:-none}"
+  for child in "${children[@]}"; do
+    while read -r line; do [[ $line == NSpid:*[[:space:]]1 ]] && init=$child; done 2>/dev/null <"/proc/$child/status"
   done
 }
 
-# Somebody listens on port 22. A client that finds nobody costs as much as all of the boot until then.
+# Somebody listens on port 22.
 has_sshd() {
   local sockets
   read -r -d '' sockets <"/proc/$init/net/tcp"
   [[ $sockets == *:0016\ * ]]
 }
 
-try_login() {
-  nsenter -t "$init" -n ssh -F none -i "$dir/key" -o IdentitiesOnly=yes -o BatchMode=yes -o StrictHostKeyChecking=no \
-    -o KexAlgorithms=curve25519-sha256 -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ConnectTimeout=3 root@127.0.0.1 true 2>"$dir/ssh.log" </dev/null
-}
+# Until systemd-user-sessions.service has run, pam_nologin refuses them: tmpfiles makes this file before sshd is started.
+may_login() { [ ! -e "/proc/$init/root/run/nologin" ]; }
 
 fail() {
-  echo "FAILED $* $(cat "$dir"/{setup,boot,ssh}.log 2>/dev/null | tail -n 4 | tr '\n' ' ')"
+  echo "FAILED $* $(cat "$dir"/{setup,boot}.log 2>/dev/null | tail -n 4 | tr '\n' ' ')"
   exit 1
 }
 
 finish() {
   trap '' EXIT TERM INT HUP
-  kill -KILL $(children "$unshare") 2>/dev/null || kill -KILL "$unshare" 2>/dev/null
+  read_children "$unshare"
+  kill -KILL "${children[@]}" 2>/dev/null || kill -KILL "$unshare" 2>/dev/null
   wait "$unshare" 2>/dev/null
   local attempt path
   for attempt in $(seq 50); do # the last processes are being reaped
@@ -188,7 +193,7 @@ main() {
   for attempt in $(seq 300); do
     [ -d "/proc/$unshare" ] || fail "it ended while it was booting:"
     [ -n "$init" ] || find_init
-    [ -n "$init" ] && has_sshd && try_login && break # after sshd is up, pam_nologin refuses for a while
+    [ -n "$init" ] && has_sshd && may_login && break
     [ "$attempt" -lt 300 ] || fail "no ssh login in time:"
     sleep 0.05
   done
