@@ -51,7 +51,7 @@ export const deathMs = 6000;
 const publicationMs = 1000;
 
 const recallMs = 3000;
-/** Without /proc one that has lost its names is not seen: it makes them again within so much of their loss (watchMs in server.ts). */
+/** Without /proc one that has lost its names is not seen: it makes them again within so much (watchMs in server.ts). */
 const unseenMs = 300;
 
 /** How long what has ended may take to leave the kernel: closing sockets is a matter of ms, a core dump of a second; a thread on a dead mount never goes. */
@@ -95,7 +95,8 @@ export async function recallServer(places: Places): Promise<Reached | undefined>
   if (there) return there;
   await clearDead(places);
   const [pid] = callDaemons(places);
-  if (!pid && (identify(process.pid).startTime !== "" || readRecord(places.record).record)) return undefined;
+  const isUnseen = identify(process.pid).startTime === "" && !readRecord(places.record).record; // one may be there
+  if (!pid && !isUnseen) return undefined;
   for (const deadline = now() + (pid ? answerMs : unseenMs); now() < deadline; await sleep(20)) {
     const reached = await reachServer(places);
     if (reached || (pid && daemonsOf(places).length === 0)) return reached; // none is left: it was ending
@@ -103,10 +104,7 @@ export async function recallServer(places: Places): Promise<Reached | undefined>
   if (!pid) return undefined;
   throw cannot(
     `use the socket "${places.socket}": process ${pid} serves it, and has not published it again within ${answerMs / 1000} s`,
-    {
-      exit: exitCodes.busy,
-      hint: `see why in its log, or end it: kill ${pid}`,
-    },
+    { exit: exitCodes.busy, hint: `see why in its log, or end it: kill ${pid}` },
   );
 }
 
