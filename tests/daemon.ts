@@ -156,7 +156,7 @@ export function endHeld(held: string): void {
   for (const pid of [...pids.filter(isHeld), ...holders]) killGroupOf(pid);
 }
 
-function commandLineOf(pid: number): string {
+export function commandLineOf(pid: number): string {
   try {
     return readFileSync(`/proc/${pid}/cmdline`, "utf8");
   } catch {
@@ -529,7 +529,7 @@ function siteIn(directory: string): Site {
       return peerOf(connection, connection, framing, socket);
     },
     bridge: (args = [], framing = "native") => bridgeOf(["--bridge", "--socket", socket, ...args], env, framing),
-    processes: () => processesWith(`HOLDFAST_TEST=${directory}`),
+    processes: () => withoutForked(processesWith(`HOLDFAST_TEST=${directory}`)),
     allProcesses: () => processesWith(`XDG_STATE_HOME=${env.XDG_STATE_HOME}`, `HOLDFAST_TEST=${directory}`),
   };
   return site;
@@ -561,6 +561,17 @@ async function endAll(site: Site): Promise<string | undefined> {
   left.forEach(killGroupOf);
   for (const pid of left) await until(`the end of ${pid}`, () => !isAlive(pid));
   return left.length === 0 ? undefined : `Processes were left: ${words.join("; ")}`;
+}
+
+/** Without what a daemon among them has forked: until that is another program, in a moment, it has its arguments and environment. Its watchdog stays. */
+export function withoutForked(pids: number[]): number[] {
+  const isForked = (pid: number): boolean => {
+    const parent = Number(statOf(pid)?.[1]);
+    return (
+      pids.includes(parent) && /\0--launched\0/.test(commandLineOf(parent)) && !/\0--revive\0/.test(commandLineOf(pid))
+    );
+  };
+  return pids.filter((pid) => !isForked(pid));
 }
 
 /** Finds processes by one of some environment variables: children have them too, whatever their session, parent and name; but HOLDFAST_* not of a daemon. */

@@ -37,6 +37,7 @@ import {
   builtFile,
   builtWith,
   busyMs,
+  commandLineOf,
   createWire,
   eventually,
   faultRow,
@@ -47,6 +48,7 @@ import {
   rounds,
   runsAll,
   sideBySide,
+  withoutForked,
 } from "./daemon.ts";
 
 /** npm test runs two files at once on what may be two processors: there a bound is only to catch what hangs. */
@@ -140,16 +142,11 @@ async function withPlace(use: (place: Place) => Promise<string>): Promise<string
 
 /** Living processes whose arguments, joined by spaces, end with some words: a path of the test's own, so that they are its own. */
 function processesOf(words: string): number[] {
-  return readdirSync("/proc")
+  const pids = readdirSync("/proc")
     .filter((name) => /^\d+$/.test(name))
     .map(Number)
-    .filter((pid) => {
-      try {
-        return readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ").trimEnd().endsWith(words);
-      } catch {
-        return false;
-      }
-    });
+    .filter((pid) => commandLineOf(pid).replaceAll("\0", " ").trimEnd().endsWith(words));
+  return withoutForked(pids);
 }
 
 const instanceOf = ({ stdout }: Outcome): string | undefined => /instance ([0-9a-f]{32})/.exec(stdout.toString())?.[1];

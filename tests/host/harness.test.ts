@@ -16,7 +16,7 @@ import type { Host } from "./host.ts";
 import { bootHost, readIfThere, requireHosts, shareHost, until, withHost } from "./host.ts";
 
 if (process.env.HARNESS_TEST_BOOTS !== undefined) await bootAndWait();
-requireHosts(18);
+requireHosts(19);
 
 const background = "</dev/null >/dev/null 2>&1 &";
 
@@ -44,6 +44,17 @@ logins("kills the client when its time is up, which ends the session", async () 
   assert.equal([code, signal, timedOut], [null, "SIGKILL", true]);
   await host.sleepUntilLoggedOut("tom");
   assert.is(host.processes("sleep 1001").length, 0);
+});
+
+logins("counts a daemon once, also while what it has forked is not another program yet", async () => {
+  const host = await shared();
+  const child = host.spawnSsh("eve", "exec bash -c '(read line); exit 5' bash --launched"); // a subshell has its shell's arguments
+  const daemons = () => host.processes("bash --launched");
+  const doubles = () => readIfThere(`/proc/${daemons()[0]?.pid}/task/${daemons()[0]?.pid}/children`).trim();
+  await until(() => /^\d+$/.test(doubles()), "it has forked");
+  assert.equal([daemons().length, readIfThere(`/proc/${doubles()}/cmdline`).endsWith("\0--launched\0")], [1, true]);
+  child.stdin.end();
+  assert.equal(await once(child, "close"), [5, null]);
 });
 
 logins("has a twin, spawnSsh(), with the caller's streams, and copy() brings files", async () => {

@@ -87,6 +87,8 @@ export interface HostProcess {
   pid: number;
   /** Its pid on the host. */
   inside: number;
+  /** The pid of its parent on this machine. */
+  parent: number;
   uid: number;
   /** Its cgroup as the host names it: `/user.slice/user-1000.slice/session-3.scope`. */
   cgroup: string;
@@ -305,12 +307,14 @@ function sightOf(machine: Machine, { inside }: Reach) {
   const sessions = (user?: string): HostSession[] => sessionsOf(root, user === undefined ? undefined : uidOf(user));
   const hasUserManager = (user: string): boolean =>
     existsSync(`${cgroup}/user.slice/user-${uidOf(user)}.slice/user@${uidOf(user)}.service`);
-  const processes = (pattern: string | RegExp = ""): HostProcess[] =>
-    readdirSync("/proc")
+  const processes = (pattern: string | RegExp = ""): HostProcess[] => {
+    const matching = readdirSync("/proc")
       .filter((name) => /^\d+$/.test(name))
       .map((name) => readProcess(Number(name), cgroupPath))
       .filter((found) => found !== undefined)
       .filter(({ command }) => (typeof pattern === "string" ? command.includes(pattern) : pattern.test(command)));
+    return matching.filter((found) => !isDoubleOf(found, matching));
+  };
   return {
     uid: uidOf,
     /** The living processes of the host, or those whose arguments, joined by spaces, match. */
@@ -441,6 +445,11 @@ async function checked(running: Promise<Result>): Promise<void> {
   if (code !== 0) throw new Error(`A command on the host ended with ${code}: ${stdout}${stderr}`);
 }
 
+/** What a daemon has forked has its arguments, until it is another program in a moment: it is no second daemon. */
+function isDoubleOf({ parent, command }: HostProcess, others: HostProcess[]): boolean {
+  return command.includes(" --launched") && others.some((other) => other.pid === parent && other.command === command);
+}
+
 /** Reads what /proc has on a process of the host with this cgroup; undefined for others, and for those that just ended. */
 function readProcess(pid: number, hostCgroup: string): HostProcess | undefined {
   const cgroup = /^0::(.*)$/m.exec(readIfThere(`/proc/${pid}/cgroup`))?.[1];
@@ -448,9 +457,12 @@ function readProcess(pid: number, hostCgroup: string): HostProcess | undefined {
   const status = readIfThere(`/proc/${pid}/status`);
   const command = readIfThere(`/proc/${pid}/cmdline`).replace(/\0$/, "").replaceAll("\0", " ");
   const inside = Number(/^NSpid:.*\s(\d+)$/m.exec(status)?.[1]);
-  const uid = Number(/^Uid:\s(\d+)/m.exec(status)?.[1]);
+  const [parent, uid] = [/^PPid:\s(\d+)/m, /^Uid:\s(\d+)/m].map((field) => Number(field.exec(status)?.[1])) as [
+    number,
+    number,
+  ];
   return /^State:\s[^ZX]/m.test(status)
-    ? { pid, inside, uid, cgroup: cgroup.slice(hostCgroup.length), command }
+    ? { pid, inside, parent, uid, cgroup: cgroup.slice(hostCgroup.length), command }
     : undefined;
 }
 
