@@ -574,10 +574,22 @@ export function withoutForked(pids: number[]): number[] {
   return pids.filter((pid) => !isForked(pid));
 }
 
+/** In the middle of execve(2), a moment that may last where there is no processor for it, a process has neither arguments nor environment. */
+function environmentOf(pid: number): string[] {
+  const read = (): string => readFileSync(`/proc/${pid}/environ`, "latin1");
+  const isProgram = (): boolean => isAlive(pid) && pid !== 2 && !["0", "2"].includes(statOf(pid)![1]!); // no thread of the kernel
+  let text = read();
+  for (let i = 0; i < 50 && text === "" && commandLineOf(pid) === "" && isProgram(); i++) {
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+    text = read();
+  }
+  return text.split("\0");
+}
+
 /** Finds processes by one of some environment variables: children have them too, whatever their session, parent and name; but HOLDFAST_* not of a daemon. */
 export function processesWith(...variables: string[]): number[] {
   const isOne = (pid: number): boolean => {
-    const found = readFileSync(`/proc/${pid}/environ`, "latin1").split("\0");
+    const found = environmentOf(pid);
     return variables.some((variable) => found.includes(variable));
   };
   return readdirSync("/proc")
