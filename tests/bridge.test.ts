@@ -22,7 +22,7 @@ import {
   messagesIn,
   peerOf,
   request,
-  runsAll,
+  rounds,
   sideBySide,
   sleep,
   statOf,
@@ -674,11 +674,11 @@ for (const framing of ["native", "lines"] as const) {
 }
 
 heals(
-  `each of ${runsAll ? 500 : 10} that come around a kill -9: an answer, or a new daemon; no silence, and no false "not-answering"`,
+  `each of ${rounds(500, 10)} that come around a kill -9: an answer, or a new daemon; no silence, and no false "not-answering"`,
   () =>
     withDirectory(async (site) => {
       const perKill = 10;
-      for (let round = 0; round < (runsAll ? 50 : 1); round++) {
+      for (let round = 0; round < rounds(50, 1); round++) {
         const { pid } = await site.serve();
         const kill = sleep(250 + Math.random() * 100).then(() => process.kill(pid, "SIGKILL"));
         const outcomes = await Promise.all(

@@ -19,7 +19,7 @@ import {
   openSocket,
   outcomeOf,
   request,
-  runsAll,
+  rounds,
   sideBySide,
   statOf,
   withDaemon,
@@ -81,7 +81,7 @@ const withSmallSpools = (run: (daemon: TestDaemon) => Promise<void>) => withDaem
 
 const firstLine = 10_000_000;
 /** More than twice what is held. */
-const saidMiB = runsAll ? 100 : 40;
+const saidMiB = rounds(100, 40);
 const lineCount = Math.ceil((saidMiB * MiB) / 9);
 function numberedLines(first: number, count: number): Buffer {
   const lines = Buffer.alloc(count * 9, "\n");
@@ -346,7 +346,7 @@ function placeOf(seen: Buffer, from: number): number {
   return (Number(line[1]) - firstLine) * 9 - before;
 }
 
-const bridgeKills = runsAll ? 100 : 25;
+const bridgeKills = rounds(100, 25);
 
 test("a bridge is killed again and again, in the middle of output and of stdin: each byte arrives once, or is in a gap that is named", () =>
   withSmallSpools(async (daemon) => {
@@ -474,7 +474,7 @@ hardTest("a command or working directory that is not there is refused with the r
   }),
 );
 
-const many = runsAll ? 300 : 50;
+const many = rounds(300, 50);
 
 hardTest(`${many} processes at once each have their own group, input, output and exit`, () =>
   withDaemon(async (daemon) => {

@@ -4,7 +4,7 @@
 import { createHash } from "node:crypto";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { builtFile, peerOf, runsAll, sleep } from "../daemon.ts";
+import { builtFile, peerOf, rounds, runsAll, sleep } from "../daemon.ts";
 import type { Host, Result, RunOptions } from "./host.ts";
 import { requireHosts, until, withHost } from "./host.ts";
 
@@ -232,7 +232,7 @@ async function readSlowly({ child }: Session): Promise<string> {
 }
 
 async function checkSlowReader(host: Host): Promise<void> {
-  const count = runsAll ? 12_500_000 : 1_400_000; // 100 MB, 10 MB
+  const count = rounds(12_500_000, 1_400_000); // 100 MB, 10 MB
   const session = openSession(host, `./hf --run --id slow -- seq ${count}`, ["-T"]);
   const all = createHash("sha256");
   for (let from = 1; from <= count; from += 100_000)
@@ -313,7 +313,7 @@ bothHosts("does what is done every day", async (host, isFirst) => {
   child.stdin.write("\x03");
   await until(() => said().includes("code 4"), `Ctrl-C: ${said()}`, 30_000);
   child.kill();
-  if (isFirst || runsAll) await checkMany(host, runsAll ? 100 : 8);
+  if (isFirst || runsAll) await checkMany(host, rounds(100, 8));
   await Promise.all([slow, stalled]);
 });
 

@@ -8,7 +8,7 @@
 import { readdirSync, readlinkSync } from "node:fs";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { builtFile, frameOf, messagesIn, outcomeOf, request, runsAll, sideBySide } from "../daemon.ts";
+import { builtFile, frameOf, messagesIn, outcomeOf, request, rounds, sideBySide } from "../daemon.ts";
 import type { Host } from "./host.ts";
 import { maskedManager, requireHosts, shareHost, until, withHost } from "./host.ts";
 import { checkWay, quick } from "./ways.ts";
@@ -335,7 +335,7 @@ places("obeys --lifetime and --require-survival, and says what it means", async 
 });
 
 const bridges = suite("--bridge");
-const clientRounds = runsAll ? 20 : 1; // of ten
+const clientRounds = rounds(20, 1); // of ten
 
 bridges(
   `ends with its channel: ${clientRounds * 10} ssh clients killed with -9 leave no process, and the daemon's descriptors as before`,

@@ -6,17 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import {
-  builtFile,
-  busyMs,
-  faultRow,
-  frameOf,
-  messagesIn,
-  outcomeOf,
-  request,
-  runsAll,
-  sideBySide,
-} from "../daemon.ts";
+import { builtFile, busyMs, faultRow, frameOf, messagesIn, outcomeOf, request, rounds, sideBySide } from "../daemon.ts";
 import type { Host } from "./host.ts";
 import { requireHosts, until, withHost } from "./host.ts";
 
@@ -84,7 +74,7 @@ fault(
   () =>
     withHost({ killUserProcesses: true, users: ["dev+linger"], logind: ["UserStopDelaySec=1"] }, async (host) => {
       await host.copy("dev", builtFile, "server");
-      const rounds = runsAll ? 50 : 3;
+      const count = rounds(50, 3);
       const serve = (token: string): Promise<{ stdout: string; stderr: string; code: number | null }> =>
         host.ssh(
           "dev",
@@ -93,7 +83,7 @@ fault(
       const instance = instanceIn((await serve("t")).stdout);
       await ask(host, "process.spawn", { id: "a", command: "sleep", args: ["1234"] }, "t");
       const [work] = host.processes(/^sleep 1234$/);
-      for (let round = 0; round < rounds; round++) {
+      for (let round = 0; round < count; round++) {
         const served = await serve(`t${round}`);
         assert.match(served.stdout, /^stopped 1\n/, served.stderr);
         assert.is(instanceIn(served.stdout), instance, `round ${round}: ${served.stderr}`);
@@ -101,7 +91,7 @@ fault(
       }
       assert.is(host.processes(/^sleep 1234$/)[0]?.pid, work!.pid);
       assert.is(host.processes("--launched").length, 1);
-      return `so in ${rounds} rounds`;
+      return `so in ${count} rounds`;
     }),
 );
 
