@@ -23,6 +23,8 @@ import {
   exitFrom,
   isForgotten,
   keptDirectories,
+  ownerMs,
+  ownerStepMs,
   readAbout,
   readExit,
   readJournal,
@@ -47,10 +49,7 @@ const maxLostBytes = 2 * maxGapBytes;
 const orphanMs = 250;
 /** By then the daemon has answered whoever waited for it. */
 const sweepMs = 1000;
-/** How long another daemon, which is on its way out, is waited for, and how often it is looked at. */
-const ownerMs = 20_000;
-const ownerStepMs = 20;
-/** How often it is asked to leave, from then on. */
+/** How often another daemon, which is on its way out, is asked to leave. */
 const askMs = 1000;
 
 /**
@@ -62,9 +61,11 @@ const askMs = 1000;
  */
 export function takeUp(processes: Processes, afterMs = sweepMs): void {
   const { path } = processes.room;
-  if (path === undefined || !safely(() => lstatSync(path)) || tryTakeUp(processes, path, afterMs)) return;
+  if (path === undefined) return;
+  processes.onClaimed = () => takeUpAll(processes, path, afterMs);
+  if (!safely(() => lstatSync(path)) || tryTakeUp(processes, path)) return;
   let isDone = false;
-  const isOver = (): boolean => (isDone ||= processes.isEnding || tryTakeUp(processes, path, afterMs));
+  const isOver = (): boolean => (isDone ||= processes.isEnding || tryTakeUp(processes, path));
   const asking = setInterval(() => (isOver() ? clearInterval(asking) : askOwner(path)), askMs).unref();
   processes.waiting = soon(isOver, ownerMs, ownerStepMs).then(() => {
     processes.waiting = undefined;
@@ -79,11 +80,9 @@ function askOwner(path: string): void {
 }
 
 /** @returns Whether it is done, or cannot be: while another daemon has it, it is not. */
-function tryTakeUp(processes: Processes, path: string, afterMs: number): boolean {
+function tryTakeUp(processes: Processes, path: string): boolean {
   try {
-    const isOurs = claimKept(processes, path);
-    if (isOurs) takeUpAll(processes, path, afterMs);
-    return isOurs;
+    return claimKept(processes, path);
   } catch (error) {
     processes.log(`[Process] Cannot take up what is in "${path}": ${reasonOf(error)}`);
     return true;
@@ -138,7 +137,11 @@ export async function leaveAll(processes: Processes, { graceMs }: { graceMs: num
   await startNoMore(processes);
   const children = [...processes.children.values(), ...processes.forgotten];
   const others = children.filter(({ mark }) => !mark);
-  for (const child of children) if (child.mark) leaveChild(processes, child);
+  for (const child of children.filter(({ mark }) => mark)) {
+    leaveChild(processes, child);
+    processes.children.delete(child.id); // whoever ends all that there is meanwhile (a second SIGTERM) has nothing to do with it
+    processes.forgotten.delete(child);
+  }
   return endThese(processes, others, graceMs);
 }
 

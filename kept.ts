@@ -27,10 +27,11 @@ import {
 } from "node:fs";
 import { constants as osConstants } from "node:os";
 import { join } from "node:path";
+import type { Failure } from "./failure.ts";
 import { cannot, errnoError, errnoOf, reasonOf, safely } from "./failure.ts";
 import type { Holders } from "./holders.ts";
 import { closeHolders, probeHolders } from "./holders.ts";
-import type { Claim, Identity } from "./record.ts";
+import type { Claim, Held, Identity } from "./record.ts";
 import { kindOf, namesIn, readOwnFile, soon, tryClaim, writeOwnFile } from "./record.ts";
 
 import type { Ended, Watch } from "./running.ts";
@@ -49,6 +50,9 @@ const headerBytes = 8;
 const leavingMs = 2000;
 /** As much as a daemon accepts for one stdin, and more than it writes. */
 const maxJournalBytes = 64 << 20;
+/** How long another daemon, which is on its way out, is waited for, and how often it is looked at. */
+export const ownerMs = 20_000;
+export const ownerStepMs = 20;
 const states = ["open", "ended", "broken"] as const;
 
 /** The directory of what is kept, and what holds children there. */
@@ -64,8 +68,12 @@ export interface Keeper {
   notHeld: string | undefined;
   /** Of held children. */
   readonly watch: Watch;
-  /** To read what children say, of those that are kept. */
+  /** To read what children say, of those that are kept; and to make anything in their directory. */
   claim: Claim | undefined;
+  /** What is there is taken up, before anything is made there that would be taken for it: adoption.ts. */
+  onClaimed(): void;
+  /** Nothing is waited for any more. */
+  readonly isEnding: boolean;
 }
 
 /** What a child was started as. */
@@ -149,31 +157,44 @@ export function holdersOf(keeper: Keeper): Promise<Holders | string> {
 
 async function findHolders(keeper: Keeper): Promise<Holders | string> {
   const { room, env, watch } = keeper;
-  if (room.path === undefined) return "nothing is kept on disk here";
+  const { path } = room;
+  if (path === undefined) return "nothing is kept on disk here";
   try {
-    claimKept(keeper, room.path);
-    return await probeHolders(room.path, env, undefined, watch);
+    await soon(() => keeper.isEnding || claimKept(keeper, path), ownerMs, ownerStepMs);
+    if (!keeper.claim) return `another daemon has "${path}", and has not left it within ${ownerMs / 1000} s`;
+    return await probeHolders(path, env, undefined, watch);
   } catch (error) {
     return reasonOf(error);
   }
 }
 
 /**
- * Makes the directory of what is kept, and claims it.
+ * Makes the directory of what is kept, and claims it. What is there is taken up at once.
  *
  * @returns Whether it is ours now: another daemon, on its way out, may have it yet.
  * @throws {Failure} It is not a directory of ours.
  */
 export function claimKept(keeper: Keeper, path: string): boolean {
-  makeDirectories(path);
-  const stats = lstatSync(path);
-  if (!isOwnDirectory(stats))
-    throw cannot(
-      `use "${path}": it is ${kindOf(stats)} of user ${stats.uid}, a directory of our own is needed, mode 700`,
-    );
-  const claim = keeper.claim ?? tryClaim(join(path, "owner"));
-  if ("release" in claim) keeper.claim = claim;
-  return "release" in claim;
+  if (keeper.claim) return true;
+  const claim = tryClaimIn(path);
+  if (!("release" in claim)) return false;
+  keeper.claim = claim;
+  keeper.onClaimed();
+  return true;
+}
+
+function tryClaimIn(path: string): Claim | Held {
+  try {
+    makeDirectories(path);
+    const stats = lstatSync(path);
+    if (isOwnDirectory(stats)) return tryClaim(join(path, "owner"));
+    const what = `it is ${kindOf(stats)} of user ${stats.uid}, a directory of our own is needed, mode 700`;
+    throw cannot(`use "${path}": ${what}`);
+  } catch (error) {
+    const errno = errnoOf(error) ?? (error as Failure).data?.errno;
+    if (errno !== "ENOENT") throw error;
+    return { heldBy: undefined }; // whoever left it has just removed it
+  }
 }
 
 /** Removes what was made ahead, lets the next daemon have the rest, and waits for holders that were let go of. */

@@ -77,7 +77,7 @@ import type { Running, Start } from "./running.ts";
 import { createWatch, raiseOomScore, startWithPipes } from "./running.ts";
 import { homeDirectory } from "./socket.ts";
 import type { Room, Spool } from "./spool.ts";
-import { createRoom, createSpool, emptySpool, removeSpool } from "./spool.ts";
+import { createRoom, createSpool, emptySpool, enterRoom, removeSpool } from "./spool.ts";
 
 /** From the end of a group to the end of its pipes, which somebody in another group may hold. */
 const lastReadMs = 250;
@@ -195,6 +195,7 @@ export function createProcesses(world: ProcessWorld): Processes {
     watch: createWatch(),
     takenUp: { running: 0, ended: 0, problems: [], instances: [] },
     claim: undefined,
+    onClaimed: () => {},
     waiting: undefined,
     sweeping: undefined,
     engine: undefined,
@@ -449,7 +450,7 @@ async function start(
           if (engine) throw error;
           log(`[Process] "${shorten(id)}" cannot be held: ${reasonOf(error)}`);
         });
-  const spool = createSpool(room, shorten(id), directory || undefined);
+  const spool = (processes.claim ? createSpool : enterRoom)(room, shorten(id), directory || undefined);
   try {
     if (typeof holders !== "string" && directory) {
       const held = engine ? terminalStart(holders, engine, directory, what, terminal!.size) : what;

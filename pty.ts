@@ -151,10 +151,13 @@ export function engineOf(keeper: TerminalKeeper): Promise<Engine | string> {
   return keeper.engine;
 }
 
-/** For who asks what this daemon can do: on a host where one is tried that stops for ever, nobody waits for the end of that. */
+/**
+ * For who asks what this daemon can do: on a host where one is tried that stops for ever, nobody waits for the end of that; nor for that of another
+ * daemon, which has not left yet what it kept.
+ */
 export async function engineSoon(keeper: TerminalKeeper): Promise<void> {
   const engine = engineOf(keeper);
-  await holdersOf(keeper);
+  if (keeper.claim) await holdersOf(keeper);
   await within(engine, engineWaitMs);
 }
 

@@ -194,7 +194,8 @@ export function skipTo(spool: Spool, seq: number): void {
   spool.firstSeq = seq + 1;
 }
 
-function enterRoom(room: Room, name: string, directory: string | undefined): Spool {
+/** @param directory Of its own; undefined for one in memory. */
+export function enterRoom(room: Room, name: string, directory: string | undefined): Spool {
   const spool: Spool = {
     room,
     name,

@@ -28,6 +28,7 @@ import { leaveAll, takeUp } from "../adoption.ts";
 import { appendJournal, readJournal } from "../kept.ts";
 import type { Processes } from "../processes.ts";
 import { createProcesses, endAll, processMethods } from "../processes.ts";
+import { engineSoon } from "../pty.ts";
 import { identify, readText } from "../record.ts";
 import type { TestDaemon, Wire } from "./daemon.ts";
 import {
@@ -679,32 +680,93 @@ leaves(
     rmSync(left.held);
   },
 );
+/** Of one daemon after another in one directory, without their names. */
+async function withDirectory(run: (create: () => Processes) => Promise<void>): Promise<void> {
+  const directory = mkdtempSync(join(tmpdir(), "holdfast-left-"));
+  const all: Processes[] = [];
+  const create = (): Processes => {
+    const world = { env: { PATH: process.env.PATH }, log: () => {}, keptPath: join(directory, "held") };
+    all.push(createProcesses(world));
+    return all.at(-1)!;
+  };
+  try {
+    await run(create);
+  } finally {
+    for (const one of all) await endAll(one, { graceMs: 0 });
+    await removeAll(directory); // a holder may be just leaving
+  }
+}
+const caller = {
+  peer: { id: "test", unsentBytes: 0, send: () => true, onDrain: () => () => {}, onClose: () => () => {} },
+  authenticated: true,
+  known: true,
+};
+const call = async (processes: Processes, name: string, params: object): Promise<any> =>
+  new Map(processMethods(processes)).get(`process.${name}`)!(params as never, caller);
+
 tests(
   "takes nothing more from a request that comes when it is left: what it was given before is all that the next one knows",
-  async () => {
-    const directory = mkdtempSync(join(tmpdir(), "holdfast-left-"));
-    const create = (): Processes =>
-      createProcesses({ env: { PATH: process.env.PATH }, log: () => {}, keptPath: join(directory, "held") });
-    const caller = {
-      peer: { id: "test", unsentBytes: 0, send: () => true, onDrain: () => () => {}, onClose: () => () => {} },
-      authenticated: true,
-      known: true,
-    };
-    const call = async (processes: Processes, name: string, params: object): Promise<any> =>
-      new Map(processMethods(processes)).get(`process.${name}`)!(params as never, caller);
-    const write = (processes: Processes, text: string) =>
-      call(processes, "stdin", { id: "a", data: Buffer.from(text).toString("base64") });
+  () =>
+    withDirectory(async (create) => {
+      const write = (processes: Processes, text: string) =>
+        call(processes, "stdin", { id: "a", data: Buffer.from(text).toString("base64") });
+      const first = create();
+      await call(first, "spawn", { id: "a", command: "cat" });
+      await write(first, "one\n");
+      await leaveAll(first, { graceMs: 0 });
+      await write(first, "late\n").catch(() => {});
+      const next = create();
+      takeUp(next);
+      assert.is((await write(next, "two\n")).applied, 8);
+    }),
+);
+tests("is not ended by the daemon that has left it, though that is told once more to end", () =>
+  withDirectory(async (create) => {
     const first = create();
-    await call(first, "spawn", { id: "a", command: "cat" });
-    await write(first, "one\n");
+    const { pid } = await call(first, "spawn", { id: "a", command: "cat" });
     await leaveAll(first, { graceMs: 0 });
-    await write(first, "late\n").catch(() => {});
     const next = create();
     takeUp(next);
-    assert.is((await write(next, "two\n")).applied, 8);
+    await endAll(first, { graceMs: 0 }); // as by a second SIGTERM
+    await sleep(100);
+    const { processes } = await call(next, "list", {});
+    assert.equal([processes[0].running, isAlive(pid)], [true, true]);
+  }),
+);
+tests("is not what the next daemon itself begins, whatever that is asked before it has all", () =>
+  withDirectory(async (create) => {
+    const first = create();
+    await call(first, "spawn", { id: "a", command: "cat" });
+    const next = create();
+    takeUp(next, 500);
+    const asked = engineSoon(next); // as by server.capabilities
+    await sleep(500); // it would have tried a holder by then
+    await leaveAll(first, { graceMs: 0 });
+    await next.waiting;
+    const { pid } = await call(next, "spawn", { id: "b", command: "cat" });
+    await sleep(1000); // what had been begun and not noted is ended by then
+    const { processes } = await call(next, "list", {});
+    assert.equal(
+      [...processes.map(({ id, running }: any) => [id, running]), isAlive(pid)],
+      [["a", true], ["b", true], true],
+    );
+    await asked;
+    assert.ok(next.isHolding);
+  }),
+);
+tests("is not waited for by a daemon that is told to end before it has it", () =>
+  withDirectory(async (create) => {
+    const first = create();
+    const { pid } = await call(first, "spawn", { id: "a", command: "cat" });
+    const next = create();
+    takeUp(next);
+    void engineSoon(next);
+    await sleep(100);
+    const before = Date.now();
     await endAll(next, { graceMs: 0 });
-    await removeAll(directory); // a holder may be just leaving
-  },
+    assert.ok(Date.now() - before < 5000, `it took ${Date.now() - before} ms`);
+    assert.ok(isAlive(pid));
+  }),
 );
 
 leaves("is not looked for where somebody has planted something", async (left) => {

@@ -29,6 +29,7 @@ const workerCount = 4;
 const idsPerWorker = 4;
 /** After so many mistakes the rest says nothing new. */
 const maxProblems = 5;
+const logLines = 40;
 /** A loaded machine has time; the longest that the daemon itself takes for anything is 25 s. */
 const restMs = 60_000;
 const operationMs = 240_000;
@@ -347,11 +348,21 @@ async function attempt(soak: Soak, name: string, action: () => Promise<void>): P
 }
 
 function blame(soak: Soak, what: string, error: Error | string): void {
+  const log = soak.problems.length > 0 ? "" : `\nThe log ends so:\n${logEnd(soak)}`; // of the first: the others follow from it
   soak.problems.push(
-    `seed ${soak.seed}, ${what}, at ${at(soak).toFixed(1)} s: ${typeof error === "string" ? error : error.stack}`,
+    `seed ${soak.seed}, ${what}, at ${at(soak).toFixed(1)} s: ${typeof error === "string" ? error : error.stack}${log}`,
   );
   soak.progress(soak.problems.at(-1)!);
   if (soak.problems.length >= maxProblems) soak.isOver = true;
+}
+
+/** What all daemons have noted last; but for the refusals, of which there are many on purpose. */
+function logEnd({ runDirectory }: Soak): string {
+  const lines = textOf(join(runDirectory, "remote-server.log")).trimEnd().split("\n");
+  return lines
+    .filter((line) => !line.includes("[Server] Unauthorized request"))
+    .slice(-logLines)
+    .join("\n");
 }
 
 /** Waits until daemon and clients have used no more of the processor than they may. */

@@ -618,6 +618,7 @@ async function status(worker: Worker): Promise<void> {
     const { stdout } = await run(worker, ["--status", "--json"]);
     const found = JSON.parse(stdout.toString());
     if (found.instanceId !== life.instance) throw new Lost(`instance ${found.instanceId} answers`);
+    if (found.phase === "retired") throw new Lost("it was told to stop just before it answered");
     same([found.pid, found.phase], [life.pid, "serving"], "--status");
   } else {
     const { stdout } = await run(worker, ["--call", "server.ping", "--token-file", pick(worker, tokens).file]);
@@ -692,8 +693,9 @@ function stopAndRevive(worker: Worker): Promise<void> {
     const first = await openLine(worker, { bridge: false });
     const to = integer(worker, 100, 3000);
     const track = await start(worker, first, "/bin/sh", ["-c", `${seqOf(0, 50)}; read word; ${seqOf(50, to)}`], { to });
-    const { stdout } = await run(worker, ["--stop", "--grace", "60"]);
-    expect(/^stopped [1-9]\d*\n$/.test(stdout.toString()), () => `--stop says ${stdout}`);
+    const { stdout, stderr } = await run(worker, ["--stop", "--grace", "60"]);
+    const words = `${stdout}${stderr}`; // and not that it had to be ended by signal
+    expect(/^stopped [1-9]\d*\n$/.test(words), () => `--stop says ${words}`);
     await first.closed;
     expect(!existsSync(site.socket), () => "the socket is there after --stop");
     const revived = JSON.parse(
