@@ -49,6 +49,8 @@ const maxLostBytes = 2 * maxGapBytes;
 const orphanMs = 250;
 /** By then the daemon has answered whoever waited for it. */
 const sweepMs = 1000;
+/** What is just being started is handed over, too: on a busy machine that takes so long. */
+const startingMs = 3000;
 /** How often another daemon, which is on its way out, is asked to leave. */
 const askMs = 1000;
 
@@ -63,10 +65,17 @@ export function takeUp(processes: Processes, afterMs = sweepMs): void {
   const { path } = processes.room;
   if (path === undefined) return;
   processes.onClaimed = () => takeUpAll(processes, path, afterMs);
-  if (!safely(() => lstatSync(path)) || tryTakeUp(processes, path)) return;
+  const isThere = (): boolean => safely(() => lstatSync(path)) !== undefined;
+  const isLeft = isThere(); // else another daemon, whose name we have, may yet begin something
   let isDone = false;
-  const isOver = (): boolean => (isDone ||= processes.isEnding || tryTakeUp(processes, path));
-  const asking = setInterval(() => (isOver() ? clearInterval(asking) : askOwner(path)), askMs).unref();
+  const isOver = (): boolean =>
+    (isDone ||=
+      processes.isEnding || processes.claim !== undefined || (isThere() ? tryTakeUp(processes, path) : isLeft));
+  if (isOver()) return;
+  const deadline = now() + ownerMs;
+  const ask = (): void => (isOver() || !(isLeft || now() < deadline) ? clearInterval(asking) : askOwner(path));
+  const asking = setInterval(ask, askMs).unref();
+  if (!isLeft) return;
   processes.waiting = soon(isOver, ownerMs, ownerStepMs).then(() => {
     processes.waiting = undefined;
   });
@@ -134,7 +143,7 @@ export function forgetLeft(path: string): void {
  * @returns How many had to be ended.
  */
 export async function leaveAll(processes: Processes, { graceMs }: { graceMs: number }): Promise<number> {
-  await startNoMore(processes);
+  await startNoMore(processes, startingMs);
   const children = [...processes.children.values(), ...processes.forgotten];
   const others = children.filter(({ mark }) => !mark);
   for (const child of children.filter(({ mark }) => mark)) {

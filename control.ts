@@ -14,6 +14,7 @@ import { connectClient, tryConnect } from "./client.ts";
 import { cannot, elsewhere, errnoOf, errorCodes, exitCodes, Failure, osFailure, safely } from "./failure.ts";
 import type { Facts, World } from "./host.ts";
 import { placeOf, probeHost, realWorld } from "./host.ts";
+import { ownerMs } from "./kept.ts";
 import type { Work } from "./launch.ts";
 import { childrenOf, familyOf, holdersOf, launchDaemon, moveRunning, moveWork, placesOf } from "./launch.ts";
 import type { Launch, Lifetime, Verdict } from "./lifetime.ts";
@@ -50,7 +51,7 @@ import {
 } from "./record.ts";
 import type { Daemon, Handover } from "./server.ts";
 import type { Places } from "./socket.ts";
-import { isSame, makeRunDirectory } from "./socket.ts";
+import { isSame, makeRunDirectory, standingOf } from "./socket.ts";
 
 /** How long a start waits for another one under way. Longer than the slowest start, with a wedged user manager. */
 const startMs = 15_000;
@@ -108,10 +109,10 @@ export async function startServer(options: StartOptions): Promise<Started> {
     options,
     async () => !options.replace && joinServer(options, world),
     async () => {
-      const launched = await launch(options, world);
-      if (launched) return launched;
-      const joined = await joinServer(options, world); // another one published first
-      if (joined) return joined;
+      for (let attempt = 1; attempt <= 3; attempt++) {
+        const started = (await launch(options, world)) || (await joinServer(options, world)); // another one published first
+        if (started) return started;
+      }
       throw cannot(`start: another daemon published "${options.places.socket}" and does not answer`, {
         exit: exitCodes.busy,
       });
@@ -152,9 +153,10 @@ export async function startHere(
     if (options.enableLinger) await switchLingerOn(facts, world);
     const { record: dead } = readRecord(places.record);
     const last = old?.record ?? (dead?.ended?.reason === "stopped" ? undefined : dead); // as a bridge goes on with its tokens
-    const handover: Handover = { ...handoverOf(options, last), over: Boolean(old), facts, supervisor: "runs" };
+    const seen = standingOf(old?.record ?? dead);
+    const handover: Handover = { ...handoverOf(options, last), over: Boolean(old), facts, supervisor: "runs", seen };
     const { record, lifetime, ended } = await startDaemon(handover, world);
-    if (old) await endReplaced(old, places);
+    if (old) await endReplaced(old, options);
     const { pid, instance } = record;
     return { started: { pid, instance, lifetime, facts, how: "started", version: options.version }, ended };
   });
@@ -282,10 +284,8 @@ async function withClaim<T>(
 function busy(places: Places, holder: Identity | undefined): Failure {
   const remove = `rm '${places.claim}'`;
   const who = holder ? `process ${holder.pid} on ${holder.host}` : "a file that is no claim of ours";
-  const isFar = holder && isOtherHost(holder);
-  const wait = isFar
-    ? `try again in a moment; or, when no ${holder.host} starts one: ${remove}`
-    : "try again in a moment";
+  const again = "try again in a moment";
+  const wait = holder && isOtherHost(holder) ? `${again}; or, when no ${holder.host} starts one: ${remove}` : again;
   const message = `start: another start is under way: "${places.claim}" is held by ${who}`;
   return cannot(message, { exit: exitCodes.busy, hint: holder ? wait : remove });
 }
@@ -359,7 +359,8 @@ async function launch(options: StartOptions, world: World): Promise<Started | un
   else await clearDead(places);
   const { record: last } = readRecord(places.record);
   const isAwaited = last?.supervisor && last.ended?.reason !== "stopped";
-  const handover = { ...handoverOf(options, old?.record), ...(isAwaited && { supervisor: "awaited" as const }) };
+  const seen = standingOf(old?.record ?? last);
+  const handover = { ...handoverOf(options, old?.record), seen, ...(isAwaited && { supervisor: "awaited" as const }) };
   const facts = await probeHost(world);
   if (options.enableLinger) {
     options.progress("asking for lingering");
@@ -368,7 +369,7 @@ async function launch(options: StartOptions, world: World): Promise<Started | un
   const only = options.launch === "auto" ? undefined : options.launch;
   try {
     const started = await launchDaemon({ command, handover, log: places.log }, facts, only, world);
-    if (old) await endReplaced(old, places);
+    if (old) await endReplaced(old, options);
     const verified = await verify(places, { ...handover, pid: started.pid }, facts, world);
     return { ...started, ...verified, facts, how: "started" };
   } catch (error) {
@@ -436,25 +437,30 @@ async function verify(
 async function warnOfReplaced({ client, record }: Reached, { ifIdle, warn }: StartOptions): Promise<void> {
   const status = (await client.request("server.status", {}, record.key, answerMs)) as Status;
   const count = status.features.includes("held") ? 0 : status.processes.filter(({ running }) => running).length;
-  if (count === 0) return;
   const what = `${count} ${count === 1 ? "process" : "processes"} of the daemon (version ${record.version}) cannot go on without it`;
-  if (ifIdle) {
+  if (count > 0 && ifIdle) {
     const hint = "leave --if-idle out to end them, or wait for them";
     throw cannot(`replace the daemon: ${what}, and it was to be replaced only if idle`, { exit: exitCodes.busy, hint });
   }
-  warn?.(`${what}, and will be ended`);
+  if (count > 0) warn?.(`${what}, and will be ended`);
+  if (!record.stoppingAt) return;
+  await client.request("server.admit", { key: record.key }, record.key, answerMs); // revived: its grace is not to end meanwhile
+  delete record.stoppingAt;
 }
+
 /**
  * The old daemon ends, by its bound name; its public one is the new daemon's already, so that at no time there is none. Who asks that one for
  * processes waits for what this leaves: takeUp().
  */
-async function endReplaced({ client, record }: Reached, places: Places): Promise<void> {
+async function endReplaced({ client, record }: Reached, { warn }: StartOptions): Promise<void> {
   const end = (params: object) => client.request("server.shutdown", params, record.key, answerMs);
   await end({ graceMs: 0, handOver: true })
     .catch((error) => error.code === errorCodes.invalidParams && end({ graceMs: 0 })) // it does not know how, and ends its processes
     .catch(() => undefined);
   client.close();
-  if (!(await isGoneWithin(record, deathMs))) await killServer(places, record);
+  if (await isGoneWithin(record, ownerMs)) return;
+  warn?.(`the old daemon (pid ${record.pid}) has not left within ${ownerMs / 1000} s: it is ended by SIGKILL`);
+  signalIfSame(record, "SIGKILL"); // alone: the new one has its processes, or takes them up
 }
 
 /** What a start comes to that is under way; or a daemon that has lost its names. */
@@ -559,21 +565,18 @@ async function awaitStop(
 /** Ends a daemon that does not answer, and its processes: each identified before, and again before each signal. */
 async function killServer(places: Places, record: DaemonRecord): Promise<Stopped> {
   const life = livenessOf(record);
-  if (life.state === "unknown") {
-    throw cannot(`stop the daemon (pid ${record.pid}): it does not answer, and ${life.why}`, {
-      exit: exitCodes.unavailable,
-    });
-  }
+  const doing = `stop the daemon (pid ${record.pid})`;
+  if (life.state === "unknown")
+    throw cannot(`${doing}: it does not answer, and ${life.why}`, { exit: exitCodes.unavailable });
   const children = life.state === "alive" ? childrenOf(record.pid) : [];
   let processes = familyOf(children).map((pid) => identify(pid));
-  if (!(await endBySignal(() => [record].filter(isAlive))))
-    throw cannot(`stop the daemon (pid ${record.pid}): it is still there after SIGKILL`);
+  if (!(await endBySignal(() => [record].filter(isAlive)))) throw cannot(`${doing}: it is still there after SIGKILL`);
+  await clearDead(places, true); // now: a bridge that finds it dead is not to start another
   await endLeft(places.held, { graceMs: termMs, ifIdle: false }); // as far as it held them, with their exits
   // looked for again each time: they may start others meanwhile
   await endBySignal(
     () => (processes = familyOf(processes.filter(isAlive).map(({ pid }) => pid)).map((pid) => identify(pid))),
   );
-  await clearDead(places, true);
   return { word: "stopped", count: children.length, note: "it did not answer, and was ended by signal" };
 }
 

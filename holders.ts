@@ -77,6 +77,10 @@ export interface Holders {
   readonly watch: Watch;
   /** As of a holder's record; found out by the trial. */
   notesReads: boolean;
+  /** Nothing is begun any more. */
+  isClosed: boolean;
+  /** Children that are just being started. */
+  readonly starting: Set<Promise<Running>>;
 }
 
 /** Directories made ahead at a time, and how few of them are left when more are made. */
@@ -89,6 +93,8 @@ const startMs = 10_000;
 const trialMs = 10_000;
 /** For the directories made ahead to be removed, at the daemon's end. */
 const closeMs = 2000;
+/** For those that are just being started to be there, or to fail. */
+const startingMs = 1000;
 /** How often it is looked whether what is to make a terminal has ended instead. */
 const engineLookMs = 20;
 /** oom_score_adj: the kernel is to take the child that ate the memory, not the daemon. The raise of a child, and the most there is. */
@@ -141,7 +147,16 @@ export async function probeHolders(
   if (typeof tools === "string") return tools;
   try {
     makeDirectories(path);
-    const holders: Holders = { path, tools, ready: [], making: undefined, watch, notesReads: false };
+    const holders: Holders = {
+      path,
+      tools,
+      ready: [],
+      making: undefined,
+      watch,
+      notesReads: false,
+      isClosed: false,
+      starting: new Set(),
+    };
     return (await tryHolder(holders, env)) ?? holders;
   } catch (error) {
     return `a child cannot be held: ${reasonOf(error)}`;
@@ -204,6 +219,7 @@ function isArmed(path: string): boolean {
 /** Takes a directory with FIFOs, for one child. */
 export async function takeDirectory(holders: Holders): Promise<string> {
   let taken = holders.ready.pop();
+  if (holders.isClosed) throw new Error("the daemon is ending");
   while (!taken || !existsSync(join(taken, "start"))) {
     // somebody may have tidied up here
     if (!taken) await makeReady(holders);
@@ -228,11 +244,12 @@ function makeReady(holders: Holders): Promise<void> {
   return holders.making;
 }
 
-/** Removes what was made ahead. For the daemon's end, which does not wait for a slow disk: the next one sweeps what is left. */
-export async function closeHolders(holders: Holders): Promise<void> {
+/** Ends and removes what was begun and is not noted, and what was made ahead. It does not wait for a slow disk: the next daemon sweeps what is left. */
+export async function closeHolders(holders: Holders, begun: string[] = []): Promise<void> {
+  holders.isClosed = true;
   await holders.making?.catch(() => {});
-  const removals = holders.ready.splice(0).map((directory) => rm(directory, { recursive: true, force: true }));
-  await within(Promise.allSettled(removals), closeMs);
+  await within(Promise.allSettled(holders.starting), startingMs); // of one that is only half there a part would be left
+  await within(sweepHeld([...new Set([...begun, ...holders.ready.splice(0)])]), closeMs);
 }
 
 /** Names of the environment that a holder cannot hand on here: they are dropped. */
@@ -260,7 +277,13 @@ function isOddName(name: string): boolean {
  * @param directory From takeDirectory(). After a failure it can be removed.
  * @throws {Error} With the errno of execve(2), as the shell tells it: the command, its interpreter, its mode; and fork(2)'s.
  */
-export async function startHeld(holders: Holders, directory: string, start: Start): Promise<Running> {
+export function startHeld(holders: Holders, directory: string, start: Start): Promise<Running> {
+  const started = startUnder(holders, directory, start);
+  holders.starting.add(started);
+  return started.finally(() => holders.starting.delete(started));
+}
+
+async function startUnder(holders: Holders, directory: string, start: Start): Promise<Running> {
   const pipes = openPipes(directory);
   const begun: Begun = { handle: undefined, keeper: undefined, child: undefined };
   try {

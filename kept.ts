@@ -197,10 +197,10 @@ function tryClaimIn(path: string): Claim | Held {
   }
 }
 
-/** Removes what was made ahead, lets the next daemon have the rest, and waits for holders that were let go of. */
+/** Ends what was begun and is not noted, removes what was made ahead, lets the next daemon have the rest, and waits for holders that were let go of. */
 export async function closeKept({ room, holders, claim, watch }: Keeper): Promise<void> {
   const found = await holders;
-  if (found !== undefined && typeof found !== "string") await closeHolders(found);
+  if (found !== undefined && typeof found !== "string") await closeHolders(found, begunIn(room.path!));
   claim?.release();
   if (room.path !== undefined) safely(() => rmdirSync(room.path!)); // unless something is kept in it
   await soon(() => haveHoldersLeft(watch), leavingMs, 5);
@@ -352,6 +352,10 @@ export function keptDirectories(path: string): { directories: string[]; problems
       );
   }
   return { directories, problems };
+}
+
+function begunIn(path: string): string[] {
+  return keptDirectories(path).directories.filter((directory) => safely(() => readAbout(directory) === undefined));
 }
 
 function isOwnDirectory(stats: Stats): boolean {

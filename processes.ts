@@ -279,11 +279,11 @@ export async function endAll(processes: Processes, { graceMs }: { graceMs: numbe
   return endThese(processes, [...processes.children.values(), ...processes.forgotten], graceMs);
 }
 
-export async function startNoMore(processes: Processes): Promise<void> {
+export async function startNoMore(processes: Processes, withinMs = startingMs): Promise<void> {
   processes.isEnding = true;
   clearInterval(processes.sweeper);
   processes.environment.closed.abort();
-  await within(Promise.all(processes.starting.values()), startingMs); // one that waits for a dead mount is refused when that is told
+  await within(Promise.all(processes.starting.values()), withinMs); // one that waits for a dead mount is refused when that is told
 }
 
 export async function endThese(processes: Processes, children: Child[], graceMs: number): Promise<number> {

@@ -122,6 +122,8 @@ export interface Handover extends Pick<DaemonRecord, Given> {
   facts: Facts;
   /** Takes the public name over from the daemon that has it. */
   over: boolean;
+  /** For whose place it is meant: standingOf(). */
+  seen?: string;
 }
 
 export interface Daemon {
@@ -173,7 +175,7 @@ export async function startDaemon(handover: Handover, world = realWorld(), onNam
   await listen(daemon);
   try {
     if (handover.over) await proveAnswering(record.socket.bound, 2000); // before it takes the name over
-    await publish(daemon, handover.over);
+    await publish(daemon, handover.over, handover.seen);
   } catch (error) {
     daemon.listener?.close();
     retireName(record.socket.bound, record.socket);
@@ -260,10 +262,10 @@ export async function listen(daemon: Daemon): Promise<void> {
   daemon.listener = next;
 }
 
-export async function publish(daemon: Daemon, replace: boolean): Promise<void> {
+export async function publish(daemon: Daemon, replace: boolean, seen?: string): Promise<void> {
   const { places, record } = daemon;
   record.oomKills = readOomKills(daemon.world.readFile);
-  await publishRecord(places, record, replace, () => isIn(daemon, "starting") || isIn(daemon, "serving"));
+  await publishRecord(places, record, replace, () => isIn(daemon, "starting") || isIn(daemon, "serving"), seen);
 }
 
 async function save({ places, record, log }: Daemon): Promise<void> {
@@ -467,12 +469,8 @@ export async function admit(daemon: Daemon, params: Params): Promise<object> {
     judgeDaemon(daemon);
   }
   const revived = daemon.phase === "retired";
-  if (revived) {
-    await revive(daemon);
-  } else {
-    await lookAfterNames(daemon);
-    await save(daemon);
-  }
+  if (revived) await revive(daemon);
+  else await lookAfterNames(daemon).then(() => save(daemon));
   const { instance: instanceId, version, lifetime } = record;
   return { instanceId, pid: process.pid, version, revived, processes: liveCount(processes), lifetime };
 }
@@ -493,11 +491,12 @@ function admitToken(record: DaemonRecord, hash: string): void {
 
 async function revive(daemon: Daemon): Promise<void> {
   const { record, processes, log } = daemon;
+  const { stoppingAt = 0 } = record;
   clearTimeout(daemon.graceTimer);
   daemon.phase = "serving";
   delete record.stoppingAt;
   await publish(daemon, false).catch((error: Error) => {
-    void retire(daemon, defaultGraceMs); // as it was told
+    void retire(daemon, Math.max(1, stoppingAt - Date.now())); // as it was told
     throw error;
   });
   log(`[Server] Revived with ${liveCount(processes)} processes: a --serve came within the grace`);
@@ -533,8 +532,8 @@ function isIn(daemon: Daemon, phase: Daemon["phase"]): boolean {
 /** @param expected The phase in which that is right: a --serve may have come meanwhile. */
 async function retirePublicName(daemon: Daemon, expected: Daemon["phase"]): Promise<void> {
   const { places, record, log } = daemon;
-  const isRetired = await unpublish(places, record, () => isIn(daemon, expected));
-  if (!isRetired) log(`[Server] "${places.socket}" is not retired: its lock is held by another`);
+  if (!(await unpublish(places, record, () => isIn(daemon, expected))))
+    log(`[Server] "${places.socket}" is not retired: its lock is held by another`);
 }
 
 function endWhenRetired(daemon: Daemon): void {
@@ -582,7 +581,8 @@ export function takeSignal(daemon: Daemon, signal: NodeJS.Signals): void {
   signals.set(signal, now());
   if (signal === "SIGCONT") setTimeout(() => void lookAfterNames(daemon), signalsMs); // unless it came with SIGTERM
   if (!endingSignals.includes(signal)) return;
-  if (isIn(daemon, "ending")) return void endAll(processes, { graceMs: 0 });
+  if (isIn(daemon, "ending"))
+    return void (daemon.record.ended?.reason !== "replaced" && endAll(processes, { graceMs: 0 })); // the next one's
   if (isIn(daemon, "starting")) {
     daemon.phase = "ending"; // publish() refuses then, and the start is undone
     return;

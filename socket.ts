@@ -297,12 +297,14 @@ export function publishSocket(socket: BoundSocket, path: string, over: boolean):
  *
  * @param replace Takes the name over from whoever has it.
  * @param isWanted Asked when it is our turn: the daemon may have been told to end meanwhile.
+ * @param seen For whose place it was started: its caller may be dead, and others may have come, or been stopped, since.
  */
 export async function publishRecord(
   places: Places,
   record: DaemonRecord,
   replace: boolean,
   isWanted: () => boolean,
+  seen?: string,
 ): Promise<void> {
   const { socket } = places;
   const claim = await claimSoon(lockOf(places), lockMs);
@@ -311,7 +313,9 @@ export async function publishRecord(
   try {
     if (!isWanted()) throw cannot(`publish the socket "${socket}": the daemon was told to end`);
     const there = lookAt(socket);
-    if (there.kind === "socket" && !replace && !isSame(socket, record.socket))
+    const { record: last } = readRecord(places.record);
+    const isLate = seen !== undefined && last !== undefined && standingOf(last) !== seen;
+    if (isLate || (there.kind === "socket" && !replace && !isSame(socket, record.socket)))
       throw cannot(`publish the socket "${socket}": another daemon has just done so`, { exit: exitCodes.busy });
     if (there.kind === "other") throw notASocket(socket, there.what);
     writeRecord(places.record, record); // first: so that a dead socket can always be told to be ours
@@ -319,6 +323,13 @@ export async function publishRecord(
   } finally {
     claim.release();
   }
+}
+
+/** Whose the name is, and whether that one was told to stop. */
+export function standingOf(record: DaemonRecord | undefined): string {
+  if (!record) return "";
+  const isStopped = record.stoppingAt !== undefined || record.ended?.reason === "stopped";
+  return `${record.instance}${isStopped ? " stopped" : ""}`;
 }
 
 /** Writes the record again, unless a successor has written its own; also where there is no room for a lock, or for another file. */

@@ -29,7 +29,7 @@ import { appendJournal, readJournal } from "../kept.ts";
 import type { Processes } from "../processes.ts";
 import { createProcesses, endAll, processMethods } from "../processes.ts";
 import { engineSoon } from "../pty.ts";
-import { identify, readText } from "../record.ts";
+import { identify, livingProcesses, readText } from "../record.ts";
 import type { TestDaemon, Wire } from "./daemon.ts";
 import {
   eventually,
@@ -752,6 +752,37 @@ tests("is not what the next daemon itself begins, whatever that is asked before 
     );
     await asked;
     assert.ok(next.isHolding);
+  }),
+);
+tests("is found by the next daemon also where nothing was there as that came, since the first was not gone yet", () =>
+  withDirectory(async (create) => {
+    const [first, next] = [create(), create()];
+    takeUp(next);
+    const { pid } = await call(first, "spawn", { id: "a", command: "cat" });
+    await leaveAll(first, { graceMs: 0 });
+    const list = async () => (await call(next, "list", {})).processes;
+    await eventually(async () => (await list()).length === 1, "the next one has it");
+    assert.equal([(await list())[0].pid, (await list())[0].running], [pid, true]);
+  }),
+);
+tests("has nothing that was only begun: a trial, or what was made ahead", () =>
+  withDirectory(async (create) => {
+    for (const ms of [0, 30, 100, 300]) {
+      const first = create();
+      takeUp(first);
+      void engineSoon(first);
+      await sleep(ms);
+      await endAll(first, { graceMs: 0 });
+      const path = first.room.path!;
+      assert.not.ok(existsSync(path), `after ${ms} ms`);
+      const left = () =>
+        livingProcesses()
+          .map(({ pid }) => readText(`/proc/${pid}/cmdline`))
+          .filter((words) => words?.includes(path));
+      await eventually(() => left().length === 0, `the end of its trials, after ${ms} ms`, 5000).catch((error) =>
+        assert.unreachable(`${error.message}: ${left()}`),
+      ); // what a terminal's leader is told by its end
+    }
   }),
 );
 tests("is not waited for by a daemon that is told to end before it has it", () =>

@@ -86,7 +86,7 @@ export function outcomeOf(
 /** Runs the built file to its end. */
 export function holdfast(
   args: string[],
-  { stdin = "" as string | Buffer, env = {} as NodeJS.ProcessEnv, cwd = "/", timeoutMs = 20_000 } = {},
+  { stdin = "" as string | Buffer, env = {} as NodeJS.ProcessEnv, cwd = "/", timeoutMs = busyMs(20_000) } = {},
 ): Promise<Outcome> {
   return outcomeOf(
     spawn(process.execPath, [builtFile, ...args], { env: { ...process.env, ...env }, cwd }),
@@ -509,7 +509,7 @@ function siteIn(directory: string): Site {
     token,
     tokenFile,
     env,
-    command: ([program, ...args], { stdin = "", env: more = {}, cwd = "/", timeoutMs = 20_000 } = {}) =>
+    command: ([program, ...args], { stdin = "", env: more = {}, cwd = "/", timeoutMs = busyMs(20_000) } = {}) =>
       outcomeOf(spawn(program!, args, { env: { ...env, ...more }, cwd }), stdin, timeoutMs),
     run: (args, options = {}) =>
       site.command([process.execPath, options.file ?? builtFile, ...args, "--socket", socket], options),

@@ -301,7 +301,7 @@ async function tryChild(holders: Holders): Promise<void> {
   assert.is(Number(read("oom_score_adj")), Math.min(1000, ours + 200));
   const { holder, keeper } = seen.running.holder as HolderRecord;
   for (const { pid } of [holder, keeper]) {
-    assert.is(statOf(pid)![0], "T");
+    await until(() => statOf(pid)?.[0] === "T", "it stands still"); // the keeper has said its pid just before
     assert.is(Number(readFileSync(`/proc/${pid}/oom_score_adj`, "utf8")), ours);
     assert.not.match(readFileSync(`/proc/${pid}/cmdline`, "utf8"), "QUOTES", "values stand in no argv");
   }

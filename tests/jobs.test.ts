@@ -11,12 +11,23 @@ import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import { lastLines } from "../terminal.ts";
 import type { Outcome, Site } from "./daemon.ts";
-import { builtFile, filesIn, lanesOf, outcomeOf, sideBySide, sleep, statOf, until, withDirectory } from "./daemon.ts";
+import {
+  builtFile,
+  busyMs,
+  filesIn,
+  lanesOf,
+  outcomeOf,
+  sideBySide,
+  sleep,
+  statOf,
+  until,
+  withDirectory,
+} from "./daemon.ts";
 
 const lanes = lanesOf(2);
 
 /** Words of a shell that runs the built file at a site: `hf --run ls`. */
-const shell = (site: Site, line: string, stdin = "", timeoutMs = 30_000): Promise<Outcome> =>
+const shell = (site: Site, line: string, stdin = "", timeoutMs = busyMs(30_000)): Promise<Outcome> =>
   outcomeOf(spawn("bash", ["-c", shellLine(site, line)], { env: site.env, cwd: site.directory }), stdin, timeoutMs);
 const shellLine = (site: Site, line: string): string =>
   `hf() { local m=$1; shift; '${process.execPath}' '${builtFile}' "$m" --socket '${site.socket}' "$@"; }; ${line}`;

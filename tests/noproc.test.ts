@@ -140,7 +140,7 @@ test(
         assert.equal(daemons(), [pid], socket);
       }
     },
-    { watchMs: 250 },
+    { watchMs: 250, unseenMs: 3000 },
   ), // longer than a start takes to look
 );
 

@@ -1068,10 +1068,10 @@ reattach("in the middle of a replay hands on the rest", () =>
     await until(() => peer.room <= 0);
     const other = createPeer("c2", 5);
     call("reattach", { id: "a", fromSeq: 5 }, other);
-    for (let turn = 0; turn < 1000 && !exitOf(other, "a"); turn++) {
-      await pause(1);
+    await until(() => {
       other.drain(5);
-    }
+      return exitOf(other, "a");
+    });
     const whole = [...peer.messages.slice(0, 5), ...other.messages];
     checkSequence(whole);
     assert.equal(peer.messages.slice(5), [{ type: "detached", processId: "a", by: "c2" }]);

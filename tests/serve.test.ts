@@ -664,14 +664,14 @@ serves("takes the place of a dead daemon whose socket somebody has open yet, and
 
 serves("whose socket is deleted publishes it again, and is reached by --bridge, --call and --serve even before", () =>
   withDirectory(async (site) => {
-    const { pid, instance } = await site.serve([], { file: builtWith(site.directory, { checkMs: 8000 }) });
+    const { pid, instance } = await site.serve([], { file: builtWith(site.directory, { checkMs: 15_000 }) });
     unlinkSync(site.socket);
     const bridge = site.bridge();
     assert.equal((await bridge.ask("server.ping", {}, site.token)).result, { pong: true });
     bridge.child.stdin.end();
     assert.is((await bridge.exit).code, 0);
     assert.not.ok(existsSync(site.socket), "the bridge went by the other name");
-    await until("it is published again", () => existsSync(site.socket), 20_000);
+    await until("it is published again", () => existsSync(site.socket), 40_000);
     assert.equal((await (await site.dial()).ask("server.capabilities", {}, site.token)).result.instanceId, instance);
     assert.match(site.log(), /was deleted: published again/);
 
@@ -681,7 +681,7 @@ serves("whose socket is deleted publishes it again, and is reached by --bridge, 
 
     for (const name of filesIn(site.directory))
       if (lstatSync(join(site.directory, name)).isSocket()) rmSync(join(site.directory, name)); // the bound one too
-    await until("it is bound and published again", () => existsSync(site.socket), 20_000);
+    await until("it is bound and published again", () => existsSync(site.socket), 40_000);
     assert.equal((await (await site.dial()).ask("server.capabilities", {}, site.token)).result.instanceId, instance);
   }),
 );

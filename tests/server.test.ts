@@ -8,11 +8,11 @@ import * as assert from "uvu/assert";
 import type { Failure } from "../failure.ts";
 import type { Facts } from "../host.ts";
 import { realWorld } from "../host.ts";
-import { readRecord } from "../record.ts";
+import { readRecord, writeRecord } from "../record.ts";
 import { handleBody } from "../rpc.ts";
 import type { Daemon } from "../server.ts";
 import { admit, createDaemon, isToken, listen, lookAfterNames, publish, retire, takeSignal } from "../server.ts";
-import { isSame, placesOf } from "../socket.ts";
+import { isSame, placesOf, standingOf } from "../socket.ts";
 import { request, until, withDirectory } from "./daemon.ts";
 
 const hashOf = (token: string): string => createHash("sha256").update(token).digest("hex");
@@ -257,6 +257,32 @@ publication(
   }),
 );
 
+publication(
+  "is not for a daemon that comes late: whose place it was to take was stopped since, or is another's",
+  withDaemon(async (made) => {
+    const { daemon } = made;
+    const { places, record } = daemon;
+    const last = { ...record, instance: "f".repeat(32) };
+    const seen = standingOf(last);
+    for (const now of [
+      { ...last, stoppingAt: Date.now() + 1000 },
+      { ...last, instance: "e".repeat(32) },
+    ]) {
+      await listen(daemon);
+      writeRecord(places.record, now);
+      for (const over of [false, true]) {
+        const { exit, message } = await failureOf(() => publish(daemon, over, seen));
+        assert.equal([exit, /another daemon has just done so$/.test(message)], [75, true], message);
+      }
+      const { instance, stoppingAt } = readRecord(places.record).record!;
+      assert.equal([instance, stoppingAt, existsSync(places.socket)], [now.instance, now.stoppingAt, false]);
+    }
+    writeRecord(places.record, last);
+    await publish(daemon, false, seen);
+    assert.ok(isSame(places.socket, record.socket));
+  }),
+);
+
 publication.run();
 
 const ends = suite("the end");
@@ -290,6 +316,25 @@ ends(
     assert.is(readRecord(daemon.places.record).record?.stoppingAt, undefined);
     await retire(daemon, 0);
     assert.is(await daemon.ended, 0);
+  }),
+);
+
+ends(
+  "comes when it was to, though a --serve tried to revive it in vain",
+  withDaemon(async (made) => {
+    const { daemon } = made;
+    const { places } = daemon;
+    await serve(made);
+    await call(made, "process.spawn", { id: "a", command: "/bin/sleep", args: ["100"], cwd: "/" });
+    await retire(daemon, 100_000);
+    writeFileSync(places.socket, "somebody's file");
+    await failureOf(() => admit(daemon, { key }));
+    await until("it is retired again", () => readRecord(places.record).record!.stoppingAt !== undefined);
+    const leftMs = readRecord(places.record).record!.stoppingAt! - Date.now();
+    assert.ok(leftMs > 60_000 && leftMs <= 100_000, `its processes have ${leftMs} ms`);
+    unlinkSync(places.socket);
+    await retire(daemon, 0);
+    await daemon.ended;
   }),
 );
 

@@ -364,12 +364,12 @@ token("puts together what a slow writer writes, and does not wait for the end of
     const slow = spawn("sh", ["-c", `exec > '${pipe}'; sleep 0.1; printf se; sleep 0.2; printf 'cret\\n'`], {
       stdio: "ignore",
     });
-    assert.is(await readToken(pipe), "secret");
+    assert.is(await readToken(pipe, undefined, 20_000), "secret");
     slow.kill();
     await sleep(50);
     const staying = spawn("sh", ["-c", `exec > '${pipe}'; echo secret; exec sleep 100`], { stdio: "ignore" });
     const start = Date.now();
-    assert.is(await readToken(pipe), "secret");
+    assert.is(await readToken(pipe, undefined, 20_000), "secret");
     assert.ok(Date.now() - start < busyMs(1500));
     staying.kill("SIGKILL");
   }),

@@ -91,7 +91,7 @@ async function stateOf(
   const names = [record, directory, ...(kept ? [dirname(kept), kept] : []), ...files]
     .map((path) => lstatSync(host.file(path)))
     .map((stats) => [stats.uid, stats.mode & 0o7777, stats.ino]);
-  assert.match(state[0]!, /[SR]/, "it sleeps or runs, and is not stopped or traced");
+  assert.match(state[0]!, /[SRD]/, "it sleeps, runs or writes its log, and is not stopped or traced");
   return {
     mode,
     uid,

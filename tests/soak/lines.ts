@@ -109,7 +109,8 @@ export function createTrack(id: string, pid: number, from: number, to: number): 
       track.exit = exit;
       return;
     }
-    const bytes = Buffer.from(message.data, "base64");
+    if (message.stream === "gap") wrong ??= `seq ${message.seq}: a gap is named, though its daemon lives`;
+    const bytes = Buffer.from(message.data ?? "", "base64");
     if (message.stream === "stderr") {
       track.stderr += bytes.toString("latin1");
       return;

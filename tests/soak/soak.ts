@@ -418,9 +418,10 @@ async function endDaemon(soak: Soak, how: (typeof ends)[number]): Promise<void> 
   }
   await run(soak.director, ["--stop", "--now"]);
   await isEnded();
-  const left = orphans(soak);
-  if (left.length > 0)
-    throw new Wrong(`after ${how} there are processes of the old daemon: ${left.map(describeProcess).join("; ")}`);
+  const left = () => orphans(soak).map(describeProcess).join("; ");
+  await until(`after ${how} there are processes of the old daemon`, () => left() === "", 10_000).catch((error) => {
+    throw new Wrong(`${error.message}: ${left()}`);
+  });
   await startAnew(soak);
 }
 

@@ -87,13 +87,18 @@ async function refusal(promise: Promise<unknown>, code: number, what: string): P
 
 // Lines and processes
 
-/** Opens a line in any of the four ways, and authenticates in either of two. */
+/**
+ * Opens a line in any of the four ways, and authenticates in either of two.
+ *
+ * @param life Of the daemon that it is to lead to. Of a process that goes on in another one, what is missing depends on how the first was ended: that
+ * is for other tests.
+ */
 export async function openLine(
   worker: Worker,
   { bridge = chance(worker, 0.2), framing = pick(worker, ["native", "native", "lines"] as const) } = {},
+  life = worker.site.life,
 ): Promise<Line> {
   const { site } = worker;
-  const { life } = site;
   const { token } = pick(worker, site.tokens);
   const line = await dial(site, bridge, framing);
   try {
@@ -119,8 +124,9 @@ async function withLine(
   worker: Worker,
   use: (line: Line) => Promise<void>,
   way?: Parameters<typeof openLine>[1],
+  life?: Life,
 ): Promise<void> {
-  const line = await openLine(worker, way);
+  const line = await openLine(worker, way, life);
   try {
     await use(line);
     await line.close();
@@ -273,6 +279,7 @@ async function family(worker: Worker): Promise<void> {
     const track = await start(worker, line, "/bin/sh", ["-c", script], { to: 50 });
     await line.until("its words", () => track.seenBytes === linesOf(0, 50).length && track.stderr.endsWith("\n"));
     const child = Number(track.stderr);
+    if (!isAlive(child)) await line.request("server.ping"); // or it was ended with its daemon, which does not answer then
     expect(isAlive(child), () => `child ${child} is not alive`);
     const answer = await line.request("process.killAndWait", { id: track.id, timeoutMs: stubborn ? 100 : 20_000 });
     if (stubborn) same(answer, { found: true, died: true, escalated: true }, "killAndWait of one that ignores TERM");
@@ -342,6 +349,7 @@ async function flood(worker: Worker): Promise<void> {
 /** Output that nobody reads, as the line was cut; taken up from anywhere later. */
 async function unread(worker: Worker): Promise<void> {
   const to = chance(worker, 0.3) ? lineCount : integer(worker, 1000, 300_000);
+  const { life } = worker.site;
   const line = await openLine(worker);
   const track = await start(worker, line, "/bin/sh", ["-c", `${seqOf(0, 10)}; sleep 0.2; exec ${seqOf(10, to)}`], {
     to,
@@ -350,7 +358,7 @@ async function unread(worker: Worker): Promise<void> {
   cut(worker, line);
   await line.closed;
   track.check();
-  await withLine(worker, async (next) => {
+  const takeUp = async (next: Line): Promise<void> => {
     await track.takeUp(next);
     await finish(next, track);
     track.check(true);
@@ -375,7 +383,8 @@ async function unread(worker: Worker): Promise<void> {
       () => `the last ${bytes.length} bytes are others when they are sent again`,
     );
     worker.site.counts.gaps += track.gaps;
-  });
+  };
+  await withLine(worker, takeUp, {}, life);
 }
 
 /** A process that speaks for seconds, over lines that break again and again, whoever breaks them; with stdin on its way. */
@@ -391,7 +400,7 @@ async function longProcess(worker: Worker): Promise<void> {
   for (let isFirst = true; track.exit === undefined; isFirst = false) {
     expect(Date.now() < deadline, () => `process "${track.id}" was not read to its end within 120 s`);
     try {
-      if (!isFirst) line = await openLine(worker);
+      if (!isFirst) line = await openLine(worker, {}, life);
       const { stdinApplied, running } = isFirst ? { stdinApplied: 0, running: true } : await track.takeUp(line);
       const isLast = rounds-- <= 0;
       if (running && isLast) await giveRest(line, track.id, given, stdinApplied);
@@ -401,7 +410,7 @@ async function longProcess(worker: Worker): Promise<void> {
       await line.close();
     } catch (error) {
       line.cut();
-      if (!(error instanceof Lost) || site.life !== life) throw error; // another daemon does not know it
+      if (!(error instanceof Lost) || site.life !== life) throw error; // another daemon has it
       if (!site.isDisturbed()) throw error;
       await sleep(100);
     }
