@@ -32,6 +32,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { readClaim } from "../record.ts";
 import type { Outcome, Wire } from "./daemon.ts";
 import {
   builtFile,
@@ -76,6 +77,8 @@ interface Place {
   readRecord(): any;
   /** Starts /bin/sh -c under the daemon. Returns its pid. */
   start(id: string, script: string): Promise<number>;
+  /** Starts that the test has killed: a claim of theirs is there until the next start. */
+  killed: Set<number>;
 }
 
 /** A socket of a test's own. Whatever the test did, its daemons are ended; and when it passed there is nothing left to end. */
@@ -105,6 +108,7 @@ async function withPlace(use: (place: Place) => Promise<string>): Promise<string
     log: join(run, "remote-server.log"),
     serve: (token = "t", ...args) => holdfast(serveArgs(token, args), { env, timeoutMs: 60_000 }),
     file: builtFile,
+    killed: new Set(),
     spawnServe: (token = "t", ...args) =>
       spawn(process.execPath, [place.file, ...serveArgs(token, args)], { env: { ...process.env, ...env }, cwd: "/" }),
     stop: (...args) => holdfast(["--stop", "--socket", socket, ...args], { env, timeoutMs: 60_000 }),
@@ -129,7 +133,9 @@ async function withPlace(use: (place: Place) => Promise<string>): Promise<string
     await place.stop("--now");
     await eventually(() => place.daemons().length === 0, `no daemon is left of ${place.daemons()}`);
     const left = existsSync(run)
-      ? readdirSync(run).filter((name) => /\.(claim|lock)|^\./.test(name) || lstatSync(join(run, name)).isSocket())
+      ? readdirSync(run)
+          .filter((name) => /\.(claim|lock)|^\./.test(name) || lstatSync(join(run, name)).isSocket())
+          .filter((name) => !isClaimOf(join(run, name), place.killed))
       : [];
     assert.equal(left, [], "files are left");
     return happened;
@@ -150,6 +156,11 @@ function processesOf(words: string): number[] {
 }
 
 const instanceOf = ({ stdout }: Outcome): string | undefined => /instance ([0-9a-f]{32})/.exec(stdout.toString())?.[1];
+
+function isClaimOf(path: string, pids: Set<number>): boolean {
+  const holder = readClaim(path);
+  return typeof holder === "object" && pids.has(holder.pid);
+}
 
 /** Has a place serve from a file in which a function does something else first. */
 function change(place: Place, head: string, first: string, before = ""): void {
@@ -198,7 +209,10 @@ race(
           Array.from({ length: crowd }, (_, i) => {
             const child = place.spawnServe(`t${i}`);
             // the one that starts the daemon holds the claim for some 200 ms, somewhere in the first second of 50
-            if (i === victim) setTimeout(() => child.kill("SIGKILL"), Math.random() * 30 * crowd);
+            if (i === victim) {
+              place.killed.add(child.pid!);
+              setTimeout(() => child.kill("SIGKILL"), Math.random() * 30 * crowd);
+            }
             return outcomeOf(child, "", 60_000);
           }),
         );
