@@ -24,7 +24,7 @@ import type { Outcome } from "./daemon.ts";
 import { builtFile, eventually, holdfast, outcomeOf, request } from "./daemon.ts";
 
 /** What an administrator can read: not minified. */
-const maxBytes = 470_000;
+const maxBytes = 472_000;
 const text = readFileSync(builtFile, "utf8");
 
 async function withDirectory(use: (directory: string) => Promise<void>): Promise<void> {
