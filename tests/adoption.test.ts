@@ -639,7 +639,14 @@ const plantedHeld: [what: string, plant: (path: string) => void, says: RegExp][]
   ],
   ["a file", (path) => writeFileSync(path, ""), /EEXIST|a regular file/],
   ["a FIFO", (path) => execFileSync("mkfifo", [path]), /EEXIST|a FIFO/],
-  ["a link", (path) => symlinkSync("/tmp", path), /a symbolic link/],
+  [
+    "a link",
+    (path) => {
+      mkdirSync(`${path}-elsewhere`, { mode: 0o700 });
+      symlinkSync(`${path}-elsewhere`, path);
+    },
+    /a symbolic link/,
+  ],
 ];
 
 asRoot("is not kept where another user has put something: processes run without, and it is said", async (left) => {
@@ -655,6 +662,7 @@ asRoot("is not kept where another user has put something: processes run without,
     assert.match((await left.wire.request("server.status")).notHeld, says, what);
     assert.is(fingerprint(left.held), before, what);
   }
+  assert.equal(readdirSync(`${left.held}-elsewhere`), [], "nothing is written where a link leads");
   await left.stop("--now");
   rmSync(left.held, { recursive: true, force: true });
 });
