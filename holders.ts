@@ -245,11 +245,13 @@ function makeReady(holders: Holders): Promise<void> {
 }
 
 /** Ends and removes what was begun and is not noted, and what was made ahead. It does not wait for a slow disk: the next daemon sweeps what is left. */
-export async function closeHolders(holders: Holders, begun: string[] = []): Promise<void> {
+export async function closeHolders(holders: Holders, begun = (): string[] => []): Promise<void> {
   holders.isClosed = true;
   await holders.making?.catch(() => {});
   await within(Promise.allSettled(holders.starting), startingMs); // of one that is only half there a part would be left
-  await within(sweepHeld([...new Set([...begun, ...holders.ready.splice(0)])]), closeMs);
+  const ready = holders.ready.splice(0); // nobody is in these
+  const removals = ready.map((directory) => rm(directory, { recursive: true, force: true }));
+  await within(Promise.allSettled([...removals, sweepHeld(begun().filter((path) => !ready.includes(path)))]), closeMs);
 }
 
 /** Names of the environment that a holder cannot hand on here: they are dropped. */

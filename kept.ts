@@ -16,6 +16,7 @@ import type { Stats } from "node:fs";
 import {
   closeSync,
   constants,
+  existsSync,
   fstatSync,
   ftruncateSync,
   lstatSync,
@@ -200,7 +201,7 @@ function tryClaimIn(path: string): Claim | Held {
 /** Ends what was begun and is not noted, removes what was made ahead, lets the next daemon have the rest, and waits for holders that were let go of. */
 export async function closeKept({ room, holders, claim, watch }: Keeper): Promise<void> {
   const found = await holders;
-  if (found !== undefined && typeof found !== "string") await closeHolders(found, begunIn(room.path!));
+  if (found !== undefined && typeof found !== "string") await closeHolders(found, () => begunIn(room.path!));
   claim?.release();
   if (room.path !== undefined) safely(() => rmdirSync(room.path!)); // unless something is kept in it
   await soon(() => haveHoldersLeft(watch), leavingMs, 5);
@@ -355,7 +356,7 @@ export function keptDirectories(path: string): { directories: string[]; problems
 }
 
 function begunIn(path: string): string[] {
-  return keptDirectories(path).directories.filter((directory) => safely(() => readAbout(directory) === undefined));
+  return keptDirectories(path).directories.filter((directory) => !existsSync(join(directory, "about")));
 }
 
 function isOwnDirectory(stats: Stats): boolean {
