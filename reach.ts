@@ -177,6 +177,7 @@ async function connectPublished(
     const details = { exit: exitCodes.noPermission, hint: `${elsewhere}, or end that server` };
     return cannot(`use the socket "${socket}": a server answers there, but ${found}`, details);
   }
+  if (errnoOf(outcome.error) === "ECONNRESET") return osFailure(`connect to "${socket}"`, outcome.error); // it ended as we came
   throwUnlessRefused(socket, uid, record, outcome.error);
   if (record && isOtherHost(record)) throw ofOtherHost(socket, record); // whose sockets refuse here, alive or not
   if (record && isLeftBy(record, socket)) return undefined;

@@ -8,7 +8,7 @@ import * as assert from "uvu/assert";
 import { reachOtherwise } from "../control.ts";
 import { Failure } from "../failure.ts";
 import { readOomKills } from "../lifetime.ts";
-import { explainAbsence, explainLoss } from "../reach.ts";
+import { explainAbsence, explainLoss, reachServer } from "../reach.ts";
 import type { DaemonRecord, EndReason } from "../record.ts";
 import { identify, writeRecord } from "../record.ts";
 import { placesOf } from "../socket.ts";
@@ -171,5 +171,15 @@ absence("is what docs/survival.md says of the bridge: which reasons have it star
   const healed = [...rows].filter(([, , does]) => does === "starts it").map(([, reason]) => reason);
   assert.equal(healed.sort(), [...new Set(absences.filter((row) => row[5]).map((row) => row[2]))].sort());
 });
+
+absence("of one that ends while it is connected to is seen by looking again, not told as an errno", () =>
+  withDirectory(async ({ socket }) => {
+    const server = createServer().listen(socket);
+    await once(server, "listening");
+    const reaching = reachServer(placesOf({ socket }));
+    server.close(); // it has not taken the connection
+    assert.is(await reaching, undefined);
+  }),
+);
 
 absence.run();
