@@ -110,6 +110,7 @@ if (!options.quiet) console.log(`dist/holdfast.js: ${version}, ${Math.ceil(file.
 
 async function bundle(entry, format, more) {
   const { outputFiles } = await build({
+    absWorkingDir: root, // its comments name the sources by it: the same bytes wherever it is called
     entryPoints: [root + entry],
     bundle: true,
     write: false,

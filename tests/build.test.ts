@@ -153,6 +153,7 @@ built("is built again byte by byte, by any directory", async () => {
       "holdfast.d.ts holdfast.js holdfast.js.sha256 index.cjs index.d.cts index.d.mts index.mjs package.json";
     assert.equal(Object.keys(built[0]!).sort(), names.split(" "));
     assert.equal(built[0], built[1]);
+    assert.ok(built[0]!["holdfast.js"] === text, "nor do they depend on where it is built from");
   });
 });
 
