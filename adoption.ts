@@ -68,9 +68,7 @@ export function takeUp(processes: Processes, afterMs = sweepMs): void {
   const isThere = (): boolean => safely(() => lstatSync(path)) !== undefined;
   const isLeft = isThere(); // else another daemon, whose name we have, may yet begin something
   let isDone = false;
-  const isOver = (): boolean =>
-    (isDone ||=
-      processes.isEnding || processes.claim !== undefined || (isThere() ? tryTakeUp(processes, path) : isLeft));
+  const isOver = (): boolean => (isDone ||= processes.isEnding || (isThere() ? tryTakeUp(processes, path) : isLeft));
   if (isOver()) return;
   const deadline = now() + ownerMs;
   const ask = (): void => (isOver() || !(isLeft || now() < deadline) ? clearInterval(asking) : askOwner(path));

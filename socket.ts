@@ -313,8 +313,8 @@ export async function publishRecord(
   try {
     if (!isWanted()) throw cannot(`publish the socket "${socket}": the daemon was told to end`);
     const there = lookAt(socket);
-    const { record: last } = readRecord(places.record);
-    const isLate = seen !== undefined && last !== undefined && standingOf(last) !== seen;
+    const last = seen === undefined ? undefined : readRecord(places.record).record;
+    const isLate = last !== undefined && standingOf(last) !== seen;
     if (isLate || (there.kind === "socket" && !replace && !isSame(socket, record.socket)))
       throw cannot(`publish the socket "${socket}": another daemon has just done so`, { exit: exitCodes.busy });
     if (there.kind === "other") throw notASocket(socket, there.what);

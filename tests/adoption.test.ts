@@ -87,8 +87,9 @@ function leaves(name: string, run: (left: Left) => Promise<void>, env: NodeJS.Pr
           join(held, readdirSync(held).find((path) => existsSync(join(held, path, "about")) && about(path).id === id)!),
         async kill(loud) {
           const { pid } = await left.wire.request("server.status");
-          const isRead = (): boolean => statSync(join(left.directoryOf(String(loud)), "out")).atimeMs > 0;
-          if (loud !== undefined) await stopWhen(pid, typeof loud === "function" ? loud : isRead, "the moment");
+          const isRead = (id: string): boolean => statSync(join(left.directoryOf(id), "out")).atimeMs > 0;
+          if (typeof loud === "string") await stopWhen(pid, () => isRead(loud), "something is read");
+          if (typeof loud === "function") await stopWhen(pid, loud, "the moment");
           process.kill(pid, "SIGKILL");
           await left.wire.closed;
           await eventually(() => !isAlive(pid), "the daemon is dead");

@@ -121,7 +121,7 @@ const noBus = "Failed to connect to bus: No such file or directory";
 for (const [linger, refusals, tries, made] of [
   ["yes", 0, 1, true],
   ["no", 0, 1, true],
-  ["yes", 1, 2, true],
+  ["yes", 3, 4, true],
   ["no", 1, 1, false],
 ] as const) {
   const does = made ? `makes the scope at try ${tries}` : "detaches";
