@@ -37,6 +37,7 @@ import {
   isAlive,
   isRoot,
   lanesOf,
+  namesBelow,
   openSocket,
   removeAll,
   sideBySide,
@@ -390,9 +391,7 @@ leaves("is ended by --stop, with its holder and its FIFOs, and counted; its exit
   assert.ok(pids.every(isAlive));
   assert.is(await left.stop(), "stopped 2");
   assert.equal([...pids, ...parents].filter(isAlive), []);
-  const fifos = readdirSync(left.held, { recursive: true } as never).filter((name) =>
-    lstatSync(join(left.held, String(name))).isFIFO(),
-  );
+  const fifos = namesBelow(left.held).filter((name) => lstatSync(join(left.held, name)).isFIFO());
   assert.equal(fifos, []);
   await left.serve();
   const ends = await Promise.all(["a", "b"].map(async (id) => (await left.entry(id)).signal));

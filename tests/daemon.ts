@@ -536,9 +536,9 @@ function siteIn(directory: string): Site {
 }
 
 function recordsIn(directory: string): string[] {
-  return readdirSync(directory, { recursive: true })
-    .map((name) => join(directory, String(name)))
-    .filter((path) => path.endsWith(".record"));
+  return namesBelow(directory)
+    .filter((name) => name.endsWith(".record"))
+    .map((name) => join(directory, name));
 }
 
 /** Ends what runs at a site: its daemons by --stop, the rest by SIGKILL. Returns what should not have been there. */
@@ -720,6 +720,19 @@ export function builtWith(directory: string, times: Record<string, number>): str
 /** What a directory holds, sorted; nothing where there is none. */
 export function filesIn(directory: string): string[] {
   return existsSync(directory) ? readdirSync(directory).sort() : [];
+}
+
+/** All below a directory, relative to it. What goes meanwhile is left out, and no link is followed; `recursive` of Node 18 fails at a socket. */
+export function namesBelow(directory: string): string[] {
+  try {
+    return readdirSync(directory, { withFileTypes: true }).flatMap((entry) => [
+      entry.name,
+      ...(entry.isDirectory() ? namesBelow(join(directory, entry.name)).map((name) => join(entry.name, name)) : []),
+    ]);
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return [];
+    throw error;
+  }
 }
 
 /** Every test is to do all its rounds (node tests/run.mjs --all). */

@@ -19,6 +19,7 @@ import {
   eventually,
   holdfast,
   isAlive,
+  namesBelow,
   openBridge,
   openSocket,
   outcomeOf,
@@ -527,9 +528,8 @@ killed("as it dies is ended by --stop, which counts it and leaves nothing", asyn
   const { code, stdout, stderr } = await holdfast(["--stop", "--grace", "0", "--socket", daemon.socket]);
   assert.equal([code, stdout.toString()], [0, "stopped 2\n"], stderr);
   await eventually(() => ![pid, other, ...pids].some((it) => it && isAlive(it)), "nothing is left of it");
-  const fifos = readdirSync(`${daemon.socket}.held`, { recursive: true }).filter((name) =>
-    lstatSync(join(`${daemon.socket}.held`, String(name))).isFIFO(),
-  );
+  const held = `${daemon.socket}.held`;
+  const fifos = namesBelow(held).filter((name) => lstatSync(join(held, name)).isFIFO());
   assert.equal(fifos, []);
   const { code: served } = await holdfast(["--serve", "--socket", daemon.socket, "--token-file", daemon.tokenFile]);
   assert.is(served, 0);

@@ -34,6 +34,7 @@ import {
   isAlive,
   isRoot,
   lanesOf,
+  namesBelow,
   outcomeOf,
   request,
   sideBySide,
@@ -48,8 +49,7 @@ const isGone = (pid: number) => (): boolean => !isAlive(pid);
 
 /** Everything below a directory, with kind, mode and size: what a failed start must not change. */
 function snapshot(directory: string): string[] {
-  return readdirSync(directory, { recursive: true })
-    .map(String)
+  return namesBelow(directory)
     .sort()
     .map((name) => {
       const { mode, size } = lstatSync(join(directory, name));

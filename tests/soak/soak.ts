@@ -16,7 +16,7 @@
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { builtFile, isAlive, sleep, until } from "../daemon.ts";
+import { builtFile, isAlive, namesBelow, sleep, until } from "../daemon.ts";
 import { createFractions } from "../fuzz/random.ts";
 import { Lost, openBridgeLine, Wrong } from "./line.ts";
 import { plotSoak } from "./plot.ts";
@@ -565,11 +565,7 @@ async function end(soak: Soak): Promise<void> {
     ...readdirSync(soak.runDirectory).filter(
       (name) => !["rpc.sock.record", "remote-server.log", "remote-server.log.1"].includes(name),
     ),
-    ...["files", "state"].flatMap((name) =>
-      existsSync(join(soak.site.directory, name))
-        ? readdirSync(join(soak.site.directory, name), { recursive: true, encoding: "utf8" })
-        : [],
-    ),
+    ...["files", "state"].flatMap((name) => namesBelow(join(soak.site.directory, name))),
   ];
   await until("nothing is left", () => left().length === 0, 20_000).catch(() => {});
   if (left().length > 0) blame(soak, "the end", `there is left: ${left().join("; ")}`);
