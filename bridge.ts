@@ -586,12 +586,12 @@ function answerWith(relay: Relay, failure: Failure, unanswered: Buffer | undefin
   });
 }
 
-/** Ends stdout when all of it is written: a slow line is waited for, as long as our ancestors live. */
+/** When all of stdout is written: a slow line is waited for, as long as our ancestors live. It is not ended: of a socket that is all who have it. */
 function finish({ world: { input, output } }: Relay, code: number): Promise<number> {
   input.stream.destroy();
   return new Promise((done) => {
-    const over = (): void => done(code);
+    const over = (error?: unknown): void => done(error ? Math.max(code, exitCodes.failed) : code);
     if (output.destroyed || output.errored) return over();
-    output.on("error", () => done(Math.max(code, exitCodes.failed))).end(over);
+    output.on("error", over).write("", over);
   });
 }

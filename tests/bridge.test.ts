@@ -65,6 +65,16 @@ relays("passes native bytes both ways, however they are cut, and drains the answ
   }),
 );
 
+relays("leaves a stdout that is a socket to who has it, too", () =>
+  withDirectory(async (site) => {
+    await site.serve();
+    const ping = JSON.stringify(request("server.ping", {}, site.token));
+    const line = `echo '${ping}' | "$0" ${builtFile} --bridge --socket ${site.socket}; echo and $?`;
+    const { stdout } = await site.command(["sh", "-c", line, process.execPath]); // of a child of node's it is a socket
+    assert.is(stdout.toString(), `${JSON.stringify(pong(1))}\nand 0\n`);
+  }),
+);
+
 relays("passes a large answer byte for byte", () =>
   withDirectory(async (site) => {
     await site.serve();

@@ -207,6 +207,19 @@ test("have no command that is not typed by a test, unless it is said why", () =>
     assert.ok(lines.includes(line), `"${line}" stands in a document`);
 });
 
+test("npm run demo: shows what it says, and leaves nothing", () =>
+  withDirectory(async ({ directory }) => {
+    const env = { ...process.env, TMPDIR: directory };
+    const { status, stdout, stderr } = spawnSync(process.execPath, ["demo.mjs"], { env, encoding: "utf8" });
+    assert.is(status, 0, stderr);
+    const lines = [1, 2, 3, 4].map((count) => `line ${count}\n`).join("");
+    assert.match(stdout, new RegExp(`^\\$ .*--attach .* job\\n${lines}\\n`, "m"));
+    assert.match(stderr, /is gone without a word: killed by SIGKILL .*: started it again/);
+    for (const line of [/^job +exit 0 /m, /^\{"jsonrpc":"2.0","id":1,"result":\{"pong":true\}\}$/m, /^stopped 0$/m])
+      assert.match(stdout, line);
+    assert.equal(readdirSync(directory), ["given.token"]); // the test's own
+  }));
+
 /** As a heading is addressed on the pages of a repository's host. */
 function anchorOf(heading: string): string {
   return heading
