@@ -15,6 +15,7 @@ import {
   builtWith,
   busyMs,
   filesIn,
+  forAnyone,
   frameOf,
   isAlive,
   isRoot,
@@ -522,10 +523,10 @@ alone("says that it may not use the socket of another", () =>
     if (!isRoot) return;
     await site.serve();
     chmodSync(site.directory, 0o755);
-    const { stdout, stderr } = await site.command(
-      [...asNobody, process.execPath, builtFile, "--bridge", "--socket", site.socket],
-      { stdin: frameOf(request("server.ping")), env: { XDG_STATE_HOME: "/nonexistent" } },
-    );
+    const { stdout, stderr } = await site.command([...asNobody, ...forAnyone(), "--bridge", "--socket", site.socket], {
+      stdin: frameOf(request("server.ping")),
+      env: { XDG_STATE_HOME: "/nonexistent" },
+    });
     const [{ error }] = messagesIn(stdout);
     assert.equal([error.code, error.data.reason], [-32010, "permission"]);
     assert.match(stderr, /permission denied \(EACCES\)/);

@@ -4,19 +4,23 @@ import type { ChildProcessWithoutNullStreams } from "node:child_process";
 import { spawn, spawnSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import {
+  chmodSync,
   chownSync,
+  copyFileSync,
   existsSync,
   lstatSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
+  realpathSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from "node:fs";
 import type { Socket } from "node:net";
 import { connect } from "node:net";
 import { cpus, loadavg, tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { basename, dirname, join, resolve } from "node:path";
 import type { Readable, Writable } from "node:stream";
 import * as assert from "uvu/assert";
 import { errnoOf, Failure } from "../failure.ts";
@@ -395,6 +399,30 @@ export function lanesOf(count: number): Promise<void>[] {
 export const isRoot = process.getuid?.() === 0;
 /** Words before a command that is to run without root's rights; none where we have none ourselves. */
 export const asNobody = isRoot ? ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] : [];
+
+const opened = new Map<string, string>();
+
+/** A file that each user may run: where it is, or, below a home that is closed to others, a copy, which goes with us. */
+export function openToAll(path: string): string {
+  const known = opened.get(path);
+  if (known !== undefined) return known;
+  const real = realpathSync(path);
+  const isOpen = (at: string, bits = 0o001): boolean =>
+    (statSync(at).mode & bits) === bits && (at === "/" || isOpen(dirname(at)));
+  let found = path;
+  if (isRoot && !isOpen(real, 0o005)) {
+    const directory = mkdtempSync(join(tmpdir(), "holdfast-test-open-"));
+    process.once("exit", () => rmSync(directory, { recursive: true }));
+    found = join(directory, basename(real));
+    copyFileSync(real, found);
+    for (const made of [directory, found]) chmodSync(made, 0o755);
+  }
+  opened.set(path, found);
+  return found;
+}
+
+/** Words that run the built file, also as another user. */
+export const forAnyone = (): [node: string, file: string] => [openToAll(process.execPath), openToAll(builtFile)];
 
 export const sleep = (ms: number): Promise<void> => new Promise((done) => setTimeout(done, ms));
 

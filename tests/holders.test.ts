@@ -40,7 +40,7 @@ import {
 import { soon } from "../record.ts";
 import type { Ended, HolderRecord, Running, Start } from "../running.ts";
 import { dismissHolder, knownOf } from "../running.ts";
-import { asNobody, isAlive, isRoot, removeAll, statOf } from "./daemon.ts";
+import { isAlive, isRoot, removeAll, statOf } from "./daemon.ts";
 
 type Shell = [name: string, words: string[]];
 
@@ -457,19 +457,20 @@ async function trySetUid(words: string[]): Promise<void> {
     chmodSync(join(directory, "awk"), 0o4755);
     mkdirSync(join(directory, "home"));
     chownSync(join(directory, "home"), 65534, 65534);
-    copyFileSync(thisFile, join(directory, "test.mjs"));
     const start = startOf(join(directory, "awk"), ["BEGIN { print ARGV[1]; exit 7 }", "said"]);
     const argument = JSON.stringify({ words, path: join(directory, "home/held"), start });
-    const [program = "", ...args] = [...asNobody, process.execPath, thisFile, "reader", argument];
-    const { stdout, stderr } = spawnSync(program, args, { encoding: "utf8" });
+    const { stdout, stderr } = spawnSync(process.execPath, [thisFile, "reader", argument], { encoding: "utf8" });
     assert.equal([stdout, stderr], [`${JSON.stringify({ how: code(7), stdout: "said\n", left: [] })}\n`, ""]);
   } finally {
     rmSync(directory, { recursive: true, force: true });
   }
 }
 
-/** Starts a child, reads it to its end, and says what it saw. */
+/** Starts a child, reads it to its end, and says what it saw; as another user, who may not be able to read this file. */
 async function beReader(argument: string): Promise<never> {
+  process.setgroups!([]);
+  process.setgid!(65534);
+  process.setuid!(65534);
   const { words, path, start } = JSON.parse(argument);
   const holders = await holdersOf(path, words);
   const seen = await startSeen(holders, false, start);

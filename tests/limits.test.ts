@@ -32,6 +32,7 @@ import {
   busyMs,
   eventually,
   faultRow,
+  forAnyone,
   frameOf,
   inMemory,
   isAlive,
@@ -78,18 +79,9 @@ function serving(
   before: string[],
   { flags = [] as string[], env = {} as NodeJS.ProcessEnv } = {},
 ): Promise<Outcome> {
-  const words = [
-    ...before,
-    process.execPath,
-    ...flags,
-    builtFile,
-    "--serve",
-    "--json",
-    "--socket",
-    site.socket,
-    "--token-file",
-    site.tokenFile,
-  ];
+  const [node, file] = forAnyone();
+  const args = ["--serve", "--json", "--socket", site.socket, "--token-file", site.tokenFile];
+  const words = [...before, node, ...flags, file, ...args];
   return site.command(words, { env: { SHELL: "/bin/sh", HOME: site.directory, ...env }, timeoutMs: 60_000 });
 }
 
@@ -308,10 +300,9 @@ asRoot(
       assert.is((await wire.request("files.read", { path: "/proc/sys/kernel/ostype" })).content, "Linux\n"); // would need a thread
       const pingMs = await pingDuring(wire, async () => {
         for (const mode of [["--bridge"], ["--serve", "--token-file", site.tokenFile]]) {
-          const { code, signal } = await site.command(
-            [...poor, process.execPath, builtFile, ...mode, "--socket", site.socket],
-            { timeoutMs: 5000 },
-          );
+          const { code, signal } = await site.command([...poor, ...forAnyone(), ...mode, "--socket", site.socket], {
+            timeoutMs: 5000,
+          });
           assert.ok(code !== 0 || signal !== null, `${mode[0]} succeeded`); // node itself cannot start its threads: it aborts, or hangs
         }
       });
@@ -322,7 +313,7 @@ asRoot(
       const again = () => wire.request("process.spawn", { id: "after", command: "/bin/true", cwd: "/" });
       await eventually(() => again().catch(() => false), "its holder has ended, too");
       assert.is((await wire.request("server.capabilities")).instanceId, instance);
-      await site.command([...asPoor, process.execPath, builtFile, "--stop", "--now", "--socket", site.socket], {
+      await site.command([...asPoor, ...forAnyone(), "--stop", "--now", "--socket", site.socket], {
         env: { HOME: site.directory },
       });
       return `so; ping at most ${pingMs} ms; ${shown(refusal!.message, site)}; \`--serve\` and \`--bridge\` of that user do not come as far as their own words: node aborts`;

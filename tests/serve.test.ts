@@ -30,6 +30,7 @@ import {
   builtWith,
   busyMs,
   filesIn,
+  forAnyone,
   frameOf,
   isAlive,
   isRoot,
@@ -235,9 +236,7 @@ for (const { what, prepare, args, nobody, code, words } of refusals) {
         try {
           const before = snapshot(site.directory);
           const command = [
-            ...(nobody ? asNobody : []),
-            process.execPath,
-            builtFile,
+            ...(nobody ? [...asNobody, ...forAnyone()] : [process.execPath, builtFile]),
             ...(args?.(site) ?? at("rpc.sock")(site)),
           ];
           const outcome = await site.command(command);
