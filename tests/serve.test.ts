@@ -69,6 +69,7 @@ interface Refusal {
   prepare?(site: Site): unknown;
   /** Instead of `--serve --socket S --token-file T`. */
   args?(site: Site): string[];
+  /** As a user who has no rights of root. */
   nobody?: boolean;
   code: number;
   words: RegExp;
@@ -228,15 +229,16 @@ const refusals: Refusal[] = [
 ];
 
 for (const { what, prepare, args, nobody, code, words } of refusals) {
+  const isOther = nobody && isRoot;
   refuses(`says at once that ${what}, with exit code ${code}, and leaves nothing`, () =>
     withDirectory(
       async (site) => {
-        if (nobody) chownSync(site.tokenFile, 65534, 65534);
+        if (isOther) chownSync(site.tokenFile, 65534, 65534);
         const undo = await prepare?.(site);
         try {
           const before = snapshot(site.directory);
           const command = [
-            ...(nobody ? [...asNobody, ...forAnyone()] : [process.execPath, builtFile]),
+            ...(isOther ? [...asNobody, ...forAnyone()] : [process.execPath, builtFile]),
             ...(args?.(site) ?? at("rpc.sock")(site)),
           ];
           const outcome = await site.command(command);
@@ -248,7 +250,7 @@ for (const { what, prepare, args, nobody, code, words } of refusals) {
           chmodSync(site.directory, 0o700);
         }
       },
-      nobody ? { owner: 65534 } : {},
+      isOther ? { owner: 65534 } : {},
     ),
   );
 }
