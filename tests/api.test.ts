@@ -12,7 +12,7 @@ import { diagnose } from "../client.ts";
 import type * as Api from "../deploy.ts";
 import type { Connection, ConnectOptions, Output, Served } from "../library.ts";
 import type { TestDaemon } from "./daemon.ts";
-import { builtFile, eventually, holdfast, isAlive, removeAll, sleep, withDaemon } from "./daemon.ts";
+import { builtFile, eventually, findRunning, holdfast, isAlive, removeAll, sleep, withDaemon } from "./daemon.ts";
 
 const { connect, serve, HoldfastError } = createRequire("/")(builtFile) as typeof Api;
 
@@ -119,10 +119,7 @@ connecting(
       }
       const silent = await refusal(connect({ command: ["sleep", "1000"], token: "t", timeoutMs: 200 }));
       assert.match(silent.message, /not answering/);
-      await eventually(
-        () => spawnSync("pgrep", ["-P", String(process.pid), "sleep"]).status !== 0,
-        "the command has ended",
-      );
+      await eventually(() => findRunning("sleep 1000", "children", process.pid).length === 0, "the command has ended");
     } finally {
       rmSync(directory, { recursive: true, force: true });
     }
@@ -301,8 +298,7 @@ told("limits the time of each request, also by a signal", async () => {
   assert.is((await refusal(there.files.stat("/", options))).name, "TimeoutError");
   const attempt = connect({ command: ["sleep", "1000"], signal: AbortSignal.timeout(50) });
   assert.is((await refusal(attempt)).name, "TimeoutError");
-  const command = () => spawnSync("pgrep", ["-P", String(process.pid), "-x", "sleep"]).status;
-  await eventually(() => command() !== 0, "the command has ended");
+  await eventually(() => findRunning("sleep 1000", "children", process.pid).length === 0, "the command has ended");
 });
 
 told("leaves an exception of the application to the application, and goes on", () =>

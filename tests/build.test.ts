@@ -21,7 +21,7 @@ import { join, resolve } from "node:path";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
 import type { Outcome } from "./daemon.ts";
-import { builtFile, eventually, holdfast, outcomeOf, request } from "./daemon.ts";
+import { builtFile, canMount, eventually, hasProgram, holdfast, outcomeOf, request } from "./daemon.ts";
 
 /** What an administrator can read: not minified. */
 const maxBytes = 472_000;
@@ -105,7 +105,7 @@ built("has its hash beside it, for sha256sum -c", async () => {
   assert.equal([code, stdout.toString()], [0, "holdfast.js: OK\n"]);
 });
 
-built("writes no file but in the run directory", async () => {
+(hasProgram("strace") ? built : built.skip)("writes no file but in the run directory", async () => {
   await withDirectory(async (directory) => {
     for (const name of ["program", "run"]) mkdirSync(join(directory, name), { mode: 0o700 });
     const [program, socket] = [join(directory, "program/server.js"), join(directory, "run/s")];
@@ -161,6 +161,11 @@ built("is built again byte by byte, by any directory", async () => {
 
 const running = suite("the file, run");
 
+/** Where it looks besides PATH and a home, this machine has a runtime. */
+const isAnywhere = ["/usr/local/bin", "/opt/homebrew/bin", "/snap/bin"].some((directory) =>
+  ["node", "bun", "deno"].some((name) => existsSync(join(directory, name))),
+);
+
 running(
   "is executed by the first runtime that is there: node, nodejs, bun, deno; and says so where there is none",
   async () => {
@@ -175,7 +180,7 @@ running(
             : `#!/bin/sh\nexec ${process.execPath} "$@"\n`;
         if (name !== "none") writeFileSync(join(path, name), script, { mode: 0o755 });
         const { code, stdout, stderr } = await run(builtFile, ["--call", "a b", "{"], { env: { PATH: path } });
-        if (name === "none") {
+        if (name === "none" && !isAnywhere) {
           assert.is(code, 127);
           assert.match(stderr, /^holdfast: error: Cannot run: there is no node, .*\nholdfast: hint: put a node .*\n$/);
         } else {
@@ -232,7 +237,8 @@ const elsewhere: [string, Record<string, string>, string][] = [
 ];
 
 for (const shell of [["dash"], ["busybox", "sh"], ["bash", "--posix"]]) {
-  running(`finds a runtime by ${shell[0]} where an ssh command has none in PATH`, async () => {
+  const finds = hasProgram(shell[0]!) ? running : running.skip;
+  finds(`finds a runtime by ${shell[0]} where an ssh command has none in PATH`, async () => {
     for (const [where, files, wanted] of elsewhere) {
       // a machine's own would be found before those
       if (/at home|alone/.test(where) && existsSync("/usr/local/bin/node")) continue;
@@ -281,8 +287,7 @@ running("says in one line that it does not run on Windows, and on an old Node", 
   });
 });
 
-running("serves from a read-only, noexec file system", async () => {
-  if (process.getuid?.() !== 0) return void console.log("SKIP 1 mounting needs root");
+(canMount() ? running : running.skip)("serves from a read-only, noexec file system", async () => {
   await withDirectory(async (directory) => {
     const mount = join(directory, "mnt");
     mkdirSync(mount);

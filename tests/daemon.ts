@@ -168,6 +168,14 @@ export function commandLineOf(pid: number): string {
   }
 }
 
+/** Who runs a command line, of the children of a process, or of its group. */
+export function findRunning(line: string, of: "children" | "group", pid: number): number[] {
+  const words = `${line.replaceAll(" ", "\0")}\0`;
+  const isOf = (found: number): boolean => statOf(found)?.[of === "children" ? 1 : 2] === String(pid);
+  const pids = readdirSync("/proc").map(Number).filter(Boolean);
+  return pids.filter((found) => isOf(found) && commandLineOf(found) === words);
+}
+
 /** A child leads a group of its own; holder and keeper are in that of the holder. */
 function killGroupOf(pid: number): void {
   for (const target of statOf(pid)?.[2] === String(pid) ? [-pid, pid] : [pid]) signal(target, "SIGKILL");
@@ -399,6 +407,13 @@ export function lanesOf(count: number): Promise<void>[] {
 export const isRoot = process.getuid?.() === 0;
 /** Words before a command that is to run without root's rights; none where we have none ourselves. */
 export const asNobody = isRoot ? ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] : [];
+
+/** A test without it is skipped: not every machine has all that .ci/run installs. */
+export const hasProgram = (name: string): boolean =>
+  process.env.PATH!.split(":").some((directory) => existsSync(resolve(directory, name)));
+
+/** Who may mount in a mount namespace: in a container root mostly may not. */
+export const canMount = (): boolean => isRoot && spawnSync("unshare", ["--mount", "true"]).status === 0;
 
 const opened = new Map<string, string>();
 

@@ -38,6 +38,7 @@ import {
   builtFile,
   builtWith,
   busyMs,
+  canMount,
   commandLineOf,
   createWire,
   eventually,
@@ -1192,7 +1193,7 @@ function fill(directory: string): void {
   }
 }
 
-const rootFault = isRoot ? fault : (done: string) => faults.skip(`${done}: needs root`);
+const rootFault = canMount() ? fault : (done: string) => faults.skip(`${done}: needs root that may mount`);
 
 rootFault("the disk is full before the start", "refused in words; nothing is left", (place) =>
   withDisk(place, async (inside, run) => {

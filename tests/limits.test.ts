@@ -30,6 +30,7 @@ import type { Outcome, Site, Wire } from "./daemon.ts";
 import {
   builtFile,
   busyMs,
+  canMount,
   eventually,
   faultRow,
   forAnyone,
@@ -58,6 +59,8 @@ const limit = (what: string, promised: string, body: (site: Site) => Promise<str
 const limitIf = (isPossible: boolean, why: string): typeof limit =>
   isPossible ? limit : (what) => limits.skip(`${what}: ${why}`);
 const asRoot = limitIf(isRoot, "needs root");
+const mounting = limitIf(canMount(), "needs root that may mount");
+const fuse = limitIf(canMount() && existsSync("/dev/fuse"), "needs root that may mount, and FUSE");
 const inNamespace = limitIf(
   spawnSync("unshare", ["--user", "--map-root-user", "true"]).status === 0,
   "needs user namespaces",
@@ -323,7 +326,7 @@ asRoot(
 
 // Disk
 
-asRoot(
+mounting(
   "no space for `files.write`",
   "ENOSPC in words, the old content stays, nothing is left beside it; written when there is space",
   (site) =>
@@ -359,7 +362,7 @@ asRoot(
     }),
 );
 
-asRoot(
+mounting(
   "no space as the daemon is stopped",
   "it is known to have been stopped, and no bridge starts it again",
   async (site) => {
@@ -850,7 +853,7 @@ function saidBy(wire: Wire, id: string): string {
     .join("");
 }
 
-asRoot(
+fuse(
   "a FUSE mount that does not answer",
   "pings, other files and spawns go on; who asks for it is told within 9 s; and it works again when it answers",
   (site) =>
@@ -923,7 +926,7 @@ asRoot(
     ),
 );
 
-asRoot("`--stop` and SIGTERM while requests wait for such a mount", "it ends all the same", (site) =>
+fuse("`--stop` and SIGTERM while requests wait for such a mount", "it ends all the same", (site) =>
   withMount(site, ({ path, inside, stop }) =>
     withWires(site, async (open) => {
       const times: number[] = [];
@@ -959,7 +962,7 @@ const library = readdirSync("/usr/lib")
 /** It keeps a file for each pid in /dev/shm, which a killed process leaves, and another with that pid ends at. */
 const faked = `mount -t tmpfs none /dev/shm; exec env LD_PRELOAD='${library}' "$@"`;
 
-limitIf(library !== undefined && isRoot, "needs libfaketime, and root")(
+limitIf(library !== undefined && canMount(), "needs libfaketime, and root that may mount")(
   "the wall clock jumps 2 days ahead, and 3 hours back",
   "nothing is over early, no age is negative, and a signal from before is not taken for one of now",
   (site) =>

@@ -14,6 +14,7 @@ import type { Outcome, Site } from "./daemon.ts";
 import {
   builtFile,
   builtWith,
+  findRunning,
   frameOf,
   isAlive,
   messagesIn,
@@ -208,18 +209,17 @@ test(
 
 test(
   "processes are signalled by group, and what lives is not said to have died",
-  withPlace(async ({ start, call, command, inside }) => {
+  withPlace(async ({ start, call, inside }) => {
     await start();
     const script = "(trap '' TERM; echo $$; exec sleep 1000) & sleep 1000";
     const params = JSON.stringify({ id: "a", command: "sh", args: ["-c", script] });
     await inside(["--bridge"], frameOf(request("process.spawn", JSON.parse(params), "a good token")));
-    const sleepers = async () =>
-      String((await command(["pgrep", "-f", "^sleep 1000$", "-g", await group()])).stdout).trim();
-    const group = async () => String((await call("process.list")).processes[0].pid);
-    await until("both run", async () => (await sleepers()).split("\n").length === 2);
+    const group = (await call("process.list")).processes[0].pid;
+    const sleepers = (): number[] => findRunning("sleep 1000", "group", group);
+    await until("both run", () => sleepers().length === 2);
     const answer = await call("process.killAndWait", { id: "a", timeoutMs: 300 });
     assert.equal(answer, { found: true, died: true, escalated: true });
-    assert.is(await sleepers(), "");
+    assert.equal(sleepers(), []);
   }),
 );
 

@@ -1,7 +1,7 @@
 // time limit: 250 s
 /** --serve, --stop, --status and --call of the built file, seen from outside: exit codes, words, /proc, and what is left behind. */
 
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import {
   chmodSync,
   chownSync,
@@ -263,14 +263,17 @@ function expectRefusal({ code, stdout, stderr, ms }: Outcome, expected: number, 
   assert.ok(ms < busyMs(3000), `it took ${ms} ms`);
 }
 
+const ofItsOwn = ["unshare", isRoot ? "-m" : "-rm"];
+const mayMount = spawnSync(ofItsOwn[0]!, [ofItsOwn[1]!, "mount", "-t", "tmpfs", "none", "/mnt"]).status === 0;
 for (const pages of [1, 2, 3, 4]) {
-  refuses(`says at once that the disk is full: ${pages} pages free`, () =>
+  const refusesIf = mayMount ? refuses : (name: string): void => cannot.skip(name);
+  refusesIf(`says at once that the disk is full: ${pages} pages free`, () =>
     withDirectory(async (site) => {
       const mount = join(site.directory, "full");
       mkdirSync(mount);
       const script = `mount -t tmpfs -o size=64k,mode=700 none '${mount}' && head -c ${(16 - pages) * 4096} /dev/zero > '${mount}/ballast' &&
       { '${process.execPath}' '${builtFile}' --serve --socket '${mount}/rpc.sock' --token-file '${site.tokenFile}'; echo "$? $(ls -A '${mount}' | tr '\\n' ' ')"; [ ! -S '${mount}/rpc.sock' ] || '${process.execPath}' '${builtFile}' --stop --now --socket '${mount}/rpc.sock'; }`;
-      const { stdout, stderr } = await site.command(["unshare", isRoot ? "-m" : "-rm", "sh", "-c", script]);
+      const { stdout, stderr } = await site.command([...ofItsOwn, "sh", "-c", script]);
       const [, code, files] = /(\d+) (.*)\n/.exec(stdout.toString()) ?? [];
       if (code === "0") return assert.ok(pages > 2, "so little suffices for a daemon"); // then there was room
       assert.is(code, "73", stderr);
