@@ -84,12 +84,13 @@ export function createEnvironment(
 /**
  * What --run hands on of its own environment.
  *
- * @param given NAME=VALUE, or NAME of our own.
+ * @param more Over that.
+ * @param given NAME=VALUE, or NAME of our own; over all else.
  * @throws {Failure} With exit code 64.
  */
-export function ownEnvironment(given: string[]): Record<string, string> {
+export function ownEnvironment(more: Record<string, string>, given: string[]): Record<string, string> {
   const own = Object.entries(process.env).filter(([name, value]) => !notPassedOn.test(name) && value !== undefined);
-  const env = Object.fromEntries(own) as Record<string, string>;
+  const env = { ...(Object.fromEntries(own) as Record<string, string>), ...more };
   for (const text of given) {
     const at = text.indexOf("=");
     const name = at < 0 ? text : text.slice(0, at);

@@ -32,7 +32,7 @@ import type { JobsWorld } from "./jobs.ts";
 import { ask, attach, printList, printLogs, run as runJob, wait } from "./jobs.ts";
 import type { ReadyMessage, Watchdog } from "./launch.ts";
 import { startWatchdog } from "./launch.ts";
-import type { Output, RemoteProcess } from "./library.ts";
+import type { Output, ReattachOptions, RemoteProcess } from "./library.ts";
 import { build, daemonCommand, keepYoungSmall, refuseDebuggers, version, versionFacts } from "./program.ts";
 import { connectOwned, explainLoss, explainSilence, isEndedDaemon, ownerKey } from "./reach.ts";
 import { readRecord } from "./record.ts";
@@ -145,7 +145,12 @@ function parseParams(text: string): Record<string, unknown> {
 
 /** @returns The exit code of the process. */
 async function stream(client: Client, method: string, given: Record<string, unknown>): Promise<number> {
-  const { id, fromSeq, ...params } = given as { id: string; fromSeq?: number };
+  const { id, fromSeq, share, lossless, ...others } = given as ReattachOptions & { id: string } & typeof given;
+  const [other] = Object.keys(others);
+  if (method !== "process.spawn" && other !== undefined)
+    throw cannot(`reattach by --call with "${other}": it takes id, fromSeq, share and lossless`, {
+      exit: exitCodes.usage,
+    });
   const connection = createConnection(client);
   let told = 0;
   const tellMissed = ({ missed }: RemoteProcess): void => {
@@ -163,8 +168,8 @@ async function stream(client: Client, method: string, given: Record<string, unkn
   let remote: RemoteProcess | undefined;
   try {
     remote = await (method === "process.spawn"
-      ? connection.spawn({ id, command: "", ...params, onOutput })
-      : connection.reattach(id, { fromSeq, onOutput }));
+      ? connection.spawn({ command: "", ...given, onOutput })
+      : connection.reattach(id, { fromSeq, share, lossless, onOutput }));
     tellMissed(remote);
     const { exitCode, reason } = await Promise.race([remote.exit, broken.promise]);
     tellMissed(remote); // of what came while nobody read our own stdout for so long that the daemon went on without us

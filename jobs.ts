@@ -200,7 +200,7 @@ function spawnParams({ places }: JobsWorld, request: RunRequest): object {
   return {
     ...(id === undefined ? {} : { id }),
     ...{ command, args, cwd: resolveDirectory(request.cwd), umask, clearEnv: true },
-    env: { ...ownEnvironment(request.env), ...agentOf(places) },
+    env: ownEnvironment(agentOf(places), request.env),
     stdin: isDetached && !hasTerminal ? "none" : "open",
     lossless: !isDetached,
     ...(hasTerminal ? { terminal: { ...ownSize(), term: process.env.TERM || undefined } } : {}),

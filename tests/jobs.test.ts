@@ -546,6 +546,7 @@ backs("lend the processes the SSH agent of the newest connection that is left", 
       // never to itself
       await looks(`SSH_AUTH_SOCK='${site.socket}.agent' hf --run true; SSH_AUTH_SOCK='${site.socket}' hf --run true`);
       assert.is(readlinkSync(`${site.socket}.agent`), lent[0]);
+      assert.is(await looks("hf --run --env SSH_AUTH_SOCK=/mine sh -c 'echo $SSH_AUTH_SOCK'"), "/mine\n");
       await looks("hf --stop --now");
       assert.is(
         await looks(`hf --serve --no-agent >/dev/null 2>&1; ${with_(1)} hf --run sh -c 'echo $SSH_AUTH_SOCK'`),

@@ -102,17 +102,62 @@ test("says which parameters may be absent, and what is answered", () =>
     connection.destroy();
   }));
 
-test("shows answers as they are", () =>
+/** What a document shows to be asked, and answered. */
+const examples = [...text.matchAll(/^ {4}→ (.*)\n {4}← (.*)$/gm)].map(([, question, answer]) => {
+  const { method, params = {} } = JSON.parse(question!);
+  return { method, params, answer: answer! };
+});
+
+test("has an example of each method, and says what its errors are", () => {
+  for (const method of methods) {
+    assert.ok(
+      examples.some((example) => example.method === method),
+      `${method} has an example`,
+    );
+    const words = section("docs/protocol.md", `### ${method}`).replace(/^ {4}.*$/gm, "");
+    assert.match(words, /-32\d{3}|No error of its own/, method);
+  }
+});
+
+/** One shows what there always is; what the signature has in brackets need not be there. */
+function compareExample(method: string, shown: object, given: object): void {
+  const { answer } = signatureOf(method);
+  const closed = all(/"(\w+)":[[{]…|$/g, answer, method);
+  const [inExample, inAnswer] = [membersOf(shown, closed), membersOf(given, closed)];
+  for (const name of inExample) assert.ok(inAnswer.includes(name), `${method} answers "${name}"`);
+  if (method === "server.status") return; // the rest of it is the answer of another
+  const optional = [...answer.matchAll(/\[,([^[\]]*)\]/g)].flatMap(([, names]) => namesIn(`,${names}`));
+  for (const name of inAnswer.filter((name) => !optional.includes(name)))
+    assert.ok(inExample.includes(name), `the example of ${method} has "${name}"`);
+}
+
+test("shows answers and errors as they are", () =>
   withDaemon(async (daemon) => {
+    const { directory, token } = daemon;
     const { connection, wire } = openSocket(daemon);
-    writeFileSync(join(daemon.directory, "notes"), "");
-    const pairs = [...text.matchAll(/^ {4}→ (.*)\n {4}← (.*)$/gm)];
-    assert.is(pairs.length, 4);
-    for (const [, question, answer] of pairs) {
-      const { method, params } = JSON.parse(question!.replace("~", daemon.directory).replace('"make"', '"cat"'));
-      const given = await wire.request(method, params);
-      assert.equal(sorted(membersOf(given)), sorted(membersOf(JSON.parse(answer!).result)), question);
-      if (params.end) await wire.message(({ stream }) => stream === "exit");
+    const { key } = JSON.parse(readFileSync(`${daemon.socket}.record`, "utf8"));
+    writeFileSync(join(directory, "notes"), "milk, eggs\n");
+    const { features } = await wire.request("server.capabilities");
+    const hasTerminals: boolean = features.includes("terminal");
+    const terminal = { rows: 24, columns: 80 };
+    if (hasTerminals) await wire.request("process.spawn", { id: "bash", command: "cat", terminal });
+    const words: Record<string, string> = { "<token>": token, "<key>": key, make: "cat" };
+    const here = (value: unknown): unknown =>
+      typeof value === "string" ? (words[value] ?? value.replace(/^~/, directory)) : value;
+    const isLast = (method: string): number => (method === "server.shutdown" ? 1 : 0);
+    for (const { method, params, answer } of examples.sort((a, b) => isLast(a.method) - isLast(b.method))) {
+      if (method === "process.resize" && !hasTerminals) continue;
+      const asked = Object.entries(params).map(([name, value]) => [name, here(value)]);
+      const given = await wire.request(method, Object.fromEntries(asked)).catch((error) => error);
+      const { result, error } = JSON.parse(answer.replaceAll("/home/dev", directory));
+      const { code, message, data } = given;
+      if (error) assert.equal(JSON.parse(JSON.stringify({ code, message, data })), error);
+      else {
+        assert.not.instance(given, Error);
+        compareExample(method, result, given);
+      }
+      const ended = params.end || method === "process.killAndWait" ? params.id : undefined;
+      if (ended) await wire.message(({ processId, stream }) => processId === ended && stream === "exit");
     }
     connection.destroy();
   }));

@@ -902,9 +902,15 @@ callTest("process.reattach picks a process up after its caller was killed, and o
     caller.kill("SIGKILL");
     const taken = call(daemon, ["process.reattach", '{"id":"make"}']);
     await eventually(() => daemon.log().split("New connection").length >= 4, "it has connected"); // serve's own, the caller's, this one's
+    const shared = call(daemon, ["process.reattach", '{"id":"make","share":true}']);
+    await eventually(() => daemon.log().split("New connection").length >= 5, "so has the other");
+    await call(daemon, ["server.ping"]); // what was asked before it has been read
     writeFileSync(join(daemon.directory, "go"), "");
-    const { stdout, stderr, code } = await taken;
-    assert.equal([stdout.toString(), stderr, code], ["one\ntwo\n", "", 5]);
+    for (const { stdout, stderr, code } of [await taken, await shared])
+      assert.equal([stdout.toString(), stderr, code], ["one\ntwo\n", "", 5]);
+    const misspelt = await call(daemon, ["process.reattach", '{"id":"make","shared":true}']);
+    assert.is(misspelt.code, 64);
+    assert.match(misspelt.stderr, /Cannot reattach by --call with "shared": it takes id, fromSeq, share and lossless/);
     const again = await call(daemon, ["process.reattach", '{"id":"make"}']);
     assert.equal([again.stdout.toString(), again.code], ["one\ntwo\n", 5]);
     const rest = await call(daemon, ["process.reattach", '{"id":"make","fromSeq":1}']);
