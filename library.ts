@@ -482,7 +482,7 @@ export interface DeployOptions extends Omit<ConnectOptions, "socket" | "command"
   /** As for serve(). */
   lifetime?: "auto" | "scope" | "detach";
   enableLinger?: boolean;
-  /** Replaces a daemon of another version, whose work goes on. By default it is joined as it is, unless it has nothing to do. */
+  /** Replaces the daemon that runs, at each call: its work goes on, other connections to it end. By default it is joined, unless it is idle and the file another one. */
   replace?: boolean;
   /** For copying and starting, in milliseconds; 120000 by default, 0 for ever. `timeoutMs` is for the connection afterwards. */
   deployTimeoutMs?: number;

@@ -108,7 +108,7 @@ const figures = {
     box(20, 268, 330, 44, ["Was --enable-linger given, and is it allowed?", "loginctl enable-linger"]),
     arrow(350, 290, 420, 290),
     words(385, 283, "no", "bad", "middle"),
-    box(420, 268, 320, 44, ["in a scope, with a warning", "until about 10 s after the last session"], "b"),
+    box(420, 268, 320, 44, ["a scope if logout kills here, else detached", "with a warning: until when it lives"], "b"),
     `<path d="M185 312V338H752V214H742" marker-end="url(#to)"/>`,
     words(193, 331, "yes: lingering is on, and the scope stays", "good"),
     words(

@@ -21,7 +21,7 @@ const otherOptions = [
   "all check init keep minutes only quick suite write", // our tests, benchmarks and scripts
   "disable-wasm-trap-handler expose-gc inspect lite-mode max-lazy max-old-space-size max-semi-space-size min-semi-space-size no-opt",
   "optimize-for-size semi-space-growth-factor single-threaded single-threaded-gc snapshot-blob stack-size", // node
-  "dmesg scope shutdown strip-components user wildcards", // systemd, tar, WSL
+  "dmesg global hostname scope shutdown strip-components user wildcards", // systemd, tar, WSL, docker
 ].flatMap((names) => names.split(" "));
 
 const test = suite("documents");
