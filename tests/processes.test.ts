@@ -1401,7 +1401,7 @@ for (const [name, script, params, answer] of [
 }
 kill("killAndWait ends what a process left in its group, also when it is asked later", () =>
   withProcesses(async ({ call, peer, processes }) => {
-    await call("spawn", sh("a", "(trap '' TERM; exec sleep 10) >/dev/null 2>&1 & echo $!"));
+    await call("spawn", sh("a", "trap '' TERM; (exec sleep 10) >/dev/null 2>&1 & echo $!"));
     await exited(peer, "a");
     const grandchild = peer.text("a").trim();
     assert.equal([liveCount(processes), isAlive(grandchild)], [0, true]);
@@ -1433,7 +1433,7 @@ kill("killAndWait waits for members that leave later than the process", () =>
 );
 kill("killAndWait reads /proc less and less often where a group outlives its leader", () =>
   withProcesses(async ({ call, peer }) => {
-    await call("spawn", sh("a", "(trap '' TERM; exec sleep 20) >/dev/null 2>&1 & echo $!"));
+    await call("spawn", sh("a", "trap '' TERM; (exec sleep 20) >/dev/null 2>&1 & echo $!"));
     await exited(peer, "a");
     const before = process.cpuUsage();
     const since = performance.now();

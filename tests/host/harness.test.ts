@@ -11,7 +11,7 @@ import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSyn
 import { tmpdir } from "node:os";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { busyMs } from "../daemon.ts";
+import { busyMs, statOf } from "../daemon.ts";
 import type { Host } from "./host.ts";
 import { bootHost, readIfThere, requireHosts, shareHost, until, withHost } from "./host.ts";
 
@@ -271,12 +271,16 @@ for (const tests of [logins, policies, files, ends]) tests.run();
 /** Gives a function that names what there is of a host on this machine: processes, mounts, cgroups, directories. */
 function lookFor(host: Pick<Host, "init" | "directory">): () => string[] {
   const name = `holdfast-host-${scriptOf(host)}`;
+  const startOf = (pid: number | string): string | undefined => statOf(pid)?.[19]; // a pid may soon be another's
   const pids = [host.init, parentOf(host.init), parentOf(parentOf(host.init)), scriptOf(host)];
+  const starts = new Map(pids.map((pid) => [String(pid), startOf(pid)]));
   return () => {
     const running = readdirSync("/proc").filter((pid) => /^\d+$/.test(pid) && isRunning(pid));
     const mounts = readFileSync("/proc/mounts", "utf8").split("\n");
     return [
-      ...running.filter((pid) => pids.includes(Number(pid)) || hasCgroup(pid, name)).map((pid) => `process ${pid}`),
+      ...running
+        .filter((pid) => (starts.has(pid) && starts.get(pid) === startOf(pid)) || hasCgroup(pid, name))
+        .map((pid) => `process ${pid}`),
       ...mounts.filter((line) => line.includes(host.directory)).map((line) => `mount ${line}`),
       ...["", "/unified", "/systemd"].map((part) => `/sys/fs/cgroup${part}/${name}`).filter(existsSync),
       ...[host.directory, `/run/systemd/nspawn/propagate/${name}`].filter(existsSync),

@@ -190,11 +190,11 @@ main() {
   unshare=$!
   trap 'finish; exit 0' TERM INT HUP
   trap finish EXIT
-  for attempt in $(seq 300); do
+  for attempt in $(seq 1200); do
     [ -d "/proc/$unshare" ] || fail "it ended while it was booting:"
     [ -n "$init" ] || find_init
     [ -n "$init" ] && has_sshd && may_login && break
-    [ "$attempt" -lt 300 ] || fail "no ssh login in time:"
+    [ "$attempt" -lt 1200 ] || fail "no ssh login in time:"
     sleep 0.05
   done
   echo "READY $init $dir $(sed -n 's|^0::\(.*\)/init.scope$|\1|p' "/proc/$init/cgroup")"
