@@ -1,4 +1,4 @@
-// time limit: 120 s
+// time limit: 120 s; long
 /** What a dead daemon has left, taken up by the next; from outside, by the built file. */
 
 import type { ChildProcess } from "node:child_process";

@@ -670,7 +670,8 @@ serves("takes the place of a dead daemon whose socket somebody has open yet, and
   }),
 );
 
-serves("whose socket is deleted publishes it again, and is reached by --bridge, --call and --serve even before", () =>
+const waits = sideBySide(starts, 1); // it does little, for long
+waits("whose socket is deleted publishes it again, and is reached by --bridge, --call and --serve even before", () =>
   withDirectory(async (site) => {
     const { pid, instance } = await site.serve([], { file: builtWith(site.directory, { checkMs: 15_000 }) });
     unlinkSync(site.socket);
