@@ -109,7 +109,7 @@ script(
     ),
 );
 
-const many = rounds(6, 4);
+const many = rounds(6, 3);
 
 script("deploys to several at once with xargs, and several times at once to one", () => {
   const users = Array.from({ length: many }, (_, at) => `u${at}`);
