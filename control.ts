@@ -17,8 +17,8 @@ import { placeOf, probeHost, realWorld } from "./host.ts";
 import { ownerMs } from "./kept.ts";
 import type { Work } from "./launch.ts";
 import { childrenOf, familyOf, holdersOf, launchDaemon, moveRunning, moveWork, placesOf } from "./launch.ts";
-import type { Launch, Lifetime, Verdict } from "./lifetime.ts";
-import { chooseLaunch, describeVerdict, judgePlace, judgeWork, switchLingerOn } from "./lifetime.ts";
+import type { Launch, Lifetime } from "./lifetime.ts";
+import { chooseLaunch, describeVerdict, judgeWork, switchLingerOn } from "./lifetime.ts";
 import type { Reached } from "./reach.ts";
 import {
   absenceFailure,
@@ -331,6 +331,7 @@ async function joinReached({ client, record }: Reached, options: StartOptions, w
   if (isHere) {
     const { processes } = (await client.request("server.status", {}, record.key, answerMs)) as Status;
     await mend([record.pid, ...holdersOf(processes, options.places)], facts, options, world);
+    await moveWork(facts.place, processes, options.places, facts, world);
   }
   const { pid, instanceId, version, lifetime } = !answer || isHere ? await admit({ facts }) : answer;
   return { pid, instance: instanceId, lifetime, facts, how: answer?.revived ? "revived" : "joined", version };
@@ -423,11 +424,9 @@ async function verify(
     if (instanceId !== started.instance)
       throw cannot(`verify the start: instance ${instanceId} answers, ${started.instance} was started`);
     const own = placeOf(started.pid, world);
-    const judge = (): Verdict => judgeWork(own, placesOf(processes, world), facts);
-    if (judge().survives === judgePlace(own, facts).survives) return { lifetime: describeVerdict(judge()), version };
-    await moveWork(() => familyOf(holdersOf(processes, places)), facts, world);
-    await client.request("server.admit", { key: started.key, facts }, started.key, answerMs);
-    return { lifetime: describeVerdict(judge()), version };
+    if (await moveWork(own, processes, places, facts, world))
+      await client.request("server.admit", { key: started.key, facts }, started.key, answerMs);
+    return { lifetime: describeVerdict(judgeWork(own, placesOf(processes, world), facts)), version };
   } finally {
     client.close();
   }

@@ -540,7 +540,8 @@ const pages: Record<string, string> = {
   "work-left-behind":
     "A daemon had died, and another one has taken up its processes; but these are still where the first one was, " +
     "and end sooner than the daemon does. It tries to move them into a scope of their own, which needs " +
-    "/run/user/UID/bus (dbus-user-session). Mend it: keep that session open until they have ended.",
+    "/run/user/UID/bus (dbus-user-session). Mend it: --serve once more, which tries it again; or keep that session " +
+    "open until they have ended.",
   "ipc-removed":
     "The daemon lives in a unit of the system, and outlives your logout; but logind removes shared memory " +
     "(/dev/shm) and System V semaphores of a user at his last logout (RemoveIPC=yes, the default), also those " +

@@ -19,7 +19,7 @@ import { cannot, Failure, reasonOf, safely } from "./failure.ts";
 import type { Facts, Place, World } from "./host.ts";
 import { noteScope, placeOf, plainText, probeMs, refusalOf } from "./host.ts";
 import type { Launch } from "./lifetime.ts";
-import { chooseLaunch } from "./lifetime.ts";
+import { chooseLaunch, judgePlace, judgeWork } from "./lifetime.ts";
 import type { StdioItem } from "./program.ts";
 import { build, daemonEnvironment, maskInherited, runtime } from "./program.ts";
 import { argumentsOf, createLog, livingProcesses, now, openLog, sleep, soon } from "./record.ts";
@@ -194,13 +194,20 @@ function said(log: string, from: number): string {
 }
 
 /**
- * Moves processes of a daemon that is dead, to be where the new one is. What cannot be moved stays, and is named by the verdict.
+ * Moves processes that a daemon which is dead has left where they end sooner than the new one, to be where that is. What cannot be moved stays, and
+ * is named by the verdict.
  *
- * @param pids Asked for at each attempt: one that has just ended has all of them refused.
+ * @returns Whether there were any.
  */
-export async function moveWork(pids: () => number[], facts: Facts, world: World): Promise<void> {
-  for (const deadline = now() + probeMs; ; await sleep(retryMs))
-    if ((await moveIntoScope(pids(), facts, world)) === undefined || now() > deadline) return;
+export async function moveWork(own: Place, work: Work[], places: Places, facts: Facts, world: World): Promise<boolean> {
+  if (judgeWork(own, placesOf(work, world), facts).survives === judgePlace(own, facts).survives) return false;
+  const move = async (): Promise<boolean> => {
+    const pids = familyOf(holdersOf(work, places)); // each time: one that has just ended has all of them refused
+    if (pids.length === 0 || (await moveIntoScope(pids, facts, world)) === undefined) return true;
+    return facts.lacksBus === true && !facts.lingerSwitchedOn;
+  };
+  await soon(move, probeMs, retryMs);
+  return true;
 }
 
 /** Moves a running daemon that stays where it would be killed, with its processes, and notes in `facts` how that went. */

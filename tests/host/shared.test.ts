@@ -10,7 +10,7 @@ import { builtFile, busyMs, faultRow, frameOf, messagesIn, outcomeOf, request, r
 import type { Host } from "./host.ts";
 import { requireHosts, until, withHost } from "./host.ts";
 
-requireHosts(7);
+requireHosts(8);
 
 const goneMs = 3000;
 
@@ -96,10 +96,13 @@ fault(
 );
 
 /** Starts a daemon that stays in its session, and keeps that open. @returns What it has said, too. */
-async function startInSession(host: Host): Promise<{ session: ReturnType<Host["spawnSsh"]>; first: string }> {
+async function startInSession(
+  host: Host,
+  environment = "",
+): Promise<{ session: ReturnType<Host["spawnSsh"]>; first: string }> {
   await host.copy("dev", builtFile, "server");
   await host.ssh("dev", "umask 077; echo t > t");
-  const session = host.spawnSsh("dev", "./server --serve --lifetime detach --token-file t; cat");
+  const session = host.spawnSsh("dev", `${environment} ./server --serve --lifetime detach --token-file t; cat`);
   const first = await new Promise<string>((done) =>
     session.stdout.once("data", (chunk: Buffer) => done(chunk.toString())),
   );
@@ -177,6 +180,35 @@ for (const [what, end] of [
       }),
   );
 }
+
+fault(
+  "what a killed daemon has left in a session cannot be moved as the next one starts (no bus), and then a `--serve`",
+  "a warning first; the `--serve` moves it, and it outlives the session",
+  () =>
+    withHost({ killUserProcesses: true, logind: ["UserStopDelaySec=1"], users: ["dev+linger"] }, async (host) => {
+      const { session } = await startInSession(host, "HOLDFAST_WATCHDOG=off");
+      await ask(host, "process.spawn", { id: "a", command: "sleep", args: ["1234"] }, "t");
+      const [work] = host.processes(/^sleep 1234$/);
+      const bus = `/run/user/${host.uid("dev")}/bus`;
+      await host.root(`mv ${bus} ${bus}.away`);
+      process.kill(host.processes("--launched")[0]!.pid, "SIGKILL");
+      await until(() => host.processes("--launched").length === 0, "the daemon to be gone");
+      const started = await host.ssh("dev", "./server --serve --token-file t");
+      assert.match(
+        started.stderr,
+        /a process of an earlier daemon \(a\) could not be moved .*\[--help work-left-behind\]/,
+      );
+      await host.root(`mv ${bus}.away ${bus}`);
+      const joined = await host.ssh("dev", "./server --serve --token-file t");
+      assert.match(joined.stdout, /under your user manager; survives logout: yes\)/, joined.stderr);
+      assert.not.match(joined.stderr, /warning/);
+      session.kill("SIGKILL");
+      await host.sleepUntilLoggedOut("dev");
+      await new Promise((done) => setTimeout(done, goneMs));
+      assert.is(host.processes(/^sleep 1234$/)[0]?.pid, work!.pid);
+      return "so";
+    }),
+);
 
 fault(
   "the same where the user has no bus of its own (dbus-user-session), over which a running daemon is moved",
