@@ -31,7 +31,7 @@ import {
 import { ancestors, areAlive, runtime } from "./program.ts";
 import { now } from "./record.ts";
 import { answerTo, errorOf, isId, isNotification, oversizeAnswer } from "./rpc.ts";
-import { openOutput, setRaw } from "./terminal.ts";
+import { flush, openOutput, setRaw } from "./terminal.ts";
 
 const connectMs = 5000;
 /** How long a daemon that owes something may say nothing at all before it is asked, over a connection of its own, whether it answers. */
@@ -586,12 +586,8 @@ function answerWith(relay: Relay, failure: Failure, unanswered: Buffer | undefin
   });
 }
 
-/** When all of stdout is written: a slow line is waited for, as long as our ancestors live. It is not ended: of a socket that is all who have it. */
-function finish({ world: { input, output } }: Relay, code: number): Promise<number> {
+/** When all of stdout is written: a slow line is waited for, as long as our ancestors live. */
+async function finish({ world: { input, output } }: Relay, code: number): Promise<number> {
   input.stream.destroy();
-  return new Promise((done) => {
-    const over = (error?: unknown): void => done(error ? Math.max(code, exitCodes.failed) : code);
-    if (output.destroyed || output.errored) return over();
-    output.on("error", over).write("", over);
-  });
+  return (await flush(output)) ? Math.max(code, exitCodes.failed) : code;
 }

@@ -330,8 +330,7 @@ async function joinReached({ client, record }: Reached, options: StartOptions, w
   const facts = await probeHost(world, isHere ? { pid: record.pid } : {});
   if (isHere) {
     const { processes } = (await client.request("server.status", {}, record.key, answerMs)) as Status;
-    await mend([record.pid, ...holdersOf(processes, options.places)], facts, options, world);
-    await moveWork(facts.place, processes, options.places, facts, world);
+    await mend(record.pid, processes, facts, options, world);
   }
   const { pid, instanceId, version, lifetime } = !answer || isHere ? await admit({ facts }) : answer;
   return { pid, instance: instanceId, lifetime, facts, how: answer?.revived ? "revived" : "joined", version };
@@ -345,11 +344,13 @@ interface Admitted {
   lifetime: Lifetime;
 }
 
-/** @param pids The daemon's, and those of holders that are not its children. */
-async function mend([pid, ...holders]: number[], facts: Facts, options: StartOptions, world: World): Promise<void> {
-  if (options.enableLinger) await switchLingerOn(facts, world);
-  if (options.launch === "detach" || chooseLaunch(facts).launch !== "scope") return;
-  await moveRunning([pid!, ...familyOf([...childrenOf(pid!), ...holders])], facts, world);
+/** @param work Of holders that are the daemon's children, and of others. */
+async function mend(pid: number, work: Work[], facts: Facts, options: StartOptions, world: World): Promise<void> {
+  const { enableLinger, launch, places } = options;
+  if (enableLinger) await switchLingerOn(facts, world);
+  if (launch !== "detach" && chooseLaunch(facts).launch === "scope")
+    await moveRunning([pid, ...familyOf([...childrenOf(pid), ...holdersOf(work, places)])], facts, world);
+  await moveWork(facts.place, work, places, facts, world);
 }
 
 /** @returns Undefined when another daemon published before ours. */

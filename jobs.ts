@@ -45,6 +45,7 @@ import {
   createReplay,
   createTail,
   endOf,
+  flush,
   hasTerminal,
   jsonLine,
   keepTail,
@@ -405,9 +406,7 @@ async function follow(
   const code = await job.done;
   job.hasEnded = true;
   flushTail(job);
-  await Promise.all(
-    Object.values(outputs).map((output) => new Promise((done) => (output.errored ? done(0) : output.write("", done)))),
-  );
+  await Promise.all(Object.values(outputs).map(flush));
   if (job.screen) closeScreen(job.screen, job.farewell !== undefined);
   if (job.farewell !== undefined) safely(() => job.world.note(job.farewell!));
   return code === exitCodes.done && hasLost(job) ? 125 : code;

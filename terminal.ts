@@ -81,6 +81,14 @@ export function openOutput(fd: 1 | 2): Writable {
   return new Socket({ fd, readable: false, writable: true });
 }
 
+/** Until all of it is written, or cannot be. It is not ended: of a socket that is all who have it. @returns What went wrong meanwhile. */
+export function flush(output: Writable): Promise<unknown> {
+  return new Promise((done) => {
+    if (output.destroyed || output.errored) done(undefined);
+    else output.once("error", done).write("", done);
+  });
+}
+
 // Which key leaves
 
 /** A key that leaves: by its byte, and as terminals send it to programs that have asked for more about keys. */

@@ -24,6 +24,7 @@ import { basename, dirname, join, resolve } from "node:path";
 import type { Readable, Writable } from "node:stream";
 import * as assert from "uvu/assert";
 import { errnoOf, Failure } from "../failure.ts";
+import { findProgram } from "../holders.ts";
 
 export const builtFile = resolve("dist/holdfast.js");
 
@@ -409,8 +410,7 @@ export const isRoot = process.getuid?.() === 0;
 export const asNobody = isRoot ? ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] : [];
 
 /** A test without it is skipped: not every machine has all that .ci/run installs. */
-export const hasProgram = (name: string): boolean =>
-  process.env.PATH!.split(":").some((directory) => existsSync(resolve(directory, name)));
+export const hasProgram = (name: string): boolean => findProgram(process.env, name) !== undefined;
 
 /** Who may mount in a mount namespace: in a container root mostly may not. */
 export const canMount = (): boolean => isRoot && spawnSync("unshare", ["--mount", "true"]).status === 0;

@@ -40,7 +40,7 @@ import {
 import { soon } from "../record.ts";
 import type { Ended, HolderRecord, Running, Start } from "../running.ts";
 import { dismissHolder, knownOf } from "../running.ts";
-import { hasProgram, isAlive, isRoot, removeAll, statOf } from "./daemon.ts";
+import { isAlive, isRoot, removeAll, statOf } from "./daemon.ts";
 
 type Shell = [name: string, words: string[]];
 
@@ -484,7 +484,7 @@ async function beReader(argument: string): Promise<never> {
 
 for (const [name, words] of shells) {
   const held = suite(`A held child, ${name}`);
-  const test = hasProgram(words[0]!) ? held : held.skip;
+  const test = existsSync(words[0]!) ? held : held.skip;
   for (const isDead of [false, true]) {
     test(`ends as it does${isDead ? ", read by another daemon" : ""}`, () =>
       withHolders(words, async (holders) => {
